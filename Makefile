@@ -1,0 +1,38 @@
+# `make demo` and `make test` need nothing but Python 3.11: each makes .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint format docs bench clean
+
+demo: $(STAMP)
+	$(BIN)/graft demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	for figure in benchmarks/*.py; do $(BIN)/python $$figure || exit 1; done
+
+# torch first and by its exact version: a range would let pip replace a CPU build by one with CUDA packages.
+$(STAMP): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[train,quant,dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) graft-demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

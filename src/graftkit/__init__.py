@@ -1,0 +1,65 @@
+"""graftkit: attach an adapter to any open model; know that it trains what you meant; ship it unchanged.
+
+Importing this package imports neither torch nor transformers: each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from graftkit._version import __version__
+
+if TYPE_CHECKING:
+    from graftkit.attaching.inner import attach
+    from graftkit.checks.verify import verify
+    from graftkit.errors import GraftError
+    from graftkit.findings import Finding, Report, Severity
+    from graftkit.planning.plan import Plan, plan
+    from graftkit.surveying.sites import ModelMap, Site
+    from graftkit.surveying.walk import survey
+    from graftkit.twins.batch import example_batch
+    from graftkit.twins.build import twin
+
+__all__ = [
+    "Finding",
+    "GraftError",
+    "ModelMap",
+    "Plan",
+    "Report",
+    "Severity",
+    "Site",
+    "__version__",
+    "attach",
+    "example_batch",
+    "plan",
+    "survey",
+    "twin",
+    "verify",
+]
+
+_HOME = {
+    "Finding": "findings",
+    "GraftError": "errors",
+    "ModelMap": "surveying.sites",
+    "Plan": "planning.plan",
+    "Report": "findings",
+    "Severity": "findings",
+    "Site": "surveying.sites",
+    "attach": "attaching.inner",
+    "example_batch": "twins.batch",
+    "plan": "planning.plan",
+    "survey": "surveying.walk",
+    "twin": "twins.build",
+    "verify": "checks.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

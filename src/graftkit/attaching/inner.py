@@ -1,0 +1,127 @@
+"""The default way to attach: stock ``get_peft_model`` on inner sites, and proof that it did what was planned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import AttachError
+from graftkit.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+
+
+def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **options: Any) -> PeftModel:
+    """Attach the planned adapter with stock PEFT and check the result.
+
+    Afterwards every planned site carries the adapter, no other module does, and only adapter tensors are
+    trainable, as many elements as the plan said. Where that does not hold the adapter is taken off again.
+
+    Args:
+        model: the model the plan was made for. Like ``get_peft_model``, this changes it in place.
+        plan: from ``graftkit.plan``.
+        adapter_name: PEFT's name for the adapter.
+        options: passed to ``get_peft_model``.
+
+    Returns:
+        The ``PeftModel``.
+
+    Raises:
+        AttachError: ``attach-other-model`` before anything is touched, when the model lacks planned sites;
+            ``attach-postcondition`` when PEFT attached something else than was planned.
+    """
+    from copy import deepcopy
+
+    from peft import get_peft_model
+
+    _same_model(model, plan)
+    # PEFT edits the configuration it is given (sets become lists, targets are narrowed): the plan keeps its own.
+    peft_model = get_peft_model(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
+    violation = _violation(peft_model, plan, adapter_name)
+    if violation is not None:
+        peft_model.unload()
+        raise violation
+    return peft_model
+
+
+def adapted_sites(model: nn.Module, adapter_name: str = "default") -> set[str]:
+    """The paths that carry an adapter: a module's path, or a parameter's where PEFT wraps a parameter.
+
+    Paths are those of the base model, as ``Site.path`` has them.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import ParamWrapper
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    found = set()
+    for path, module in base.named_modules():
+        if not isinstance(module, BaseTunerLayer) or not _carries(module, adapter_name):
+            continue
+        clean = ".".join(part for part in path.split(".") if part != "base_layer")
+        found.add(f"{clean}.{module.parameter_name}" if isinstance(module, ParamWrapper) else clean)
+    return found
+
+
+def _carries(layer: Any, adapter_name: str) -> bool:
+    containers = (getattr(layer, name, None) for name in layer.adapter_layer_names)
+    return any(adapter_name in container for container in containers if container is not None)
+
+
+def _same_model(model: nn.Module, plan: Plan) -> None:
+    modules = {path for path, _ in model.named_modules()}
+    parameters = {path for path, _ in model.named_parameters(remove_duplicate=False)}
+    missing = [a.path for a in plan.attached if a.path not in modules and a.path not in parameters]
+    if missing:
+        raise AttachError(
+            f"the model lacks {len(missing)} of {len(plan.attached)} planned sites",
+            where=missing[0],
+            why=f"the plan was made for {plan.model.model.cls}, this is {type(model).__name__}",
+            help="plan again for this model: gk.plan(model, …)",
+            code="attach-other-model",
+        )
+
+
+def _violation(peft_model: PeftModel, plan: Plan, adapter_name: str) -> AttachError | None:
+    """The first postcondition that does not hold, or None."""
+    planned = {_attached_path(a) for a in plan.attached}
+    found = adapted_sites(peft_model, adapter_name)
+    for problem, paths in (
+        ("planned sites were not adapted", planned - found),
+        ("sites were adapted that the plan leaves alone", found - planned),
+        ("parameters outside the adapter are trainable", _strays(peft_model, plan, adapter_name)),
+    ):
+        if paths:
+            return _broken(f"{len(paths)} {problem}", sorted(paths))
+    trainable = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
+    if trainable < plan.trainable_params:
+        return _broken(f"{trainable} parameters are trainable, {plan.trainable_params} were planned", [])
+    return None
+
+
+def _attached_path(attached: Any) -> str:
+    site = attached.site
+    by_parameter = attached.via == "target_parameters" and site.kind != "parameter"
+    return f"{site.path}.weight" if by_parameter else str(site.path)
+
+
+def _strays(peft_model: PeftModel, plan: Plan, adapter_name: str) -> set[str]:
+    """Trainable parameters that belong to no adapter, and were not asked for (bias, modules to save)."""
+    if getattr(plan.peft_config, "bias", "none") != "none":
+        return set()
+    prefix = peft_model.base_model.prefix
+    allowed = (prefix, "modules_to_save", "trainable_tokens", adapter_name)
+    trainable = (name for name, p in peft_model.named_parameters() if p.requires_grad)
+    return {name for name in trainable if not any(part.startswith(allowed) for part in name.split("."))}
+
+
+def _broken(what: str, paths: list[str]) -> AttachError:
+    shown = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    return AttachError(
+        f"PEFT did not attach what was planned: {what}",
+        where=shown or None,
+        why="PEFT changed the targets on its way in (graft env shows the versions)",
+        help="report it with the output of `graft env`; the adapter was taken off again",
+        code="attach-postcondition",
+    )

@@ -1,0 +1,206 @@
+"""Ways to look at a live adapted model without leaving a trace on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+
+# How far a probe moves each adapter tensor: an adapter of ordinary rank then changes a weight by about a tenth.
+_PROBE_STD = 0.05
+
+# Largest accepted difference of logits, relative to the largest logit. Sums are reordered by a merge, so single
+# precision keeps about five digits and half precision about two.
+_TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
+
+
+def logits_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """The model's logits on ``batch`` in eval mode, in float32 on the CPU.
+
+    Labels stay in the batch: an encoder-decoder makes its decoder's input from them.
+    """
+    import torch
+
+    with evaluating(model), torch.no_grad():
+        output = model(**_on_device(model, batch))
+    return first_tensor(output).float().cpu()
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The logits of an output, its first tensor for a model that has none, or the output that is a tensor."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    return logits if logits is not None else output[0]  # type: ignore[no-any-return]
+
+
+def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """The model's own loss on ``batch``, or the mean square of its logits where it computes none."""
+    output = model(**_on_device(model, batch))
+    loss = getattr(output, "loss", None)
+    return loss if loss is not None else first_tensor(output).float().pow(2).mean()
+
+
+def _on_device(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode is restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
+    """The adapter's own tensors, by name."""
+    prefix = model.base_model.prefix
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if any(part.startswith(prefix) for part in name.split("."))
+    }
+
+
+def is_untrained(model: PeftModel) -> bool:
+    """Whether the adapter still adds exactly nothing: in every layer some tensor is all zero."""
+    layers: dict[str, bool] = {}
+    for name, parameter in adapter_parameters(model).items():
+        layer = name.partition(f".{model.base_model.prefix}")[0]
+        layers[layer] = layers.get(layer, False) or not parameter.detach().any()
+    return bool(layers) and all(layers.values())
+
+
+@contextmanager
+def probing(model: PeftModel, *, seed: int = 0) -> Iterator[None]:
+    """Give an untrained adapter an effect inside, so that a check on it can fail; a trained one stays itself.
+
+    The adapter's tensors are restored bit for bit.
+    """
+    import torch
+
+    if not is_untrained(model):
+        yield
+        return
+    generator = torch.Generator().manual_seed(seed)
+    parameters = adapter_parameters(model)
+    saved = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with torch.no_grad():
+        for parameter in parameters.values():
+            noise = torch.randn(parameter.shape, generator=generator) * _PROBE_STD
+            parameter.add_(noise.to(parameter))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name])
+
+
+@contextmanager
+def keeping_base(model: PeftModel) -> Iterator[dict[str, Tensor]]:
+    """Copies of the adapted layers' own weights inside; they are put back bit for bit after."""
+    import torch
+
+    layers = adapted_layers(model)
+    kept = {
+        f"{path}.{name}": (parameter, parameter.detach().clone())
+        for path, layer in layers.items()
+        for name, parameter in layer.get_base_layer().named_parameters(recurse=False)
+    }
+    try:
+        yield {name: copy for name, (_, copy) in kept.items()}
+    finally:
+        with torch.no_grad():
+            for parameter, copy in kept.values():
+                parameter.data = copy
+
+
+def adapted_layers(model: PeftModel) -> dict[str, Any]:
+    """PEFT's layers in the model, by path."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {path: m for path, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+
+
+def wrapper_effect(model: PeftModel, batch: Mapping[str, Any]) -> tuple[int, int]:
+    """How many adapted linears have bounds around them, and how many of those the batch drives into them.
+
+    A bounded wrapper is a module whose only parameters are one adapted layer's and which has buffers of its
+    own. It bites where its output differs from that of the layer inside, or its input from the layer's.
+    """
+    wrappers = _bounded_wrappers(model)
+    bitten: set[str] = set()
+    with ExitStack() as hooks:
+        for path, (wrapper, layer) in wrappers.items():
+            _watch(hooks, path, wrapper, layer, bitten)
+        logits_of(model, batch)
+    return len(wrappers), len(bitten)
+
+
+def _bounded_wrappers(model: PeftModel) -> dict[str, tuple[nn.Module, nn.Module]]:
+    modules = dict(model.named_modules())
+    found = {}
+    for path, layer in adapted_layers(model).items():
+        parent = modules[path.rpartition(".")[0]]
+        own = {id(p) for p in layer.parameters()}
+        alone = {id(p) for p in parent.parameters()} == own
+        if alone and any(True for _ in parent.buffers(recurse=False)):
+            found[path] = (parent, layer)
+    return found
+
+
+def _watch(hooks: ExitStack, path: str, wrapper: nn.Module, layer: nn.Module, bitten: set[str]) -> None:
+    inner: dict[str, Tensor] = {}
+
+    def after_layer(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        inner["input"], inner["output"] = args[0].detach(), output.detach()
+
+    def after_wrapper(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        same = args[0].equal(inner["input"]) and output.equal(inner["output"])
+        if not same:
+            bitten.add(path)
+
+    for module, hook in ((layer, after_layer), (wrapper, after_wrapper)):
+        hooks.callback(module.register_forward_hook(hook).remove)
+
+
+def without_adapter(model: PeftModel) -> nn.Module:
+    """A copy of the base model as it was before PEFT put layers into it."""
+    return copy.deepcopy(model).unload()  # type: ignore[no-any-return]
+
+
+def room_for_copy(model: nn.Module) -> str | None:
+    """Why a second copy of the model would not fit in the CPU's memory, or None."""
+    import psutil
+
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    free = psutil.virtual_memory().available
+    if next(model.parameters()).is_cuda or needed * 1.5 < free:
+        return None
+    return f"needs a second copy of the model: {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two logit tensors, relative to the largest logit of the first."""
+    scale = a.abs().max().clamp_min(1e-12)
+    return float((a - b).abs().max() / scale)
+
+
+def tolerance(model: nn.Module) -> float:
+    """The accepted ``difference`` for the coarsest floating type among the model's weights."""
+    present = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    return max((_TOLERANCE[name] for name in present if name in _TOLERANCE), default=_TOLERANCE["bfloat16"])

@@ -1,0 +1,84 @@
+"""What a rule is: a code, what it needs, a check, and the page that explains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from graftkit.findings import Finding, Severity, Source
+
+if TYPE_CHECKING:
+    from graftkit.checks.facts import Facts
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one check saw.
+
+    Attributes:
+        verdict: ``Severity.OK``, ``Severity.UNKNOWN``, or None for "it failed, as severe as the rule says".
+        message: one sentence with the figures in it.
+        where: the site, tensor or option concerned.
+        help: the next step, where it depends on what was seen.
+        evidence: the figures.
+    """
+
+    verdict: Severity | None
+    message: str
+    where: str | None = None
+    help: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+def held(message: str, **evidence: Any) -> Observation:
+    """The check ran and its fact holds."""
+    return Observation(Severity.OK, message, evidence=evidence)
+
+
+def failed(message: str, *, where: str | None = None, help: str | None = None, **evidence: Any) -> Observation:
+    """The check ran and its fact does not hold."""
+    return Observation(None, message, where, help, evidence)
+
+
+def unknown(message: str, *, help: str | None = None, **evidence: Any) -> Observation:
+    """The fact could not be established; the message says why."""
+    return Observation(Severity.UNKNOWN, message, None, help, evidence)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: one file in ``checks/rules/<area>/`` that defines ``RULE``.
+
+    Attributes:
+        code: unique, "GK" and three digits.
+        title: the fact that must hold, as a short statement.
+        severity: of a finding when it does not.
+        needs: the names of the facts it reads; a missing one makes the rule "unknown".
+        check: reads the facts, returns what it saw.
+        why: why it is bad when the fact does not hold.
+        help: the usual next step.
+    """
+
+    code: str
+    title: str
+    severity: Severity
+    needs: tuple[str, ...]
+    check: Callable[[Facts], Observation]
+    why: str
+    help: str
+
+    def finding(self, seen: Observation) -> Finding:
+        """What was seen, as a finding of this rule."""
+        severity = self.severity if seen.verdict is None else seen.verdict
+        advice = seen.help or (self.help if seen.verdict is None else None)
+        return Finding(
+            code=self.code,
+            severity=severity,
+            title=self.title,
+            message=seen.message,
+            where=seen.where,
+            help=advice,
+            evidence=seen.evidence,
+            source=Source.PROBE,
+        )

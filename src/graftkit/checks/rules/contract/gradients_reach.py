@@ -1,0 +1,73 @@
+"""Every adapter tensor must get a gradient from the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.live import adapter_parameters, evaluating, loss_of, probing
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.findings import Severity
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _check(facts: Facts) -> Observation:
+    import torch
+
+    assert facts.model is not None
+    assert facts.batch is not None
+    parameters = {n: p for n, p in adapter_parameters(facts.model).items() if p.requires_grad}
+    if not parameters:
+        return unknown("no adapter tensor is trainable", help="load the adapter with is_trainable=True")
+    # Eval mode: dropout must not zero a path by chance. The probe lifts the zero half of a fresh adapter,
+    # behind which the other half would rightly get no gradient.
+    with evaluating(facts.model), probing(facts.model), _clean_gradients(parameters), torch.enable_grad():
+        loss = loss_of(facts.model, facts.batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        dead = [n for n, p in parameters.items() if p.grad is None or not p.grad.any()]
+        wild = [n for n, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
+    figures: dict[str, Any] = {
+        "tensors": len(parameters),
+        "dead": len(dead),
+        "not_finite": len(wild),
+        "loss": loss.item(),
+    }
+    if wild:
+        return failed(f"{len(wild)} of {len(parameters)} gradients are not finite", where=wild[0], **figures)
+    if dead:
+        message = f"{len(dead)} of {len(parameters)} adapter tensors get no gradient"
+        return failed(message, where=_places(dead), **figures)
+    return held(f"all {len(parameters)} adapter tensors get a gradient", **figures)
+
+
+@contextmanager
+def _clean_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Empty gradients inside; what was accumulated before is put back."""
+    kept = {name: p.grad for name, p in parameters.items()}
+    for p in parameters.values():
+        p.grad = None
+    try:
+        yield
+    finally:
+        for name, p in parameters.items():
+            p.grad = kept[name]
+
+
+def _places(names: list[str]) -> str:
+    shown = ", ".join(name.removeprefix("base_model.model.") for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+RULE = Rule(
+    code="GK203",
+    title="every adapter tensor gets a gradient",
+    severity=Severity.ERROR,
+    needs=("model", "batch"),
+    check=_check,
+    why="a tensor without a gradient is saved as it began: that part of the adapter never trains",
+    help="feed that tower in the batch or leave it out of the scope; use non-re-entrant checkpointing",
+)

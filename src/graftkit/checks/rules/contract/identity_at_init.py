@@ -1,0 +1,43 @@
+"""A fresh adapter must not change the model."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.live import difference, is_untrained, logits_of, room_for_copy, tolerance
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.findings import Severity
+
+# Initializers that keep the model's output by moving part of the base weight into the adapter: with the adapter
+# switched off, the base alone is then no longer the original model, and there is nothing to compare with.
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.model is not None
+    assert facts.batch is not None
+    initializer = getattr(facts.model.active_peft_config, "init_lora_weights", True)
+    if initializer is False:
+        return unknown("the initializer makes no such promise (init_lora_weights=False)")
+    if isinstance(initializer, str) and initializer.startswith(_MOVES_BASE):
+        return unknown(
+            f"{initializer} moves part of the base weights into the adapter, nothing is left to compare"
+        )
+    if (lacking := room_for_copy(facts.model)) is not None:
+        return unknown(lacking, help="run it on the twin: gk.twin(model)")
+    apart = difference(facts.pristine_logits, logits_of(facts.model, facts.batch))
+    if apart <= tolerance(facts.model):
+        return held(f"logits with and without the adapter differ by {apart:.1e}", difference=apart)
+    if not is_untrained(facts.model):
+        return unknown("the adapter has been trained; its start can no longer be seen", difference=apart)
+    return failed(f"logits with and without the fresh adapter differ by {apart:.1e}", difference=apart)
+
+
+RULE = Rule(
+    code="GK115",
+    title="a fresh adapter leaves the model unchanged",
+    severity=Severity.ERROR,
+    needs=("model", "batch"),
+    check=_check,
+    why="training would start from another model than the one that was chosen",
+    help="use init_lora_weights=True, and look for a wrapper whose semantics the adapter bypasses",
+)

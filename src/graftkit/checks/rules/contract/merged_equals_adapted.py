@@ -1,0 +1,59 @@
+"""Merging must not change what the adapted model computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.live import difference, keeping_base, logits_of, probing, tolerance, wrapper_effect
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.findings import Severity
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.model is not None
+    assert facts.batch is not None
+    model, batch = facts.model, facts.batch
+    with probing(model), keeping_base(model):
+        adapted = logits_of(model, batch)
+        bounded, bitten = wrapper_effect(model, batch)
+        try:
+            model.merge_adapter()
+        except (NotImplementedError, ValueError, AttributeError) as error:
+            return unknown(f"this adapter cannot be merged: {error}")
+        try:
+            merged = logits_of(model, batch)
+        finally:
+            model.unmerge_adapter()
+    apart, effect = difference(adapted, merged), difference(adapted, facts.base_logits)
+    allowed = tolerance(model)
+    figures: dict[str, Any] = {
+        "difference": apart,
+        "adapter_effect": effect,
+        "tolerance": allowed,
+        "bounded_wrappers": bounded,
+        "bounded_wrappers_reached": bitten,
+    }
+    if apart > allowed:
+        return failed(f"merged and adapted logits differ by {apart:.1e} (allowed {allowed:.0e})", **figures)
+    if effect <= allowed:
+        return unknown(
+            f"the adapter changes the logits by {effect:.1e}, too little to tell a wrong merge", **figures
+        )
+    if bounded and not bitten:
+        return unknown(
+            "equal, but the batch drives no wrapper into its bounds, so these were not tested", **figures
+        )
+    clamps = f", {bitten} of {bounded} bounded wrappers active" if bounded else ""
+    return held(f"merged and adapted logits differ by {apart:.1e}{clamps}", **figures)
+
+
+RULE = Rule(
+    code="GK601",
+    title="the merged model computes what the adapted one does",
+    severity=Severity.ERROR,
+    needs=("model", "batch"),
+    check=_check,
+    why="the model that is shipped would not be the one that was trained and evaluated",
+    help="attach inside the wrapper (its inner linear), then merge again",
+)

@@ -1,0 +1,83 @@
+"""What is saved must load in stock PEFT and compute the same."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.live import difference, logits_of, probing, room_for_copy, tolerance, without_adapter
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.findings import Severity
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.model is not None
+    assert facts.batch is not None
+    model = facts.model
+    if (lacking := room_for_copy(model)) is not None:
+        return unknown(lacking, help="run it on the twin: gk.twin(model)")
+    with probing(model), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
+        adapted = logits_of(model, facts.batch)
+        with warnings.catch_warnings():
+            # PEFT looks for the base model's configuration on the hub to see whether its vocabulary grew.
+            warnings.filterwarnings("ignore", message="Could not find a config file")
+            model.save_pretrained(folder, save_embedding_layers=False)
+        tensors = len(_saved_keys(Path(folder)))
+        with warnings.catch_warnings(record=True) as complaints:
+            warnings.simplefilter("always")
+            try:
+                again = _reload(without_adapter(model), Path(folder), model.active_adapter)
+            except (ValueError, RuntimeError, KeyError) as error:
+                return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
+        reloaded = logits_of(again, facts.batch)
+    apart, effect = difference(adapted, reloaded), difference(adapted, facts.base_logits)
+    lost = [str(w.message) for w in complaints if "adapter keys" in str(w.message)]
+    allowed = tolerance(model)
+    figures: dict[str, Any] = {
+        "difference": apart,
+        "adapter_effect": effect,
+        "tensors": tensors,
+        "tolerance": allowed,
+    }
+    if lost or apart > allowed:
+        return failed(
+            lost[0].partition(".")[0] if lost else f"logits differ by {apart:.1e} after save and reload", **figures
+        )
+    if effect <= allowed:
+        return unknown(
+            f"the adapter changes the logits by {effect:.1e}, too little to tell a lost tensor", **figures
+        )
+    return held(f"{tensors} tensors saved; logits differ by {apart:.1e} after stock reload", **figures)
+
+
+def _reload(base: nn.Module, folder: Path, adapter: str) -> PeftModel:
+    from peft import PeftModel
+
+    where = folder if adapter == "default" else folder / adapter
+    return PeftModel.from_pretrained(base, where)
+
+
+def _saved_keys(folder: Path) -> list[str]:
+    from safetensors import safe_open
+
+    files = sorted(folder.rglob("adapter_model.safetensors"))
+    with safe_open(files[0], framework="pt") as file:
+        return list(file.keys())
+
+
+RULE = Rule(
+    code="GK508",
+    title="the saved adapter reloads in stock PEFT and computes the same",
+    severity=Severity.ERROR,
+    needs=("model", "batch"),
+    check=_check,
+    why="hours of training are lost when the file that was kept is not the adapter that was trained",
+    help="compare the file's keys with the model's: a prefix or a wrapper's name may differ",
+)

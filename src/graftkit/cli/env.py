@@ -1,0 +1,16 @@
+"""``graft env``: versions, made to paste into a bug report."""
+
+from __future__ import annotations
+
+from graftkit.cli.options import FormatOption, JsonOption, chosen
+from graftkit.cli.output import Format, only_data_on_stdout
+
+
+def env(output_format: FormatOption = Format.HUMAN, json: JsonOption = False) -> None:
+    """Show the versions of everything graftkit works with."""
+    from graftkit.env import environment
+
+    found = environment()
+    lines = [f"{name}: {value or '-'}" for group in found.values() for name, value in group.items()]
+    with only_data_on_stdout(chosen(output_format, json)) as output:
+        output.result(found, "\n".join(lines))

@@ -1,0 +1,100 @@
+"""The ``graft`` command: commands by name, and errors that people and scripts can read."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from graftkit._version import __version__
+from graftkit.cli import demo, env, plan, survey, verify
+from graftkit.cli.output import Format, Output
+from graftkit.errors import GraftError
+
+# 128 + SIGINT, what a shell reports for a program that Ctrl-C ended.
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="graft",
+    help="Attach an adapter to any open model; know that it trains what you meant; ship it unchanged.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (demo.demo, survey.survey, plan.plan, verify.verify, env.env):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    """Attach an adapter to any open model; know that it trains what you meant; ship it unchanged."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``graft`` and exit: 0 clean, 1 findings, 2 it could not be done, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
+    output = Output(_format_of(words), sys.stdout)
+    try:
+        status = app(args=words, standalone_mode=False)
+    except GraftError as error:
+        return _failed(output, error)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except typer.TyperException as error:
+        if not error.format_message():  # `graft` alone has just shown its help
+            return error.exit_code
+        return _failed(output, _usage_error(error))
+    except (KeyboardInterrupt, typer.Abort):
+        output.error(GraftError("interrupted", help="nothing half-written was left behind", code="interrupted"))
+        return _INTERRUPTED
+    except Exception as error:
+        return _failed(output, _unexpected(error))
+    return status if isinstance(status, int) else 0
+
+
+def _failed(output: Output, error: GraftError) -> int:
+    if os.environ.get("GRAFT_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+    output.error(error)
+    return 2
+
+
+def _format_of(words: list[str]) -> Format:
+    """The format asked for, read before the words are parsed: a usage error must come in it too."""
+    json = "--json" in words or "--format=json" in words or ("--format", "json") in itertools.pairwise(words)
+    return Format.JSON if json else Format.HUMAN
+
+
+def _usage_error(error: typer.TyperException) -> GraftError:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "graft"
+    return GraftError(error.format_message(), where=path, help=f"{path} --help", code="usage")
+
+
+def _unexpected(error: Exception) -> GraftError:
+    return GraftError(
+        "something failed that graftkit did not foresee",
+        why=f"{type(error).__name__}: {error}",
+        help="repeat with GRAFT_DEBUG=1 and report it with the output of `graft env`",
+        code="unexpected",
+    )

@@ -1,0 +1,59 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from graftkit.cli.output import Format
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A hub id, a local directory, a config.json, or a transformers model type.",
+        show_default=False,
+    ),
+]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="How the result is written.", rich_help_panel="Output")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Short for --format json.", rich_help_panel="Output")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code that the model brings run on this machine.")
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--targets",
+        "-t",
+        help="all-linear, a role, a module name or a regular expression; repeat it or separate with commas.",
+    ),
+]
+Scope = Annotated[
+    list[str] | None,
+    typer.Option("--scope", "-s", help="Towers to adapt: language, vision, audio, …, all. Repeat or use commas."),
+]
+MethodOption = Annotated[str, typer.Option("--method", "-m", help="lora, dora or rslora.")]
+Rank = Annotated[int, typer.Option("--rank", "-r", help="Rank of the adapter.")]
+Alpha = Annotated[float | None, typer.Option("--alpha", help="Numerator of the scale. Default: the rank.")]
+Dropout = Annotated[float, typer.Option("--dropout", help="Dropout on the adapter's input.")]
+AllowUnmatched = Annotated[
+    bool, typer.Option("--allow-unmatched", help="List targets that match nothing instead of failing.")
+]
+
+
+def chosen(output_format: Format, json: bool) -> Format:
+    """The format that ``--format`` and ``--json`` together ask for."""
+    return Format.JSON if json else output_format
+
+
+def split(values: list[str] | None) -> list[str] | None:
+    """Repeated options and comma lists, flattened. A comma inside brackets belongs to a regular expression."""
+    import re
+
+    if not values:
+        return None
+    return [part for value in values for part in re.split(r",(?![^\[({]*[\])}])", value) if part]

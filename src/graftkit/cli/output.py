@@ -1,0 +1,70 @@
+"""The one sink: data to stdout, everything else to stderr, in the format that was asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import IO, Any
+
+from graftkit.errors import GraftError
+
+SCHEMA_VERSION = 1
+
+
+class Format(StrEnum):
+    """How a result is written."""
+
+    HUMAN = "human"
+    JSON = "json"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command's result and its errors go.
+
+    Attributes:
+        format: of results and errors.
+        data: the stream for results: the process's own stdout.
+    """
+
+    format: Format
+    data: IO[str]
+
+    def result(self, value: Any, text: str | None = None) -> None:
+        """Write a result: its ``to_dict()`` as JSON, or ``text`` (or ``str(value)``) for people."""
+        if self.format is Format.JSON:
+            fields = value if isinstance(value, dict) else value.to_dict()
+            self._print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, indent=2, ensure_ascii=False))
+        else:
+            self._print(str(value) if text is None else text)
+
+    def error(self, error: GraftError) -> None:
+        """Write an error: JSON to stdout where JSON was asked for, else text to stderr."""
+        if self.format is Format.JSON:
+            fields = {"schema_version": SCHEMA_VERSION, "error": error.to_dict()}
+            self._print(json.dumps(fields, indent=2, ensure_ascii=False))
+        else:
+            sys.stderr.write(f"error: {error}\n")
+
+    def _print(self, text: str) -> None:
+        self.data.write(text + "\n")
+        self.data.flush()
+
+
+@contextmanager
+def only_data_on_stdout(output_format: Format) -> Iterator[Output]:
+    """Send whatever libraries print to stderr, so that stdout carries the result alone."""
+    output = Output(output_format, sys.stdout)
+    with redirect_stdout(sys.stderr):
+        yield output
+
+
+def progress_console() -> Any:
+    """A rich console on stderr, for progress and notes."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)

@@ -1,0 +1,58 @@
+"""``graft plan``: what would be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftkit.cli import options
+from graftkit.cli.output import Format, only_data_on_stdout, progress_console
+
+
+def plan(
+    model: options.Model,
+    targets: options.Targets = None,
+    scope: options.Scope = None,
+    method: options.MethodOption = "lora",
+    rank: options.Rank = 16,
+    alpha: options.Alpha = None,
+    dropout: options.Dropout = 0.0,
+    allow_unmatched: options.AllowUnmatched = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", "-w", help="Write the PEFT configuration to this file.")
+    ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    revision: options.Revision = None,
+    output_format: options.FormatOption = Format.HUMAN,
+    json: options.JsonOption = False,
+) -> None:
+    """Say what would be trained, what would not and why, and what it costs."""
+    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+        from graftkit.planning.plan import plan as make_plan
+        from graftkit.surveying.walk import survey
+
+        model_map = survey(model, trust_remote_code=trust_remote_code, revision=revision)
+        made = make_plan(
+            model_map,
+            targets=options.split(targets) or "all-linear",
+            scope=options.split(scope),
+            method=method,
+            r=rank,
+            alpha=alpha,
+            dropout=dropout,
+            allow_unmatched=allow_unmatched,
+        )
+        if write is not None:
+            _write_config(made.to_dict()["peft_config"], write)
+        output.result(made)
+
+
+def _write_config(config: dict[str, object], path: Path) -> None:
+    import json
+
+    from graftkit.files import write_text
+
+    written = write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    progress_console().print(f"wrote {written}", soft_wrap=True)

@@ -1,0 +1,20 @@
+"""``graft survey``: the model map."""
+
+from __future__ import annotations
+
+from graftkit.cli.options import FormatOption, JsonOption, Model, Revision, TrustRemoteCode, chosen
+from graftkit.cli.output import Format, only_data_on_stdout
+
+
+def survey(
+    model: Model,
+    trust_remote_code: TrustRemoteCode = False,
+    revision: Revision = None,
+    output_format: FormatOption = Format.HUMAN,
+    json: JsonOption = False,
+) -> None:
+    """Show every place an adapter can go, per tower, without the model's weights."""
+    with only_data_on_stdout(chosen(output_format, json)) as output:
+        from graftkit.surveying.walk import survey as make_map
+
+        output.result(make_map(model, trust_remote_code=trust_remote_code, revision=revision))

@@ -1,0 +1,94 @@
+"""The one exception tree: every error says what failed, where, why, and what to do next."""
+
+from __future__ import annotations
+
+
+class GraftError(Exception):
+    """Base of every error graftkit raises on purpose.
+
+    Attributes:
+        code: a stable, kebab-case name that scripts can match on.
+        what: the failure in one sentence.
+        where: the file, path, model or option it concerns, or None.
+        why: the cause, or None where nothing is known beyond ``what``.
+        help: the next step: a command, an option, or a value to try.
+    """
+
+    code = "error"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        why: str | None = None,
+        help: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.why = why
+        self.help = help
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        lines = [f"[{self.code}] {self.what}"]
+        lines += [f"  {name}: {text}" for name, text in self._details() if text]
+        return "\n".join(lines)
+
+    def _details(self) -> tuple[tuple[str, str | None], ...]:
+        return (("where", self.where), ("why", self.why), ("help", self.help))
+
+    def to_dict(self) -> dict[str, str | None]:
+        """The error as JSON-ready fields: code, what, where, why, help."""
+        return {
+            "code": self.code,
+            "what": self.what,
+            "where": self.where,
+            "why": self.why,
+            "help": self.help,
+        }
+
+
+class SourceError(GraftError):
+    """The model named by the user could not be resolved to a configuration."""
+
+    code = "model-source"
+
+
+class BuildError(GraftError):
+    """A configuration was found, but no model could be built from it."""
+
+    code = "model-build"
+
+
+class PlanError(GraftError):
+    """The request cannot be turned into an adapter configuration for this model."""
+
+    code = "plan"
+
+
+class AttachError(GraftError):
+    """The adapter that PEFT attached is not the one that was planned."""
+
+    code = "attach"
+
+
+class VerifyError(GraftError):
+    """A check could not be started at all (a check that fails is a finding, not an error)."""
+
+    code = "verify"
+
+
+class OutputError(GraftError):
+    """A result could not be written where it was asked for."""
+
+    code = "output"
+
+
+class MissingDependencyError(GraftError):
+    """An optional package that this operation needs is not installed."""
+
+    code = "missing-dependency"

@@ -1,0 +1,44 @@
+"""What a family file can say. Families are data plus a little code; nothing model-specific lives elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bypassed:
+    """A weight that the model also reads past its module, so that an adapter on it is (partly) ignored.
+
+    Attributes:
+        pattern: an ``fnmatch`` pattern on the module path, e.g. ``"*.mixer.out_proj"``.
+        reason: what reads the weight, in one sentence.
+    """
+
+    pattern: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts about one family of models that its structure does not tell.
+
+    Attributes:
+        name: the family's name.
+        model_types: the transformers model types it covers, sub-configurations included.
+        geometries: public hub id -> configuration, as ``config.json`` would have it.
+        bypassed: weights that an adapter cannot reach through their module.
+        twin_overrides: configuration values that the twin must have whatever the generic shrinking rules
+            say; nested mappings address sub-configurations.
+        example_inputs: ``(model, batch_size, generator, modalities) -> dict`` of model inputs, for models
+            whose inputs cannot be derived from the configuration alone; ``modalities`` is a frozenset of
+            "text", "image", "audio". None where the generic batch is right.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    geometries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    bypassed: tuple[Bypassed, ...] = ()
+    twin_overrides: Mapping[str, Any] = field(default_factory=dict)
+    example_inputs: Callable[..., dict[str, Any]] | None = None

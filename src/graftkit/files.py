@@ -1,0 +1,126 @@
+"""Publishing files: beside, whole, then renamed, so that nothing half-written ever looks finished."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from graftkit.errors import OutputError
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Write ``text`` (UTF-8) to ``path`` through a temporary file beside it.
+
+    Raises:
+        OutputError: ``output-not-writable``. An existing file is then untouched.
+    """
+    target = Path(path)
+    with _told_where(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        beside = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.chmod(0o666 & ~_umask())
+            beside.replace(target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+    return target
+
+
+@contextmanager
+def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
+    """A new folder beside ``path`` to fill; it becomes ``path`` when the block ends without an error.
+
+    After an exception, Ctrl-C included, nothing of the new folder is left and ``path`` is as it was.
+
+    Args:
+        path: the folder to publish. One that exists is replaced only if it is empty or holds ``ours``.
+        ours: a file name that every folder written for this purpose holds.
+
+    Raises:
+        OutputError: before the block runs: ``output-not-writable``, ``output-is-a-file`` or
+            ``output-not-empty`` (somebody else's files are never replaced).
+    """
+    import shutil
+
+    target = Path(path).absolute()
+    _check_replaceable(target, ours)
+    with _told_where(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_writable(target)
+        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield beside
+        beside.chmod(0o777 & ~_umask())
+        _swap(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _check_replaceable(target: Path, ours: str) -> None:
+    if target.exists() and not target.is_dir():
+        raise OutputError(
+            "the output must be a folder",
+            where=str(target),
+            why="a file of that name exists",
+            help="name another folder",
+            code="output-is-a-file",
+        )
+    with _told_where(target):
+        foreign = target.is_dir() and any(target.iterdir()) and not (target / ours).is_file()
+    if foreign:
+        raise OutputError(
+            "the output folder holds files that are not from an earlier run",
+            where=str(target),
+            why=f"it has no {ours}, and replacing it would lose what is there",
+            help="name a new folder, or empty this one",
+            code="output-not-empty",
+        )
+
+
+def _swap(beside: Path, target: Path) -> None:
+    import shutil
+
+    if not target.exists():
+        beside.replace(target)
+        return
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    target.replace(old / target.name)
+    beside.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_writable(target: Path) -> None:
+    """An existing folder whose mode forbids writing is meant to stay as it is, even where root could."""
+    if target.exists() and not target.stat().st_mode & 0o200:
+        raise PermissionError(13, "the folder is read-only", str(target))
+    if not target.parent.stat().st_mode & 0o200:
+        raise PermissionError(13, "the folder it would go into is read-only", str(target.parent))
+
+
+@contextmanager
+def _told_where(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            "the output cannot be written",
+            where=str(target),
+            why=error.strerror or str(error),
+            help="choose a folder you can write to",
+            code="output-not-writable",
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,121 @@
+"""What a check reports: Severity, Source, Finding and the Report that holds them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+class Severity(StrEnum):
+    """How much a finding matters. ``UNKNOWN`` means the check could not establish its fact: never "ok"."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+    UNKNOWN = "unknown"
+    OK = "ok"
+
+
+class Source(StrEnum):
+    """Where the fact comes from."""
+
+    PROBE = "probe"
+    INTROSPECTION = "introspection"
+    FILE = "file"
+    VERSIONS = "version table"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact that a check established, or could not.
+
+    Attributes:
+        code: the rule's code.
+        severity: how much it matters; ``OK`` records that the check ran and held.
+        title: the rule's title.
+        message: what was seen, in one sentence.
+        where: the site, key, file or option, or None for the whole model.
+        help: the next step, or None.
+        evidence: the numbers behind the message.
+        source: where the fact comes from.
+        url: the rule's page, or None.
+        fix: a mechanical fix, or None.
+    """
+
+    code: str
+    severity: Severity
+    title: str
+    message: str
+    where: str | None = None
+    help: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    source: Source = Source.PROBE
+    url: str | None = None
+    fix: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "code": self.code,
+            "severity": str(self.severity),
+            "title": self.title,
+            "where": self.where,
+            "message": self.message,
+            "help": self.help,
+            "url": self.url,
+            "source": str(self.source),
+            "evidence": dict(self.evidence),
+            "fix": dict(self.fix) if self.fix is not None else None,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings of one run, in the order the rules ran."""
+
+    findings: tuple[Finding, ...]
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """How many findings of each severity."""
+        counted = Counter(str(finding.severity) for finding in self.findings)
+        return {str(severity): counted[str(severity)] for severity in Severity}
+
+    @property
+    def proven(self) -> bool:
+        """Whether every check ran and held: no error, no warning and nothing unknown."""
+        return all(f.severity in {Severity.OK, Severity.INFO} for f in self.findings)
+
+    def at_or_above(self, level: Severity) -> bool:
+        """Whether any finding is at least as severe as ``level`` (error, warning or info)."""
+        order = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+        counted = order[: order.index(level) + 1]
+        return any(f.severity in counted for f in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "summary": self.summary,
+        }
+
+    def __str__(self) -> str:
+        from graftkit.text import table
+
+        rows = [(f.code, f.severity, f.title, _told(f)) for f in self.findings]
+        return table(("code", "verdict", "check", "seen"), rows)
+
+
+def _told(finding: Finding) -> str:
+    where = f" [{finding.where}]" if finding.where else ""
+    return f"{finding.message}{where}" + (f"\nhelp: {finding.help}" if finding.help else "")

@@ -1,0 +1,74 @@
+"""How much of the model a plan reaches: per tower and role, in sites and in share of parameters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from graftkit.surveying.sites import ModelMap, Site
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageRow:
+    """One tower and role.
+
+    Attributes:
+        tower, role: as on the sites.
+        sites: sites present.
+        adapted: sites adapted.
+        params: elements of the weights present.
+        adapted_params: elements of the weights adapted.
+        reasons: why the others are not, each with its number of sites.
+    """
+
+    tower: str
+    role: str
+    sites: int
+    adapted: int
+    params: int
+    adapted_params: int
+    reasons: tuple[tuple[str, int], ...]
+
+    @property
+    def share(self) -> float:
+        """Share of this row's weight elements that are adapted, 0 to 1."""
+        return self.adapted_params / self.params if self.params else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "tower": self.tower,
+            "role": self.role,
+            "sites": self.sites,
+            "adapted": self.adapted,
+            "params": self.params,
+            "adapted_params": self.adapted_params,
+            "share": round(self.share, 6),
+            "reasons": dict(self.reasons),
+        }
+
+
+def coverage_of(
+    model_map: ModelMap, chosen: Iterable[Site], skipped: Iterable[tuple[Site, str]]
+) -> tuple[CoverageRow, ...]:
+    """One row per tower and role, in the order the model defines them."""
+    adapted = {site.path for site in chosen}
+    reasons: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for site, reason in skipped:
+        reasons[site.tower, site.role][reason] += 1
+    groups: dict[tuple[str, str], list[Site]] = defaultdict(list)
+    for site in model_map:
+        groups[site.tower, site.role].append(site)
+    return tuple(
+        CoverageRow(
+            tower=tower,
+            role=role,
+            sites=len(sites),
+            adapted=sum(site.path in adapted for site in sites),
+            params=sum(site.params for site in sites),
+            adapted_params=sum(site.params for site in sites if site.path in adapted),
+            reasons=tuple(reasons[tower, role].items()),
+        )
+        for (tower, role), sites in groups.items()
+    )

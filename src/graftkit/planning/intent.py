@@ -1,0 +1,100 @@
+"""What the user asks for, checked before any site is looked at."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from graftkit.errors import PlanError
+from graftkit.surveying.sites import ModelMap
+
+ALL_LINEAR = "all-linear"
+
+# What a role in ``targets`` covers. Asking for experts asks for everything experts stand in for: a model may
+# store the same role as stacked parameters in one layer and as a dense or shared MLP in the next.
+ROLE_TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": ("attention",),
+    "mlp": ("mlp",),
+    "experts": ("expert", "mlp"),
+    "embeddings": ("embedding",),
+    "head": ("lm_head",),
+    "router": ("router",),
+    "ssm": ("ssm",),
+    "conv": ("conv",),
+}
+
+# The names everybody writes, and the role each one stands for on a model that spells it differently.
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "q_proj": ("attention.q", "attention.qkv"),
+    "k_proj": ("attention.k", "attention.qkv", "attention.kv"),
+    "v_proj": ("attention.v", "attention.qkv", "attention.kv"),
+    "o_proj": ("attention.o",),
+    "gate_proj": ("mlp.gate", "mlp.gate_up"),
+    "up_proj": ("mlp.up", "mlp.gate_up"),
+    "down_proj": ("mlp.down",),
+}
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One checked request.
+
+    Attributes:
+        targets: as the user wrote them.
+        scope: the towers to adapt.
+        scope_was_given: whether the user named the towers.
+    """
+
+    targets: tuple[str, ...]
+    scope: tuple[str, ...]
+    scope_was_given: bool
+
+
+def read_intent(model_map: ModelMap, targets: str | Iterable[str], scope: str | Iterable[str] | None) -> Intent:
+    """Check targets and scope against the model.
+
+    Without a scope, the towers that every batch feeds are meant: the language tower, and the tower of the
+    main input where that is not text (a speech recogniser's encoder). Towers that a text-only batch leaves
+    unfed have to be asked for.
+
+    Raises:
+        PlanError: ``targets-empty`` or ``scope-missing``.
+    """
+    wanted = (targets,) if isinstance(targets, str) else tuple(targets)
+    if not wanted or not all(isinstance(t, str) and t.strip() for t in wanted):
+        raise PlanError(
+            "no targets were given",
+            help=f"targets={ALL_LINEAR!r}, a list of names, or roles: {', '.join(ROLE_TARGETS)}",
+            code="targets-empty",
+        )
+    present = tuple(tower.name for tower in model_map.towers)
+    if scope is None:
+        return Intent(wanted, _fed_towers(model_map, present), scope_was_given=False)
+    named = (scope,) if isinstance(scope, str) else tuple(scope)
+    if named == ("all",):
+        return Intent(wanted, present, scope_was_given=True)
+    for name in named:
+        if name not in present:
+            raise _no_such_tower(name, present, model_map.model.name)
+    return Intent(wanted, named, scope_was_given=True)
+
+
+def _fed_towers(model_map: ModelMap, present: tuple[str, ...]) -> tuple[str, ...]:
+    fed = [t for t in present if t == "language" or t in model_map.model.fed_towers]
+    # The head is in reach by name; "all-linear" leaves it out whatever the scope.
+    return (
+        *(fed or [t for t in present if t not in {"head", "projector"}]),
+        *(t for t in present if t == "head"),
+    )
+
+
+def _no_such_tower(name: str, present: tuple[str, ...], model: str) -> PlanError:
+    near = difflib.get_close_matches(name, present, n=1)
+    return PlanError(
+        f"this model has no {name!r} tower",
+        where=model,
+        why=f"its towers are {', '.join(present)}",
+        help=f"did you mean scope={near[0]!r}?" if near else f"scope={list(present)}, or leave scope out",
+        code="scope-missing",
+    )

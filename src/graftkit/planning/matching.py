@@ -1,0 +1,135 @@
+"""How PEFT reads targets, and the smallest form that makes it read exactly the planned sites."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+# More suffixes than this read worse than one regular expression.
+_LONGEST_SUFFIX_LIST = 32
+
+
+def matched_by(targets: str | Iterable[str], paths: Iterable[str]) -> list[str]:
+    """The paths PEFT would adapt: a string is a regular expression on the whole path, a list holds suffixes.
+
+    Source: ``peft.tuners.tuners_utils.check_target_module_exists``.
+    """
+    if isinstance(targets, str):
+        pattern = re.compile(targets)
+        return [path for path in paths if pattern.fullmatch(path)]
+    wanted = set(targets)
+    return [path for path in paths if any(suffix in wanted for suffix in _suffixes(path))]
+
+
+def smallest_exact(planned: Sequence[str], paths: Sequence[str], *, regex_is_safe: bool = True) -> str | list[str]:
+    """The smallest ``target_modules`` that matches ``planned`` and nothing else among ``paths``.
+
+    A list of suffixes, else a regular expression, else the full paths. First form that is exact wins.
+
+    Args:
+        planned: module paths to match, all of them in ``paths``.
+        paths: every module path of the model.
+        regex_is_safe: False where PEFT rewrites a regular expression before it matches (see ``rewritten_names``).
+    """
+    forms: tuple[Callable[[], str | list[str] | None], ...] = (
+        lambda: _as_suffixes(planned, paths),
+        lambda: _as_regex(planned, paths) if regex_is_safe else None,
+    )
+    for form in forms:
+        targets = form()
+        if targets is not None and sorted(matched_by(targets, paths)) == sorted(planned):
+            return targets
+    return sorted(planned)
+
+
+def rewritten_names(model_type: str | None) -> frozenset[str]:
+    """Leaf names that PEFT takes for stacked experts on this model type, wherever in the model they stand.
+
+    On these types PEFT turns such names, and any regular expression, into ``target_parameters`` before it
+    matches: a dense ``mlp.gate_proj`` would be dropped, and a regular expression loses its scope.
+
+    Source: ``peft.utils.transformers_weight_conversion._convert_peft_config_moe``.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    pattern = conversion._MODEL_TO_CONVERSION_PATTERN.get(model_type)
+    if conversion.get_checkpoint_conversion_mapping(model_type) is None:
+        return frozenset()
+    return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
+
+
+def _suffixes(path: str) -> list[str]:
+    """Every dotted suffix, shortest first."""
+    parts = path.split(".")
+    return [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+
+
+def _as_suffixes(planned: Sequence[str], paths: Sequence[str]) -> list[str] | None:
+    """The shortest suffix of each planned path that no other path shares; None where they are unwieldy."""
+    wanted = set(planned)
+    taken = {suffix for path in paths if path not in wanted for suffix in _suffixes(path)}
+    chosen: set[str] = set()
+    for path in planned:
+        suffix = next((s for s in _suffixes(path) if s not in taken), None)
+        if suffix is None or _numbered(suffix) or len(chosen) >= _LONGEST_SUFFIX_LIST:
+            return None
+        chosen.add(suffix)
+    return sorted(chosen)
+
+
+def _numbered(suffix: str) -> bool:
+    """Whether a suffix counts layers one by one, which a regular expression says shorter."""
+    return any(part.isdigit() for part in suffix.split("."))
+
+
+# ---- regular expressions ----
+
+
+def _as_regex(planned: Sequence[str], paths: Sequence[str]) -> str:
+    wanted = set(planned)
+    others = {_template(path) for path in paths if path not in wanted}
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for path in planned:
+        groups[_template(path)].append(path)
+    exact: list[tuple[str, ...]] = []
+    for template, members in groups.items():
+        exact += [_escape(template)] if template not in others else _enumerated(template, members)
+    merged = _merge_at(_merge_at(exact, 1), 2)
+    return "|".join(r"\.".join(parts) for parts in merged)
+
+
+def _template(path: str) -> tuple[str, ...]:
+    return tuple("#" if part.isdigit() else part for part in path.split("."))
+
+
+def _escape(template: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(r"\d+" if part == "#" else re.escape(part) for part in template)
+
+
+def _enumerated(template: tuple[str, ...], members: list[str]) -> list[tuple[str, ...]]:
+    """Name the layer numbers, because others of the same template are not planned."""
+    split = [member.split(".") for member in members]
+    numbered = [i for i, part in enumerate(template) if part == "#"]
+    if len(numbered) != 1:
+        return [tuple(re.escape(part) for part in parts) for parts in split]
+    at = numbered[0]
+    numbers = sorted({parts[at] for parts in split}, key=int)
+    escaped = [re.escape(part) for part in template]
+    escaped[at] = numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
+    return [tuple(escaped)]
+
+
+def _merge_at(patterns: Iterable[tuple[str, ...]], from_end: int) -> list[tuple[str, ...]]:
+    """Join the patterns that differ only in the component ``from_end`` places from the end."""
+    merged: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
+    short = [parts for parts in patterns if len(parts) < from_end]
+    for parts in patterns:
+        if len(parts) >= from_end:
+            at = len(parts) - from_end
+            merged[parts[:at], parts[at + 1 :]].append(parts[at])
+    joined = [
+        (*head, leaves[0] if len(leaves) == 1 else f"(?:{'|'.join(sorted(leaves))})", *tail)
+        for (head, tail), leaves in merged.items()
+    ]
+    return joined + short

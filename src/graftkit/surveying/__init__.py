@@ -1,0 +1,1 @@
+"""Model -> map: every place an adapter can go, found from the model's own structure."""

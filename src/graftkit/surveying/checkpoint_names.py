@@ -1,0 +1,50 @@
+"""Names in memory -> names on disk, through transformers' own conversion mapping."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def checkpoint_keys(model: nn.Module, names: list[str]) -> dict[str, tuple[str, ...]]:
+    """The checkpoint keys that hold each parameter of ``names``.
+
+    A fused parameter (stacked experts, a joined gate and up projection) is spread over several keys. A model
+    that transformers does not convert keeps its names.
+
+    Source: ``transformers.core_model_loading.revert_weight_conversion``, which ``save_pretrained`` uses; it is
+    run on meta tensors of the right shape, one parameter at a time.
+    """
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return {name: (name,) for name in names}
+    stand_in = _stand_in(model)
+    if not stand_in._weight_conversions:
+        return {name: (name,) for name in names}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: _revert(stand_in, name, parameters[name].shape) for name in names}
+
+
+def _stand_in(model: nn.Module) -> SimpleNamespace:
+    """What the conversion reads of a model, with the mapping looked up once instead of once per parameter."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:
+        # As transformers does for a model it did not load: a changed prefix cannot be known to apply.
+        mapping = get_model_conversion_mapping(model, add_legacy=False)
+        conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
+    return SimpleNamespace(_weight_conversions=conversions, config=model.config)
+
+
+def _revert(stand_in: SimpleNamespace, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    reverted = revert_weight_conversion(stand_in, {name: torch.empty(shape, device="meta")})
+    return tuple(reverted)

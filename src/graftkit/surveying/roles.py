@@ -1,0 +1,105 @@
+"""What a weight does in its layer: from its own name, then its wrappers', then its neighbours."""
+
+from __future__ import annotations
+
+# The field's usual names. A generic leaf ("linear", "dense", "proj") says nothing, and its parent is asked.
+_ROLE_OF_NAME = {
+    "attention.q": (
+        "q_proj",
+        "query",
+        "q",
+        "wq",
+        "to_q",
+        "q_lin",
+        "linear_q",
+        "query_proj",
+        "q_a_proj",
+        "q_b_proj",
+    ),
+    "attention.k": ("k_proj", "key", "k", "wk", "to_k", "k_lin", "linear_k", "key_proj"),
+    "attention.v": ("v_proj", "value", "v", "wv", "to_v", "v_lin", "linear_v", "value_proj"),
+    "attention.o": ("o_proj", "out_proj", "o", "wo", "to_out", "out_lin", "linear_out", "post"),
+    "attention.qkv": ("qkv_proj", "qkv", "query_key_value", "c_attn", "wqkv", "in_proj_qkv"),
+    "attention.kv": ("kv_proj", "kv_a_proj_with_mqa", "kv_b_proj", "kv_a_proj", "kv"),
+    "mlp.gate": ("gate_proj", "w1", "wi_0", "gate"),
+    "mlp.up": (
+        "up_proj",
+        "w3",
+        "wi_1",
+        "fc1",
+        "wi",
+        "linear_fc1",
+        "c_fc",
+        "dense_h_to_4h",
+        "intermediate",
+        "lin1",
+    ),
+    "mlp.down": ("down_proj", "w2", "fc2", "linear_fc2", "dense_4h_to_h", "lin2", "ffw_layer_2"),
+    "mlp.gate_up": ("gate_up_proj", "input_linear"),
+    "router": ("router",),
+    "ssm": ("in_proj", "x_proj", "dt_proj", "conv1d"),
+}
+_ROLES = {name: role for role, names in _ROLE_OF_NAME.items() for name in names}
+_ATTENTION_WORDS = ("attn", "attention")
+_SSM_WORDS = ("mamba", "mixer", "ssm", "linear_attn", "recurrent", "rglru")
+_MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward", "dense_relu_dense", "densereludense", "ffw", "ff")
+_ROUTER_WORDS = ("router",)
+
+
+def role_of(names: tuple[str, ...], kind: str) -> str:
+    """The role of the weight that goes by ``names``: its own path first, then its wrappers', outwards.
+
+    A q/k/v/o name counts as attention only where no mixer of another kind (state space, recurrence) is its
+    parent; a name that no table knows falls back to the part of the layer it lies in.
+    """
+    parts = names[-1].lower().split(".")
+    parent_words = parts[:-1]
+    if kind == "embedding":
+        return "embedding"
+    if kind == "conv":
+        return "conv"
+    leaves = [name.lower().rpartition(".")[2] for name in names]
+    place = _place(parent_words)
+    if kind == "parameter":
+        return "router" if leaves[0] in {"weight", "gate", "router"} else "expert"
+    if _has(parts[-2:], _ROUTER_WORDS) or (leaves[-1] in {"gate", "router"} and place != "attention"):
+        return "router"
+    for leaf in leaves:
+        if (role := _ROLES.get(leaf)) is not None:
+            return _reconcile(role, place)
+    return _fallback(parts, place)
+
+
+def _place(parents: list[str]) -> str | None:
+    """The part of the layer a module lies in: the nearest ancestor that says so."""
+    for part in reversed(parents):
+        if _has([part], _SSM_WORDS):
+            return "ssm"
+        if _has([part], _ATTENTION_WORDS):
+            return "attention"
+        if _has([part], _MLP_WORDS) or part.startswith("expert"):
+            return "mlp"
+    return None
+
+
+def _reconcile(role: str, place: str | None) -> str:
+    area = role.partition(".")[0]
+    if place == "ssm" and area in {"attention", "ssm"}:
+        return "ssm"
+    if place == "mlp" and area == "attention":
+        return "mlp.down" if role == "attention.o" else "mlp"
+    if place == "attention" and area != "attention":
+        return "attention"
+    return role
+
+
+def _fallback(parts: list[str], place: str | None) -> str:
+    # A closing projection is often just "proj"; BERT-like layers have attention.output.dense and output.dense.
+    if parts[-1] in {"proj", "c_proj"} or "output" in parts[-2:]:
+        closing = {"attention": "attention.o", "mlp": "mlp.down"}
+        return closing.get(place or ("mlp" if "output" in parts[-2:] else ""), "other")
+    return place or "other"
+
+
+def _has(parts: list[str], words: tuple[str, ...]) -> bool:
+    return any(word in part for part in parts for word in words)

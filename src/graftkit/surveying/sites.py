@@ -1,0 +1,190 @@
+"""The words of a survey: Site, Wrapper, Tower and the ModelMap that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """A module whose only weights are one linear's, with a forward of its own around it.
+
+    Attributes:
+        cls: its class name.
+        path: its module path, the outermost one where wrappers are nested.
+    """
+
+    cls: str
+    path: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"class": self.cls, "path": self.path}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One weight that an adapter can, or cannot, attach to.
+
+    Attributes:
+        path: what PEFT matches: the module's path, or the parameter's for ``kind == "parameter"``.
+        tower: "language", "vision", "audio", "projector", "head" or "other".
+        role: "attention.q", "mlp.gate", "expert", "router", "embedding", "lm_head", "conv", "ssm", …
+        kind: "linear", "conv1d_transposed" (transformers' Conv1D), "conv", "embedding",
+            "multihead_attention" or "parameter".
+        shape: the weight's shape as stored, e.g. ``(out_features, in_features)`` for a linear.
+        adaptable: whether stock PEFT attaches LoRA here and the model then uses it.
+        reason: why not, or None where it is adaptable.
+        wrapper: the wrapper around it, or None.
+        tied_to: the other sites that share this weight's storage.
+        checkpoint_keys: the weight's names on disk.
+    """
+
+    path: str
+    tower: str
+    role: str
+    kind: str
+    shape: tuple[int, ...]
+    adaptable: bool = True
+    reason: str | None = None
+    wrapper: Wrapper | None = None
+    tied_to: tuple[str, ...] = ()
+    checkpoint_keys: tuple[str, ...] = ()
+
+    @property
+    def params(self) -> int:
+        """Elements of the weight (a bias is not counted: adapters act on the weight)."""
+        return prod(self.shape)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths a user may mean by this site: its own, and those of the wrappers around it."""
+        if self.wrapper is None:
+            return (self.path,)
+        parts = self.path.split(".")
+        outermost = len(self.wrapper.path.split("."))
+        return tuple(".".join(parts[:n]) for n in range(len(parts), outermost - 1, -1))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "tower": self.tower,
+            "role": self.role,
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "params": self.params,
+            "adaptable": self.adaptable,
+            "reason": self.reason,
+            "wrapper": self.wrapper.to_dict() if self.wrapper else None,
+            "tied_to": list(self.tied_to),
+            "checkpoint_keys": list(self.checkpoint_keys),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """One part of the model that serves one modality.
+
+    Attributes:
+        name: as ``Site.tower``.
+        sites: how many sites it has.
+        params: all parameters in it, in elements, norms and biases included; a tied weight counts once.
+    """
+
+    name: str
+    sites: int
+    params: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "sites": self.sites, "params": self.params}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the survey looked at.
+
+    Attributes:
+        name: what the user named, or the model's class.
+        cls: the model's class name.
+        model_type: transformers' model type, or None for a plain module.
+        origin: where the description came from: "live model", "hub", "cache", "directory", "file",
+            "config", "model type" or "family data".
+        params: all parameters, in elements; tied weights once.
+        task_type: the PEFT task type that fits this class, or None.
+        modalities: what it takes as input: "text", "image", "audio", …
+        fed_towers: the towers that every batch feeds, because they take the model's main input.
+    """
+
+    name: str
+    cls: str
+    model_type: str | None
+    origin: str
+    params: int
+    task_type: str | None = None
+    modalities: tuple[str, ...] = ()
+    fed_towers: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "class": self.cls,
+            "model_type": self.model_type,
+            "origin": self.origin,
+            "params": self.params,
+            "task_type": self.task_type,
+            "modalities": list(self.modalities),
+            "fed_towers": list(self.fed_towers),
+        }
+
+
+@dataclass(frozen=True)
+class ModelMap:
+    """Every place an adapter can go in one model. Iterates over its sites, in definition order.
+
+    Attributes:
+        model: what was surveyed.
+        towers: the towers that hold parameters.
+        sites: every site.
+        module_paths: every module's path, the root excluded: what PEFT matches targets against.
+        parameter_paths: every parameter's path: what PEFT matches target parameters against.
+    """
+
+    model: ModelInfo
+    towers: tuple[Tower, ...]
+    sites: tuple[Site, ...]
+    module_paths: tuple[str, ...] = field(repr=False)
+    parameter_paths: tuple[str, ...] = field(repr=False)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    @cached_property
+    def _by_path(self) -> dict[str, Site]:
+        return {site.path: site for site in self.sites}
+
+    def __getitem__(self, path: str) -> Site:
+        """The site at ``path``, by its own path or its wrapper's. KeyError when there is none."""
+        if path in self._by_path:
+            return self._by_path[path]
+        return next((s for s in self.sites if path in s.names), None) or self._by_path[path]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model.to_dict(),
+            "towers": [tower.to_dict() for tower in self.towers],
+            "sites": [site.to_dict() for site in self.sites],
+        }
+
+    def __str__(self) -> str:
+        from graftkit.surveying.text import survey_text
+
+        return survey_text(self)

@@ -1,0 +1,113 @@
+"""Which tower a module belongs to: from the model's own sub-configurations and getters before any name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
+# What a sub-configuration's key or model type says about its modality; the first that occurs wins.
+_MODALITY_WORDS = (
+    ("audio", ("audio", "speech", "sound", "codec", "mimi", "whisper")),
+    ("vision", ("vision", "visual", "image", "video", "vit")),
+    ("language", ("text", "language", "llm", "decoder", "thinker", "talker", "llama", "qwen", "mistral")),
+    ("projector", ("qformer", "projector", "connector", "perceiver", "resampler", "adapter")),
+)
+_TOWER_OF_MODALITY = {"text": "language", "image": "vision", "video": "vision", "audio": "audio"}
+
+
+def tower_finder(model: nn.Module) -> Callable[[str], str]:
+    """A function from module path to tower name for this model.
+
+    The deepest assignment above a path wins. Sources, in this order: the modules that own a sub-configuration,
+    ``get_encoder``/``get_decoder``, ``get_output_embeddings`` and the modules outside the base model
+    (heads); what lies between towers is the projector; a model without towers is one, named after the
+    modality it takes.
+    """
+    assigned = _assign(model)
+    multimodal = len({t for t in assigned.values() if t != "head"}) > 1
+    default = "projector" if multimodal else next(iter(_towers_taken(model)), "language")
+
+    def tower_of(path: str) -> str:
+        while path:
+            if path in assigned:
+                return assigned[path]
+            path = path.rpartition(".")[0]
+        return default
+
+    return tower_of
+
+
+def _assign(model: nn.Module) -> dict[str, str]:
+    assigned: dict[str, str] = {}
+    for source in (_from_sub_configs, _from_encoder_decoder, _from_heads):
+        for path, tower in source(model):
+            assigned.setdefault(path, tower)
+    return assigned
+
+
+def _from_sub_configs(model: nn.Module) -> Iterator[tuple[str, str]]:
+    owners = dict(_sub_configs(getattr(model, "config", None)))
+    if not owners:
+        return
+    root_config = id(model.config)
+    for path, module in model.named_modules():
+        config = getattr(module, "config", None)
+        if path and id(config) in owners and id(config) != root_config and hasattr(module, "base_model"):
+            yield path, owners[id(config)]
+
+
+def _sub_configs(config: PretrainedConfig | None) -> Iterator[tuple[int, str]]:
+    """(identity, tower) of every sub-configuration, nested ones included."""
+    for key in getattr(config, "sub_configs", None) or ():
+        sub = getattr(config, key, None)
+        if sub is None:
+            continue
+        yield from _sub_configs(sub)
+        yield id(sub), _tower_from_words(key, getattr(sub, "model_type", "") or "")
+
+
+def _tower_from_words(key: str, model_type: str) -> str:
+    for text in (key.lower(), model_type.lower()):
+        for tower, words in _MODALITY_WORDS:
+            if any(word in text for word in words):
+                return tower
+    return "other"
+
+
+def _from_encoder_decoder(model: Any) -> Iterator[tuple[str, str]]:
+    """An encoder of another modality than the decoder's (speech to text, image to text)."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return
+    paths = {id(module): path for path, module in model.named_modules()}
+    for getter in ("get_encoder", "get_decoder"):
+        module = getattr(model, getter)()
+        path = paths.get(id(module), "")
+        if path:
+            yield path, next(iter(_towers_taken(module)), "language")
+
+
+def _from_heads(model: Any) -> Iterator[tuple[str, str]]:
+    paths = {id(module): path for path, module in model.named_modules()}
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if output is not None and id(output) in paths:
+        yield paths[id(output)], "head"
+    base = getattr(model, "base_model", None)
+    if base is None or base is model:
+        return
+    for name, child in model.named_children():
+        if child is not base and not any(module is base for module in child.modules()):
+            yield name, "head"
+
+
+def _towers_taken(module: Any) -> Iterator[str]:
+    """Towers named by the modalities a module takes; text last, since it accompanies the others."""
+    taken = getattr(module, "input_modalities", None) or ()
+    taken = (taken,) if isinstance(taken, str) else tuple(taken)
+    main = "audio" if getattr(module, "main_input_name", "") in {"input_features", "input_values"} else ""
+    for modality in sorted(taken, key=lambda m: (m != main, m == "text")):
+        if modality in _TOWER_OF_MODALITY:
+            yield _TOWER_OF_MODALITY[modality]

@@ -1,0 +1,50 @@
+"""Plain-text tables and numbers, the same wherever a result prints itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+_WIDTH = 118
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> str:
+    """A table as text, without colour codes: it may be printed, logged or compared.
+
+    A column whose title starts with ``>`` is aligned to the right.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        grid.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(str(cell) for cell in row))
+    console = Console(width=_WIDTH, color_system=None, force_terminal=False, markup=False, highlight=False)
+    with console.capture() as capture:
+        console.print(grid)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    return "\n".join(lines).strip("\n")
+
+
+def count(number: int) -> str:
+    """1234567 -> "1.23 M"."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def size(number: int) -> str:
+    """Bytes in decimal units: 62500000000 -> "62.5 GB"."""
+    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number} B"
+
+
+def percent(share: float) -> str:
+    """0.931 -> "93.1 %"."""
+    return f"{100 * share:.3g} %"

@@ -1,0 +1,137 @@
+"""Configuration -> a live, tiny, random model of the same class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import BuildError, GraftError
+from graftkit.surveying.build import build_on_meta, model_class_for, quiet_transformers
+from graftkit.surveying.load import Loaded, load_config, remote_model_class
+from graftkit.twins.batch import example_batch
+from graftkit.twins.bounds import calibrate, find_clamps
+from graftkit.twins.shrink import shrink
+from graftkit.twins.weights import enliven
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# Above this many parameters the rules have missed what makes the model large; it is not built.
+_MOST_PARAMETERS = 200_000_000
+
+
+def twin(
+    source: Any,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """A live, tiny model of the same architecture as ``source``: same class, random weights, on the CPU.
+
+    The twin is in eval mode. Its weights are drawn so that logits depend on the input and every tower gets a
+    gradient; wrappers with infinite clip bounds get bounds that clamp a few percent of their activations. The
+    same ``seed`` gives the same weights, and torch's global random state is left as it was.
+
+    Args:
+        source: a model, a configuration, a path, a model type or a hub id.
+        seed: of the weights.
+        dtype: of the floating-point weights; float32 if None.
+        overrides: configuration values the twin must have (see ``shrink``).
+        trust_remote_code: let configuration and model code from the hub or from a directory run.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        SourceError: ``source`` names no model.
+        BuildError: code ``twin``: the class cannot be built from the shrunk configuration.
+    """
+    import torch
+
+    config, model_class = _resolve(source, trust_remote_code, revision)
+    small = shrink(config, overrides)
+    with quiet_transformers(), _seeded(seed):
+        model = _build(model_class, small, dtype or torch.float32)
+        enliven(model, torch.Generator().manual_seed(seed))
+        model.eval()
+        if find_clamps(model):
+            calibrate(model, _batch_or_none(model))
+    return model
+
+
+def _resolve(
+    source: Any, trust_remote_code: bool, revision: str | None
+) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    from transformers import PreTrainedModel
+
+    unwrap = getattr(source, "get_base_model", None)
+    model = unwrap() if callable(unwrap) else source
+    if isinstance(model, PreTrainedModel):
+        return model.config, type(model)
+    loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
+    return loaded.config, _class_for(loaded)
+
+
+def _class_for(loaded: Loaded) -> type[PreTrainedModel]:
+    config = loaded.config
+    try:
+        return remote_model_class(loaded) or model_class_for(config)
+    except GraftError:
+        raise
+    except Exception as error:
+        raise BuildError(
+            f"no twin: the model class for {type(config).__name__} could not be found",
+            where=config.model_type,
+            why=f"{type(error).__name__}: {error}",
+            help="pass the model itself: gk.twin(model)",
+            code="twin",
+        ) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator inside, and restore it after; no other device's generator is touched."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    _refuse_large(model_class, config)
+    try:
+        return model_class._from_config(config, dtype=dtype)
+    except Exception as error:
+        raise BuildError(
+            f"no twin: {model_class.__name__} cannot be built from its shrunk configuration",
+            where=config.model_type,
+            why=f"{type(error).__name__}: {error}".strip(),
+            help="pass overrides for the values it names: gk.twin(source, overrides={...})",
+            code="twin",
+        ) from error
+
+
+def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig) -> None:
+    try:
+        size = sum(p.numel() for p in build_on_meta(config, model_class).parameters())
+    except BuildError:
+        return  # some classes compute with values while they are built; the build itself will tell
+    if size > _MOST_PARAMETERS:
+        raise BuildError(
+            f"no twin: shrunk, {model_class.__name__} would still have {size:,} parameters",
+            where=config.model_type,
+            why="its configuration sets sizes under names that the shrinking rules do not know",
+            help="pass overrides for its size fields: gk.twin(source, overrides={...})",
+            code="twin",
+        )
+
+
+def _batch_or_none(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
+    try:
+        return example_batch(model)
+    except BuildError:
+        return None

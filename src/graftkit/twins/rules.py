@@ -1,0 +1,179 @@
+"""What a configuration field means for the size of a model, by name: the table the twin is shrunk with.
+
+Names are those that the configurations of transformers use; a field that is in no group keeps its value.
+Every rule only shrinks: a value below its target stays.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, TypeGuard
+
+HIDDEN = 64
+INTERMEDIATE = 128
+SMALL_INTERMEDIATE = 32
+HEADS = 4
+HEAD_DIM = 16
+VOCAB = 512
+# Ids from here to the end of the vocabulary are for special tokens.
+SPECIAL_IDS = VOCAB - 64
+
+
+def _names(words: str) -> tuple[str, ...]:
+    return tuple(words.split())
+
+
+# One width for every tower keeps all projections between towers consistent.
+_TO_HIDDEN = _names(
+    "hidden_size d_model n_embd dim embed_dim embedding_size embedding_dim emb_dim hidden_dim model_dim "
+    "out_hidden_size output_proj_dims projection_dim projector_hidden_size text_hidden_size "
+    "decoder_hidden_size encoder_hidden_size word_embed_proj_dim output_dim pooler_output_size "
+    "text_embed_dim vision_embed_dim llm_hidden_size adapter_out_dim attention_hidden_size cross_hidden_size "
+    "audio_hidden_size cross_attention_hidden_size backbone_hidden_size encoder_dim decoder_dim width "
+    "projector_output_dim mm_hidden_size hidden_size_global text_config_hidden_size d_embed n_state "
+    "audio_output_size projection_size conv_dim tdnn_dim xvector_output_dim classifier_proj_size "
+    "codevector_dim proj_codevector_dim upsample_groups"
+)
+_TO_INTERMEDIATE = _names(
+    "intermediate_size ffn_dim n_inner d_ff encoder_ffn_dim decoder_ffn_dim mlp_dim ffn_hidden_size d_inner "
+    "intermediate_size_mlp dense_intermediate_size projector_intermediate_size mamba_d_ssm "
+    "feedforward_dim feed_forward_size block_ff_dim hidden_size_ff mlp_hidden_size vision_output_dim "
+    "projector_input_dim linear_units"
+)
+_TO_SMALL_INTERMEDIATE = _names(
+    "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size shared_intermediate_size "
+    "moe_shared_expert_intermediate_size expert_dim moe_latent_size moe_ffn_hidden_size ffn_dim_expert "
+    "expert_hidden_size adapter_rank lm_head_adapter_rank"
+)
+_TO_HEADS = _names(
+    "num_attention_heads num_heads n_head n_heads heads encoder_attention_heads decoder_attention_heads "
+    "attention_heads num_query_heads linear_num_value_heads linear_num_heads index_n_heads "
+    "decoder_num_attention_heads encoder_num_attention_heads swa_num_attention_heads "
+    "audio_num_attention_heads resampler_n_heads num_query_groups n_heads_text"
+)
+_TO_HEAD_DIM = _names(
+    "d_kv linear_key_head_dim linear_value_head_dim linear_head_dim qk_nope_head_dim v_head_dim "
+    "index_head_dim dim_head kv_channels attention_head_dim swa_head_dim resampler_head_dim mamba_headdim "
+    "mamba_d_head mamba_head_dim state_size mamba_d_state ssm_state_size rotary_dim q_lora_rank kv_lora_rank "
+    "o_lora_rank d_state hidden_size_per_layer_input laurel_rank "
+    "gate_low_rank_dim decay_low_rank_dim a_low_rank_dim v_low_rank_dim"
+)
+_COUNTS: dict[str, int] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_routed_experts": 4,
+    "zero_expert_num": 2,
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "top_k_experts": 2,
+    "moe_topk": 2,
+    "moe_k": 2,
+    "moe_top_k": 2,
+    "num_selected_experts": 2,
+    "n_shared_experts": 2,
+    "num_shared_experts": 2,
+    "moe_num_shared_experts": 2,
+    "n_group": 2,
+    "num_expert_group": 2,
+    "topk_group": 1,
+    "num_limited_groups": 1,
+    "qk_rope_head_dim": 8,
+    "time_step_rank": 4,
+    "mamba_dt_rank": 4,
+    "n_groups": 2,
+    "mamba_n_groups": 2,
+    "mamba_ngroups": 2,
+    "mamba_chunk_size": 8,
+    "mamba_num_heads": 8,
+    "mamba_n_heads": 8,
+    "n_mamba_heads": 8,
+    "num_mem_blocks": 2,
+    "sliding_window": 8,
+    "attention_chunk_size": 12,
+    "local_attention": 8,
+    "index_topk": 4,
+    "num_codebooks": 4,
+    "n_codebooks": 4,
+    "num_quantizers": 4,
+    "audio_vocab_size": 64,
+    "codebook_size": 64,
+    "position_embedding_size": 64,
+    "num_position_embeddings": 64,
+    "max_source_positions": 32,
+    "max_target_positions": 64,
+    "n_positions": 128,
+    "max_2d_position_embeddings": 128,
+    "mm_tokens_per_image": 4,
+    "num_image_tokens": 4,
+    "query_length": 4,
+    "num_queries": 8,
+    "resampler_n_latents": 4,
+    "mask_time_length": 2,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "vocab_size_per_layer_input": VOCAB,
+    "num_filters": 8,
+    "conv_L_cache": 3,
+}
+_VOCABULARIES = ("vocab_size", "text_vocab_size", "decoder_vocab_size", "n_vocab", "vocab_size_or_config")
+
+LAYER_COUNTS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "depth",
+    "layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "encoder_num_hidden_layers",
+    "decoder_num_hidden_layers",
+    "num_global_layers",
+    "depth_encoder",
+    "resampler_depth",
+)
+
+_TOKEN_FIELD = re.compile(r"_token_(ids?|index|idx)$")
+
+
+def _table() -> dict[str, int]:
+    groups = (
+        (_TO_HIDDEN, HIDDEN),
+        (_TO_INTERMEDIATE, INTERMEDIATE),
+        (_TO_SMALL_INTERMEDIATE, SMALL_INTERMEDIATE),
+        (_TO_HEADS, HEADS),
+        (_TO_HEAD_DIM, HEAD_DIM),
+        (_VOCABULARIES, VOCAB),
+    )
+    return _COUNTS | {name: target for names, target in groups for name in names}
+
+
+TARGETS = _table()
+HEAD_COUNTS = frozenset(_TO_HEADS)
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value is a positive integer that a size rule may replace."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_token_field(name: str) -> bool:
+    """Whether a field holds the id of a special token, or a list of such ids."""
+    return bool(_TOKEN_FIELD.search(name))
+
+
+def shrunk_heads(value: int) -> int:
+    """At most four query heads, and a power of two so that every width divides by it."""
+    return 1 << int(math.log2(min(value, HEADS)))
+
+
+def shrunk_kv_heads(value: int, heads: int, new_heads: int) -> int:
+    """Multi-query stays one head, multi-head stays one per query head, grouped stays grouped."""
+    if value >= heads:
+        return new_heads
+    return 1 if value == 1 else max(1, new_heads // 2)

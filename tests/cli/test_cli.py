@@ -1,0 +1,161 @@
+"""The command line is a contract: JSON on stdout, everything else on stderr, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+E2B = "google/gemma-4-E2B-it"
+
+
+def graft(*words: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a process of its own, offline and without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **variables},
+        timeout=120,
+        check=False,
+    )
+
+
+def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(done.stdout)
+    assert fields["schema_version"] == 1
+    return fields
+
+
+def test_survey_json() -> None:
+    done = graft("survey", E2B, "--json")
+    assert done.returncode == 0
+    fields = result(done)
+    assert fields["model"]["origin"] == "family data"
+    assert {t["name"] for t in fields["towers"]} == {"vision", "language", "audio", "projector", "head"}
+    wrapped = [s for s in fields["sites"] if s["wrapper"]]
+    assert wrapped[0]["wrapper"].keys() == {"class", "path"}
+
+
+def test_survey_for_people() -> None:
+    done = graft("survey", "llama")
+    assert done.returncode == 0
+    assert "self_attn.q_proj" in done.stdout
+    assert "\x1b[" not in done.stdout
+
+
+def test_plan_json_and_written_configuration(tmp_path: Path) -> None:
+    target = tmp_path / "adapter_config.json"
+    done = graft("plan", E2B, "--scope", "language,vision", "-r", "8", "--write", str(target), "--format", "json")
+    assert done.returncode == 0, done.stderr
+    fields = result(done)
+    assert fields["scope"] == ["language", "vision"]
+    assert json.loads(target.read_text()) == fields["peft_config"]
+    assert str(target.name) in done.stderr
+
+    from peft import LoraConfig
+
+    assert LoraConfig.from_pretrained(tmp_path).r == 8
+
+
+def test_verify_the_twin() -> None:
+    done = graft("verify", "llama", "--twin", "--json", "-r", "4")
+    assert done.returncode == 0, done.stderr
+    fields = result(done)
+    assert fields["summary"] == {"error": 0, "warning": 0, "info": 0, "unknown": 0, "ok": 5}
+    contract = {"code", "severity", "title", "where", "message", "help", "url", "source", "fix"}
+    assert contract <= fields["findings"][0].keys()
+
+
+def test_verify_exits_1_on_a_finding() -> None:
+    # Llava takes its features from the last layer but one: the last layer's adapters never get a gradient.
+    done = graft("verify", "llava", "--twin", "--scope", "vision", "--json", "-r", "4")
+    assert done.returncode == 1, done.stderr
+    failing = [f for f in result(done)["findings"] if f["severity"] == "error"]
+    assert [f["code"] for f in failing] == ["GK203"]
+
+
+def test_env() -> None:
+    fields = result(graft("env", "--json"))
+    assert fields["packages"]["graftkit"] == "0.1.0"
+    assert fields["system"]["python"] == sys.version.split()[0]
+
+
+def test_version() -> None:
+    assert graft("--version").stdout.strip() == "0.1.0"
+
+
+def _corrupt(folder: Path) -> str:
+    (folder / "config.json").write_text('{"model_type": "llama", ')
+    return str(folder)
+
+
+def _empty(folder: Path) -> str:
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        pytest.param(["survey", "gemma5"], "model-type-unknown", "gemma", id="unknown model type"),
+        pytest.param(["survey", "somebody/something"], "hub-offline", "download", id="hub id offline"),
+        pytest.param(["survey", "./nowhere"], "not-found", "path", id="no such path"),
+        pytest.param(["survey", _empty], "not-a-model-directory", "config.json", id="not a model directory"),
+        pytest.param(["survey", _corrupt], "config-corrupt", "config.json", id="corrupt config.json"),
+        pytest.param(["plan", "llama", "--scope", "vision"], "scope-missing", "language", id="no such tower"),
+        pytest.param(["plan", "llama", "--targets", "q_prj"], "target-unmatched", "q_proj", id="no such target"),
+        pytest.param(
+            ["plan", "llama", "--targets", "input_layernorm"], "target-not-adaptable", "linear", id="only norms"
+        ),
+        pytest.param(["plan", "llama", "--rank", "0"], "rank-invalid", "r=16", id="rank 0"),
+        pytest.param(["plan", "llama", "--rank", "many"], "usage", "--help", id="rank is no number"),
+        pytest.param(["plan"], "usage", "--help", id="no model"),
+        pytest.param(["plant", "llama"], "usage", "--help", id="no such command"),
+        pytest.param(["survey", "llama", "--frmat", "json"], "usage", "--help", id="no such option"),
+    ],
+)
+def test_bad_input(tmp_path: Path, words: list[Any], code: str, said: str) -> None:
+    arguments = [word(tmp_path) if callable(word) else word for word in words]
+    done = graft(*arguments, "--json")
+    assert done.returncode == 2
+    error = result(done)["error"]
+    assert error["code"] == code
+    assert error["help"]
+    assert said in json.dumps(error)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_for_people_goes_to_stderr() -> None:
+    done = graft("plan", "llama", "--rank", "0")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "[rank-invalid]" in done.stderr
+    assert "help:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_traceback_only_when_asked() -> None:
+    done = graft("plan", "llama", "--rank", "0", GRAFT_DEBUG="1")
+    assert "Traceback" in done.stderr
+
+
+def test_writing_where_one_may_not_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = graft("plan", "llama", "--write", str(tmp_path / "file" / "config.json"), "--json")
+    assert done.returncode == 2
+    assert result(done)["error"]["code"] == "output-not-writable"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_graft_alone_shows_its_help() -> None:
+    done = graft()
+    assert done.returncode == 2
+    assert "survey" in done.stdout
+    assert "error" not in done.stderr

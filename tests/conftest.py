@@ -1,0 +1,50 @@
+"""Offline, small and deterministic: what every test here may count on."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+
+# Before any Hugging Face package is imported, in this process and in those that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from torch import nn
+
+import graftkit as gk
+
+torch.set_num_threads(1)
+
+USUAL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="session")
+def _twins() -> dict[str, nn.Module]:
+    return {}
+
+
+@pytest.fixture
+def twin_of(_twins: dict[str, nn.Module]) -> Callable[[str], nn.Module]:
+    """A fresh twin of a model by name: built once a session, copied for each test that changes it."""
+
+    def make(name: str) -> nn.Module:
+        if name not in _twins:
+            _twins[name] = gk.twin(name)
+        return copy.deepcopy(_twins[name])
+
+    return make
+
+
+@pytest.fixture
+def e2b(twin_of: Callable[[str], nn.Module]) -> nn.Module:
+    """A twin of Gemma 4 E2B: wrapped towers with finite bounds, KV sharing, tied embeddings."""
+    return twin_of("google/gemma-4-E2B-it")
+
+
+@pytest.fixture
+def usual_seven() -> tuple[str, ...]:
+    """The module names that most recipes list."""
+    return USUAL_SEVEN

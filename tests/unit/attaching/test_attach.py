@@ -1,0 +1,81 @@
+"""Attaching proves its postconditions, or takes the adapter off again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import graftkit as gk
+from graftkit.attaching.inner import adapted_sites
+from graftkit.errors import AttachError
+
+
+def test_stock_peft_refuses_what_graftkit_attaches(
+    twin_of: Callable[[str], nn.Module], usual_seven: tuple[str, ...]
+) -> None:
+    name = "google/gemma-4-E2B-it"
+    with pytest.raises(ValueError, match=r"(?s)Target module Gemma4ClippableLinear.*is not supported"):
+        get_peft_model(twin_of(name), LoraConfig(target_modules=list(usual_seven)))
+    model = twin_of(name)
+    adapted = gk.attach(model, gk.plan(model, targets=usual_seven, scope=["language", "vision"]))
+    assert any("vision_tower" in path for path in adapted_sites(adapted))
+
+
+def test_only_the_adapter_is_trainable(e2b: nn.Module) -> None:
+    adapted = gk.attach(e2b, gk.plan(e2b, scope="all", r=2))
+    trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert trainable
+    assert all(".lora_" in name for name in trainable)
+
+
+def test_the_plan_is_not_changed_by_attaching(twin_of: Callable[[str], nn.Module]) -> None:
+    model = twin_of("mixtral")
+    plan = gk.plan(model, targets=["all-linear", "experts"], r=2)
+    before = plan.to_dict()
+    gk.attach(model, plan)
+    assert plan.to_dict() == before
+
+
+def test_a_plan_for_another_model_is_refused_before_anything_is_touched(
+    twin_of: Callable[[str], nn.Module],
+) -> None:
+    model = twin_of("llama")
+    with pytest.raises(AttachError) as caught:
+        gk.attach(model, gk.plan("google/gemma-4-E2B-it"))
+    assert caught.value.code == "attach-other-model"
+    assert not adapted_sites(model)
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        pytest.param(["q_proj"], "planned sites were not adapted", id="too few"),
+        pytest.param(["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"], "plan leaves alone", id="too many"),
+    ],
+)
+def test_a_configuration_that_does_something_else_is_an_error_and_undone(
+    twin_of: Callable[[str], nn.Module], targets: list[str], said: str
+) -> None:
+    model = twin_of("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = gk.plan(model, targets=["attention"], r=2)
+    wrong = dataclasses.replace(plan, peft_config=LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM"))
+    with pytest.raises(AttachError, match=said) as caught:
+        gk.attach(model, wrong)
+    assert caught.value.code == "attach-postcondition"
+    assert not adapted_sites(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_another_adapter_name_works(twin_of: Callable[[str], nn.Module]) -> None:
+    model = twin_of("llama")
+    adapted = gk.attach(model, gk.plan(model, r=2), adapter_name="mine")
+    assert adapted_sites(adapted, "mine")
+    assert not adapted_sites(adapted, "default")

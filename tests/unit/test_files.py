@@ -1,0 +1,117 @@
+"""What is published is whole, and what was there before is never lost to a failure."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from graftkit.errors import OutputError
+from graftkit.files import folder_when_whole, write_text
+
+
+def test_text_is_written(tmp_path: Path) -> None:
+    target = write_text(tmp_path / "new" / "a.txt", "grün\n")
+    assert target.read_text(encoding="utf-8") == "grün\n"
+    assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(target, "\ud800")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_target_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError) as caught:
+        write_text(tmp_path / "file" / "a.txt", "x")
+    assert caught.value.code == "output-not-writable"
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with folder_when_whole(target, ours="mark") as folder:
+        (folder / "mark").write_text("1")
+        assert not target.exists()
+    assert (target / "mark").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_earlier_folder_of_ours_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    for text in ("first", "second"):
+        with folder_when_whole(target, ours="mark") as folder:
+            (folder / "mark").write_text(text)
+    assert (target / "mark").read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_interrupted_folder_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "out"
+    with folder_when_whole(target, ours="mark") as folder:
+        (folder / "mark").write_text("first")
+    with pytest.raises(error), folder_when_whole(target, ours="mark") as folder:
+        (folder / "half").write_text("")
+        raise error
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (target / "mark").read_text() == "first"
+
+
+def test_somebody_else_s_folder_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years")
+    with pytest.raises(OutputError) as caught, folder_when_whole(tmp_path, ours="mark"):
+        pass
+    assert caught.value.code == "output-not-empty"
+    assert (tmp_path / "thesis.txt").read_text() == "years"
+
+
+def test_a_file_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError) as caught, folder_when_whole(tmp_path / "out", ours="mark"):
+        pass
+    assert caught.value.code == "output-is-a-file"
+
+
+def test_a_read_only_place_is_refused_before_any_work(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(OutputError) as caught, folder_when_whole(tmp_path / "out", ours="mark"):
+            pytest.fail("the block must not run")
+    finally:
+        tmp_path.chmod(0o755)
+    assert caught.value.code == "output-not-writable"
+
+
+_SLOW_WRITER = """
+import sys, time
+from pathlib import Path
+from graftkit.files import folder_when_whole
+with folder_when_whole(Path(sys.argv[1]), ours="mark") as folder:
+    (folder / "half").write_text("")
+    print("started", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SLOW_WRITER, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process, process.stdout:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert process.returncode not in (None, 0)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,204 @@
+"""What a shrunk configuration keeps of the original."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from graftkit.errors import BuildError
+from graftkit.families import geometry
+from graftkit.twins.layers import shrink_layers
+from graftkit.twins.shrink import shrink
+
+
+def _parts(config):
+    """The configuration and its sub-configurations, by name."""
+    found = {"": config}
+    for name in config.sub_configs:
+        sub = getattr(config, name, None)
+        if sub is not None:
+            found |= {f"{name}.{inner}".rstrip("."): part for inner, part in _parts(sub).items()}
+    return found
+
+
+def test_towers_are_the_same(case):
+    config = case.config()
+    assert _parts(shrink(config)).keys() == _parts(config).keys()
+
+
+def test_layer_kinds_are_the_same(case):
+    config = case.config()
+    small = _parts(shrink(config))
+    for name, part in _parts(config).items():
+        for field in ("layer_types", "mlp_layer_types", "layers_block_type"):
+            if kinds := getattr(part, field, None):
+                assert set(getattr(small[name], field)) == set(kinds)
+
+
+def test_grouping_of_attention_heads_is_the_same(case):
+    config = case.config()
+    small = _parts(shrink(config))
+    for name, part in _parts(config).items():
+        values = part.to_dict()
+        heads, kv_heads = values.get("num_attention_heads"), values.get("num_key_value_heads")
+        if heads and kv_heads:
+            new_heads = small[name].num_attention_heads
+            new_kv_heads = small[name].to_dict()["num_key_value_heads"]
+            assert (new_kv_heads == 1) == (kv_heads == 1)
+            assert (new_kv_heads < new_heads) == (kv_heads < heads)
+            assert new_heads % new_kv_heads == 0
+
+
+def test_ties_and_flags_are_the_same(case):
+    config = case.config()
+    small = _parts(shrink(config))
+    for name, part in _parts(config).items():
+        flags = {k: v for k, v in part.to_dict().items() if isinstance(v, bool) or k == "model_type"}
+        assert flags == {k: v for k, v in small[name].to_dict().items() if k in flags}
+
+
+def test_expert_choice_is_the_same(case):
+    config = case.config()
+    small = _parts(shrink(config))
+    for name, part in _parts(config).items():
+        experts = next((k for k in EXPERTS if isinstance(getattr(part, k, None), int)), None)
+        top_k = next((k for k in TOP_K if isinstance(getattr(part, k, None), int)), None)
+        if experts and top_k:
+            fewer = getattr(part, top_k) < getattr(part, experts)
+            assert (getattr(small[name], top_k) < getattr(small[name], experts)) == fewer
+            assert (getattr(small[name], top_k) == 1) == (getattr(part, top_k) == 1)
+
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+TOP_K = ("num_experts_per_tok", "top_k_experts")
+
+
+def test_special_tokens_stay_distinct_and_inside_the_vocabulary(case):
+    config = case.config()
+    small = shrink(config)
+    names = [k for k, v in config.to_dict().items() if k.endswith(("_token_id", "_index")) and type(v) is int]
+    before = [getattr(config, name) for name in names]
+    after = [getattr(small, name) for name in names]
+    assert len(set(after)) == len(set(before))
+    assert all(i < small.get_text_config().vocab_size for i in after if i >= 0)
+
+
+def test_the_input_is_not_changed(case):
+    config = case.config()
+    before = copy.deepcopy(config.to_dict())
+    shrink(config, {"initializer_range": 0.5})
+    assert config.to_dict() == before
+
+
+def test_shrinking_a_shrunk_configuration_changes_nothing(case):
+    once = shrink(case.config())
+    assert shrink(once).to_dict() == once.to_dict()
+
+
+@pytest.mark.parametrize(("size", "shared"), [("E2B", 2), ("E4B", 2), ("31B", 0)], ids=["E2B", "E4B", "31B"])
+def test_gemma4_keeps_a_sharing_layer_of_every_kind(size, shared):
+    text = shrink(_geometry(size)).text_config
+    own = len(text.layer_types) - text.num_kv_shared_layers
+    assert text.num_kv_shared_layers == shared
+    assert set(text.layer_types[:own]) == set(text.layer_types)
+    assert text.kv_sharing_modes.count("reuse") == shared
+    if shared:
+        assert set(text.layer_types[own:]) == {"sliding_attention", "full_attention"}
+
+
+def test_gemma4_keeps_wider_heads_in_full_attention_and_fewer_keys():
+    text = shrink(_geometry("31B")).text_config
+    layers = dict(zip(text.layer_types, text.per_layer_config, strict=True))
+    sliding, full = layers["sliding_attention"], layers["full_attention"]
+    assert full.head_dim > sliding.head_dim
+    assert full.num_key_value_heads < sliding.num_key_value_heads < text.num_attention_heads
+
+
+def _geometry(size):
+    from transformers import Gemma4Config
+
+    return Gemma4Config.from_dict(dict(geometry(f"google/gemma-4-{size}")))
+
+
+def test_overrides_win_and_reach_into_sub_configurations():
+    from transformers import LlavaConfig
+
+    small = shrink(LlavaConfig(), {"text_config": {"vocab_size": 700}, "image_token_index": 650})
+    assert (small.text_config.vocab_size, small.image_token_index) == (700, 650)
+
+
+def test_an_override_for_an_absent_tower_does_not_create_it():
+    small = shrink(_geometry("31B"), {"audio_config": {"hidden_size": 32}})
+    assert small.audio_config is None
+
+
+def test_refused_values_name_the_class_and_the_way_out():
+    from transformers import Qwen3Config
+
+    with pytest.raises(BuildError) as caught:
+        shrink(Qwen3Config(), {"num_hidden_layers": 3, "layer_types": ["full_attention"]})
+    assert caught.value.code == "twin"
+    assert "Qwen3Config" in caught.value.what
+    assert caught.value.help
+
+
+def test_quantization_is_dropped():
+    from transformers import LlamaConfig
+
+    small = shrink(LlamaConfig(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}))
+    assert getattr(small, "quantization_config", None) is None
+
+
+# (id, fields, expected values)
+LAYERS = (
+    ("one-kind", {"num_hidden_layers": 32}, {"num_hidden_layers": 2}),
+    ("already-small", {"num_hidden_layers": 1}, {"num_hidden_layers": 1}),
+    (
+        "pattern",
+        {"num_hidden_layers": 6, "layer_types": ["a", "a", "b", "a", "a", "b"]},
+        {"num_hidden_layers": 2, "layer_types": ["a", "b"]},
+    ),
+    (
+        "dense-first",
+        {"num_hidden_layers": 61, "first_k_dense_replace": 3},
+        {"num_hidden_layers": 2, "first_k_dense_replace": 1},
+    ),
+    (
+        "period",
+        {
+            "num_hidden_layers": 32,
+            "attn_layer_period": 8,
+            "attn_layer_offset": 4,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+        },
+        {"num_hidden_layers": 5},
+    ),
+    (
+        "index-list",
+        {"num_hidden_layers": 40, "cross_attention_layers": [3, 8, 13]},
+        {"num_hidden_layers": 2, "cross_attention_layers": [1]},
+    ),
+    (
+        "shared-suffix",
+        {"num_hidden_layers": 6, "layer_types": ["a", "b"] * 3, "num_kv_shared_layers": 2},
+        {"num_hidden_layers": 4, "layer_types": ["a", "b", "a", "b"], "num_kv_shared_layers": 2},
+    ),
+    (
+        "two-stacks",
+        {"encoder_layers": 32, "decoder_layers": 4},
+        {"encoder_layers": 2, "decoder_layers": 2},
+    ),
+    (
+        "per-layer-override",
+        {"num_hidden_layers": 4, "per_layer_config": {"03": {"head_dim": 512}}},
+        {"num_hidden_layers": 2, "per_layer_config": {1: {"head_dim": 512}}},
+    ),
+)
+
+
+@pytest.mark.parametrize(("fields", "expected"), [c[1:] for c in LAYERS], ids=[c[0] for c in LAYERS])
+def test_layers_kept(fields, expected):
+    changed = shrink_layers(fields)
+    assert {k: changed[k] for k in expected} == expected
