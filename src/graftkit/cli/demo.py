@@ -22,4 +22,7 @@ def demo(
     with only_data_on_stdout(chosen(output_format, json)) as output:
         from graftkit.demo.run import run_demo
 
-        output.result(run_demo(out))
+        result = run_demo(out, tell=output.say)
+        output.result(result, f"Done in {result.seconds:.0f} s. Open {result.report} in a browser.")
+    if not result.proven:
+        raise typer.Exit(1)

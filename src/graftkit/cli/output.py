@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -42,6 +43,13 @@ class Output:
         else:
             self._print(str(value) if text is None else text)
 
+    def say(self, text: str) -> None:
+        """Write a step of a long result: data for people, a note on stderr where JSON is the data."""
+        if self.format is Format.JSON:
+            sys.stderr.write(text + "\n\n")
+        else:
+            self._print(text + "\n")
+
     def error(self, error: GraftError) -> None:
         """Write an error: JSON to stdout where JSON was asked for, else text to stderr."""
         if self.format is Format.JSON:
@@ -59,6 +67,8 @@ class Output:
 def only_data_on_stdout(output_format: Format) -> Iterator[Output]:
     """Send whatever libraries print to stderr, so that stdout carries the result alone."""
     output = Output(output_format, sys.stdout)
+    # It announces on import that an optional kernel is not installed: nothing the user asked about.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr):
         yield output
 

@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 # Options the plan itself decides; passing them would contradict it.
-_DECIDED = frozenset({"target_modules", "target_parameters", "task_type", "peft_type", "r", "lora_alpha"})
+_DECIDED = frozenset(
+    {
+        "target_modules",
+        "target_parameters",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "task_type",
+        "peft_type",
+        "r",
+        "lora_alpha",
+    }
+)
 
 
 @dataclass(frozen=True)

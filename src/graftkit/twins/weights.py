@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 # Share of the noise on vectors (norm weights, biases) that their class initialised to one constant.
 _VECTOR_NOISE = 0.05
+# A bare table that its class filled with one constant (positions, queries) is added to activations of unit scale.
+# Drawn as faintly as a matrix, it could not be read, and a random tower would see a bag of patches.
+_TABLE_STD = 0.5
 # A gate that starts closed (tanh(0) = 0) would keep its branch out of every output and gradient.
 _OPEN_GATE = 0.5
 # Zero-mean tensors are the drawn ones: a structured initialisation (a state matrix, a rotation table) has a
@@ -23,10 +26,10 @@ def enliven(model: nn.Module, generator: torch.Generator) -> None:
     """Re-draw the weights of ``model`` in place so that activations keep unit scale through every layer.
 
     Classes draw weights with a standard deviation of about 0.02, made for widths in the thousands; at width
-    64 that leaves logits and gradients near zero, and a comparison of two of them proves nothing. Matrices are
-    drawn anew with standard deviation 1/sqrt(fan-in); constant vectors get a little noise on top of their
-    constant; closed scalar gates are opened. Structured parameters (state matrices, time-step biases) keep
-    what their class gave them. Tied parameters are visited once.
+    64 that leaves logits and gradients near zero, and a comparison of two of them proves nothing. Matrices
+    are drawn anew with standard deviation 1/sqrt(fan-in), bare constant tables with 0.5; constant vectors get
+    a little noise on top of their constant; closed scalar gates are opened. Structured parameters (state
+    matrices, time-step biases) keep what their class gave them. Tied parameters are visited once.
     """
     import torch
     from torch import nn
@@ -36,9 +39,11 @@ def enliven(model: nn.Module, generator: torch.Generator) -> None:
             if not parameter.is_floating_point() or parameter.numel() == 0:
                 continue
             if sum(size > 1 for size in parameter.shape) >= 2:
-                known = isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd))
-                if (known and name == "weight") or _was_drawn(parameter):
-                    _draw(parameter, 1 / math.sqrt(_fan_in(module, parameter)), generator)
+                known = isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)) and name == "weight"
+                if known or _was_drawn(parameter):
+                    table = not known and _is_constant(parameter)
+                    std = _TABLE_STD if table else 1 / math.sqrt(_fan_in(module, parameter))
+                    _draw(parameter, std, generator)
                     _keep_padding_row(module, parameter)
             elif parameter.numel() == 1:
                 if parameter.item() == 0:

@@ -163,10 +163,13 @@ def test_unmatched_names_can_be_listed_instead(e2b: nn.Module) -> None:
         pytest.param("llama", {"use_dorra": True}, "option-unknown", "use_dora", id="misspelt option"),
         pytest.param("llama", {"target_modules": ["x"]}, "option-decided", "targets", id="decided option"),
         pytest.param(
+            "llama", {"exclude_modules": ["x"]}, "option-decided", "scope", id="exclusion by another way"
+        ),
+        pytest.param(
             "llama",
-            {"init_lora_weights": "nonsense"},
+            {"init_lora_weights": "loftq"},
             "option-invalid",
-            "init_lora_weights",
+            "loftq_config",
             id="PEFT's own refusal",
         ),
         pytest.param(

@@ -1,0 +1,171 @@
+"""A tokenizer and a processor for the demo's digits, made locally: nothing is downloaded.
+
+Only the vocabulary is made up. Pictures go through transformers' own Gemma 4 image processor, and text
+through its own placeholder expansion, so that the batches have the keys, shapes and token types of the
+real model's batches.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from transformers import Gemma4Processor, PreTrainedTokenizerFast
+
+PATCH_SIZE = 2
+"""Side of one patch in pixels: an 8x8 digit has 16 patches."""
+
+POOLING_KERNEL_SIZE = 2
+"""Patches pooled along each side into one soft token.
+
+Not 1: without pooling, Gemma 4's vision tower hands on the padding patches in place of the picture's
+(transformers 5.23, ``Gemma4VisionPooler.forward`` returns the mask of padding uninverted).
+"""
+
+SOFT_TOKENS = 4
+"""Soft tokens of one 8x8 digit: ``(8 / (PATCH_SIZE * POOLING_KERNEL_SIZE)) ** 2``."""
+
+_MAX_SOFT_TOKENS = 70  # the smallest budget that Gemma 4's image processor takes
+_VOCAB_MULTIPLE = 64
+
+# Gemma 4's own spelling of its special tokens; the first three keep their ids (0, 1, 2) too.
+_NAMED_TOKENS = {
+    "pad_token": "<pad>",
+    "eos_token": "<eos>",
+    "bos_token": "<bos>",
+    "unk_token": "<unk>",
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+    "video_token": "<|video|>",
+}
+_STANDARD = ("pad_token", "eos_token", "bos_token", "unk_token")
+_WORDS = (*"0123456789", "digit")
+
+
+def digit_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer that knows the ten digits, the prompt's word and Gemma 4's special tokens.
+
+    The special tokens are also attributes (``image_token``, ``image_token_id``, ``boi_token`` …), as on
+    Gemma 4's own tokenizer.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    named = list(_NAMED_TOKENS.values())
+    kept = len(_STANDARD)
+    # Placeholders last, as in Gemma 4's own vocabulary: every id below them is ordinary text.
+    vocabulary = {token: at for at, token in enumerate((*named[:kept], *_WORDS, *named[kept:]))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_NAMED_TOKENS["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    standard = {name: _NAMED_TOKENS[name] for name in _STANDARD}
+    extra = {name: token for name, token in _NAMED_TOKENS.items() if name not in _STANDARD}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, extra_special_tokens=extra, model_max_length=256, **standard
+    )
+
+
+def digit_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Gemma4Processor:
+    """Gemma 4's processor for the digits: a batch has ``input_ids``, ``attention_mask``,
+    ``mm_token_type_ids`` (1 on the picture's tokens), ``pixel_values`` and ``image_position_ids``.
+
+    For B digits, ``pixel_values`` is float32 of shape (B, 16, 12) with values in [0, 1] and
+    ``image_position_ids`` is int64 of shape (B, 16, 2): each patch's column and row.
+
+    Args:
+        tokenizer: the tokenizer to use; by default, a new :func:`digit_tokenizer`.
+    """
+    from transformers import Gemma4AudioFeatureExtractor
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    image_processor = Gemma4ImageProcessorPil(
+        patch_size=PATCH_SIZE,
+        pooling_kernel_size=POOLING_KERNEL_SIZE,
+        max_soft_tokens=_MAX_SOFT_TOKENS,
+        do_resize=False,  # resizing would blow a digit up to the whole budget of patches
+    )
+    return _processor_class()(
+        Gemma4AudioFeatureExtractor(), image_processor, digit_tokenizer() if tokenizer is None else tokenizer
+    )
+
+
+def config_overrides(tokenizer: PreTrainedTokenizerFast | None = None) -> dict[str, Any]:
+    """What a ``Gemma4Config`` must say to agree with the tokenizer and the image processor.
+
+    A nested mapping over the config's own fields: token ids, vocabulary size (rounded up to a multiple of
+    64), patch size and pooling.
+
+    Args:
+        tokenizer: the tokenizer to agree with; by default, a new :func:`digit_tokenizer`.
+    """
+    known = digit_tokenizer() if tokenizer is None else tokenizer
+    size = -(-len(known) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    ids = {name: known.convert_tokens_to_ids(token) for name, token in _NAMED_TOKENS.items()}
+    return {
+        "image_token_id": ids["image_token"],
+        "boi_token_id": ids["boi_token"],
+        "eoi_token_id": ids["eoi_token"],
+        "audio_token_id": ids["audio_token"],
+        "boa_token_id": ids["boa_token"],
+        "eoa_token_index": ids["eoa_token"],
+        "video_token_id": ids["video_token"],
+        "text_config": {
+            "vocab_size": size,
+            "vocab_size_per_layer_input": size,
+            "pad_token_id": ids["pad_token"],
+            "eos_token_id": ids["eos_token"],
+            "bos_token_id": ids["bos_token"],
+        },
+        "vision_config": {"patch_size": PATCH_SIZE, "pooling_kernel_size": POOLING_KERNEL_SIZE},
+    }
+
+
+@functools.cache
+def _processor_class() -> type[Gemma4Processor]:
+    """Gemma 4's processor without its video part, which cannot be built where torchvision is missing.
+
+    A class made on first use, because its base class is a heavy import.
+    """
+    from transformers import Gemma4Processor
+    from transformers.processing_utils import ProcessorMixin
+
+    class DigitProcessor(Gemma4Processor):  # type: ignore[misc]  # transformers is untyped
+        # ProcessorMixin reads the names of the parts from this signature.
+        def __init__(
+            self, feature_extractor: Any, image_processor: Any, tokenizer: Any, chat_template: Any = None
+        ) -> None:
+            self.image_seq_length = SOFT_TOKENS
+            self.audio_seq_length = 750
+            self.audio_ms_per_token = 40
+            for kind in ("image", "audio", "video"):
+                setattr(self, f"{kind}_token", getattr(tokenizer, f"{kind}_token"))
+                setattr(self, f"{kind}_token_id", getattr(tokenizer, f"{kind}_token_id"))
+            for edge in ("boi_token", "eoi_token", "boa_token", "eoa_token"):
+                setattr(self, edge, getattr(tokenizer, edge))
+            ProcessorMixin.__init__(
+                self, feature_extractor, image_processor, tokenizer, chat_template=chat_template
+            )
+
+        def _process_images(self, images: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+            pictures, placeholders = super()._process_images(images, **kwargs)
+            return _without_padding(pictures), placeholders
+
+    return DigitProcessor
+
+
+def _without_padding(pictures: Any) -> Any:
+    """Cut the padding that all pictures of the batch share.
+
+    The image processor pads 16 patches to its smallest budget, 280; the tower would spend nine tenths of its
+    time on patches that it then drops. Its results are the same without them.
+    """
+    used = int((pictures["image_position_ids"] >= 0).all(-1).sum(-1).max())
+    for name in ("pixel_values", "image_position_ids"):
+        pictures[name] = pictures[name][:, :used]
+    return pictures

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import copy
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftkit.errors import OutputError
+from graftkit.report import html
+from graftkit.report.html import render_report, write_report
+
+FULL: dict[str, Any] = {
+    "title": "A report",
+    "subtitle": "What it is about",
+    "summary": ["First.", "Second."],
+    "figures_title": "Held-out accuracy",
+    "figures": [
+        {"label": "language only", "value": "81.4 %", "share": 0.814, "baseline": 0.1, "note": "30 weights"},
+        {"label": "language + vision", "value": "94.7 %", "share": 0.947},
+    ],
+    "figures_note": "360 digits",
+    "quote": {"title": "Stock PEFT", "text": "ValueError: <no> & such", "command": "run", "explanation": "Why."},
+    "towers": [
+        {
+            "name": "language",
+            "caption": "reads and writes",
+            "sites": [
+                {"path": "model.layers.0.q_proj", "state": "adapted", "params": 300},
+                {"path": "model.layers.1.q_proj", "state": "possible", "params": 100, "reason": "not asked for"},
+                {"path": "model.norm", "state": "impossible", "params": 0, "reason": "a norm"},
+            ],
+        },
+        {
+            "name": "vision",
+            "sites": [{"path": "vision.layers.0.q_proj.linear", "state": "adapted", "params": 50}],
+        },
+    ],
+    "curves": [
+        {"label": "language only", "points": [(5, 2.3), (200, 0.4)]},
+        {"label": "both", "points": [(5, 2.2), (200, 0.1)]},
+    ],
+    "samples": [
+        {
+            "pixels": [[0, 255], [17, 0]],
+            "expected": "3",
+            "answers": [{"run": "language", "text": "8"}, {"run": "both", "text": "3"}],
+        }
+    ],
+    "checks": [
+        {"code": "GK201", "title": "attached", "verdict": "ok", "evidence": "44 of 44"},
+        {"code": "GK202", "title": "merged", "verdict": "failed", "evidence": "off by 0.4"},
+        {"code": "GK203", "title": "served", "verdict": "unknown", "evidence": "no vllm"},
+    ],
+    "files": [{"path": "out/adapter.safetensors", "size": 364512, "note": "weights"}, {"path": "out/page.html"}],
+    "versions": {"torch": "2.13.0"},
+    "command": "graft demo --out out",
+}
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps what a test asks about."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_every_section_is_shown() -> None:
+    page = Page(render_report(FULL))
+    for words in ("81.4 %", "94.7 %", "ValueError: <no> & such", "GK202", "off by 0.4", "364.5 KB", "2.13.0"):
+        assert words in page.text
+    assert {a["id"] for a in page.all("h2")} == {a["aria-labelledby"] for a in page.all("section")}
+    assert len(page.all("section")) == 9
+
+
+def test_title_alone_is_a_page() -> None:
+    page = Page(render_report({"title": "Only this"}))
+    assert page.all("section") == []
+    assert "Only this" in page.text
+
+
+SECTIONS = {
+    "summary": "In short",
+    "figures": "Held-out accuracy",
+    "quote": "Stock PEFT",
+    "towers": "weight by weight",
+    "curves": "Training loss",
+    "samples": "What it answered",
+    "checks": "Checks",
+    "files": "Saved files",
+}
+
+
+@pytest.mark.parametrize(("key", "heading"), SECTIONS.items(), ids=SECTIONS)
+def test_missing_data_leaves_its_section_out(key: str, heading: str) -> None:
+    without = {name: value for name, value in FULL.items() if name != key}
+    assert heading in render_report(FULL)
+    assert heading not in render_report(without)
+    assert heading not in render_report(without | {key: []})
+
+
+def test_nothing_is_loaded_from_outside() -> None:
+    text = render_report(FULL)
+    page = Page(text)
+    assert "http" not in text.replace("http-equiv", "")
+    assert not {"script", "img", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    assert [link["href"] for link in page.all("link")] == ["data:,"]
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_accessible_structure() -> None:
+    page = Page(render_report(FULL))
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("h1")) == len(page.all("main")) == len(page.all("header")) == 1
+    for svg in page.all("svg"):
+        assert svg.get("aria-hidden") == "true" or svg.get("aria-label")
+    assert all(cell["scope"] == "col" for cell in page.all("th"))
+
+
+def test_everything_is_escaped() -> None:
+    evil = "<script>alert(1)</script>\"'&"
+
+    def poison(value: Any) -> Any:
+        if isinstance(value, dict):
+            # "vision" and the states are a closed set of words
+            return {k: v if k in {"state", "verdict"} else poison(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [poison(item) for item in value]
+        return evil if isinstance(value, str) else value
+
+    page = Page(render_report(poison(copy.deepcopy(FULL))))
+    assert page.all("script") == []
+
+
+def test_tower_picture_has_a_row_a_kind_and_a_column_a_layer() -> None:
+    ((vision,), (language,)) = html._tower_rows(FULL["towers"])
+    first, second, norm = language.cells
+    assert (vision.name, language.name) == ("vision", "language")
+    assert first.y == second.y < norm.y
+    assert first.x == norm.x < second.x
+    assert [label for _, label in language.rows] == ["q_proj", "norm"]
+    assert language.counts == (("adapted", 1), ("possible", 1), ("impossible", 1))
+    assert dict(language.shares) == {"adapted": 75.0, "possible": 25.0, "impossible": 0.0}
+    assert language.reasons == (("a norm", 1), ("not asked for", 1))
+
+
+def test_many_layers_get_every_fifth_number() -> None:
+    sites = [{"path": f"m.layers.{i}.q", "state": "adapted", "params": 1} for i in range(35)]
+    ((block,),) = html._tower_rows([{"name": "language", "sites": sites}])
+    assert [label for _, label in block.columns] == ["0", "5", "10", "15", "20", "25", "30"]
+
+
+@pytest.mark.parametrize(
+    ("maximum", "expected"),
+    [
+        (200, (0, 50, 100, 150, 200)),
+        (2.31, (0, 0.5, 1, 1.5, 2, 2.5)),
+        (4.6, (0, 1, 2, 3, 4, 5)),
+        (7, (0, 2, 4, 6, 8)),
+    ],
+    ids=str,
+)
+def test_ticks_are_round_and_reach_the_maximum(maximum: float, expected: tuple[float, ...]) -> None:
+    ticks = html._ticks(maximum)
+    assert ticks[-1] >= maximum
+    assert ticks == pytest.approx(expected)
+
+
+def test_a_curve_of_zeros_can_be_drawn() -> None:
+    assert html._chart([{"label": "flat", "points": [(0, 0.0)]}]) is not None
+
+
+def test_curves_stay_inside_the_axes_and_skip_what_is_no_number() -> None:
+    chart = html._chart([{"label": "a", "points": [(1, 5.0), (2, float("nan")), (3, 0.1)]}])
+    assert chart is not None
+    numbers = [float(n) for n in re.findall(r"[\d.]+", chart.lines[0].path)]
+    assert len(numbers) == 4
+    assert all(chart.left <= x <= chart.right for x in numbers[::2])
+    assert all(chart.top <= y <= chart.bottom for y in numbers[1::2])
+
+
+BAD = {
+    "state": ({"towers": [{"name": "x", "sites": [{"path": "p", "state": "odd", "params": 1}]}]}, "odd"),
+    "verdict": ({"checks": [{"code": "C", "title": "t", "verdict": "fine", "evidence": ""}]}, "fine"),
+    "empty-curve": ({"curves": [{"label": "flat", "points": []}]}, "flat"),
+}
+
+
+@pytest.mark.parametrize(("part", "word"), BAD.values(), ids=BAD)
+def test_words_outside_the_closed_sets_are_refused(part: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        render_report({"title": "t", **part})
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "report.html"
+    assert write_report(target, FULL) == target
+    first = target.read_text(encoding="utf-8")
+    write_report(str(target), {"title": "Another"})
+    assert "Another" in target.read_text(encoding="utf-8") != first
+    assert [path.name for path in target.parent.iterdir()] == ["report.html"]
+
+
+def _folder(tmp_path: Path) -> Path:
+    (tmp_path / "report.html").mkdir()
+    return tmp_path / "report.html"
+
+
+def _under_a_file(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "report.html"
+
+
+def _read_only_file(tmp_path: Path) -> Path:
+    (tmp_path / "report.html").write_text("mine")
+    (tmp_path / "report.html").chmod(0o444)
+    return tmp_path / "report.html"
+
+
+def _in_read_only_folder(tmp_path: Path) -> Path:
+    (tmp_path / "folder").mkdir(mode=0o555)
+    return tmp_path / "folder" / "report.html"
+
+
+PLACES = {
+    "a-folder": _folder,
+    "under-a-file": _under_a_file,
+    "read-only-file": _read_only_file,
+    "read-only-folder": _in_read_only_folder,
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_place_that_cannot_be_written_is_an_output_error(place: Any, tmp_path: Path) -> None:
+    target = place(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError) as caught:
+        write_report(target, FULL)
+    assert caught.value.code == "output-not-writable"
+    assert caught.value.where == str(target)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_failure_halfway_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_report(target, FULL)
+    with pytest.raises(KeyError):
+        write_report(target, {"title": "t", "curves": [{"label": "no points"}]})
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
