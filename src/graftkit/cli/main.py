@@ -11,7 +11,7 @@ import typer
 
 from graftkit._version import __version__
 from graftkit.cli import demo, env, plan, survey, verify
-from graftkit.cli.output import Format, Output
+from graftkit.cli.output import Format, InterruptError, Output
 from graftkit.errors import GraftError
 
 # 128 + SIGINT, what a shell reports for a program that Ctrl-C ended.
@@ -54,6 +54,9 @@ def _run(words: list[str]) -> int:
     output = Output(_format_of(words), sys.stdout)
     try:
         status = app(args=words, standalone_mode=False)
+    except InterruptError as stop:
+        output.error(stop)
+        return _INTERRUPTED
     except GraftError as error:
         return _failed(output, error)
     except typer.Exit as stop:
@@ -63,7 +66,7 @@ def _run(words: list[str]) -> int:
             return error.exit_code
         return _failed(output, _usage_error(error))
     except (KeyboardInterrupt, typer.Abort):
-        output.error(GraftError("interrupted", help="nothing half-written was left behind", code="interrupted"))
+        output.error(InterruptError())
         return _INTERRUPTED
     except Exception as error:
         return _failed(output, _unexpected(error))

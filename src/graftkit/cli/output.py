@@ -63,6 +63,15 @@ class Output:
         self.data.flush()
 
 
+class InterruptError(GraftError):
+    """The user pressed Ctrl-C."""
+
+    code = "interrupted"
+
+    def __init__(self) -> None:
+        super().__init__("interrupted", help="nothing half-written was left behind; run it again when you like")
+
+
 @contextmanager
 def only_data_on_stdout(output_format: Format) -> Iterator[Output]:
     """Send whatever libraries print to stderr, so that stdout carries the result alone."""
@@ -70,7 +79,11 @@ def only_data_on_stdout(output_format: Format) -> Iterator[Output]:
     # It announces on import that an optional kernel is not installed: nothing the user asked about.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr):
-        yield output
+        try:
+            yield output
+        except KeyboardInterrupt as stop:
+            # Said here, because the command-line library turns it into a bare exit status.
+            raise InterruptError from stop
 
 
 def progress_console() -> Any:

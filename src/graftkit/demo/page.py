@@ -12,7 +12,7 @@ from graftkit.report.html import ReportData, SiteCell, TowerMap
 from graftkit.text import percent
 
 if TYPE_CHECKING:
-    from graftkit.demo.run import DemoResult, Run
+    from graftkit.demo.results import DemoResult, Run
     from graftkit.planning.plan import Plan
     from graftkit.surveying.sites import ModelMap
 
@@ -53,7 +53,7 @@ def page_of(
             "title": "What stock PEFT says",
             "command": 'get_peft_model(model, LoraConfig(target_modules=["q_proj", "k_proj", …]))',
             "text": result.stock_peft_error,
-            "explanation": "The wrapper is a module around a linear, and PEFT knows only linears.",
+            "explanation": "PEFT adapts linears, convolutions and embeddings; this is another module around one.",
         },
         towers=_towers(model_map, runs["language_vision"].plan),
         towers_note="One cell a weight, for the run that adapts language and vision.",

@@ -16,11 +16,12 @@ from graftkit.demo.digits import DigitSplit, load_digit_split
 from graftkit.demo.page import page_of
 from graftkit.demo.processor import config_overrides, digit_processor
 from graftkit.demo.proof import Proof, fresh_process_reload, merged_checkpoint, merged_in_memory
-from graftkit.demo.training import TrainingRun, accuracy, predict, train
+from graftkit.demo.results import DemoResult, Run
+from graftkit.demo.training import accuracy, predict, train
 from graftkit.errors import GraftError, MissingDependencyError
 from graftkit.files import folder_when_whole, write_text
 from graftkit.findings import Report, Severity
-from graftkit.planning.plan import Plan, plan
+from graftkit.planning.plan import plan
 from graftkit.report.html import write_report
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.walk import survey
@@ -38,43 +39,6 @@ RUNS = {"language": ("language",), "language_vision": ("language", "vision")}
 _RANK, _ALPHA = 16, 32
 _SHOWN = 12
 _RESULT_FILE = "demo.json"
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo measured, and where its files are.
-
-    Attributes:
-        stock_peft_error: the first line of stock PEFT's refusal.
-        held_out_accuracy: run -> share of held-out digits read right, 0 to 1.
-        checks: name -> verdict ("ok", "failed" or "unknown"), message and figures.
-        report, adapter, merged: paths of the page, the adapter and the merged model.
-        seconds: wall-clock time of the whole demo.
-    """
-
-    stock_peft_error: str
-    held_out_accuracy: dict[str, float]
-    checks: dict[str, dict[str, Any]]
-    report: str
-    adapter: str
-    merged: str
-    seconds: float
-
-    @property
-    def proven(self) -> bool:
-        """Whether every check ran and held."""
-        return all(check["verdict"] == "ok" for check in self.checks.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "stock_peft_error": self.stock_peft_error,
-            "held_out_accuracy": self.held_out_accuracy,
-            "checks": self.checks,
-            "report": self.report,
-            "adapter": self.adapter,
-            "merged": self.merged,
-            "seconds": round(self.seconds, 1),
-        }
 
 
 def run_demo(out: Path, *, tell: Callable[[str], None] = lambda _: None) -> DemoResult:
@@ -156,16 +120,6 @@ class _Demo:
             "merged_in_memory": merged_in_memory(model, batch),
             "merged_checkpoint": merged_checkpoint(model, self.folder / "merged", batch),
         }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trained adapter: its plan, the checks before training, the training, and held-out accuracy, 0 to 1."""
-
-    plan: Plan
-    report: Report
-    trained: TrainingRun
-    accuracy: float
 
 
 @contextmanager
