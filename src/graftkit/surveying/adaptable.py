@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftkit.families import Family
+from graftkit.surveying.quantized import missing_package, quantization_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +32,8 @@ def kind_of(module: nn.Module) -> str | None:
         (nn.Embedding, EMBEDDING),
         ((nn.Conv1d, nn.Conv2d, nn.Conv3d), CONV),
     )
+    if quantization_of(module) is not None:
+        return LINEAR
     return next((kind for cls, kind in kinds if isinstance(module, cls)), None)
 
 
@@ -38,6 +41,7 @@ def objection(path: str, module: nn.Module, kind: str, family: Family | None) ->
     """Why no adapter can go on the module at ``path``, or None."""
     rules: tuple[Callable[[], str | None], ...] = (
         lambda: _bypassed(path, family),
+        lambda: _quantizer_missing(module),
         lambda: _own_forward(module, kind),
         lambda: _grouped(module, kind),
         lambda: _not_floating(module, kind),
@@ -62,15 +66,41 @@ def _own_forward(module: nn.Module, kind: str) -> str | None:
         EMBEDDING: (nn.Embedding,),
     }
     base = next((b for b in bases.get(kind, ()) if isinstance(module, b)), None)
-    if base is None or type(module).forward is base.forward or is_quantized(module):
+    if base is None or type(module).forward is base.forward or quantization_of(module) is not None:
         return None
     # An embedding that only scales its rows is understood: PEFT applies the same embed_scale to the adapter.
     if kind == EMBEDDING and hasattr(module, "embed_scale"):
+        return None
+    if kind == LINEAR and _computes_a_linear(module):
         return None
     return (
         f"{type(module).__name__} has a forward of its own, "
         f"which an adapter made for {base.__name__} would not follow"
     )
+
+
+def _computes_a_linear(module: nn.Module) -> bool:
+    """Whether a subclass's own forward still is ``x @ W.T + b``: run on a small copy with weights of its own."""
+    import copy
+
+    import torch
+    from torch import nn
+
+    probe: Any = copy.copy(module)
+    probe._parameters = dict(module._parameters)
+    generator = torch.Generator().manual_seed(0)
+    probe.weight = nn.Parameter(torch.randn(3, 5, generator=generator), requires_grad=False)
+    if getattr(module, "bias", None) is not None:
+        probe.bias = nn.Parameter(torch.randn(3, generator=generator), requires_grad=False)
+    probe.in_features, probe.out_features = 5, 3
+    x = torch.randn(2, 4, 5, generator=generator)
+    try:
+        computed = type(module).forward(probe, x)
+    except Exception:
+        # Another signature, or more state than a weight and a bias: not the plain linear an adapter assumes.
+        return False
+    expected = nn.functional.linear(x, probe.weight, probe.bias)
+    return isinstance(computed, torch.Tensor) and computed.shape == expected.shape and computed.allclose(expected)
 
 
 def _grouped(module: nn.Module, kind: str) -> str | None:
@@ -82,11 +112,13 @@ def _grouped(module: nn.Module, kind: str) -> str | None:
 
 def _not_floating(module: nn.Module, kind: str) -> str | None:
     weight = getattr(module, "weight", None)
-    if kind == MULTIHEAD or weight is None or weight.is_floating_point() or is_quantized(module):
+    if kind == MULTIHEAD or weight is None or weight.is_floating_point() or quantization_of(module) is not None:
         return None
     return f"its weight is {weight.dtype}, and nothing says how it is quantized"
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """Whether a linear's class comes from a quantization package that PEFT has a layer for (bitsandbytes)."""
-    return type(module).__module__.partition(".")[0] == "bitsandbytes"
+def _quantizer_missing(module: nn.Module) -> str | None:
+    package = missing_package(module)
+    if package is None:
+        return None
+    return f"unknown: quantized by {quantization_of(module)}, and PEFT needs {package}, which is not installed"

@@ -60,8 +60,6 @@ def role_of(names: tuple[str, ...], kind: str) -> str:
         return "conv"
     leaves = [name.lower().rpartition(".")[2] for name in names]
     place = _place(parent_words)
-    if kind == "parameter":
-        return "router" if leaves[0] in {"weight", "gate", "router"} else "expert"
     if _has(parts[-2:], _ROUTER_WORDS) or (leaves[-1] in {"gate", "router"} and place != "attention"):
         return "router"
     for leaf in leaves:

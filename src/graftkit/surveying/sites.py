@@ -43,6 +43,8 @@ class Site:
         wrapper: the wrapper around it, or None.
         tied_to: the other sites that share this weight's storage.
         checkpoint_keys: the weight's names on disk.
+        quantized: the quantizer that packed the weight, or None; ``shape`` is then the logical one.
+        note: what else an adapter here would reach (a key projection that also makes the values), or None.
     """
 
     path: str
@@ -55,6 +57,8 @@ class Site:
     wrapper: Wrapper | None = None
     tied_to: tuple[str, ...] = ()
     checkpoint_keys: tuple[str, ...] = ()
+    quantized: str | None = None
+    note: str | None = None
 
     @property
     def params(self) -> int:
@@ -83,6 +87,8 @@ class Site:
             "wrapper": self.wrapper.to_dict() if self.wrapper else None,
             "tied_to": list(self.tied_to),
             "checkpoint_keys": list(self.checkpoint_keys),
+            "quantized": self.quantized,
+            "note": self.note,
         }
 
 

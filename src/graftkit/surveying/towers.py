@@ -46,6 +46,9 @@ def _assign(model: nn.Module) -> dict[str, str]:
     for source in (_from_sub_configs, _from_encoder_decoder, _from_heads):
         for path, tower in source(model):
             assigned.setdefault(path, tower)
+    towers = frozenset(path for path, tower in assigned.items() if tower != "head")
+    for path, tower in _from_sub_models(model, towers):
+        assigned.setdefault(path, tower)
     return assigned
 
 
@@ -76,6 +79,18 @@ def _tower_from_words(key: str, model_type: str) -> str:
             if any(word in text for word in words):
                 return tower
     return "other"
+
+
+def _from_sub_models(model: nn.Module, towers: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Beside assigned towers, a complete sub-model that shares the root's configuration (a text decoder)."""
+    from transformers import PreTrainedModel
+
+    if not any("." not in path for path in towers):
+        return
+    for name, child in model.named_children():
+        holds_tower = any(path.startswith(f"{name}.") for path in towers)
+        if isinstance(child, PreTrainedModel) and name not in towers and not holds_tower:
+            yield name, next(iter(_towers_taken(child)), "language")
 
 
 def _from_encoder_decoder(model: Any) -> Iterator[tuple[str, str]]:

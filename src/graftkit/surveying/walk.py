@@ -12,6 +12,8 @@ from graftkit.surveying import adaptable
 from graftkit.surveying.build import build_on_meta, model_class_for
 from graftkit.surveying.checkpoint_names import checkpoint_keys
 from graftkit.surveying.load import load_config, remote_model_class
+from graftkit.surveying.notes import noted
+from graftkit.surveying.quantized import features_of, quantization_of
 from graftkit.surveying.roles import role_of
 from graftkit.surveying.sites import ModelInfo, ModelMap, Site, Tower, Wrapper
 from graftkit.surveying.towers import tower_finder
@@ -80,7 +82,7 @@ def _map(model: nn.Module, name: str, origin: str) -> ModelMap:
     return ModelMap(
         model=_info(model, name, origin),
         towers=_towers(scene, sites),
-        sites=sites,
+        sites=noted(sites),
         module_paths=tuple(path for path in scene.modules if path),
         parameter_paths=tuple(scene.parameters),
     )
@@ -150,13 +152,13 @@ def _module_site(scene: _Scene, path: str, module: nn.Module) -> Site:
     site = Site(path, scene.tower_of(path), "other", kind, _shape(module, kind), wrapper=wrapper)
     role = "lm_head" if module is scene.output else role_of(site.names, kind)
     reason = adaptable.objection(path, module, kind, _family_above(scene, path))
-    return replace(site, role=role, adaptable=reason is None, reason=reason)
+    return replace(site, role=role, adaptable=reason is None, reason=reason, quantized=quantization_of(module))
 
 
 def _shape(module: Any, kind: str) -> tuple[int, ...]:
     """The weight's logical shape: a 4-bit weight is stored packed, so linears report their features."""
-    if kind == adaptable.LINEAR:
-        return (module.out_features, module.in_features)
+    if kind == adaptable.LINEAR and (features := features_of(module)) is not None:
+        return features
     if kind == adaptable.MULTIHEAD:
         return (3 * module.embed_dim, module.embed_dim)
     return tuple(module.weight.shape)
@@ -166,19 +168,22 @@ def _parameter_sites(scene: _Scene, path: str, module: nn.Module) -> Iterator[Si
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.ndim < 2 or name.endswith("bias"):
             continue
-        full = f"{path}.{name}"
-        role = role_of((full,), adaptable.PARAMETER)
-        if role == "expert" and not _stacked_experts(scene, path, module, parameter):
-            role = "other"
-        reason = None if role in {"expert", "router"} else "unknown: a bare parameter outside experts and routers"
+        role = _parameter_role(scene, path, module, parameter)
+        reason = "unknown: a bare parameter outside experts and routers" if role == "other" else None
         tower = scene.tower_of(path)
         shape = tuple(parameter.shape)
-        yield Site(full, tower, role, adaptable.PARAMETER, shape, reason is None, reason)
+        yield Site(f"{path}.{name}", tower, role, adaptable.PARAMETER, shape, reason is None, reason)
 
 
-def _stacked_experts(scene: _Scene, path: str, module: nn.Module, parameter: nn.Parameter) -> bool:
-    named = "expert" in path.lower() or "expert" in type(module).__name__.lower()
-    return parameter.ndim == 3 and (named or parameter.shape[0] in scene.expert_counts)
+def _parameter_role(scene: _Scene, path: str, module: nn.Module, parameter: nn.Parameter) -> str:
+    """What a bare parameter is: experts are stacked in three dimensions, a router has a row for each of them."""
+    words = f"{path.rpartition('.')[2]} {type(module).__name__}".lower()
+    counted = parameter.shape[0] in scene.expert_counts
+    if parameter.ndim == 3 and (counted or "expert" in words):
+        return "expert"
+    if parameter.ndim == 2 and counted and ("router" in words or "gate" in words):
+        return "router"
+    return "other"
 
 
 def _family_above(scene: _Scene, path: str) -> Family | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,3 +192,110 @@ def test_the_map_prints_as_a_table(e2b: nn.Module) -> None:
     text = str(gk.survey(e2b))
     assert "Gemma4ClippableLinear" in text
     assert "vision" in text
+
+
+class SpelledOut(nn.Linear):
+    """A subclass with another forward that still is x @ W.T + b (falcon has one)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T + self.bias
+
+
+class Doubled(nn.Linear):
+    """A subclass that is affine in its input, but not with this weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "adaptable"),
+    [
+        pytest.param(SpelledOut(4, 4), True, id="the same affine map, spelled out"),
+        pytest.param(Doubled(4, 4), False, id="another map"),
+        pytest.param(Router(8, 4), False, id="not affine"),
+    ],
+)
+def test_a_linear_subclass_is_judged_by_what_it_computes(layer: nn.Linear, adaptable: bool) -> None:
+    assert gk.survey(nn.ModuleDict({"layer": layer}))["layer"].adaptable is adaptable
+
+
+def test_a_layer_whose_keys_are_its_values_is_noted() -> None:
+    noted = [s for s in gk.survey(hub_id("31B")) if s.note]
+    assert len(noted) == 10
+    assert {(s.role, "values" in (s.note or "")) for s in noted} == {("attention.k", True)}
+
+
+def test_layers_that_share_keys_and_values_are_noted() -> None:
+    noted = [s for s in gk.survey(hub_id("E2B")) if s.note]
+    assert len(noted) == 20
+    assert {s.role for s in noted} == {"attention.q"}
+
+
+class Packed(nn.Module):
+    """What a quantizer leaves of a linear: packed integers, scales and the logical shape."""
+
+    def __init__(self, **stores: torch.Tensor) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 64, 32
+        for name, tensor in stores.items():
+            self.register_buffer(name, tensor)
+
+
+_INTEGERS, _SCALES = torch.zeros(8, 32, dtype=torch.int32), torch.ones(1, 32)
+
+
+@pytest.mark.parametrize(
+    ("module", "quantizer"),
+    [
+        pytest.param(
+            Packed(qweight=_INTEGERS, qzeros=_INTEGERS, scales=_SCALES, g_idx=_INTEGERS), "gptq", id="gptq"
+        ),
+        pytest.param(Packed(qweight=_INTEGERS, qzeros=_INTEGERS, scales=_SCALES), "awq", id="awq"),
+        pytest.param(Packed(W_q=_INTEGERS, meta=_SCALES), "hqq", id="hqq"),
+        pytest.param(Packed(codes=_INTEGERS, codebooks=_SCALES, scales=_SCALES), "aqlm", id="aqlm"),
+        pytest.param(Packed(weight=_INTEGERS.to(torch.int8), weight_scales=_SCALES), "eetq", id="eetq"),
+    ],
+)
+def test_quantized_linears_are_recognised_by_what_they_store(module: nn.Module, quantizer: str) -> None:
+    site = gk.survey(nn.ModuleDict({"layer": module}))["layer"]
+    assert (site.kind, site.shape, site.quantized) == ("linear", (32, 64), quantizer)
+    # None of these packages is installed with the tests: PEFT could not attach here, and the survey says so.
+    assert not site.adaptable
+    assert "not installed" in (site.reason or "")
+
+
+def test_an_integer_weight_of_unknown_making_is_not_adaptable() -> None:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    site = gk.survey(nn.ModuleDict({"layer": layer}))["layer"]
+    assert not site.adaptable
+    assert "int8" in (site.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("options", "quantizer"),
+    [
+        pytest.param({"load_in_4bit": True}, "bitsandbytes 4-bit", id="4-bit"),
+        pytest.param({"load_in_8bit": True}, "bitsandbytes 8-bit", id="8-bit"),
+    ],
+)
+def test_bitsandbytes_linears_keep_their_logical_shape(
+    twin_of: Callable[[str], nn.Module], tmp_path: Path, options: dict[str, bool], quantizer: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = twin_of("llama")
+    model.save_pretrained(tmp_path)
+    small = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(**options), device_map="cpu"
+    )
+    plain, packed = gk.survey(model), gk.survey(small)
+    for site in packed:
+        if site.quantized:
+            assert site.quantized == quantizer
+            assert site.shape == plain[site.path].shape
+            assert site.adaptable
+    assert any(site.quantized for site in packed)
+    assert packed.model.params == plain.model.params

@@ -1,0 +1,73 @@
+"""Quantized linears, recognised by what they store, whatever package their class comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one quantizer stores a linear.
+
+    Attributes:
+        name: the quantizer.
+        stores: tensors or attributes that a layer of this kind has, all of them.
+        package: what PEFT needs installed to put LoRA on such a layer.
+    """
+
+    name: str
+    stores: tuple[str, ...]
+    package: str
+
+
+# First match wins: GPTQ stores what AWQ does and a group index besides.
+# Source: the layer classes that peft.tuners.lora's dispatch functions (gptq, awq, hqq, eetq, aqlm) test for.
+_LAYOUTS = (
+    Layout("gptq", ("qweight", "qzeros", "scales", "g_idx"), "gptqmodel"),
+    Layout("awq", ("qweight", "qzeros", "scales"), "gptqmodel"),
+    Layout("hqq", ("W_q", "meta"), "hqq"),
+    Layout("aqlm", ("codes", "codebooks", "scales"), "aqlm"),
+    Layout("eetq", ("weight", "weight_scales"), "eetq"),
+)
+_BITSANDBYTES = {"Params4bit": "bitsandbytes 4-bit", "Int8Params": "bitsandbytes 8-bit"}
+
+
+def quantization_of(module: Any) -> str | None:
+    """The quantizer that made this linear, or None for a module that is no quantized linear."""
+    if features_of(module) is None:
+        return None
+    weight = getattr(module, "weight", None)
+    if (name := _BITSANDBYTES.get(type(weight).__name__)) is not None:
+        return name
+    if type(weight).__module__.startswith("torchao."):
+        return "torchao"
+    layout = _layout_of(module)
+    return layout.name if layout else None
+
+
+def features_of(module: Any) -> tuple[int, int] | None:
+    """(out_features, in_features) of a linear, quantized or not; None where the module does not say."""
+    out = getattr(module, "out_features", getattr(module, "outfeatures", None))
+    into = getattr(module, "in_features", getattr(module, "infeatures", None))
+    return (out, into) if isinstance(out, int) and isinstance(into, int) else None
+
+
+def missing_package(module: Any) -> str | None:
+    """The package PEFT needs for this quantized layer and that is not installed, or None."""
+    weight = getattr(module, "weight", None)
+    if type(weight).__name__ in _BITSANDBYTES:
+        package = "bitsandbytes"
+    elif type(weight).__module__.startswith("torchao."):
+        package = "torchao"
+    else:
+        layout = _layout_of(module)
+        if layout is None:
+            return None
+        package = layout.package
+    return None if find_spec(package) is not None else package
+
+
+def _layout_of(module: Any) -> Layout | None:
+    return next((layout for layout in _LAYOUTS if all(hasattr(module, name) for name in layout.stores)), None)
