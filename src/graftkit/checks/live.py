@@ -38,7 +38,8 @@ def first_tensor(output: Any) -> Tensor:
     if isinstance(output, torch.Tensor):
         return output
     logits = getattr(output, "logits", None)
-    return logits if logits is not None else output[0]  # type: ignore[no-any-return]
+    tensor = logits if logits is not None else output[0]
+    return first_tensor(tensor) if isinstance(tensor, (tuple, list)) else tensor
 
 
 def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,27 +21,32 @@ def checkpoint_keys(model: nn.Module, names: list[str]) -> dict[str, tuple[str, 
 
     if not isinstance(model, PreTrainedModel):
         return {name: (name,) for name in names}
-    stand_in = _stand_in(model)
+    stand_in = _StandIn(model)
     if not stand_in._weight_conversions:
         return {name: (name,) for name in names}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {name: _revert(stand_in, name, parameters[name].shape) for name in names}
 
 
-def _stand_in(model: nn.Module) -> SimpleNamespace:
-    """What the conversion reads of a model, with the mapping looked up once instead of once per parameter."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange
+class _StandIn:
+    """The model with its conversion mapping looked up once, instead of once per parameter, and not set on it."""
 
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions is None:
-        # As transformers does for a model it did not load: a changed prefix cannot be known to apply.
-        mapping = get_model_conversion_mapping(model, add_legacy=False)
-        conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
-    return SimpleNamespace(_weight_conversions=conversions, config=model.config)
+    def __init__(self, model: Any) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import PrefixChange
+
+        self._model = model
+        self._weight_conversions = getattr(model, "_weight_conversions", None)
+        if self._weight_conversions is None:
+            # As transformers does for a model it did not load: a changed prefix cannot be known to apply.
+            mapping = get_model_conversion_mapping(model, add_legacy=False)
+            self._weight_conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
-def _revert(stand_in: SimpleNamespace, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+def _revert(stand_in: _StandIn, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 

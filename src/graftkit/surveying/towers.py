@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 _MODALITY_WORDS = (
     ("audio", ("audio", "speech", "sound", "codec", "mimi", "whisper")),
     ("vision", ("vision", "visual", "image", "video", "vit")),
-    ("language", ("text", "language", "llm", "decoder", "thinker", "talker", "llama", "qwen", "mistral")),
+    ("language", ("text", "language", "llm", "thinker", "talker", "llama", "qwen", "mistral")),
     ("projector", ("qformer", "projector", "connector", "perceiver", "resampler", "adapter")),
 )
+_MODALITY_OF_INPUT = {
+    "input_ids": "text",
+    "pixel_values": "image",
+    "input_features": "audio",
+    "input_values": "audio",
+}
 _TOWER_OF_MODALITY = {"text": "language", "image": "vision", "video": "vision", "audio": "audio"}
 
 
@@ -28,8 +34,7 @@ def tower_finder(model: nn.Module) -> Callable[[str], str]:
     modality it takes.
     """
     assigned = _assign(model)
-    multimodal = len({t for t in assigned.values() if t != "head"}) > 1
-    default = "projector" if multimodal else next(iter(_towers_taken(model)), "language")
+    default = _default_tower(model, frozenset(assigned.values()) - {"head"})
 
     def tower_of(path: str) -> str:
         while path:
@@ -39,6 +44,20 @@ def tower_finder(model: nn.Module) -> Callable[[str], str]:
         return default
 
     return tower_of
+
+
+def _default_tower(model: nn.Module, towers: frozenset[str]) -> str:
+    """The tower of what no source claims.
+
+    Beside a language tower it is what connects the towers. Without one, towers of other modalities hang on a
+    model that is itself the language model. A model without towers is one.
+    """
+    if "language" in towers and len(towers) > 1:
+        return "projector"
+    taken = tuple(_towers_taken(model))
+    if towers and "language" in taken:
+        return "language"
+    return next(iter(taken), "language")
 
 
 def _assign(model: nn.Module) -> dict[str, str]:
@@ -60,7 +79,8 @@ def _from_sub_configs(model: nn.Module) -> Iterator[tuple[str, str]]:
     for path, module in model.named_modules():
         config = getattr(module, "config", None)
         if path and id(config) in owners and id(config) != root_config and hasattr(module, "base_model"):
-            yield path, owners[id(config)]
+            named = owners[id(config)]
+            yield path, next(iter(_towers_taken(module)), named) if named == "other" else named
 
 
 def _sub_configs(config: PretrainedConfig | None) -> Iterator[tuple[int, str]]:
@@ -119,10 +139,10 @@ def _from_heads(model: Any) -> Iterator[tuple[str, str]]:
 
 
 def _towers_taken(module: Any) -> Iterator[str]:
-    """Towers named by the modalities a module takes; text last, since it accompanies the others."""
+    """Towers of the modalities a module takes: its main input's first, text last since it accompanies others."""
     taken = getattr(module, "input_modalities", None) or ()
     taken = (taken,) if isinstance(taken, str) else tuple(taken)
-    main = "audio" if getattr(module, "main_input_name", "") in {"input_features", "input_values"} else ""
+    main = _MODALITY_OF_INPUT.get(getattr(module, "main_input_name", ""))
     for modality in sorted(taken, key=lambda m: (m != main, m == "text")):
         if modality in _TOWER_OF_MODALITY:
             yield _TOWER_OF_MODALITY[modality]
