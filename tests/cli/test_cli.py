@@ -159,3 +159,18 @@ def test_graft_alone_shows_its_help() -> None:
     assert done.returncode == 2
     assert "survey" in done.stdout
     assert "error" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["survey", E2B], ["plan", E2B, "--scope", "language,vision"]])
+def test_html_is_one_self_contained_page(command: list[str]) -> None:
+    done = graft(*command, "--format", "html")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.lower().startswith("<!doctype html>")
+    assert "self_attn.q_proj.linear" in done.stdout
+    assert "://" not in done.stdout.replace("http://www.w3.org/", "")
+
+
+def test_a_result_without_a_page_says_so() -> None:
+    done = graft("env", "--format", "html")
+    assert done.returncode == 2
+    assert "[format-unsupported]" in done.stderr

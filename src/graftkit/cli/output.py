@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +21,7 @@ class Format(StrEnum):
 
     HUMAN = "human"
     JSON = "json"
+    HTML = "html"
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,17 @@ class Output:
     format: Format
     data: IO[str]
 
-    def result(self, value: Any, text: str | None = None) -> None:
-        """Write a result: its ``to_dict()`` as JSON, or ``text`` (or ``str(value)``) for people."""
-        if self.format is Format.JSON:
+    def result(
+        self, value: Any, text: str | None = None, page: Callable[[Any], Mapping[str, Any]] | None = None
+    ) -> None:
+        """Write a result: its ``to_dict()`` as JSON, ``text`` (or ``str(value)``) for people, or its ``page``.
+
+        Raises:
+            GraftError: ``format-unsupported``: HTML was asked for, and this result has no page.
+        """
+        if self.format is Format.HTML:
+            self._print(_rendered(value, page))
+        elif self.format is Format.JSON:
             fields = value if isinstance(value, dict) else value.to_dict()
             self._print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, indent=2, ensure_ascii=False))
         else:
@@ -45,7 +54,7 @@ class Output:
 
     def say(self, text: str) -> None:
         """Write a step of a long result: data for people, a note on stderr where JSON is the data."""
-        if self.format is Format.JSON:
+        if self.format is not Format.HUMAN:
             sys.stderr.write(text + "\n\n")
         else:
             self._print(text + "\n")
@@ -61,6 +70,16 @@ class Output:
     def _print(self, text: str) -> None:
         self.data.write(text + "\n")
         self.data.flush()
+
+
+def _rendered(value: Any, page: Callable[[Any], Any] | None) -> str:
+    if page is None:
+        raise GraftError(
+            "this result has no page", help="--format human or --format json", code="format-unsupported"
+        )
+    from graftkit.report.html import render_report
+
+    return render_report(page(value))
 
 
 class InterruptError(GraftError):

@@ -31,6 +31,7 @@ def plan(
     """Say what would be trained, what would not and why, and what it costs."""
     with only_data_on_stdout(options.chosen(output_format, json)) as output:
         from graftkit.planning.plan import plan as make_plan
+        from graftkit.report.model import plan_page
         from graftkit.surveying.walk import survey
 
         model_map = survey(model, trust_remote_code=trust_remote_code, revision=revision)
@@ -46,7 +47,7 @@ def plan(
         )
         if write is not None:
             _write_config(made.to_dict()["peft_config"], write)
-        output.result(made)
+        output.result(made, page=plan_page)
 
 
 def _write_config(config: dict[str, object], path: Path) -> None:

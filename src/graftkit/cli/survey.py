@@ -15,6 +15,8 @@ def survey(
 ) -> None:
     """Show every place an adapter can go, per tower, without the model's weights."""
     with only_data_on_stdout(chosen(output_format, json)) as output:
+        from graftkit.report.model import survey_page
         from graftkit.surveying.walk import survey as make_map
 
-        output.result(make_map(model, trust_remote_code=trust_remote_code, revision=revision))
+        found = make_map(model, trust_remote_code=trust_remote_code, revision=revision)
+        output.result(found, page=survey_page)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.demo.digits import to_grey
 from graftkit.env import environment
-from graftkit.report.html import ReportData, SiteCell, TowerMap
+from graftkit.report.html import ReportData
+from graftkit.report.model import towers_of
 from graftkit.text import percent
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def page_of(
             "text": result.stock_peft_error,
             "explanation": "PEFT adapts linears, convolutions and embeddings; this is another module around one.",
         },
-        towers=_towers(model_map, runs["language_vision"].plan),
+        towers=towers_of(model_map, runs["language_vision"].plan),
         towers_note="One cell a weight, for the run that adapts language and vision.",
         curves=[{"label": _LABELS[name], "points": run.trained.losses} for name, run in runs.items()],
         curves_note="Loss on the answer token, in nats; guessing is 2.30.",
@@ -89,31 +90,3 @@ def page_of(
 
 def _size(plan: Plan) -> str:
     return f"{len(plan.attached)} adapted weights, {plan.trainable_params:,} trained parameters"
-
-
-def _towers(model_map: ModelMap, plan: Plan) -> list[TowerMap]:
-    adapted = {a.path for a in plan.attached}
-    reasons = {s.path: s.reason for s in plan.skipped}
-    return [
-        {
-            "name": tower.name,
-            "sites": [
-                _cell(site.path, site.params, adapted, reasons, possible=site.adaptable and not site.tied_to)
-                for site in model_map
-                if site.tower == tower.name
-            ],
-        }
-        for tower in model_map.towers
-        if tower.sites
-    ]
-
-
-def _cell(path: str, params: int, adapted: set[str], reasons: Mapping[str, str], *, possible: bool) -> SiteCell:
-    if path in adapted:
-        return {"path": path, "state": "adapted", "params": params}
-    return {
-        "path": path,
-        "state": "possible" if possible else "impossible",
-        "params": params,
-        "reason": reasons[path],
-    }

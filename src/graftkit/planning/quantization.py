@@ -1,0 +1,182 @@
+"""What quantizing the frozen base would reach, what it would leave in 16 bit, and what that costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import PlanError
+from graftkit.surveying.sites import ModelMap, Site
+from graftkit.text import size, table
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+# Bytes a weight. 4-bit blocks of 64 share a scale that is itself kept in 8 bit, with one float32 for 256 of them.
+# Source: bitsandbytes' NF4 with double quantization (QLoRA, section 3); 8-bit rows share one float32.
+_BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
+_KEPT_BYTES = 2  # bfloat16
+_UPCAST_BYTES = 2  # more, when it becomes float32
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Weights of one tower and role that stay in 16 bit.
+
+    Attributes:
+        tower, role: as on the sites; role "other" holds what is no site (norms, biases).
+        params: elements.
+        reason: why they are not quantized.
+    """
+
+    tower: str
+    role: str
+    params: int
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"tower": self.tower, "role": self.role, "params": self.params, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """The base model under bitsandbytes, in bytes.
+
+    Attributes:
+        bits: "4bit" or "8bit".
+        quantized: paths of the linears that are packed.
+        quantized_params: their elements.
+        kept: what is not, largest first.
+        kept_params: its elements.
+        skip_modules: module paths to name to bitsandbytes, so that nothing else is packed.
+    """
+
+    bits: str
+    quantized: tuple[str, ...]
+    quantized_params: int
+    kept: tuple[Kept, ...]
+    kept_params: int
+    skip_modules: tuple[str, ...]
+
+    @property
+    def quantized_bytes(self) -> int:
+        """Packed weights with their scales."""
+        return round(self.quantized_params * _BYTES[self.bits])
+
+    @property
+    def kept_bytes(self) -> int:
+        """What stays, in bfloat16."""
+        return self.kept_params * _KEPT_BYTES
+
+    @property
+    def upcast_bytes(self) -> int:
+        """What ``prepare_model_for_kbit_training`` adds: it turns all that stayed in 16 bit into float32.
+
+        Source: ``peft.utils.other.prepare_model_for_kbit_training``.
+        """
+        return self.kept_params * _UPCAST_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        """The base as loaded, before any preparation."""
+        return self.quantized_bytes + self.kept_bytes
+
+    @property
+    def config(self) -> BitsAndBytesConfig:
+        """The configuration to load the base with."""
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        skip = list(self.skip_modules)
+        if self.bits == "8bit":
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=skip,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "quantized_sites": len(self.quantized),
+            "quantized_bytes": self.quantized_bytes,
+            "kept_bytes": self.kept_bytes,
+            "upcast_bytes": self.upcast_bytes,
+            "total_bytes": self.total_bytes,
+            "kept": [kept.to_dict() for kept in self.kept],
+            "skip_modules": list(self.skip_modules),
+        }
+
+    def __str__(self) -> str:
+        rows = [(k.tower, k.role, size(k.params * _KEPT_BYTES), k.reason) for k in self.kept]
+        head = (
+            f"base in {self.bits}: {size(self.quantized_bytes)} packed and {size(self.kept_bytes)} in 16 bit, "
+            f"{size(self.total_bytes)} in all; k-bit preparation would add {size(self.upcast_bytes)}"
+        )
+        return f"{head}\n\n{table(('tower', 'role', '>stays', 'because'), rows)}"
+
+
+def plan_quantization(model_map: ModelMap, bits: str) -> QuantizationPlan:
+    """What loading this model with bitsandbytes packs and what it leaves, when towers and routers are skipped.
+
+    Only linears are packed. Stacked experts and embeddings are parameters of other modules and stay, whatever
+    is asked for; towers other than language, heads and routers are small and sensitive, and are skipped.
+
+    Raises:
+        PlanError: ``quantization-unknown``.
+    """
+    if bits not in _BYTES:
+        raise PlanError(
+            f"unknown quantization {bits!r}", help=f"one of {', '.join(_BYTES)}", code="quantization-unknown"
+        )
+    packed = [site for site in model_map if _packed(site)]
+    kept: Counter[tuple[str, str, str]] = Counter()
+    shared: set[str] = set()
+    for site in model_map:
+        if not _packed(site) and site.path not in shared:
+            shared.update(site.tied_to)
+            kept[site.tower, site.role, _reason(site)] += site.params
+    packed_params = sum(site.params for site in packed)
+    rest = model_map.model.params - packed_params - sum(kept.values())
+    rows = [Kept(tower, role, params, reason) for (tower, role, reason), params in kept.most_common()]
+    if rest:
+        rows.append(Kept("all", "other", rest, "norms, biases and other small parameters"))
+    return QuantizationPlan(
+        bits=bits,
+        quantized=tuple(site.path for site in packed),
+        quantized_params=packed_params,
+        kept=tuple(rows),
+        kept_params=model_map.model.params - packed_params,
+        skip_modules=_skip_modules(model_map, {site.path for site in packed}),
+    )
+
+
+def _packed(site: Site) -> bool:
+    kind = site.kind in {"linear", "conv1d_transposed"}
+    return kind and site.tower == "language" and site.role not in {"router", "lm_head"} and not site.tied_to
+
+
+def _reason(site: Site) -> str:
+    if site.kind not in {"linear", "conv1d_transposed"}:
+        what = {"parameter": "a bare parameter", "embedding": "an embedding", "conv": "a convolution"}
+        return f"{what.get(site.kind, site.kind)}: only linears are packed"
+    if site.tower != "language":
+        return f"the {site.tower} tower is skipped"
+    return f"{site.role} is skipped" if not site.tied_to else f"tied to {site.tied_to[0]}"
+
+
+def _skip_modules(model_map: ModelMap, packed: set[str]) -> tuple[str, ...]:
+    """The shortest paths that cover every linear that is not packed, and none that is."""
+    prefixes = {prefix for path in packed for prefix in _prefixes(path)}
+    linears = [s.path for s in model_map if s.kind in {"linear", "conv1d_transposed"} and s.path not in packed]
+    shortest = (next(p for p in _prefixes(path) if p not in prefixes) for path in linears)
+    return tuple(dict.fromkeys(shortest))
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]

@@ -1,0 +1,88 @@
+"""A model map, or a plan for it, as the data of a report page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graftkit.report.html import ReportData, SiteCell, TowerMap
+from graftkit.text import count, percent
+
+if TYPE_CHECKING:
+    from graftkit.planning.plan import Plan
+    from graftkit.surveying.sites import ModelMap, Site
+
+
+def survey_page(model_map: ModelMap) -> ReportData:
+    """The page of a survey: the model as a picture, every weight with what stands against adapting it."""
+    info = model_map.model
+    able = sum(_possible(site) for site in model_map)
+    wrapped = sum(site.wrapper is not None for site in model_map)
+    return ReportData(
+        title=f"Survey of {info.name}",
+        subtitle=f"{info.cls}, {count(info.params)} parameters, read from {info.origin}",
+        figures_title="Where an adapter can go",
+        figures=[
+            {"label": "weights", "value": str(len(model_map))},
+            {"label": "can be adapted", "value": str(able), "share": able / max(len(model_map), 1)},
+            {"label": "inside a wrapper", "value": str(wrapped), "share": wrapped / max(len(model_map), 1)},
+        ],
+        towers=towers_of(model_map),
+        towers_note="One cell a weight.",
+        command=f"graft survey {info.name} --format html",
+    )
+
+
+def plan_page(plan: Plan) -> ReportData:
+    """The page of a plan: the model as a picture of what is adapted, what is not, and why."""
+    info = plan.model.model
+    return ReportData(
+        title=f"Plan for {info.name}",
+        subtitle=f"{plan.method} on {', '.join(plan.targets)} in {', '.join(plan.scope)}",
+        figures_title="What would be trained",
+        figures=[
+            {
+                "label": "weights adapted",
+                "value": str(len(plan.attached)),
+                "share": len(plan.attached) / max(len(plan.model), 1),
+            },
+            {
+                "label": "trained parameters",
+                "value": count(plan.trainable_params),
+                "note": f"{percent(plan.trainable_params / max(info.params, 1))} of the model",
+            },
+        ],
+        towers=towers_of(plan.model, plan),
+        towers_note="One cell a weight.",
+        command=f"graft plan {info.name} --format html",
+    )
+
+
+def towers_of(model_map: ModelMap, plan: Plan | None = None) -> list[TowerMap]:
+    """The model as towers of cells; with a plan, its adapted sites and its reasons for the others."""
+    adapted = {a.path for a in plan.attached} if plan else set()
+    reasons = {s.path: s.reason for s in plan.skipped} if plan else {}
+    return [
+        {
+            "name": tower.name,
+            "sites": [_cell(site, adapted, reasons) for site in model_map if site.tower == tower.name],
+        }
+        for tower in model_map.towers
+        if tower.sites
+    ]
+
+
+def _cell(site: Site, adapted: set[str], reasons: dict[str, str]) -> SiteCell:
+    if site.path in adapted:
+        return {"path": site.path, "state": "adapted", "params": site.params}
+    cell: SiteCell = {
+        "path": site.path,
+        "state": "possible" if _possible(site) else "impossible",
+        "params": site.params,
+    }
+    if reason := reasons.get(site.path) or site.reason:
+        cell["reason"] = reason
+    return cell
+
+
+def _possible(site: Site) -> bool:
+    return site.adaptable and not site.tied_to
