@@ -29,7 +29,8 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
 
     Raises:
         AttachError: ``attach-other-model`` before anything is touched, when the model lacks planned sites;
-            ``attach-postcondition`` when PEFT attached something else than was planned.
+            ``attach-refused`` when PEFT raises; ``attach-postcondition`` when PEFT attached something else than
+            was planned.
     """
     from copy import deepcopy
 
@@ -37,7 +38,10 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
 
     _same_model(model, plan)
     # PEFT edits the configuration it is given (sets become lists, targets are narrowed): the plan keeps its own.
-    peft_model = get_peft_model(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
+    try:
+        peft_model = get_peft_model(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
+    except Exception as error:
+        raise _refused(error, model) from error
     violation = _violation(peft_model, plan, adapter_name)
     if violation is not None:
         peft_model.unload()
@@ -67,6 +71,15 @@ def adapted_sites(model: nn.Module, adapter_name: str = "default") -> set[str]:
 def _carries(layer: Any, adapter_name: str) -> bool:
     containers = (getattr(layer, name, None) for name in layer.adapter_layer_names)
     return any(adapter_name in container for container in containers if container is not None)
+
+
+def _refused(error: Exception, model: nn.Module) -> AttachError:
+    return AttachError(
+        f"PEFT refuses to attach this adapter to {type(model).__name__}",
+        why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+        help="build or load the model again before another attempt: PEFT may have replaced some modules already",
+        code="attach-refused",
+    )
 
 
 def _same_model(model: nn.Module, plan: Plan) -> None:
