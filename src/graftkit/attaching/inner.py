@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AttachError
-from graftkit.planning.plan import Plan
+from graftkit.planning.plan import Attached, Plan
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,17 +56,27 @@ def adapted_sites(model: nn.Module, adapter_name: str = "default") -> set[str]:
     Paths are those of the base model, as ``Site.path`` has them.
     """
     from peft import PeftModel
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return {path for path, layer in _tuner_layers(base, "") if _carries(layer, adapter_name)}
+
+
+def _tuner_layers(module: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """(path, layer) of PEFT's layers; of a layer's own modules only the base layer is looked into."""
     from peft.tuners.lora import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    found = set()
-    for path, module in base.named_modules():
-        if not isinstance(module, BaseTunerLayer) or not _carries(module, adapter_name):
+    for name, child in module.named_children():
+        if not isinstance(child, BaseTunerLayer):
+            yield from _tuner_layers(child, f"{path}{name}.")
             continue
-        clean = ".".join(part for part in path.split(".") if part != "base_layer")
-        found.add(f"{clean}.{module.parameter_name}" if isinstance(module, ParamWrapper) else clean)
-    return found
+        layer: Any = child
+        # Wrappers of parameters nest: each holds one parameter of the module at the bottom.
+        while isinstance(layer, ParamWrapper):
+            yield f"{path}{name}.{layer.parameter_name}", layer
+            layer = layer.base_layer
+        if isinstance(layer, BaseTunerLayer):
+            yield f"{path}{name}", layer
 
 
 def _carries(layer: Any, adapter_name: str) -> bool:
@@ -83,9 +94,7 @@ def _refused(error: Exception, model: nn.Module) -> AttachError:
 
 
 def _same_model(model: nn.Module, plan: Plan) -> None:
-    modules = {path for path, _ in model.named_modules()}
-    parameters = {path for path, _ in model.named_parameters(remove_duplicate=False)}
-    missing = [a.path for a in plan.attached if a.path not in modules and a.path not in parameters]
+    missing = [a.path for a in plan.attached if not _has(model, a)]
     if missing:
         raise AttachError(
             f"the model lacks {len(missing)} of {len(plan.attached)} planned sites",
@@ -96,6 +105,14 @@ def _same_model(model: nn.Module, plan: Plan) -> None:
         )
 
 
+def _has(model: nn.Module, attached: Attached) -> bool:
+    find = model.get_parameter if attached.site.kind == "parameter" else model.get_submodule
+    try:
+        return find(attached.path) is not None
+    except AttributeError:
+        return False
+
+
 def _violation(peft_model: PeftModel, plan: Plan, adapter_name: str) -> AttachError | None:
     """The first postcondition that does not hold, or None."""
     planned = {_attached_path(a) for a in plan.attached}
@@ -103,7 +120,7 @@ def _violation(peft_model: PeftModel, plan: Plan, adapter_name: str) -> AttachEr
     for problem, paths in (
         ("planned sites were not adapted", planned - found),
         ("sites were adapted that the plan leaves alone", found - planned),
-        ("parameters outside the adapter are trainable", _strays(peft_model, plan, adapter_name)),
+        ("parameters outside the adapter are trainable", _strays(peft_model, plan)),
     ):
         if paths:
             return _broken(f"{len(paths)} {problem}", sorted(paths))
@@ -119,12 +136,11 @@ def _attached_path(attached: Any) -> str:
     return f"{site.path}.weight" if by_parameter else str(site.path)
 
 
-def _strays(peft_model: PeftModel, plan: Plan, adapter_name: str) -> set[str]:
+def _strays(peft_model: PeftModel, plan: Plan) -> set[str]:
     """Trainable parameters that belong to no adapter, and were not asked for (bias, modules to save)."""
     if getattr(plan.peft_config, "bias", "none") != "none":
         return set()
-    prefix = peft_model.base_model.prefix
-    allowed = (prefix, "modules_to_save", "trainable_tokens", adapter_name)
+    allowed = (peft_model.base_model.prefix, "modules_to_save", "trainable_tokens")
     trainable = (name for name, p in peft_model.named_parameters() if p.requires_grad)
     return {name for name in trainable if not any(part.startswith(allowed) for part in name.split("."))}
 
