@@ -174,3 +174,11 @@ def test_a_result_without_a_page_says_so() -> None:
     done = graft("env", "--format", "html")
     assert done.returncode == 2
     assert "[format-unsupported]" in done.stderr
+
+
+def test_plan_explains_one_site() -> None:
+    path = "model.vision_tower.encoder.layers.0.self_attn.q_proj"
+    done = graft("plan", E2B, "--scope", "language,vision", "--explain", path)
+    assert done.returncode == 0, done.stderr
+    assert "adapted" in done.stdout
+    assert f"{path}.linear" in done.stdout

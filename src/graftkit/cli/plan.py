@@ -23,6 +23,9 @@ def plan(
     write: Annotated[
         Path | None, typer.Option("--write", "-w", help="Write the PEFT configuration to this file.")
     ] = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", help="Tell everything about one site instead, by its path.")
+    ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
     output_format: options.FormatOption = Format.HUMAN,
@@ -30,6 +33,7 @@ def plan(
 ) -> None:
     """Say what would be trained, what would not and why, and what it costs."""
     with only_data_on_stdout(options.chosen(output_format, json)) as output:
+        from graftkit.planning.explain import explain as tell_about
         from graftkit.planning.plan import plan as make_plan
         from graftkit.report.model import plan_page
         from graftkit.surveying.walk import survey
@@ -47,7 +51,10 @@ def plan(
         )
         if write is not None:
             _write_config(made.to_dict()["peft_config"], write)
-        output.result(made, page=plan_page)
+        if explain is not None:
+            output.result(tell_about(made, explain))
+        else:
+            output.result(made, page=plan_page)
 
 
 def _write_config(config: dict[str, object], path: Path) -> None:
