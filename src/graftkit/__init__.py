@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 from graftkit._version import __version__
 
 if TYPE_CHECKING:
+    from graftkit.adapters.migrate import migrate
     from graftkit.attaching.inner import attach
+    from graftkit.attaching.names import disable, enable
+    from graftkit.attaching.subclass import as_linear
+    from graftkit.attaching.unwrap import unwrap
     from graftkit.checks.verify import verify
     from graftkit.errors import GraftError
     from graftkit.findings import Finding, Report, Severity
@@ -30,11 +34,16 @@ __all__ = [
     "Severity",
     "Site",
     "__version__",
+    "as_linear",
     "attach",
+    "disable",
+    "enable",
     "example_batch",
+    "migrate",
     "plan",
     "survey",
     "twin",
+    "unwrap",
     "verify",
 ]
 
@@ -46,11 +55,16 @@ _HOME = {
     "Report": "findings",
     "Severity": "findings",
     "Site": "surveying.sites",
+    "as_linear": "attaching.subclass",
     "attach": "attaching.inner",
+    "disable": "attaching.names",
+    "enable": "attaching.names",
     "example_batch": "twins.batch",
+    "migrate": "adapters.migrate",
     "plan": "planning.plan",
     "survey": "surveying.walk",
     "twin": "twins.build",
+    "unwrap": "attaching.unwrap",
     "verify": "checks.verify",
 }
 

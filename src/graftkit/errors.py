@@ -92,3 +92,9 @@ class MissingDependencyError(GraftError):
     """An optional package that this operation needs is not installed."""
 
     code = "missing-dependency"
+
+
+class AdapterError(GraftError):
+    """An adapter's files are missing, broken or unsafe, or do not belong to the model they are used with."""
+
+    code = "adapter"

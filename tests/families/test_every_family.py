@@ -33,11 +33,11 @@ def expected_outcomes() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 WANTED = """
-gemma4 gemma3 gemma2 olmo minimax_m2 gemma3n_text llama qwen2 qwen3 qwen3_moe qwen3_next qwen3_5 qwen3_5_moe qwen3_vl
-qwen3_vl_moe qwen2_5_vl qwen2_moe mistral mixtral mistral4 gpt_oss llama4 deepseek_v3
-glm4_moe glm4v granite granitemoe nemotron_h phi phi3 phimoe olmo2 olmoe falcon falcon_h1 mamba
-mamba2 jamba zamba2 gpt2 t5 bart bert roberta deberta-v2 modernbert whisper wav2vec2 vit dinov2 clip
-llava moshi ernie4_5_moe minimax lfm2 cohere2 starcoder2 opt bloom gptj stablelm
+gemma4 gemma3 gemma2 olmo minimax_m2 gemma3n_text llama qwen2 qwen3 qwen3_moe qwen3_next qwen3_5
+qwen3_5_moe qwen3_vl qwen3_vl_moe qwen2_5_vl qwen2_moe mistral mixtral mistral4 gpt_oss llama4
+deepseek_v3 glm4_moe glm4v granite granitemoe nemotron_h phi phi3 phimoe olmo2 olmoe falcon
+falcon_h1 mamba mamba2 jamba zamba2 gpt2 t5 bart bert roberta deberta-v2 modernbert whisper wav2vec2
+vit dinov2 clip llava moshi ernie4_5_moe minimax lfm2 cohere2 starcoder2 opt bloom gptj stablelm
 """
 
 EXPECTED = expected_outcomes()

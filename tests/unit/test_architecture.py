@@ -23,6 +23,7 @@ FLOORS = (
     ("twins",),
     ("planning",),
     ("attaching",),
+    ("adapters",),
     ("checks",),
     ("report",),
     ("demo",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,3 +72,38 @@ def coverage_of(
         )
         for (tower, role), sites in groups.items()
     )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReach:
+    """How many of a tower's layers carry an adapter: a name that only some layers have shows here.
+
+    Attributes:
+        tower: as on the sites.
+        layers: layers that have sites.
+        reached: layers with at least one adapted site.
+    """
+
+    tower: str
+    layers: int
+    reached: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"tower": self.tower, "layers": self.layers, "reached": self.reached}
+
+
+def layers_reached(model_map: ModelMap, adapted: Collection[str]) -> tuple[LayerReach, ...]:
+    """One row for each tower that is built of numbered layers; ``adapted`` holds the adapted paths."""
+    layers: dict[str, dict[str, bool]] = defaultdict(dict)
+    for site in model_map:
+        if (layer := _layer(site.path)) is not None:
+            known = layers[site.tower]
+            known[layer] = known.get(layer, False) or site.path in adapted
+    return tuple(LayerReach(tower, len(known), sum(known.values())) for tower, known in layers.items())
+
+
+def _layer(path: str) -> str | None:
+    """The path up to its first number: ``model.layers.3.self_attn.q_proj`` is in ``model.layers.3``."""
+    parts = path.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return None if at is None else ".".join(parts[: at + 1])

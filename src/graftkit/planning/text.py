@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from graftkit.planning.coverage import layers_reached
 from graftkit.text import count, percent, size, table
 
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ def plan_text(plan: Plan) -> str:
         f"({percent(plan.trainable_params / max(plan.model.model.params, 1))} of the model); "
         f"about {size(plan.memory.total)} before activations"
     )
-    return "\n\n".join([head, table(columns, rows), total, _targets(plan)])
+    return "\n\n".join([head, table(columns, rows), f"{total}\n{_layers(plan)}", _targets(plan)])
+
+
+def _layers(plan: Plan) -> str:
+    rows = layers_reached(plan.model, {a.path for a in plan.attached})
+    told = [f"{row.reached} of {row.layers} {row.tower} layers" for row in rows if row.tower in plan.scope]
+    return f"reaches {', '.join(told)}" if told else ""
 
 
 def _rows_in_scope(plan: Plan) -> Iterator[tuple[str, ...]]:

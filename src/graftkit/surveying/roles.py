@@ -41,16 +41,21 @@ _ROLE_OF_NAME = {
 }
 _ROLES = {name: role for role, names in _ROLE_OF_NAME.items() for name in names}
 _ATTENTION_WORDS = ("attn", "attention")
-_SSM_WORDS = ("mamba", "mixer", "ssm", "linear_attn", "recurrent", "rglru")
+_SSM_WORDS = ("mamba", "ssm", "linear_attn", "recurrent", "rglru")
 _MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward", "dense_relu_dense", "densereludense", "ffw", "ff")
 _ROUTER_WORDS = ("router",)
 
 
-def role_of(names: tuple[str, ...], kind: str) -> str:
+def role_of(names: tuple[str, ...], kind: str, *, in_state_space: bool = False) -> str:
     """The role of the weight that goes by ``names``: its own path first, then its wrappers', outwards.
 
     A q/k/v/o name counts as attention only where no mixer of another kind (state space, recurrence) is its
     parent; a name that no table knows falls back to the part of the layer it lies in.
+
+    Args:
+        names: the site's paths, its own first.
+        kind: the site's kind.
+        in_state_space: whether its parent is a state-space mixer by structure, whatever it is called.
     """
     parts = names[-1].lower().split(".")
     parent_words = parts[:-1]
@@ -59,7 +64,7 @@ def role_of(names: tuple[str, ...], kind: str) -> str:
     if kind == "conv":
         return "conv"
     leaves = [name.lower().rpartition(".")[2] for name in names]
-    place = _place(parent_words)
+    place = "ssm" if in_state_space else _place(parent_words)
     if _has(parts[-2:], _ROUTER_WORDS) or (leaves[-1] in {"gate", "router"} and place != "attention"):
         return "router"
     for leaf in leaves:

@@ -100,6 +100,7 @@ class _Scene:
     family_at: dict[str, Family | None]
     output: nn.Module | None
     expert_counts: frozenset[int]
+    state_spaces: frozenset[str]
 
     @classmethod
     def of(cls, model: nn.Module) -> _Scene:
@@ -117,7 +118,13 @@ class _Scene:
             family_at=_families(modules),
             output=getter() if getter else None,
             expert_counts=frozenset(_expert_counts(modules)),
+            state_spaces=frozenset(path for path, module in modules.items() if _is_state_space(module)),
         )
+
+
+def _is_state_space(module: nn.Module) -> bool:
+    """A mixer that keeps a decaying state: it owns a decay (A, or its logarithm) or a step size's bias."""
+    return not {"A_log", "dt_bias"}.isdisjoint(name for name, _ in module.named_parameters(recurse=False))
 
 
 def _families(modules: dict[str, nn.Module]) -> dict[str, Family | None]:
@@ -150,7 +157,8 @@ def _module_site(scene: _Scene, path: str, module: nn.Module) -> Site:
     kind = scene.kinds[path]
     wrapper = Wrapper(*scene.wrappers[path]) if path in scene.wrappers else None
     site = Site(path, scene.tower_of(path), "other", kind, _shape(module, kind), wrapper=wrapper)
-    role = "lm_head" if module is scene.output else role_of(site.names, kind)
+    mixer = path.rpartition(".")[0] in scene.state_spaces
+    role = "lm_head" if module is scene.output else role_of(site.names, kind, in_state_space=mixer)
     reason = adaptable.objection(path, module, kind, _family_above(scene, path))
     return replace(site, role=role, adaptable=reason is None, reason=reason, quantized=quantization_of(module))
 

@@ -1,0 +1,1 @@
+"""Adapters on disk: read safely, and brought into the form stock PEFT loads."""

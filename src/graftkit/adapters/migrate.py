@@ -1,0 +1,298 @@
+"""``migrate()``: adapters that other tools trained on wrapped models, brought into the form stock PEFT loads.
+
+Tools get past PEFT's refusal of a wrapper in one of three ways, and each leaves its mark on what is saved:
+
+- redirect (unsloth, axolotl): the adapter sits on the inner linear, but the configuration names the wrapper;
+- replacement (FAI-RL): an adapter layer stands in the wrapper's place, so the tensors name the wrapper too;
+- shim: a module of the tool's own stands between the two, and appears in the tensors' names.
+
+In each case the tensors fit the inner linears. Only names change here, never a value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, raw_header, read_adapter
+from graftkit.adapters.landing import Landing, land
+from graftkit.attaching.redirect import Scene, renamed, retargeted
+from graftkit.errors import AdapterError
+from graftkit.files import folder_when_whole, write_text
+from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap
+from graftkit.surveying.walk import survey
+
+RECORD_NAME = "graftkit_migration.json"
+# What else of an adapter folder is worth taking along: model card, tokenizer, chat template.
+_COMPANIONS = frozenset({".md", ".json", ".jinja", ".txt", ".model"})
+# PEFT's default, for a configuration that leaves it out. Source: peft.LoraConfig.
+_DEFAULT_RANK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """One tensor with a new name, and why."""
+
+    before: str
+    after: str
+    why: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"before": self.before, "after": self.after, "why": self.why}
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """One field of the configuration with a new value, and why."""
+
+    field: str
+    before: Any
+    after: Any
+    why: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"field": self.field, "before": self.before, "after": self.after, "why": self.why}
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What a migration changes.
+
+    Attributes:
+        adapter: the folder it was read from.
+        base: the model it was fitted to.
+        out: the folder it was written to, or None.
+        renamed: tensors with a new name.
+        rewritten: configuration fields with a new value.
+        tensors: how many tensors the adapter holds.
+        config: the whole new configuration.
+    """
+
+    adapter: str
+    base: str
+    out: Path | None
+    renamed: tuple[Renamed, ...] = field(repr=False)
+    rewritten: tuple[Rewritten, ...] = field(repr=False)
+    tensors: int
+    config: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything had to change: if not, stock PEFT loads the adapter as it is."""
+        return bool(self.renamed or self.rewritten)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "adapter": self.adapter,
+            "base": self.base,
+            "out": None if self.out is None else str(self.out),
+            "changed": self.changed,
+            "tensors": self.tensors,
+            "renamed": [item.to_dict() for item in self.renamed],
+            "rewritten": [item.to_dict() for item in self.rewritten],
+        }
+
+    def __str__(self) -> str:
+        head = f"{self.adapter} -> {self.out or 'nothing written'} (base {self.base})"
+        if not self.changed:
+            return f"{head}\nnothing to change: stock PEFT loads it as it is"
+        lines = [f"{r.field}: {r.before} -> {r.after}\n  {r.why}" for r in self.rewritten]
+        if self.renamed:
+            first = self.renamed[0]
+            count = f"{len(self.renamed)} of {self.tensors} tensors renamed"
+            lines.append(f"{count}, {first.before} -> {first.after}\n  {first.why}")
+        return "\n".join([head, *lines])
+
+
+def migrate(adapter: str | Path | AdapterFile, base: Any, out: str | Path | None = None) -> Migration:
+    """Fit an adapter's names to a base model, so that stock ``PeftModel.from_pretrained`` loads it.
+
+    The targets become the smallest form that is exact for this base, tensors are re-keyed to inner paths, and
+    patterns follow. Ranks are checked against the tensors. Tensor data is copied byte for byte, in its order, with
+    the file's metadata; model card and tokenizer files come along; what was changed is written beside them as
+    ``graftkit_migration.json``.
+
+    Args:
+        adapter: an adapter folder.
+        base: a ``ModelMap``, or anything ``survey`` takes.
+        out: the folder to write, whole or not at all; None: only say what would change. It replaces an earlier
+            migration, and nothing else.
+
+    Raises:
+        AdapterError: ``adapter-does-not-fit`` when a tensor finds no site of a fitting shape in the base, or two
+            tensors the same one; ``adapter-in-place`` when ``out`` and the adapter's folder overlap; the codes of
+            ``read_adapter``.
+        OutputError: ``out`` cannot be written.
+        SourceError, BuildError: the base cannot be surveyed.
+    """
+    file = adapter if isinstance(adapter, AdapterFile) else read_adapter(adapter)
+    target = None if out is None else _apart(file.folder, Path(out))
+    model_map = base if isinstance(base, ModelMap) else survey(base)
+    landings = land(file, model_map)
+    config = _fitted_config(file, model_map, landings)
+    result = Migration(
+        adapter=str(file.folder),
+        base=model_map.model.name,
+        out=target,
+        renamed=tuple(Renamed(e.name, e.new_name, e.why) for e in landings if e.name != e.new_name),
+        rewritten=_differences(file.config, config),
+        tensors=len(landings),
+        config=config,
+    )
+    if target is not None:
+        _write(file, result, target)
+    return result
+
+
+def _apart(folder: Path, out: Path) -> Path:
+    source, target = folder.resolve(), out.expanduser().resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise AdapterError(
+            "an adapter is never changed in place",
+            where=str(out),
+            why="the output and the adapter's folder overlap",
+            help="name another folder",
+            code="adapter-in-place",
+        )
+    return target
+
+
+# ---- the configuration ----
+
+
+def _fitted_config(file: AdapterFile, model_map: ModelMap, landings: tuple[Landing, ...]) -> dict[str, Any]:
+    carrying = {e.module: e for e in landings if e.module is not None}
+    if not carrying or file.config.get("target_modules") is None:
+        return dict(file.config)
+    try:
+        fitted = _fit(file, _scene(model_map), carrying, landings)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise AdapterError(
+            f"{CONFIG_NAME} cannot be used",
+            where=str(file.folder / CONFIG_NAME),
+            why=f"{type(error).__name__}: {error}",
+            help="compare it with one that PEFT has written",
+            code="adapter-config",
+        ) from error
+    return {name: _plain(value) for name, value in vars(fitted).items()}
+
+
+def _scene(model_map: ModelMap) -> Scene:
+    inner = {name: site.path for site in model_map if site.wrapper for name in site.names[1:]}
+    return Scene(model_map.module_paths, inner, model_map.model.model_type)
+
+
+def _fit(
+    file: AdapterFile, scene: Scene, carrying: Mapping[str, Landing], landings: Iterable[Landing]
+) -> SimpleNamespace:
+    from peft.tuners.tuners_utils import check_target_module_exists as matches
+
+    given = SimpleNamespace(**file.config)
+    if not isinstance(given.target_modules, str) and not all(isinstance(t, str) for t in given.target_modules):
+        raise TypeError("target_modules must be a string or a list of strings")
+    planned = [path for path in scene.paths if path in carrying]
+    named = {path for path in scene.paths if matches(given, path)}
+    exact = [path for path in scene.paths if path in named] == planned
+    aimed = given if exact else retargeted(given, planned, scene, matches)
+    spelled = {path: _spelled(path, carrying[path], scene, named) for path in planned}
+    readings = (renamed(aimed, spelled), aimed)
+    ranks = {e.module: e.rank for e in landings if e.module is not None and e.rank is not None}
+    for reading in readings:
+        if all(_rank(reading, path) == rank for path, rank in ranks.items()):
+            return reading
+    return _with_ranks(readings[0], ranks)
+
+
+def _spelled(path: str, landing: Landing, scene: Scene, named: set[str]) -> str:
+    """The name that the tool which trained the adapter knew this site by."""
+    if landing.spelled != path:
+        return landing.spelled
+    if path in named:
+        return path
+    return next((name for name, inner in scene.inner.items() if inner == path and name in named), path)
+
+
+def _rank(config: Any, path: str) -> Any:
+    from peft.utils.other import get_pattern_key
+
+    pattern = getattr(config, "rank_pattern", None) or {}
+    return pattern.get(get_pattern_key(pattern.keys(), path), getattr(config, "r", _DEFAULT_RANK))
+
+
+def _with_ranks(config: SimpleNamespace, ranks: Mapping[str, int]) -> SimpleNamespace:
+    """No reading of the pattern explains the tensors: say each rank outright."""
+    default = getattr(config, "r", _DEFAULT_RANK)
+    config.rank_pattern = {re.escape(path): rank for path, rank in ranks.items() if rank != default}
+    return config
+
+
+_WHY = {
+    "target_modules": "names exactly the modules that the tensors are for, as the base model calls them",
+    "rank_pattern": "its keys name the modules that are adapted, with the ranks that the tensors have",
+    "feedforward_modules": "follows target_modules",
+    "layers_to_transform": "target_modules says which layers",
+    "layers_pattern": "target_modules says which layers",
+    "exclude_modules": "target_modules is exact, and this would exclude something that the adapter has",
+}
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Rewritten, ...]:
+    return tuple(
+        Rewritten(name, before.get(name), value, _WHY.get(name, "its keys name the modules that are adapted"))
+        for name, value in after.items()
+        if before.get(name) != value
+    )
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else value
+
+
+# ---- writing ----
+
+
+def _write(file: AdapterFile, result: Migration, target: Path) -> None:
+    with folder_when_whole(target, ours=RECORD_NAME) as beside:
+        for companion in _companions(file.folder):
+            shutil.copyfile(companion, beside / companion.name)
+        write_text(beside / CONFIG_NAME, json.dumps(dict(result.config), indent=2, sort_keys=True) + "\n")
+        _write_weights(file, {r.before: r.after for r in result.renamed}, beside / WEIGHTS_NAME)
+        write_text(beside / RECORD_NAME, json.dumps(result.to_dict(), indent=2) + "\n")
+        # Publish only what can be read back.
+        read_adapter(beside)
+
+
+def _companions(folder: Path) -> list[Path]:
+    ours = {CONFIG_NAME, RECORD_NAME}
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix in _COMPANIONS and path.name not in ours
+    )
+
+
+def _write_weights(file: AdapterFile, names: Mapping[str, str], target: Path) -> None:
+    """The same file under other names: a new header, then the data as it is.
+
+    Source of the format: https://huggingface.co/docs/safetensors/index#format.
+    """
+    if not names:
+        shutil.copyfile(file.weights_path, target)
+        return
+    entries, metadata = raw_header(file.weights_path)
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    header.update({names.get(name, name): entry for name, entry in entries.items()})
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # The data starts at a multiple of 8 bytes.
+    text += b" " * (-len(text) % 8)
+    with file.weights_path.open("rb") as source, target.open("wb") as sink:
+        source.seek(8 + int.from_bytes(source.read(8), "little"))
+        sink.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(source, sink, 1 << 20)

@@ -1,0 +1,151 @@
+"""``enable()``: stock PEFT accepts the plain names of wrapped linears.
+
+PEFT refuses a target that is a wrapper around a linear. While enabled, such a target means the linear inside.
+The configuration is rewritten where every tuner takes it in, before PEFT matches anything; from there on stock
+PEFT does all the work, and what it saves names inner linears, so that it loads where graftkit is not installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import nn
+
+
+class Enabled:
+    """What :func:`enable` returns: use it as a context manager, or call ``disable()`` yourself and drop it."""
+
+    def __init__(self) -> None:
+        self._open = True
+
+    def __enter__(self) -> Enabled:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open:
+            self._open = False
+            disable()
+
+
+def enable() -> Enabled:
+    """Let stock PEFT take the plain names of wrapped linears, in the whole process, until :func:`disable`.
+
+    Every way in is covered: ``get_peft_model`` with any tuner, ``PeftModel.from_pretrained``, ``add_adapter`` of
+    PEFT and of transformers, mixed models, and trainers that call these. What changes:
+
+    - A target (list entry, suffix, full path or regular expression) that matches a wrapper means the linear
+      inside. ``rank_pattern`` and the like, ``exclude_modules`` and ``layers_to_transform`` follow.
+    - The rewritten configuration is a copy: yours stays as you wrote it, and ``model.peft_config`` holds the copy.
+    - All else is as without: "all-linear", targets that match inner linears, models without wrappers.
+
+    Calls are counted: each ``enable()`` needs its own ``disable()``, or the end of its ``with`` block::
+
+        with gk.enable():
+            model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))
+
+    It is a switch for the process, safe to use from several threads: nothing is remembered about any model.
+    """
+    _SWITCH.on()
+    return Enabled()
+
+
+def disable() -> None:
+    """Undo one :func:`enable`. After the last one PEFT's own functions are back. Without one, it does nothing."""
+    _SWITCH.off()
+
+
+def is_enabled() -> bool:
+    """Whether plain names of wrapped linears are accepted now."""
+    return _SWITCH.count > 0
+
+
+class _Switch:
+    """The one patch, counted under a lock.
+
+    Two methods of ``BaseTuner`` are what every tuner passes through: the constructor, where some tuners match
+    targets to size what they share before they inject (VeRA, VB-LoRA), and ``inject_adapter``, which alone is
+    called for an adapter added later.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+        self._patched: tuple[tuple[str, Any, Any], ...] = ()
+
+    def on(self) -> None:
+        from peft.tuners.tuners_utils import BaseTuner
+
+        with self._lock:
+            self.count += 1
+            if not self._patched:
+                originals = {name: vars(BaseTuner)[name] for name in ("__init__", "inject_adapter")}
+                new = {
+                    "__init__": _at_construction(originals["__init__"]),
+                    "inject_adapter": _at_injection(originals["inject_adapter"]),
+                }
+                for name, function in new.items():
+                    setattr(BaseTuner, name, function)
+                self._patched = tuple((name, originals[name], new[name]) for name in new)
+
+    def off(self) -> None:
+        from peft.tuners.tuners_utils import BaseTuner
+
+        with self._lock:
+            self.count = max(0, self.count - 1)
+            if self.count:
+                return
+            # Where somebody else patched on top, ours stays underneath and passes everything through.
+            if all(vars(BaseTuner)[name] is ours for name, _, ours in self._patched):
+                for name, original, _ in self._patched:
+                    setattr(BaseTuner, name, original)
+                self._patched = ()
+
+
+_SWITCH = _Switch()
+
+
+def _at_construction(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def __init__(  # noqa: N807 - it takes the place of one
+        self: Any, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if is_enabled():
+            peft_config = _inner_spelling(type(self), model, peft_config, adapter_name)
+        original(self, model, peft_config, adapter_name, *args, **kwargs)
+
+    return __init__
+
+
+def _at_injection(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if is_enabled():
+            self.peft_config.update(_inner_spelling(type(self), model, self.peft_config, adapter_name))
+        original(self, model, adapter_name, *args, **kwargs)
+
+    return inject_adapter
+
+
+def _inner_spelling(tuner: Any, model: nn.Module, configs: Any, adapter_name: str) -> Any:
+    """The configuration, or the mapping with one, that names inner linears."""
+    if not isinstance(configs, dict):
+        return _one(tuner, model, configs)
+    if adapter_name not in configs:
+        return configs
+    return {**configs, adapter_name: _one(tuner, model, configs[adapter_name])}
+
+
+def _one(tuner: Any, model: nn.Module, config: PeftConfig) -> PeftConfig:
+    from graftkit.attaching.redirect import Scene, redirected
+
+    if not getattr(config, "target_modules", None):
+        return config
+    return redirected(config, Scene.of(model), tuner._check_target_module_exists)

@@ -1,0 +1,284 @@
+"""What a wrapper's name means to PEFT: the linear inside, in every field of a configuration that names modules."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from graftkit.planning.matching import rewritten_names, smallest_exact
+from graftkit.surveying.adaptable import LINEAR, TRANSPOSED, kind_of
+from graftkit.surveying.wrappers import wrappers_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_Config = TypeVar("_Config")
+
+# Fields that take targets away again.
+_NO_FILTERS = MappingProxyType({"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None})
+
+# How PEFT reads one configuration against one path; ``BaseTuner._check_target_module_exists`` of a tuner.
+Matches = Callable[[Any, str], Any]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A model as PEFT's matching sees it.
+
+    Attributes:
+        paths: every module path, without the insides of adapter layers: PEFT never matches those.
+        inner: path of a wrapper (every level, where they nest) -> path of the linear inside it. A linear that
+            carries an adapter already counts as the linear it is.
+        model_type: transformers' model type, or None.
+    """
+
+    paths: tuple[str, ...]
+    inner: Mapping[str, str]
+    model_type: str | None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Scene:
+        modules = _visible(model)
+        linears = frozenset(path for path, module in modules.items() if path and is_linear(module))
+        wrappers = wrappers_of(model, linears)
+        inner = {
+            level: path
+            for path in modules
+            if path in wrappers
+            for level in _levels(path, wrappers[path][1])
+            if not _accepted_by_peft(modules[level])
+        }
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        return cls(tuple(path for path in modules if path), inner, model_type)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear, quantized or not, or an adapter layer around one."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return kind_of(base) in {LINEAR, TRANSPOSED}
+
+
+def redirected(config: _Config, scene: Scene, matches: Matches) -> _Config:
+    """A configuration whose targets are inner linears where the given one names their wrappers.
+
+    Exactly those modules are targeted that the given configuration targets, each wrapper replaced by the linear
+    inside it. A wrapper is left out where ``exclude_modules`` names it or its linear, and where
+    ``layers_to_transform`` leaves its layer out. Patterns ("rank_pattern" and the like) and IA3's
+    ``feedforward_modules`` that name a redirected wrapper name its linear afterwards.
+
+    Args:
+        config: any PEFT configuration. It is never changed.
+        scene: the model it is for.
+        matches: the tuner's own reading of a configuration.
+
+    Returns:
+        ``config`` itself where it names no wrapper, else a copy.
+    """
+    targets = getattr(config, "target_modules", None)
+    if not scene.inner or not targets or _is_all_linear(targets):
+        return config
+    named = [path for path in scene.paths if matches(config, path)]
+    spelled = {scene.inner[path]: path for path in named if path in scene.inner}
+    if not spelled:
+        return config
+    kept = {path: path for path in named if path not in scene.inner}
+    allowed = {path: name for path, name in spelled.items() if matches(_aimed_at(config, [path]), path)}
+    names = {**allowed, **kept}
+    if not names:
+        # Everything is excluded: PEFT says so in its own words.
+        return _aimed_at(config, sorted(spelled))
+    planned = [path for path in scene.paths if path in names]
+    aimed = retargeted(config, planned, scene, matches)
+    return renamed(aimed, {path: names[path] for path in planned})
+
+
+def retargeted(config: _Config, planned: Sequence[str], scene: Scene, matches: Matches) -> _Config:
+    """A copy of ``config`` that targets exactly the ``planned`` module paths, in its smallest form.
+
+    ``layers_to_transform`` is kept where a list of suffixes can still go with it, and spelled out otherwise: PEFT
+    reads it for lists only, and refuses it beside a regular expression. ``exclude_modules`` goes where it would
+    exclude something planned.
+
+    Args:
+        config: never changed.
+        planned: in the order of ``scene.paths``.
+        scene: the model it is for.
+        matches: the tuner's own reading of a configuration.
+    """
+    for candidate in _candidates(config, planned, scene, matches):
+        if [path for path in scene.paths if matches(candidate, path)] == list(planned):
+            return candidate
+    return _aimed_at(config, sorted(planned), **_NO_FILTERS)
+
+
+def _candidates(config: _Config, planned: Sequence[str], scene: Scene, matches: Matches) -> Iterable[_Config]:
+    if getattr(config, "layers_to_transform", None) is not None:
+        every = _without_layer_filter(config, planned, scene, matches)
+        yield _aimed_at(config, smallest_exact(every, scene.paths, regex_is_safe=False))
+    safe = not rewritten_names(scene.model_type)
+    targets = smallest_exact(planned, scene.paths, regex_is_safe=safe)
+    yield _aimed_at(config, targets, layers_to_transform=None, layers_pattern=None)
+    yield _aimed_at(config, targets, **_NO_FILTERS)
+
+
+def _without_layer_filter(config: Any, planned: Sequence[str], scene: Scene, matches: Matches) -> list[str]:
+    """The planned paths and their likes in every layer."""
+    open_to_all = _with(config, layers_to_transform=None, layers_pattern=None)
+    named = (path for path in scene.paths if matches(open_to_all, path))
+    every = {scene.inner.get(path, path) for path in named} | set(planned)
+    return [path for path in scene.paths if path in every]
+
+
+def renamed(config: _Config, names: Mapping[str, str]) -> _Config:
+    """A copy of ``config`` whose patterns say about each path what they said about its former name.
+
+    Args:
+        config: already targets the keys of ``names``.
+        names: path of a target -> the name that the configuration's patterns know it by.
+    """
+    changes: dict[str, Any] = {
+        name: rekeyed(value, names)
+        for name, value in vars(config).items()
+        if name.endswith("_pattern") and isinstance(value, dict) and value
+    }
+    feedforward = getattr(config, "feedforward_modules", None)
+    if feedforward:
+        changes["feedforward_modules"] = _feedforward(feedforward, names)
+    return _with(config, **changes)
+
+
+def rekeyed(pattern: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A PEFT pattern that gives each path the value which ``pattern`` gives its name, keys in the same order.
+
+    The keys keep their spelling where one of them can be said of the path too; otherwise full paths go first.
+
+    Source: ``peft.utils.other.get_pattern_key`` (the first key that matches the end of a path wins).
+    """
+    wanted = {path: _value(pattern, name, path) for path, name in names.items()}
+    moved = {path: name for path, name in names.items() if name != path}
+    stay = [path for path, name in names.items() if name == path]
+    for candidate in (dict(pattern), _stretched(pattern, moved, stay)):
+        if all(_value(candidate, path) == value for path, value in wanted.items()):
+            return candidate
+    exact = {re.escape(path): wanted[path] for path in moved if wanted[path] is not _MISSING}
+    # A key that only named wrappers would match nothing now, and PEFT would warn of it.
+    rest = {k: v for k, v in pattern.items() if not _any_match(k, moved.values()) or _any_match(k, stay)}
+    return {**exact, **rest}
+
+
+# ---- how PEFT reads patterns ----
+
+_MISSING = object()
+
+
+def _value(pattern: Mapping[str, Any], *names: str) -> Any:
+    """The value of the first name that has one."""
+    for name in names:
+        key = next((key for key in pattern if _key_matches(key, name)), None)
+        if key is not None:
+            return pattern[key]
+    return _MISSING
+
+
+def _key_matches(key: str, path: str) -> bool:
+    return re.match(rf"(.*\.)?({key})$", path) is not None
+
+
+def _any_match(key: str, paths: Iterable[str]) -> bool:
+    return any(_key_matches(key, path) for path in paths)
+
+
+def _stretched(pattern: Mapping[str, Any], moved: Mapping[str, str], stay: Sequence[str]) -> dict[str, Any]:
+    """Each key that names a wrapper also, or only, names what is inside."""
+    result = {}
+    for key, value in pattern.items():
+        tails = {path.removeprefix(name) for path, name in moved.items() if _key_matches(key, name)}
+        if tails:
+            tail = "|".join(re.escape(tail) for tail in sorted(tails))
+            optional = "?" if _any_match(key, stay) else ""
+            plain = re.fullmatch(r"[\w.]+", key) is not None
+            grouped = f"(?:{tail})" if optional or len(tails) > 1 else tail
+            key = f"{key if plain else f'(?:{key})'}{grouped}{optional}"
+        result[key] = value
+    return result
+
+
+# ---- IA3's second list ----
+
+
+def _feedforward(feedforward: Any, names: Mapping[str, str]) -> Any:
+    """IA3's feed-forward modules by path.
+
+    A regular expression, because IA3 wants a list to repeat the entries of ``target_modules`` word for word, and
+    matches the entries of a list inside a name too.
+
+    Source: ``peft.tuners.ia3.model.IA3Model._check_target_module_feedforward``.
+    """
+    if all(name == path for path, name in names.items()):
+        return feedforward
+    planned = [path for path, name in names.items() if any(_is_feedforward(feedforward, n) for n in (name, path))]
+    if not planned:
+        return type(feedforward)()
+    targets = smallest_exact(planned, list(names))
+    if isinstance(targets, str):
+        return targets
+    return rf"(?:.*\.)?(?:{'|'.join(re.escape(target) for target in targets)})"
+
+
+def _is_feedforward(feedforward: Any, name: str) -> bool:
+    if isinstance(feedforward, str):
+        return re.fullmatch(feedforward, name) is not None
+    return any(name.endswith(entry) for entry in feedforward)
+
+
+# ---- configurations and modules ----
+
+
+def _is_all_linear(targets: Any) -> bool:
+    return isinstance(targets, str) and targets.lower() == "all-linear"
+
+
+def _aimed_at(config: _Config, targets: str | list[str], **changes: Any) -> _Config:
+    """A copy with other targets. PEFT holds lists of targets as sets."""
+    present = {name: value for name, value in changes.items() if hasattr(config, name)}
+    return _with(config, target_modules=targets if isinstance(targets, str) else set(targets), **present)
+
+
+def _with(config: _Config, **changes: Any) -> _Config:
+    # A shallow copy, since building the dataclass anew would check, and change, fields that are none of ours.
+    changed = copy.copy(config)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def _visible(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module PEFT would match, by path. Source: ``BaseTuner.inject_adapter``."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    visible: dict[str, nn.Module] = {}
+    adapted: list[str] = []
+    for path, module in model.named_modules():
+        if adapted and path.startswith(adapted[-1]):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            adapted.append(f"{path}.")
+        visible[path] = module
+    return visible
+
+
+def _levels(path: str, outermost: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(outermost.split(".")), len(parts))]
+
+
+def _accepted_by_peft(module: nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer) or kind_of(module) is not None
