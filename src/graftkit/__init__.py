@@ -12,6 +12,7 @@ from graftkit._version import __version__
 
 if TYPE_CHECKING:
     from graftkit.adapters.migrate import migrate
+    from graftkit.attaching.initialize import initialize
     from graftkit.attaching.inner import attach
     from graftkit.attaching.names import disable, enable
     from graftkit.attaching.subclass import as_linear
@@ -39,6 +40,7 @@ __all__ = [
     "disable",
     "enable",
     "example_batch",
+    "initialize",
     "migrate",
     "plan",
     "survey",
@@ -60,6 +62,7 @@ _HOME = {
     "disable": "attaching.names",
     "enable": "attaching.names",
     "example_batch": "twins.batch",
+    "initialize": "attaching.initialize",
     "migrate": "adapters.migrate",
     "plan": "planning.plan",
     "survey": "surveying.walk",

@@ -182,3 +182,23 @@ def test_plan_explains_one_site() -> None:
     assert done.returncode == 0, done.stderr
     assert "adapted" in done.stdout
     assert f"{path}.linear" in done.stdout
+
+
+def test_plan_takes_any_method_and_its_options() -> None:
+    done = graft("plan", "llama", "-m", "ia3", "--json")
+    assert done.returncode == 0, done.stderr
+    assert result(done)["peft_config"]["peft_type"] == "IA3"
+    done = graft(
+        "plan", "llama", "-q", "4bit", "-o", "use_rslora=true", "-o", "init_lora_weights=gaussian", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    config = result(done)["peft_config"]
+    assert (config["use_rslora"], config["init_lora_weights"], config["r"]) == (True, "gaussian", 16)
+    assert result(done)["quantization"]["bits"] == "4bit"
+
+
+def test_plan_for_people_names_what_quantization_leaves() -> None:
+    done = graft("plan", "google/gemma-4-26B-A4B-it", "-q", "4bit")
+    assert done.returncode == 0, done.stderr
+    assert "only linears are packed" in done.stdout
+    assert "reaches 30 of 30 language layers" in done.stdout

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from graftkit.cli.output import Format
+from graftkit.errors import PlanError
 
 Model = Annotated[
     str,
@@ -36,10 +37,23 @@ Scope = Annotated[
     list[str] | None,
     typer.Option("--scope", "-s", help="Towers to adapt: language, vision, audio, …, all. Repeat or use commas."),
 ]
-MethodOption = Annotated[str, typer.Option("--method", "-m", help="lora, dora or rslora.")]
-Rank = Annotated[int, typer.Option("--rank", "-r", help="Rank of the adapter.")]
-Alpha = Annotated[float | None, typer.Option("--alpha", help="Numerator of the scale. Default: the rank.")]
-Dropout = Annotated[float, typer.Option("--dropout", help="Dropout on the adapter's input.")]
+MethodOption = Annotated[
+    str, typer.Option("--method", "-m", help="lora, dora, rslora, or any method of PEFT by name.")
+]
+Rank = Annotated[int | None, typer.Option("--rank", "-r", help="Rank of the adapter. Default for LoRA: 16.")]
+Alpha = Annotated[
+    float | None, typer.Option("--alpha", help="Numerator of the scale. Default for LoRA: the rank.")
+]
+Dropout = Annotated[float | None, typer.Option("--dropout", help="Dropout on the adapter's input.")]
+Quantization = Annotated[
+    str | None, typer.Option("--quantization", "-q", help="Plan for a base packed by bitsandbytes: 4bit or 8bit.")
+]
+PeftOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", "-o", help="A further field of PEFT's configuration, as name=value (JSON). Repeat it."
+    ),
+]
 AllowUnmatched = Annotated[
     bool, typer.Option("--allow-unmatched", help="List targets that match nothing instead of failing.")
 ]
@@ -48,6 +62,26 @@ AllowUnmatched = Annotated[
 def chosen(output_format: Format, json: bool) -> Format:
     """The format that ``--format`` and ``--json`` together ask for."""
     return Format.JSON if json else output_format
+
+
+def peft_options(pairs: list[str] | None) -> dict[str, Any]:
+    """``name=value`` pairs as keyword arguments; a value that is no JSON is text.
+
+    Raises:
+        PlanError: ``option-pair``: a pair without ``=``.
+    """
+    import json
+
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise PlanError(f"not an option: {pair!r}", help="--option use_dora=true", code="option-pair")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def split(values: list[str] | None) -> list[str] | None:

@@ -16,9 +16,11 @@ def plan(
     targets: options.Targets = None,
     scope: options.Scope = None,
     method: options.MethodOption = "lora",
-    rank: options.Rank = 16,
+    rank: options.Rank = None,
     alpha: options.Alpha = None,
-    dropout: options.Dropout = 0.0,
+    dropout: options.Dropout = None,
+    quantization: options.Quantization = None,
+    option: options.PeftOption = None,
     allow_unmatched: options.AllowUnmatched = False,
     write: Annotated[
         Path | None, typer.Option("--write", "-w", help="Write the PEFT configuration to this file.")
@@ -47,7 +49,9 @@ def plan(
             r=rank,
             alpha=alpha,
             dropout=dropout,
+            quantization=quantization,
             allow_unmatched=allow_unmatched,
+            **options.peft_options(option),
         )
         if write is not None:
             _write_config(made.to_dict()["peft_config"], write)

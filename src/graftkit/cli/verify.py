@@ -30,8 +30,9 @@ def verify(
     targets: options.Targets = None,
     scope: options.Scope = None,
     method: options.MethodOption = "lora",
-    rank: options.Rank = 16,
+    rank: options.Rank = None,
     alpha: options.Alpha = None,
+    option: options.PeftOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the twin and of its example batch.")] = 0,
     fail_level: Annotated[
         FailLevel, typer.Option("--fail-level", help="Least severe finding that fails.")
@@ -55,6 +56,7 @@ def verify(
             method=method,
             r=rank,
             alpha=alpha,
+            **options.peft_options(option),
         )
         report = _checked(attach(live, made), seed)
         output.result(report)

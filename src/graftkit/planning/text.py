@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from graftkit.planning.coverage import layers_reached
+from graftkit.planning.methods import method_named, numbers_text
 from graftkit.text import count, percent, size, table
 
 if TYPE_CHECKING:
@@ -15,11 +15,9 @@ if TYPE_CHECKING:
 
 def plan_text(plan: Plan) -> str:
     """What is adapted, what is not and why, what it costs, and the targets PEFT gets."""
-    config = plan.peft_config
-    head = (
-        f"{plan.model.model.name}: {plan.method} r={config.r} alpha={config.lora_alpha:g} on "
-        f"{', '.join(plan.targets)} in {', '.join(plan.scope)}"
-    )
+    numbers = numbers_text(method_named(plan.method), plan.peft_config)
+    method = f"{plan.method} {numbers}".strip()
+    head = f"{plan.model.model.name}: {method} on {', '.join(plan.targets)} in {', '.join(plan.scope)}"
     rows = [*_rows_in_scope(plan), *_rows_outside(plan)]
     columns = ("tower", "role", ">sites", ">adapted", ">of weights", "left alone because")
     total = (
@@ -27,12 +25,13 @@ def plan_text(plan: Plan) -> str:
         f"({percent(plan.trainable_params / max(plan.model.model.params, 1))} of the model); "
         f"about {size(plan.memory.total)} before activations"
     )
-    return "\n\n".join([head, table(columns, rows), f"{total}\n{_layers(plan)}", _targets(plan)])
+    parts = [head, table(columns, rows), f"{total}\n{_layers(plan)}", _targets(plan)]
+    return "\n\n".join([*parts, str(plan.quantization)] if plan.quantization else parts)
 
 
 def _layers(plan: Plan) -> str:
-    rows = layers_reached(plan.model, {a.path for a in plan.attached})
-    told = [f"{row.reached} of {row.layers} {row.tower} layers" for row in rows if row.tower in plan.scope]
+    rows = [row for row in plan.layers if row.tower in plan.scope]
+    told = [f"{row.reached} of {row.layers} {row.tower} layers" for row in rows]
     return f"reaches {', '.join(told)}" if told else ""
 
 

@@ -167,9 +167,9 @@ def test_unmatched_names_can_be_listed_instead(e2b: nn.Module) -> None:
         ),
         pytest.param(
             "llama",
-            {"init_lora_weights": "loftq"},
+            {"lora_bias": True, "init_lora_weights": "gaussian"},
             "option-invalid",
-            "loftq_config",
+            "lora_bias",
             id="PEFT's own refusal",
         ),
         pytest.param(

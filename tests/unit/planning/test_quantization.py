@@ -82,3 +82,24 @@ def test_an_unknown_quantization_is_refused() -> None:
     with pytest.raises(PlanError) as caught:
         plan_quantization(gk.survey("llama"), "3bit")
     assert caught.value.code == "quantization-unknown"
+
+
+def test_a_plan_for_a_quantized_base(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    model = twin_of("google/gemma-4-26B-A4B-it")
+    plan = gk.plan(model, targets=["all-linear", "experts"], r=2, quantization="4bit")
+    assert plan.quantization is not None
+    assert plan.memory.base_weights == plan.quantization.total_bytes
+    assert "stay" in str(plan)
+    assert "expert" in {kept["role"] for kept in plan.to_dict()["quantization"]["kept"]}
+    model.save_pretrained(tmp_path)
+    packed = type(model).from_pretrained(
+        tmp_path, dtype=torch.bfloat16, quantization_config=plan.quantization_config, device_map="cpu"
+    )
+    adapted = gk.attach(packed, plan)
+    assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == plan.trainable_params
+
+
+def test_without_quantization_nothing_is_said(twin_of: Callable[[str], nn.Module]) -> None:
+    plan = gk.plan(twin_of("llama"))
+    assert plan.quantization_config is None
+    assert plan.to_dict()["quantization"] is None

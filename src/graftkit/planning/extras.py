@@ -1,0 +1,140 @@
+"""Options that train more than the planned sites: whole modules, single tokens, biases."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import PlanError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from graftkit.surveying.sites import ModelMap
+
+
+def check_extras(model_map: ModelMap, options: Mapping[str, Any]) -> None:
+    """Refuse names of modules and embeddings that PEFT would not find in the model.
+
+    Raises:
+        PlanError: ``modules-to-save-unmatched`` or ``token-indices-unmatched``.
+    """
+    for name in options.get("modules_to_save") or ():
+        if not _saved_modules(model_map, name):
+            raise _no_module("modules_to_save", name, model_map.module_paths, model_map)
+    indices = options.get("trainable_token_indices")
+    embeddings = [site.path for site in model_map if site.kind == "embedding"]
+    for name in indices if isinstance(indices, Mapping) else ():
+        if not any(_ends_with(path, name) for path in embeddings):
+            raise _no_module("trainable_token_indices", name, embeddings, model_map)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Elements of a model's parameters.
+
+    Attributes:
+        by_path: elements of each parameter.
+        repeated: paths of parameters that another path stands for already.
+    """
+
+    by_path: Mapping[str, int]
+    repeated: frozenset[str] = frozenset()
+
+
+def extra_params(model_map: ModelMap, config: PeftConfig, planned: Iterable[str], sizes: Sizes) -> int:
+    """Elements that ``config`` trains besides the adapters.
+
+    Args:
+        planned: paths of the planned sites, whose own biases are counted with the adapters.
+        sizes: from ``parameter_sizes``.
+    """
+    saved = _saved(model_map, config)
+    return (
+        sum(_under(sizes.by_path, path) for path in saved)
+        + _tokens(model_map, config)
+        + _biases(config, [*planned, *saved], sizes)
+    )
+
+
+def parameter_sizes(model_map: ModelMap, model: Any) -> Sizes:
+    """Elements of each parameter by path: all of them from a live module, those of the sites from a map alone.
+
+    A map holds no sizes of norms: what ``modules_to_save`` and ``bias="all"`` train there is counted only
+    where the plan is made for the model itself.
+    """
+    if hasattr(model, "named_parameters"):
+        sizes = {name: _logical_size(p) for name, p in model.named_parameters(remove_duplicate=False)}
+        return Sizes(sizes, frozenset(sizes) - {name for name, _ in model.named_parameters()})
+    known: dict[str, int] = {}
+    for site in model_map:
+        if site.kind == "parameter":
+            known[site.path] = site.params
+            continue
+        known[f"{site.path}.weight"] = site.params
+        outputs = site.shape[1] if site.kind == "conv1d_transposed" else site.shape[0]
+        known[f"{site.path}.bias"] = outputs
+    present = set(model_map.parameter_paths)
+    return Sizes({path: size for path, size in known.items() if path in present})
+
+
+def _logical_size(parameter: Any) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else int(parameter.numel())
+
+
+def _saved_modules(model_map: ModelMap, name: str) -> list[str]:
+    """Source: ``peft.utils.other._set_trainable``, which looks at how a path ends, dots or not."""
+    return [path for path in model_map.module_paths if path.endswith(name)]
+
+
+def _saved(model_map: ModelMap, config: Any) -> list[str]:
+    names = getattr(config, "modules_to_save", None) or ()
+    found = dict.fromkeys(path for name in names for path in _saved_modules(model_map, name))
+    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+
+
+def _under(sizes: Mapping[str, int], path: str) -> int:
+    return sum(size for name, size in sizes.items() if name.startswith(f"{path}."))
+
+
+def _tokens(model_map: ModelMap, config: Any) -> int:
+    indices = getattr(config, "trainable_token_indices", None)
+    embeddings = [site for site in model_map if site.kind == "embedding"]
+    if not indices or not embeddings:
+        return 0
+    if isinstance(indices, Mapping):
+        return sum(
+            len(rows) * site.shape[1]
+            for name, rows in indices.items()
+            for site in embeddings
+            if _ends_with(site.path, name)
+        )
+    first = next((site for site in embeddings if site.tower == "language"), embeddings[0])
+    return len(indices) * first.shape[1]
+
+
+def _biases(config: Any, counted: Iterable[str], sizes: Sizes) -> int:
+    if getattr(config, "bias", "none") != "all":
+        return 0
+    own = tuple(f"{path}." for path in counted)
+    others = (name for name in sizes.by_path if "bias" in name and not name.startswith(own))
+    return sum(sizes.by_path[name] for name in others if name not in sizes.repeated)
+
+
+def _ends_with(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def _no_module(option: str, name: str, paths: Iterable[str], model_map: ModelMap) -> PlanError:
+    leaves = dict.fromkeys(path.rpartition(".")[2] for path in paths)
+    near = difflib.get_close_matches(name.rpartition(".")[2], leaves, n=3, cutoff=0.5)
+    return PlanError(
+        f"{option} name {name!r} matches nothing in this model",
+        where=model_map.model.name,
+        why="PEFT would train nothing there",
+        help=f"did you mean {' or '.join(near)}?" if near else "graft survey lists every name",
+        code=f"{'modules-to-save' if option == 'modules_to_save' else 'token-indices'}-unmatched",
+    )

@@ -1,0 +1,161 @@
+"""``rank_pattern`` and its kin: the user's names -> keys that PEFT matches on exactly the meant sites."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import PlanError
+from graftkit.planning.intent import ROLE_TARGETS, Intent
+from graftkit.planning.matching import smallest_exact
+from graftkit.planning.select import select
+
+if TYPE_CHECKING:
+    from graftkit.surveying.sites import ModelMap, Site
+
+
+def rekey(name: str, pattern: Mapping[str, Any], model_map: ModelMap, sites: Sequence[Site]) -> dict[str, Any]:
+    """``pattern`` with keys that PEFT matches on the sites each of the user's keys means, and on no other.
+
+    A key may be a tower, a role, a module's name, a wrapper's name, a usual name that the model spells
+    differently, or a regular expression as PEFT reads it. Where two keys mean one site the first wins, as it
+    does in PEFT.
+
+    Args:
+        name: the option, for messages.
+        pattern: the user's keys and their values.
+        model_map: the map the sites belong to.
+        sites: the planned sites.
+
+    Raises:
+        PlanError: ``pattern-unmatched`` when a key means no planned site.
+    """
+    paths = [_path(site) for site in sites]
+    taken: set[str] = set()
+    keyed: dict[str, Any] = {}
+    for key, value in pattern.items():
+        meant = [_path(site) for site in _meant(key, model_map, sites)]
+        if not meant:
+            raise _unmatched(name, key, model_map, sites)
+        new = [path for path in meant if path not in taken]
+        taken.update(new)
+        for exact in _keys(new, paths):
+            keyed[exact] = value
+    return keyed
+
+
+def value_at(pattern: Mapping[str, Any], path: str) -> Any:
+    """The value PEFT uses at ``path``, or None for the default.
+
+    Source: ``peft.utils.other.get_pattern_key``.
+    """
+    return next((v for key, v in pattern.items() if re.match(rf"(.*\.)?({key})$", path)), None)
+
+
+def _path(site: Site) -> str:
+    """What PEFT matches keys against, a parameter's own path included."""
+    return site.path
+
+
+# ---- which sites a key means: the first reading that finds any ----
+
+
+def _meant(key: str, model_map: ModelMap, sites: Sequence[Site]) -> Sequence[Site]:
+    for reading in (_as_tower, _as_target, _as_peft_reads):
+        meant = reading(key, model_map, sites)
+        if meant:
+            return meant
+    return ()
+
+
+def _as_tower(key: str, _model_map: ModelMap, sites: Sequence[Site]) -> Sequence[Site]:
+    return [site for site in sites if site.tower == key]
+
+
+def _as_target(key: str, model_map: ModelMap, sites: Sequence[Site]) -> Sequence[Site]:
+    planned = dataclasses.replace(model_map, sites=tuple(sites))
+    towers = tuple(dict.fromkeys(site.tower for site in sites))
+    try:
+        selection = select(planned, Intent((key,), towers, scope_was_given=True), allow_unmatched=True)
+    except PlanError:
+        return ()
+    return [site for site, _ in selection.chosen]
+
+
+def _as_peft_reads(key: str, _model_map: ModelMap, sites: Sequence[Site]) -> Sequence[Site]:
+    try:
+        pattern = re.compile(rf"(.*\.)?({key})$")
+    except re.error:
+        return ()
+    return [site for site in sites if any(pattern.match(name) for name in site.names)]
+
+
+# ---- keys that PEFT's tuners all read alike ----
+
+# Most tuners use get_pattern_key; C3A and FourierFT want a dot before the key; OSF searches anywhere.
+_READERS: tuple[Callable[[str, str], object], ...] = (
+    lambda key, path: re.match(rf"(.*\.)?({key})$", path),
+    lambda key, path: "." not in path or re.match(rf".*\.{key}$", path),
+    lambda key, path: re.search(key, path),
+)
+
+
+def _keys(meant: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """The fewest keys that match ``meant`` among the planned ``paths``, plain names where those do."""
+    if not meant:
+        return []
+    for keys in _candidates(meant, paths):
+        if all(_is_exact(keys, meant, paths, reads) for reads in _READERS):
+            return keys
+    return [f"^{re.escape(path)}$" for path in meant]
+
+
+def _candidates(meant: Sequence[str], paths: Sequence[str]) -> list[list[str]]:
+    # Without the first component the dot before it is left for the tuners that ask for one.
+    targets = smallest_exact([_inner(path) for path in meant], [_inner(path) for path in paths])
+    if isinstance(targets, str):
+        return [[f"(?:{targets})$"], [f"^(?:.*\\.)?(?:{targets})$"], [_tail(path) for path in meant]]
+    names = list(targets)
+    return [names, [re.escape(n) for n in names], [f"{re.escape(n)}$" for n in names], [_tail(p) for p in meant]]
+
+
+def _inner(path: str) -> str:
+    return path.partition(".")[2] or path
+
+
+def _tail(path: str) -> str:
+    return re.escape(_inner(path)) + "$"
+
+
+def _is_exact(
+    keys: Sequence[str], meant: Sequence[str], paths: Sequence[str], reads: Callable[[str, str], object]
+) -> bool:
+    return {path for path in paths if any(reads(key, path) for key in keys)} == set(meant)
+
+
+# ---- errors ----
+
+
+def _unmatched(name: str, key: str, model_map: ModelMap, sites: Sequence[Site]) -> PlanError:
+    elsewhere = [site for site in model_map if any(n == key or n.endswith(f".{key}") for n in site.names)]
+    if elsewhere:
+        return PlanError(
+            f"{name} key {key!r} matches no planned site",
+            where=elsewhere[0].path,
+            why="the plan leaves the sites of that name alone",
+            help="add them to the targets and the scope, or leave the key out",
+            code="pattern-unmatched",
+        )
+    leaves = [n.rpartition(".")[2] for site in sites for n in site.names]
+    known = dict.fromkeys([*leaves, *(s.role for s in sites), *(s.tower for s in sites), *ROLE_TARGETS])
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    return PlanError(
+        f"{name} key {key!r} matches no planned site",
+        where=model_map.model.name,
+        why="PEFT would use the default there without a word",
+        help=f"did you mean {' or '.join(near)}?" if near else "use a module's name, a role or a tower",
+        code="pattern-unmatched",
+    )
