@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-import types
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -20,13 +17,6 @@ from graftkit.checks.live import difference, logits_of
 from graftkit.errors import AttachError, MissingDependencyError
 
 DATA_DRIVEN = ("eva", "corda", "lora_ga")
-
-
-@pytest.fixture(autouse=True)
-def attrs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PEFT's CorDA takes one decorator from attrs, which it does not require."""
-    if find_spec("attr") is None:
-        monkeypatch.setitem(sys.modules, "attr", types.SimpleNamespace(dataclass=dataclasses.dataclass))
 
 
 def batches(model: Any, count: int = 2, **options: Any) -> list[dict[str, Any]]:
