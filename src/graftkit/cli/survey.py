@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from graftkit.cli.options import FormatOption, JsonOption, Model, Revision, TrustRemoteCode, chosen
 from graftkit.cli.output import Format, only_data_on_stdout
 
 
 def survey(
     model: Model,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Also compare with the weight files' headers (never the weights).")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,
     output_format: FormatOption = Format.HUMAN,
@@ -18,5 +25,5 @@ def survey(
         from graftkit.report.model import survey_page
         from graftkit.surveying.walk import survey as make_map
 
-        found = make_map(model, trust_remote_code=trust_remote_code, revision=revision)
+        found = make_map(model, trust_remote_code=trust_remote_code, revision=revision, headers=headers)
         output.result(found, page=survey_page)

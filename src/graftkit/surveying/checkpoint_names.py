@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_keys(model: nn.Module, names: list[str]) -> dict[str, tuple[str, ...]]:
-    """The checkpoint keys that hold each parameter of ``names``.
+    """The checkpoint keys that hold each parameter or buffer of ``names``.
 
     A fused parameter (stacked experts, a joined gate and up projection) is spread over several keys. A model
     that transformers does not convert keeps its names.
@@ -24,8 +24,8 @@ def checkpoint_keys(model: nn.Module, names: list[str]) -> dict[str, tuple[str, 
     stand_in = _StandIn(model)
     if not stand_in._weight_conversions:
         return {name: (name,) for name in names}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {name: _revert(stand_in, name, parameters[name].shape) for name in names}
+    tensors = model.state_dict(keep_vars=True)
+    return {name: _revert(stand_in, name, tensors[name].shape) for name in names}
 
 
 class _StandIn:

@@ -8,6 +8,8 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+from graftkit.surveying.checkpoint import Checkpoint
+
 SCHEMA_VERSION = 1
 
 
@@ -158,6 +160,7 @@ class ModelMap:
         sites: every site.
         module_paths: every module's path, the root excluded: what PEFT matches targets against.
         parameter_paths: every parameter's path: what PEFT matches target parameters against.
+        checkpoint: what the weight files hold, where their headers were read.
     """
 
     model: ModelInfo
@@ -165,6 +168,7 @@ class ModelMap:
     sites: tuple[Site, ...]
     module_paths: tuple[str, ...] = field(repr=False)
     parameter_paths: tuple[str, ...] = field(repr=False)
+    checkpoint: Checkpoint | None = None
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -188,6 +192,7 @@ class ModelMap:
             "model": self.model.to_dict(),
             "towers": [tower.to_dict() for tower in self.towers],
             "sites": [site.to_dict() for site in self.sites],
+            "checkpoint": self.checkpoint.to_dict() if self.checkpoint else None,
         }
 
     def __str__(self) -> str:

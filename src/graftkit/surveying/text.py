@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from graftkit.text import count, table
+from graftkit.text import count, size, table
 
 if TYPE_CHECKING:
+    from graftkit.surveying.checkpoint import Checkpoint
     from graftkit.surveying.sites import ModelMap, Site
 
 
@@ -25,7 +26,18 @@ def survey_text(model_map: ModelMap) -> str:
         first.setdefault(_row_key(site), site)
     rows = [(*key[:3], number, key[3], key[4], first[key].path) for key, number in groups.items()]
     sites = table(("tower", "role", "kind", ">sites", "wrapper", "adaptable", "first"), rows)
-    return f"{head}\n\n{towers}\n\n{sites}"
+    return "\n\n".join([head, towers, sites, *_checkpoint_lines(model_map.checkpoint)])
+
+
+def _checkpoint_lines(checkpoint: Checkpoint | None) -> list[str]:
+    if checkpoint is None:
+        return []
+    kinds = ", ".join(f"{number} {dtype}" for dtype, number in checkpoint.dtypes)
+    lines = [f"checkpoint: {checkpoint.tensors} tensors ({kinds}), {size(checkpoint.bytes)}"]
+    for label, keys in (("unknown to the class", checkpoint.unknown), ("missing", checkpoint.missing)):
+        if keys:
+            lines.append(f"  {len(keys)} {label}: {', '.join(keys[:3])}" + (" …" if len(keys) > 3 else ""))
+    return ["\n".join(lines)]
 
 
 def _row_key(site: Site) -> tuple[str, ...]:

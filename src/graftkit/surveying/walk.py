@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from graftkit.families import Family, family_of
 from graftkit.surveying import adaptable
 from graftkit.surveying.build import build_on_meta, model_class_for
+from graftkit.surveying.checkpoint import compare
 from graftkit.surveying.checkpoint_names import checkpoint_keys
+from graftkit.surveying.headers import read_headers
 from graftkit.surveying.load import load_config, remote_model_class
 from graftkit.surveying.notes import noted
 from graftkit.surveying.quantized import features_of, quantization_of
@@ -34,7 +36,9 @@ _TOWER_OF_INPUT = {
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def survey(source: Any, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelMap:
+def survey(
+    source: Any, *, trust_remote_code: bool = False, revision: str | None = None, headers: bool = False
+) -> ModelMap:
     """Map every place an adapter can go in a model, without its weights.
 
     Args:
@@ -43,9 +47,11 @@ def survey(source: Any, *, trust_remote_code: bool = False, revision: str | None
             hub id.
         trust_remote_code: let the model's own code from the hub or directory run.
         revision: branch, tag or commit of a hub id.
+        headers: also read the weight files' safetensors headers, never the weights, and say in
+            ``ModelMap.checkpoint`` which keys the class does not know and which it misses.
 
     Raises:
-        SourceError: the source names no model.
+        SourceError: the source names no model, or no weight files where headers are asked for.
         BuildError: its configuration cannot be built.
     """
     from torch import nn
@@ -56,7 +62,10 @@ def survey(source: Any, *, trust_remote_code: bool = False, revision: str | None
     loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
     model_class = remote_model_class(loaded) or model_class_for(loaded.config)
     model = build_on_meta(loaded.config, model_class)
-    return _map(model, loaded.name, loaded.origin)
+    found = _map(model, loaded.name, loaded.origin)
+    if headers:
+        found = replace(found, checkpoint=compare(model, read_headers(source, revision=revision)))
+    return found
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:
