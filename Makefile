@@ -19,6 +19,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m graftkit.checks.pages docs/rules --check
+
+docs: $(STAMP)
+	$(BIN)/python -m graftkit.checks.pages docs/rules
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

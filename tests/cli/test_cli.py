@@ -202,3 +202,12 @@ def test_plan_for_people_names_what_quantization_leaves() -> None:
     assert done.returncode == 0, done.stderr
     assert "only linears are packed" in done.stdout
     assert "reaches 30 of 30 language layers" in done.stdout
+
+
+def test_rules_are_listed_and_shown() -> None:
+    listed = result(graft("rules", "--json"))["rules"]
+    assert {"GK115", "GK203", "GK508", "GK601", "GK607"} <= {rule["code"] for rule in listed}
+    page = graft("rules", "gk601")
+    assert page.returncode == 0
+    assert "Why it matters" in page.stdout
+    assert graft("rules", "GK6O1", "--json").returncode == 2

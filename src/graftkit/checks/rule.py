@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from graftkit.checks.facts import Facts
 
 
+# Relative to the repository: the pages are generated from the rules by checks/pages.py.
+PAGES = "docs/rules"
+
+
 @dataclass(frozen=True)
 class Observation:
     """What one check saw.
@@ -57,7 +61,11 @@ class Rule:
         needs: the names of the facts it reads; a missing one makes the rule "unknown".
         check: reads the facts, returns what it saw.
         why: why it is bad when the fact does not hold.
-        help: the usual next step.
+        example: a case in which it does not.
+        help: the usual next step, or the fix.
+        safety: how safe that fix is.
+        since: the version of graftkit that brought the rule.
+        sources: where the fact is known from: threads, code.
     """
 
     code: str
@@ -66,7 +74,16 @@ class Rule:
     needs: tuple[str, ...]
     check: Callable[[Facts], Observation]
     why: str
+    example: str
     help: str
+    safety: str
+    since: str
+    sources: tuple[str, ...]
+
+    @property
+    def url(self) -> str:
+        """Where its page is."""
+        return f"{PAGES}/{self.code}.md"
 
     def finding(self, seen: Observation) -> Finding:
         """What was seen, as a finding of this rule."""
@@ -81,4 +98,5 @@ class Rule:
             help=advice,
             evidence=seen.evidence,
             source=Source.PROBE,
+            url=self.url,
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from graftkit._version import __version__
-from graftkit.cli import demo, env, plan, survey, verify
+from graftkit.cli import demo, env, plan, rules, survey, verify
 from graftkit.cli.output import Format, InterruptError, Output
 from graftkit.errors import GraftError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (demo.demo, survey.survey, plan.plan, verify.verify, env.env):
+for command in (demo.demo, survey.survey, plan.plan, verify.verify, rules.rules, env.env):
     app.command()(command)
 
 

@@ -69,5 +69,12 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     why="a tensor without a gradient is saved as it began: that part of the adapter never trains",
-    help="feed that tower in the batch or leave it out of the scope; use non-re-entrant checkpointing",
+    example=(
+        "A plan adapts the vision tower and the batches are text only; or re-entrant checkpointing cuts "
+        "the graph at a tower whose inputs need no gradient."
+    ),
+    help=("feed that tower in the batch or leave it out of the scope; use non-re-entrant checkpointing"),
+    safety=("Feeding the tower or leaving it out is safe. Non-re-entrant checkpointing computes the same loss."),
+    since="0.1.0",
+    sources=("https://github.com/huggingface/trl/issues/4612", "https://github.com/unslothai/unsloth/issues/5039"),
 )

@@ -39,5 +39,12 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     why="training would start from another model than the one that was chosen",
+    example=(
+        "A module treats its child by class (`if type(self.linear) is nn.Linear`), so that PEFT's layer "
+        "in its place changes what it computes before a single step of training."
+    ),
     help="use init_lora_weights=True, and look for a wrapper whose semantics the adapter bypasses",
+    safety=("Choosing another initializer is safe before training and changes an adapter that exists."),
+    since="0.1.0",
+    sources=("peft: LoraLayer.reset_lora_parameters",),
 )

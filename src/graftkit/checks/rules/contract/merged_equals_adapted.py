@@ -55,5 +55,15 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     why="the model that is shipped would not be the one that was trained and evaluated",
+    example=(
+        "A wrapper that clamps is passed to PEFT as if it were a linear: the delta is added outside the "
+        "clamp while training, and ends up inside it when merged."
+    ),
     help="attach inside the wrapper (its inner linear), then merge again",
+    safety=(
+        "Attaching to the inner linear is safe, and the tensors keep their keys; an adapter trained "
+        "outside the clamp is another adapter."
+    ),
+    since="0.1.0",
+    sources=("https://github.com/huggingface/peft/issues/3129", "https://github.com/huggingface/peft/pull/3130"),
 )

@@ -78,6 +78,13 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why="hours of training are lost when the file that was kept is not the adapter that was trained",
+    why=("hours of training are lost when the file that was kept is not the adapter that was trained"),
+    example=(
+        "A tool redirects `q_proj` to the linear inside the wrapper and saves `target_modules: "
+        '["q_proj"]`: stock PEFT refuses the adapter it wrote.'
+    ),
     help="compare the file's keys with the model's: a prefix or a wrapper's name may differ",
+    safety=("Rewriting the configuration to inner paths (`gk.migrate`) leaves every tensor as it is."),
+    since="0.1.0",
+    sources=("https://github.com/huggingface/peft/issues/3129",),
 )

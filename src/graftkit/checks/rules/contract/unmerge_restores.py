@@ -89,6 +89,13 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model",),
     check=_check,
-    why="a base that drifts with every merge and unmerge makes adapters trained on it fit less and less",
+    why=("a base that drifts with every merge and unmerge makes adapters trained on it fit less and less"),
+    example=(
+        "A base in bfloat16 and a delta much larger than its weights: adding and taking away rounds the "
+        "base to the delta's precision."
+    ),
     help="reload the base instead of unmerging, or keep adapters unmerged",
+    safety="Reloading the base is always right.",
+    since="0.1.0",
+    sources=("peft: lora.Linear.merge, lora.Linear.unmerge",),
 )

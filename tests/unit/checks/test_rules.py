@@ -1,0 +1,114 @@
+"""The registry of rules holds together: codes, pages, and cases that show each rule can fail."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import graftkit
+from graftkit.checks import pages
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Rule, failed, held
+from graftkit.checks.rules import all_rules
+from graftkit.checks.runner import run
+from graftkit.findings import Severity
+
+RULES = all_rules()
+REPOSITORY = Path(__file__).parents[3]
+CASES = (Path(__file__).parent / "test_contract.py").read_text(encoding="utf-8")
+
+
+def test_rules_were_found() -> None:
+    assert len(RULES) >= 5
+
+
+def test_codes_are_unique_and_well_formed() -> None:
+    codes = [rule.code for rule in RULES]
+    assert len(set(codes)) == len(codes)
+    assert all(re.fullmatch(r"GK\d{3}", code) for code in codes)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_a_rule_is_whole(rule: Rule) -> None:
+    assert rule.severity in {Severity.ERROR, Severity.WARNING, Severity.INFO}
+    assert rule.needs
+    assert set(rule.needs) <= set(Facts.__dataclass_fields__)
+    for text in (rule.title, rule.why, rule.example, rule.help, rule.safety, rule.since):
+        assert text.strip()
+    assert rule.sources
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_a_rule_has_a_bad_case(rule: Rule) -> None:
+    assert f"def test_{rule.code.lower()}_" in CASES, f"no test provokes {rule.code}"
+
+
+def test_pages_are_up_to_date() -> None:
+    folder = REPOSITORY / "docs" / "rules"
+    assert pages.stale(folder) == [], "run `make docs`"
+
+
+def test_a_stale_page_is_noticed(tmp_path: Path) -> None:
+    assert pages.main([str(tmp_path)]) == 0
+    assert pages.main([str(tmp_path), "--check"]) == 0
+    (tmp_path / f"{RULES[0].code}.md").write_text("old")
+    (tmp_path / "GK999.md").write_text("no such rule")
+    assert pages.stale(tmp_path) == sorted([f"{RULES[0].code}.md", "GK999.md"])
+    assert pages.main([str(tmp_path), "--check"]) == 1
+
+
+def _rule(check: object, needs: tuple[str, ...] = ()) -> Rule:
+    return Rule(
+        code="GK000",
+        title="a rule made for this test",
+        severity=Severity.WARNING,
+        needs=needs,
+        check=check,  # type: ignore[arg-type]
+        why="-",
+        example="-",
+        help="do something",
+        safety="-",
+        since="0.1.0",
+        sources=("-",),
+    )
+
+
+def _raise(_facts: Facts) -> None:
+    raise ValueError("broken rule")
+
+
+def test_a_rule_that_raises_becomes_a_finding_and_the_run_goes_on() -> None:
+    report = run([_rule(_raise), _rule(lambda _: held("fine"))], Facts())
+    assert [f.severity for f in report] == [Severity.UNKNOWN, Severity.OK]
+    assert "broken rule" in report.findings[0].message
+    assert not report.proven
+
+
+def test_a_rule_without_its_facts_is_unknown() -> None:
+    report = run([_rule(lambda _: held("fine"), needs=("model", "batch"))], Facts())
+    assert report.findings[0].severity is Severity.UNKNOWN
+    assert "model, batch" in report.findings[0].message
+
+
+def test_a_failed_rule_has_its_own_severity_and_help() -> None:
+    finding = run([_rule(lambda _: failed("bad", where="there", figure=3))], Facts()).findings[0]
+    assert (finding.severity, finding.where, finding.help) == (Severity.WARNING, "there", "do something")
+    assert finding.evidence == {"figure": 3}
+    assert finding.url == "docs/rules/GK000.md"
+
+
+@pytest.mark.parametrize(
+    ("severity", "level", "counts"),
+    [
+        pytest.param(Severity.ERROR, Severity.ERROR, True, id="error at error"),
+        pytest.param(Severity.WARNING, Severity.ERROR, False, id="warning at error"),
+        pytest.param(Severity.WARNING, Severity.WARNING, True, id="warning at warning"),
+        pytest.param(Severity.UNKNOWN, Severity.INFO, False, id="unknown never counts"),
+        pytest.param(Severity.OK, Severity.INFO, False, id="ok never counts"),
+    ],
+)
+def test_fail_levels(severity: Severity, level: Severity, counts: bool) -> None:
+    finding = graftkit.Finding("GK000", severity, "t", "m")
+    assert graftkit.Report((finding,)).at_or_above(level) is counts
