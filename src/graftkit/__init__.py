@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from graftkit.attaching.names import disable, enable
     from graftkit.attaching.subclass import as_linear
     from graftkit.attaching.unwrap import unwrap
+    from graftkit.checks.check import check
     from graftkit.checks.verify import verify
     from graftkit.errors import GraftError
     from graftkit.findings import Finding, Report, Severity
@@ -37,6 +38,7 @@ __all__ = [
     "__version__",
     "as_linear",
     "attach",
+    "check",
     "disable",
     "enable",
     "example_batch",
@@ -59,6 +61,7 @@ _HOME = {
     "Site": "surveying.sites",
     "as_linear": "attaching.subclass",
     "attach": "attaching.inner",
+    "check": "checks.check",
     "disable": "attaching.names",
     "enable": "attaching.names",
     "example_batch": "twins.batch",

@@ -19,20 +19,31 @@ def write_text(path: Path | str, text: str) -> Path:
     """
     target = Path(path)
     with _told_where(target):
+        target = target.resolve()
+        if target.exists() and not target.is_file():
+            # A device or a pipe (/dev/stdout) is written to; it must never be renamed over.
+            with target.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        beside = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.chmod(0o666 & ~_umask())
-            beside.replace(target)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        _replace_file(target, text, mode)
     return target
+
+
+def _replace_file(target: Path, text: str, mode: int) -> None:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    beside = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(mode)
+        beside.replace(target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -51,7 +62,7 @@ def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
     """
     import shutil
 
-    target = Path(path).absolute()
+    target = Path(path).resolve()
     _check_replaceable(target, ours)
     with _told_where(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,8 +70,9 @@ def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield beside
-        beside.chmod(0o777 & ~_umask())
-        _swap(beside, target)
+        with _told_where(target):
+            beside.chmod(0o777 & ~_umask())
+            _swap(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -87,15 +99,23 @@ def _check_replaceable(target: Path, ours: str) -> None:
 
 
 def _swap(beside: Path, target: Path) -> None:
+    """Put ``beside`` where ``target`` is; a failure or an interrupt in between puts the old folder back."""
     import shutil
 
     if not target.exists():
         beside.replace(target)
         return
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-    target.replace(old / target.name)
-    beside.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    old = aside / target.name
+    try:
+        target.replace(old)
+        beside.replace(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.replace(target)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_writable(target: Path) -> None:

@@ -97,8 +97,8 @@ class Report:
         return all(f.severity in {Severity.OK, Severity.INFO} for f in self.findings)
 
     def at_or_above(self, level: Severity) -> bool:
-        """Whether any finding is at least as severe as ``level`` (error, warning or info)."""
-        order = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+        """Whether any finding counts at ``level``; at "unknown" everything but "ok" does."""
+        order = (Severity.ERROR, Severity.WARNING, Severity.INFO, Severity.UNKNOWN)
         counted = order[: order.index(level) + 1]
         return any(f.severity in counted for f in self.findings)
 

@@ -211,3 +211,34 @@ def test_rules_are_listed_and_shown() -> None:
     assert page.returncode == 0
     assert "Why it matters" in page.stdout
     assert graft("rules", "GK6O1", "--json").returncode == 2
+
+
+def test_unknown_can_fail_too() -> None:
+    assert graft("verify", "llama", "--twin", "-m", "beft", "--json").returncode == 0
+    assert graft("verify", "llama", "--twin", "-m", "beft", "--fail-level", "unknown", "--json").returncode == 1
+
+
+def test_spaces_after_commas_are_no_part_of_a_name() -> None:
+    done = graft("plan", "llama", "--targets", "q_proj, v_proj", "--json")
+    assert result(done)["targets"] == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "status"),
+    [pytest.param("{graft} survey llama --json | true", 141, id="closed pipe"),
+     pytest.param("{graft} survey llama --json > /dev/full", 2, id="full disk")],
+)  # fmt: skip
+def test_output_that_cannot_be_written_is_no_traceback(shell: str, status: int) -> None:
+    command = f"{sys.executable} -c 'from graftkit.cli.main import main; main()'"
+    script = f"set -o pipefail; {shell.format(graft=command)}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("architectures", [[1], ["set_seed"], ["AutoModel"], ["LlamaConfig"]])
+def test_odd_architectures_fall_back_to_the_type(tmp_path: Path, architectures: list[Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": architectures}))
+    done = graft("survey", str(tmp_path), "--json")
+    fields = json.loads(done.stdout)
+    assert done.returncode == 0 or fields["error"]["code"] == "config-invalid"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-_PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
+PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
 
 # A configuration that lists every module of a very large model by its full path takes some hundred kilobytes.
 _MAX_CONFIG_BYTES = 10_000_000
@@ -142,7 +142,7 @@ def _checked_weights(folder: Path) -> Path:
     weights = folder / WEIGHTS_NAME
     if weights.is_file():
         return weights
-    pickle = next((name for name in _PICKLES if (folder / name).is_file()), None)
+    pickle = next((name for name in PICKLES if (folder / name).is_file()), None)
     if pickle is not None:
         raise AdapterError(
             "the adapter's weights are a pickle, which can run code when it is loaded",

@@ -14,7 +14,7 @@ from graftkit.surveying.headers import TensorHeader
 from graftkit.surveying.sites import ModelMap, Site
 
 # How PEFT's save_pretrained begins the name of a tensor that belongs to a module of the base.
-_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 _OUT, _IN = 0, 1
 # Tensor of a linear's adapter -> (the axis that must fit, which side of the linear it must fit).
 # Sources: the layer classes under peft.tuners (lora, loha, ia3, vera), each an nn.Linear or a parameter.
@@ -62,7 +62,7 @@ def land(file: AdapterFile, model_map: ModelMap) -> tuple[Landing, ...]:
         AdapterError: ``adapter-does-not-fit``: a tensor has no place, another shape, or shares its place with
             another tensor; ``adapter-config``: PEFT knows no such method.
     """
-    atlas = _Atlas(model_map, _tuner_prefix(file))
+    atlas = Atlas(model_map, _tuner_prefix(file))
     landings = []
     misfits: dict[str, str] = {}
     for name, header in file.tensors.items():
@@ -94,7 +94,7 @@ def _tuner_prefix(file: AdapterFile) -> str:
 
 
 @dataclass(frozen=True)
-class _Atlas:
+class Atlas:
     """The base model's names, for looking places up."""
 
     model_map: ModelMap
@@ -115,11 +115,11 @@ class _Atlas:
 
     def place(self, name: str, header: TensorHeader) -> Landing | str:
         """The tensor's place, or why it has none."""
-        if not name.startswith(_PREFIX):
+        if not name.startswith(PEFT_PREFIX):
             # What all layers share is kept on the tuner itself: VeRA's projections are base_model.vera_A and _B.
             shared = name.startswith("base_model.") and name.count(".") == 1
-            return Landing(name, name) if shared else f"its name does not begin with {_PREFIX}"
-        parts = name.removeprefix(_PREFIX).split(".")
+            return Landing(name, name) if shared else f"its name does not begin with {PEFT_PREFIX}"
+        parts = name.removeprefix(PEFT_PREFIX).split(".")
         at = next((i for i, part in enumerate(parts) if part.startswith(self.tuner_prefix)), None)
         if not at:
             return self._beside_the_adapter(name, parts)
@@ -139,7 +139,7 @@ class _Atlas:
         renamed = found.path != core
         return Landing(
             name=name,
-            new_name=".".join((f"{_PREFIX}{found.path}", *tensor)) if renamed else name,
+            new_name=".".join((f"{PEFT_PREFIX}{found.path}", *tensor)) if renamed else name,
             why=why if renamed else "",
             module=found.path,
             spelled=core if core in self.sites else found.names[-1],

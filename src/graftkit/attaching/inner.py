@@ -29,7 +29,8 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
         The ``PeftModel``.
 
     Raises:
-        AttachError: ``attach-other-model`` before anything is touched, when the model lacks planned sites;
+        AttachError: before anything is touched: ``attach-already-adapted`` for a ``PeftModel``,
+            ``attach-other-model`` when the model lacks planned sites;
             ``attach-refused`` when PEFT raises; ``attach-postcondition`` when PEFT attached something else than
             was planned.
     """
@@ -37,7 +38,9 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
 
     from peft import get_peft_model
 
+    _check_plain(model)
     _same_model(model, plan)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # PEFT edits the configuration it is given (sets become lists, targets are narrowed): the plan keeps its own.
     try:
         peft_model = get_peft_model(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
@@ -46,6 +49,8 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
     violation = _violation(peft_model, plan, adapter_name)
     if violation is not None:
         peft_model.unload()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         raise violation
     return peft_model
 
@@ -65,8 +70,11 @@ def _tuner_layers(module: Any, path: str) -> Iterator[tuple[str, Any]]:
     """(path, layer) of PEFT's layers; of a layer's own modules only the base layer is looked into."""
     from peft.tuners.lora import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     for name, child in module.named_children():
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            continue  # modules to save and trainable tokens: asked for beside the sites, and no sites themselves
         if not isinstance(child, BaseTunerLayer):
             yield from _tuner_layers(child, f"{path}{name}.")
             continue
@@ -91,6 +99,18 @@ def _refused(error: Exception, model: nn.Module) -> AttachError:
         help="build or load the model again before another attempt: PEFT may have replaced some modules already",
         code="attach-refused",
     )
+
+
+def _check_plain(model: nn.Module) -> None:
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        raise AttachError(
+            "this model carries an adapter already",
+            why="attaching once more would put one PeftModel inside another",
+            help="model.add_adapter(name, plan.peft_config), or model.unload() first",
+            code="attach-already-adapted",
+        )
 
 
 def _same_model(model: nn.Module, plan: Plan) -> None:
@@ -125,9 +145,16 @@ def _violation(peft_model: PeftModel, plan: Plan, adapter_name: str) -> AttachEr
         if paths:
             return _broken(f"{len(paths)} {problem}", sorted(paths))
     trainable = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
-    if trainable < plan.trainable_params:
+    # Beside its sites, a plan made from a map alone cannot count norms that are saved whole, or their biases.
+    if trainable < plan.trainable_params or (trainable > plan.trainable_params and not _has_extras(plan)):
         return _broken(f"{trainable} parameters are trainable, {plan.trainable_params} were planned", [])
     return None
+
+
+def _has_extras(plan: Plan) -> bool:
+    config = plan.peft_config
+    extras = ("modules_to_save", "trainable_token_indices")
+    return getattr(config, "bias", "none") != "none" or any(getattr(config, name, None) for name in extras)
 
 
 def _attached_path(attached: Any) -> str:
@@ -138,11 +165,11 @@ def _attached_path(attached: Any) -> str:
 
 def _strays(peft_model: PeftModel, plan: Plan) -> set[str]:
     """Trainable parameters that belong to no adapter, and were not asked for (bias, modules to save)."""
-    if getattr(plan.peft_config, "bias", "none") != "none":
-        return set()
+    biases = getattr(plan.peft_config, "bias", "none") != "none"
     allowed = (peft_model.base_model.prefix, "modules_to_save", "trainable_tokens")
     trainable = (name for name, p in peft_model.named_parameters() if p.requires_grad)
-    return {name for name in trainable if not any(part.startswith(allowed) for part in name.split("."))}
+    strays = {name for name in trainable if not any(part.startswith(allowed) for part in name.split("."))}
+    return {name for name in strays if not (biases and name.endswith("bias"))}
 
 
 def _broken(what: str, paths: list[str]) -> AttachError:

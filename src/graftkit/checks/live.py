@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from graftkit.surveying.quantized import quantization_of
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
@@ -67,21 +69,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
-    """The adapter's own tensors, by name."""
-    prefix = model.base_model.prefix
+    """The active adapters' own tensors, by name."""
+    prefix, active = model.base_model.prefix, set(model.active_adapters)
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if any(part.startswith(prefix) for part in name.split("."))
+        if any(part.startswith(prefix) for part in name.split(".")) and active & set(name.split("."))
     }
 
 
 def is_untrained(model: PeftModel) -> bool:
-    """Whether the adapter still adds exactly nothing: in every layer some tensor is all zero."""
+    """Whether the adapter still changes exactly nothing: in every layer some tensor is all zero, or all are one.
+
+    A zero factor makes a product of factors vanish; a method that scales starts at ones.
+    """
     layers: dict[str, bool] = {}
     for name, parameter in adapter_parameters(model).items():
         layer = name.partition(f".{model.base_model.prefix}")[0]
-        layers[layer] = layers.get(layer, False) or not parameter.detach().any()
+        values = parameter.detach()
+        layers[layer] = layers.get(layer, False) or not values.any() or bool((values == 1).all())
     return bool(layers) and all(layers.values())
 
 
@@ -112,22 +118,71 @@ def probing(model: PeftModel, *, seed: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def keeping_base(model: PeftModel) -> Iterator[dict[str, Tensor]]:
-    """Copies of the adapted layers' own weights inside; they are put back bit for bit after."""
+def leaving_no_trace(model: PeftModel) -> Iterator[None]:
+    """Put back what looking at a model changes: gradients, what is trainable, modes, and the random state."""
+    import torch
+
+    parameters = list(model.parameters())
+    found = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
+    devices = {p.device for p in parameters if p.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)), evaluating(model):
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, requires_grad, grad in found:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = grad
+
+
+@contextmanager
+def merging(model: PeftModel) -> Iterator[dict[str, Tensor]]:
+    """Merged inside; whatever happens there, every layer comes out unmerged and with its own weights, bit for bit.
+
+    Yields:
+        copies of the base weights as they were before the merge, by name.
+
+    Raises:
+        MergeRefusedError: the adapter cannot be merged, or not without changing packed base weights for good.
+    """
     import torch
 
     layers = adapted_layers(model)
+    if (packed := packed_layer(model)) is not None:
+        raise MergeRefusedError(
+            f"merging into packed weights rounds them anew ({packed}); merge into the 16-bit base"
+        )
     kept = {
-        f"{path}.{name}": (parameter, parameter.detach().clone())
+        f"{path}.{name}": (layer.get_base_layer(), name, parameter, parameter.detach().clone())
         for path, layer in layers.items()
         for name, parameter in layer.get_base_layer().named_parameters(recurse=False)
     }
     try:
-        yield {name: copy for name, (_, copy) in kept.items()}
+        try:
+            model.merge_adapter()
+        except Exception as error:
+            raise MergeRefusedError(f"this adapter cannot be merged: {error}") from error
+        yield {key: copied for key, (_, _, _, copied) in kept.items()}
     finally:
+        for layer in layers.values():
+            merged = getattr(layer, "merged_adapters", None)
+            if merged:
+                merged.clear()
         with torch.no_grad():
-            for parameter, copy in kept.values():
-                parameter.data = copy
+            for base, name, parameter, copied in kept.values():
+                parameter.data = copied
+                base._parameters[name] = parameter
+
+
+def packed_layer(model: PeftModel) -> str | None:
+    """The path of an adapted layer whose base weight is packed by a quantizer, or None."""
+    found = (path for path, layer in adapted_layers(model).items() if quantization_of(layer.get_base_layer()))
+    return next(found, None)
+
+
+class MergeRefusedError(Exception):
+    """A merge that PEFT, or prudence, refuses; the message says why."""
 
 
 def adapted_layers(model: PeftModel) -> dict[str, Any]:
@@ -196,9 +251,26 @@ def room_for_copy(model: nn.Module) -> str | None:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Largest difference of two logit tensors, relative to the largest logit of the first."""
+    """Largest difference of two logit tensors, relative to the largest logit of the first.
+
+    Infinite where either holds a value that is not finite: such logits are never equal to anything.
+    """
+    if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
+        return float("inf")
     scale = a.abs().max().clamp_min(1e-12)
     return float((a - b).abs().max() / scale)
+
+
+# Initializers that keep the model's output by moving part of the base weight into the adapter: with the adapter
+# switched off, or on a fresh base, the base in memory is then not the original model.
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def moved_base(model: PeftModel) -> str | None:
+    """The name of the active adapter's initializer where it moves part of the base weights, or None."""
+    initializer = getattr(model.active_peft_config, "init_lora_weights", True)
+    moves = isinstance(initializer, str) and initializer.startswith(_MOVES_BASE)
+    return str(initializer) if moves else None
 
 
 def tolerance(model: nn.Module) -> float:

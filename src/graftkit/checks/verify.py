@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.facts import Facts
+from graftkit.checks.live import adapted_layers, leaving_no_trace
 from graftkit.checks.rule import Rule
 from graftkit.checks.rules import rules_of
 from graftkit.checks.runner import run
@@ -26,7 +27,7 @@ def verify(
 
     A fresh adapter leaves the model unchanged; every adapter tensor gets a gradient; merged equals adapted;
     the saved adapter reloads in stock PEFT and computes the same; unmerging restores the base. The model is
-    left exactly as it was found: weights, adapter, gradients and training mode.
+    left exactly as it was found: weights, adapter, gradients, what is trainable, modes and random state.
 
     Args:
         model: from ``attach`` or ``get_peft_model``, trained or not.
@@ -38,7 +39,7 @@ def verify(
         One finding a rule; "unknown" where a rule could not be decided.
 
     Raises:
-        VerifyError: the model carries no adapter.
+        VerifyError: the model carries no adapter, or one that is merged or disabled.
     """
     from peft import PeftModel
 
@@ -49,8 +50,27 @@ def verify(
             help="model = gk.attach(model, plan), or PeftModel.from_pretrained(model, directory)",
             code="no-adapter",
         )
+    _check_state(model)
     if batch is None:
         from graftkit.twins.batch import example_batch
 
         batch = example_batch(model.get_base_model())
-    return run(rules_of("contract"), Facts(model=model, batch=batch), progress=progress)
+    with leaving_no_trace(model):
+        return run(rules_of("contract"), Facts(model=model, batch=batch), progress=progress)
+
+
+def _check_state(model: PeftModel) -> None:
+    """Refuse a model whose adapter is not at work: every comparison would be of something else."""
+    layers = adapted_layers(model).values()
+    states = (
+        ("merged", "model.unmerge_adapter(), then verify", any(layer.merged for layer in layers)),
+        ("disabled", "enable the adapter layers, then verify", any(layer.disable_adapters for layer in layers)),
+    )
+    for state, advice, holds in states:
+        if holds:
+            raise VerifyError(
+                f"the adapter is {state}",
+                why="what the adapter does could not be told from what the base does",
+                help=advice,
+                code=f"adapter-{state}",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
@@ -10,12 +11,14 @@ from collections.abc import Sequence
 import typer
 
 from graftkit._version import __version__
-from graftkit.cli import demo, env, plan, rules, survey, verify
-from graftkit.cli.output import Format, InterruptError, Output
+from graftkit.cli import check, demo, env, plan, rules, survey, verify
+from graftkit.cli.output import Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError
 
 # 128 + SIGINT, what a shell reports for a program that Ctrl-C ended.
 _INTERRUPTED = 130
+# 128 + SIGPIPE, likewise for a program whose reader has gone.
+_PIPE_CLOSED = 141
 
 app = typer.Typer(
     name="graft",
@@ -25,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (demo.demo, survey.survey, plan.plan, verify.verify, rules.rules, env.env):
+for command in (demo.demo, survey.survey, plan.plan, verify.verify, check.check, rules.rules, env.env):
     app.command()(command)
 
 
@@ -47,6 +50,9 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``graft`` and exit: 0 clean, 1 findings, 2 it could not be done, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no failure
     sys.exit(_run(words))
 
 
@@ -54,6 +60,8 @@ def _run(words: list[str]) -> int:
     output = Output(_format_of(words), sys.stdout)
     try:
         status = app(args=words, standalone_mode=False)
+    except StdoutLostError as loss:
+        return _stdout_lost(loss)
     except InterruptError as stop:
         output.error(stop)
         return _INTERRUPTED
@@ -71,6 +79,15 @@ def _run(words: list[str]) -> int:
     except Exception as error:
         return _failed(output, _unexpected(error))
     return status if isinstance(status, int) else 0
+
+
+def _stdout_lost(loss: StdoutLostError) -> int:
+    """The reader has gone (`| head`), or the disk is full: stdout takes nothing more, not even an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+    if isinstance(loss.__cause__, BrokenPipeError):
+        return _PIPE_CLOSED
+    sys.stderr.write(f"error: {loss}\n")
+    return 2
 
 
 def _failed(output: Output, error: GraftError) -> int:

@@ -90,4 +90,5 @@ def split(values: list[str] | None) -> list[str] | None:
 
     if not values:
         return None
-    return [part for value in values for part in re.split(r",(?![^\[({]*[\])}])", value) if part]
+    parts = (part.strip() for value in values for part in re.split(r",(?![^\[({]*[\])}])", value))
+    return [part for part in parts if part]

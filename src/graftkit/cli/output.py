@@ -48,7 +48,7 @@ class Output:
             self._print(_rendered(value, page))
         elif self.format is Format.JSON:
             fields = value if isinstance(value, dict) else value.to_dict()
-            self._print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, indent=2, ensure_ascii=False))
+            self._print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, indent=2))
         else:
             self._print(str(value) if text is None else text)
 
@@ -63,13 +63,16 @@ class Output:
         """Write an error: JSON to stdout where JSON was asked for, else text to stderr."""
         if self.format is Format.JSON:
             fields = {"schema_version": SCHEMA_VERSION, "error": error.to_dict()}
-            self._print(json.dumps(fields, indent=2, ensure_ascii=False))
+            self._print(json.dumps(fields, indent=2))
         else:
             sys.stderr.write(f"error: {error}\n")
 
     def _print(self, text: str) -> None:
-        self.data.write(text + "\n")
-        self.data.flush()
+        try:
+            self.data.write(text + "\n")
+            self.data.flush()
+        except OSError as error:
+            raise StdoutLostError(error) from error
 
 
 def _rendered(value: Any, page: Callable[[Any], Any] | None) -> str:
@@ -80,6 +83,15 @@ def _rendered(value: Any, page: Callable[[Any], Any] | None) -> str:
     from graftkit.report.html import render_report
 
     return render_report(page(value))
+
+
+class StdoutLostError(GraftError):
+    """Results cannot be written to stdout any more."""
+
+    code = "output-not-writable"
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__("the result cannot be written", where="stdout", why=error.strerror)
 
 
 class InterruptError(GraftError):

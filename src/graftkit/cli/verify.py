@@ -20,6 +20,7 @@ class FailLevel(StrEnum):
     ERROR = "error"
     WARNING = "warning"
     INFO = "info"
+    UNKNOWN = "unknown"
 
 
 def verify(
@@ -35,7 +36,7 @@ def verify(
     option: options.PeftOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the twin and of its example batch.")] = 0,
     fail_level: Annotated[
-        FailLevel, typer.Option("--fail-level", help="Least severe finding that fails.")
+        FailLevel, typer.Option("--fail-level", help="Least severe finding that fails; unknown: all but proven.")
     ] = FailLevel.ERROR,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,

@@ -113,7 +113,10 @@ def _as_all_linear(target: str, sites: list[Site]) -> tuple[list[Site], str]:
 
 def _as_role(target: str, sites: list[Site]) -> tuple[list[Site], str]:
     roles = ROLE_TARGETS.get(target, (target,))
-    return [s for s in sites if _has_role(s, roles)], f"role {target}"
+    matched = [s for s in sites if _has_role(s, roles)]
+    if target == "head":  # a classifier has no token embeddings to share a role's name with
+        matched = matched or [s for s in sites if s.tower == "head" and s.kind in _LINEAR_KINDS]
+    return matched, f"role {target}"
 
 
 def _has_role(site: Site, roles: Iterable[str]) -> bool:
@@ -206,7 +209,8 @@ def _unmatched(target: str, model_map: ModelMap, intent: Intent) -> PlanError:
             code="target-unmatched",
         )
     known = _known_names(model_map, intent)
-    near = difflib.get_close_matches(target, [*known, *ROLE_TARGETS, ALL_LINEAR], n=3, cutoff=0.5)
+    candidates = [name for name in (*known, *ROLE_TARGETS, ALL_LINEAR) if name != target]
+    near = difflib.get_close_matches(target, candidates, n=3, cutoff=0.5)
     return PlanError(
         f"target {target!r} matches nothing in this model",
         where=model_map.model.name,

@@ -39,9 +39,9 @@ def model_class_for(config: PretrainedConfig) -> type[PreTrainedModel]:
     import transformers
 
     for name in config.architectures or ():
-        named: Any = getattr(transformers, name, None)
-        if named is not None:
-            return named  # type: ignore[no-any-return]
+        named: Any = getattr(transformers, str(name), None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
     for auto_name in _AUTO_CLASSES:
         mapping = getattr(transformers, auto_name)._model_mapping
         if type(config) in mapping.keys():  # noqa: SIM118 (a lazy mapping: `in` would test names)

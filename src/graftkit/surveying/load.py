@@ -153,11 +153,22 @@ def _from_path(text: str, trust_remote_code: bool) -> Loaded | None:
         return _load_file(path, "file", text, str(path.parent), trust_remote_code)
     if not is_directory or not text:
         return None
-    if not (path / "config.json").is_file():
+    try:
+        has_config = (path / "config.json").is_file()
+        instead = "" if has_config else _what_it_is_instead(path)
+    except OSError as error:
+        raise SourceError(
+            "the folder cannot be read",
+            where=str(path),
+            why=error.strerror,
+            help="check its permissions",
+            code="not-readable",
+        ) from error
+    if not has_config:
         raise SourceError(
             "not a model directory: it has no config.json",
             where=str(path),
-            why=_what_it_is_instead(path),
+            why=instead,
             help="point at the folder that save_pretrained() wrote, or at a config.json",
             code="not-a-model-directory",
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # What a sub-configuration's key or model type says about its modality; the first that occurs wins.
 _MODALITY_WORDS = (
@@ -28,11 +28,38 @@ _TOWER_OF_MODALITY = {"text": "language", "image": "vision", "video": "vision", 
 def tower_finder(model: nn.Module) -> Callable[[str], str]:
     """A function from module path to tower name for this model.
 
-    The deepest assignment above a path wins. Sources, in this order: the modules that own a sub-configuration,
-    ``get_encoder``/``get_decoder``, ``get_output_embeddings`` and the modules outside the base model
-    (heads); what lies between towers is the projector; a model without towers is one, named after the
-    modality it takes.
+    The deepest assignment above a path wins. Sources, in this order: the modules that own a
+    sub-configuration, ``get_encoder``/``get_decoder``, ``get_output_embeddings`` and the modules outside the
+    base model (heads); what lies between towers is the projector; a model without towers is one, named after
+    the modality it takes. In a module that only holds a model (a parallel wrapper, a reward model), the model
+    inside is asked, and what is around it is its head.
     """
+    found = [(prefix, _finder(inner)) for prefix, inner in models_inside(model)]
+    if found == [] or found[0][0] == "":
+        return found[0][1] if found else _finder(model)
+
+    def tower_of(path: str) -> str:
+        for prefix, inner in found:
+            if path == prefix or path.startswith(f"{prefix}."):
+                return inner(path[len(prefix) + 1 :])
+        return "head"
+
+    return tower_of
+
+
+def models_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
+    """(path, model) of the outermost transformers models in ``model``: itself, or those that it holds."""
+    from transformers import PreTrainedModel
+
+    found: list[tuple[str, PreTrainedModel]] = []
+    for path, module in model.named_modules():
+        inside = any(not prefix or path.startswith(f"{prefix}.") for prefix, _ in found)
+        if isinstance(module, PreTrainedModel) and not inside:
+            found.append((path, module))
+    return found
+
+
+def _finder(model: nn.Module) -> Callable[[str], str]:
     assigned = _assign(model)
     default = _default_tower(model, frozenset(assigned.values()) - {"head"})
 

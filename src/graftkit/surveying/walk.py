@@ -18,7 +18,7 @@ from graftkit.surveying.notes import noted
 from graftkit.surveying.quantized import features_of, quantization_of
 from graftkit.surveying.roles import role_of
 from graftkit.surveying.sites import ModelInfo, ModelMap, Site, Tower, Wrapper
-from graftkit.surveying.towers import tower_finder
+from graftkit.surveying.towers import models_inside, tower_finder
 from graftkit.surveying.wrappers import wrappers_of
 
 if TYPE_CHECKING:
@@ -69,14 +69,38 @@ def survey(
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:
-    """The model itself, or its architecture on the meta device when PEFT has changed the modules."""
+    """The model itself, or a copy of its modules without PEFT's layers that shares every tensor with it."""
+    import copy
+
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
-        base = build_on_meta(base.config, type(base))
-    return base  # type: ignore[no-any-return]
+    added = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    if not any(isinstance(module, added) for module in base.modules()):
+        return base  # type: ignore[no-any-return]
+    shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
+    plain = copy.deepcopy(base, shared)
+    for path, module in list(plain.named_modules()):
+        if isinstance(module, added) and not _inside_added(plain, path, added):
+            parent, _, name = path.rpartition(".")
+            setattr(plain.get_submodule(parent), name, _original(module))
+    return plain  # type: ignore[no-any-return]
+
+
+def _inside_added(model: nn.Module, path: str, added: tuple[type, ...]) -> bool:
+    parents = path.split(".")[:-1]
+    return any(isinstance(model.get_submodule(".".join(parents[:n])), added) for n in range(1, len(parents) + 1))
+
+
+def _original(module: Any) -> Any:
+    """What PEFT put ``module`` in the place of, however deep it is wrapped."""
+    while True:
+        inner = getattr(module, "base_layer", getattr(module, "original_module", None))
+        if inner is None:
+            return module
+        module = inner
 
 
 def _map(model: nn.Module, name: str, origin: str) -> ModelMap:
@@ -107,7 +131,7 @@ class _Scene:
     wrappers: dict[str, tuple[str, str]]
     tower_of: Any
     family_at: dict[str, Family | None]
-    output: nn.Module | None
+    outputs: tuple[nn.Module | None, ...]
     expert_counts: frozenset[int]
     state_spaces: frozenset[str]
 
@@ -117,7 +141,7 @@ class _Scene:
         kinds = {p: k for p, m in modules.items() if p and (k := adaptable.kind_of(m)) is not None}
         kinds = {p: k for p, k in kinds.items() if kinds.get(p.rpartition(".")[0]) != adaptable.MULTIHEAD}
         linears = frozenset(p for p, k in kinds.items() if k in {adaptable.LINEAR, adaptable.TRANSPOSED})
-        getter = getattr(model, "get_output_embeddings", None)
+        inner = [held for _, held in models_inside(model)]
         return cls(
             modules=modules,
             parameters=dict(model.named_parameters(remove_duplicate=False)),
@@ -125,7 +149,7 @@ class _Scene:
             wrappers=wrappers_of(model, linears),
             tower_of=tower_finder(model),
             family_at=_families(modules),
-            output=getter() if getter else None,
+            outputs=tuple(held.get_output_embeddings() for held in inner),
             expert_counts=frozenset(_expert_counts(modules)),
             state_spaces=frozenset(path for path, module in modules.items() if _is_state_space(module)),
         )
@@ -167,7 +191,11 @@ def _module_site(scene: _Scene, path: str, module: nn.Module) -> Site:
     wrapper = Wrapper(*scene.wrappers[path]) if path in scene.wrappers else None
     site = Site(path, scene.tower_of(path), "other", kind, _shape(module, kind), wrapper=wrapper)
     mixer = path.rpartition(".")[0] in scene.state_spaces
-    role = "lm_head" if module is scene.output else role_of(site.names, kind, in_state_space=mixer)
+    role = (
+        "lm_head"
+        if any(module is head for head in scene.outputs)
+        else role_of(site.names, kind, in_state_space=mixer)
+    )
     reason = adaptable.objection(path, module, kind, _family_above(scene, path))
     return replace(site, role=role, adaptable=reason is None, reason=reason, quantized=quantization_of(module))
 
@@ -219,11 +247,17 @@ def _weight_name(site: Site) -> str:
 
 
 def _ties(scene: _Scene, names: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """Site -> the other places of its weight: other sites, or a second path of the same module."""
     groups: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in scene.parameters.items():
+        groups[id(parameter)].append(name)
+    site_of = {name: path for path, name in names.items()}
+    found = {}
     for path, name in names.items():
-        if (parameter := scene.parameters.get(name)) is not None:
-            groups[id(parameter)].append(path)
-    return {p: tuple(q for q in group if q != p) for group in groups.values() for p in group if len(group) > 1}
+        group = groups[id(scene.parameters[name])] if name in scene.parameters else []
+        if len(group) > 1:
+            found[path] = tuple(site_of.get(n, n.rpartition(".")[0]) for n in group if n != name)
+    return found
 
 
 def _towers(scene: _Scene, sites: tuple[Site, ...]) -> tuple[Tower, ...]:
@@ -258,9 +292,9 @@ def _info(model: nn.Module, name: str, origin: str) -> ModelInfo:
     )
 
 
-def _fed_towers(model: Any) -> tuple[str, ...]:
-    tower = _TOWER_OF_INPUT.get(getattr(model, "main_input_name", ""))
-    return (tower,) if tower else ()
+def _fed_towers(model: nn.Module) -> tuple[str, ...]:
+    inputs = (getattr(held, "main_input_name", "") for _, held in models_inside(model))
+    return tuple(dict.fromkeys(_TOWER_OF_INPUT[name] for name in inputs if name in _TOWER_OF_INPUT))
 
 
 def _task_type(model: Any) -> str | None:

@@ -74,7 +74,7 @@ def example_batch(
     except Exception as error:
         raise BuildError(
             f"no example batch is known for {type(base).__name__}",
-            where=base.config.model_type,
+            where=getattr(getattr(base, "config", None), "model_type", None),
             why=f"{type(error).__name__}: {error}".strip(),
             help="pass a batch of your own",
             code="twin",

@@ -79,3 +79,51 @@ def test_another_adapter_name_works(twin_of: Callable[[str], nn.Module]) -> None
     adapted = gk.attach(model, gk.plan(model, r=2), adapter_name="mine")
     assert adapted_sites(adapted, "mine")
     assert not adapted_sites(adapted, "default")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"trainable_token_indices": [1, 2]}, id="trainable tokens"),
+        pytest.param({"modules_to_save": ["lm_head"]}, id="modules to save"),
+        pytest.param({"bias": "all"}, id="biases"),
+        pytest.param({"rank_pattern": {"q_proj": 4}}, id="rank pattern"),
+    ],
+)
+def test_what_is_trained_beside_the_sites_is_no_violation(
+    twin_of: Callable[[str], nn.Module], options: dict[str, object]
+) -> None:
+    model = twin_of("llama")
+    adapted = gk.attach(model, gk.plan(model, r=2, **options))
+    assert adapted_sites(adapted)
+
+
+def test_more_trainable_parameters_than_planned_are_a_violation(twin_of: Callable[[str], nn.Module]) -> None:
+    model = twin_of("llama")
+    plan = gk.plan(model, targets=["attention"], r=2)
+    fewer = dataclasses.replace(plan, trainable_params=plan.trainable_params - 8)
+    with pytest.raises(AttachError, match="were planned"):
+        gk.attach(model, fewer)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_stray_trainable_parameter_is_a_violation(twin_of: Callable[[str], nn.Module]) -> None:
+    """A configuration that also trains biases of the base, which the plan did not mention."""
+    model = twin_of("bert")
+    plan = gk.plan(model, targets=["attention"], r=2)
+    config = LoraConfig(**{**plan.peft_config.to_dict(), "bias": "all", "task_type": None})
+    adapted = get_peft_model(model, config)
+    from graftkit.attaching.inner import _violation
+
+    seen = _violation(adapted, plan, "default")
+    assert seen is not None
+    assert "outside the adapter are trainable" in seen.what
+
+
+def test_attaching_twice_is_refused(twin_of: Callable[[str], nn.Module]) -> None:
+    model = twin_of("llama")
+    plan = gk.plan(model, r=2)
+    adapted = gk.attach(model, plan)
+    with pytest.raises(AttachError) as caught:
+        gk.attach(adapted, plan)
+    assert caught.value.code == "attach-already-adapted"

@@ -262,3 +262,140 @@ def test_a_trained_adapter_is_checked_as_it_is(batch: dict[str, torch.Tensor]) -
     report = gk.verify(adapted, batch)
     assert {f.severity for f in report if f.code != "GK115"} == {OK}, str(report)
     assert all(torch.equal(v, before[k]) for k, v in adapted.state_dict().items())
+
+
+# ---- verdicts that must not be "ok", and traces that must not be left ----
+
+
+def fill(adapted: PeftModel, part: str, value: float) -> None:
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if part in name:
+                parameter.fill_(value)
+
+
+def test_gk601_and_others_never_call_nan_equal(batch: dict[str, torch.Tensor]) -> None:
+    adapted = adapted_toy(Clamped(), ["first", "part.linear"])
+    fill(adapted, "lora_B", float("nan"))
+    report = gk.verify(adapted, batch)
+    assert not {f.code for f in report if f.severity is OK}, str(report)
+
+
+class HalfMerging(nn.Module):
+    """Two linears, the second of which PEFT cannot merge a lora_bias into: it has no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`lora_bias=True` was passed"
+)  # PEFT says that the merge will fail; it is meant to
+def test_gk601_a_merge_that_fails_midway_leaves_the_adapter_at_work(batch: dict[str, torch.Tensor]) -> None:
+    adapted = get_peft_model(HalfMerging(), LoraConfig(r=4, target_modules=["first", "second"], lora_bias=True))
+    fill(adapted, "lora_B", 0.1)
+    before = adapted(**batch).detach()
+    report = gk.verify(adapted, batch)
+    assert finding(report, "GK601").severity is UNKNOWN
+    assert finding(report, "GK607").severity is UNKNOWN
+    assert torch.equal(adapted(**batch), before)
+    assert not any(layer.merged for layer in (adapted.base_model.model.first, adapted.base_model.model.second))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("method", ["dora", "oft"])
+def test_gk607_methods_that_scale_or_rotate_are_not_held_to_the_unit_bound(
+    twin_of: Callable[[str], nn.Module], method: str, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    model = twin_of("llama")
+    report = gk.verify(gk.attach(model, gk.plan(model, method=method)), gk.example_batch(model))
+    assert finding(report, "GK607").severity is OK, str(report)
+
+
+def test_gk607_an_unmerge_that_forgets_a_little(batch: dict[str, torch.Tensor]) -> None:
+    from peft.tuners.lora.layer import Linear
+
+    class Forgetful(Linear):
+        def unmerge(self) -> None:
+            super().unmerge()
+            self.base_layer.weight.data.mul_(1 + 5e-6)
+
+    adapted = adapted_toy(Clamped(), ["first"])
+    adapted.base_model.model.first.__class__ = Forgetful
+    seen = finding(gk.verify(adapted, batch), "GK607")
+    assert seen.severity is ERROR
+    assert "units of rounding off" in seen.message
+
+
+@pytest.mark.parametrize("initializer", ["pissa", "olora"])
+def test_gk508_is_unknown_where_the_base_was_moved(twin_of: Callable[[str], nn.Module], initializer: str) -> None:
+    model = twin_of("llama")
+    adapted = gk.attach(model, gk.plan(model, r=4, init_lora_weights=initializer))
+    report = gk.verify(adapted, gk.example_batch(model))
+    assert finding(report, "GK508").severity is UNKNOWN
+    assert finding(report, "GK115").severity is UNKNOWN
+    assert "error" not in {str(f.severity) for f in report}
+
+
+def test_gk508_tensors_the_reload_has_no_place_for(batch: dict[str, torch.Tensor]) -> None:
+    """The adapter on an unused layer changes no logit: only the tensors tell that it was lost."""
+    adapted = adapted_toy(Clamped(), ["first", "unused"])
+    adapted.peft_config["default"].target_modules = {"first"}
+    assert finding(gk.verify(adapted, batch), "GK508").severity is ERROR
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_a_packed_base_is_left_as_it_was(twin_of: Callable[[str], nn.Module], tmp_path: Any, bits: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    twin_of("llama").save_pretrained(tmp_path)
+    packed = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(**{bits: True}), device_map="cpu"
+    )
+    adapted = gk.attach(packed, gk.plan(packed, r=4))
+    batch = gk.example_batch(packed)
+    held = {name: id(parameter) for name, parameter in adapted.named_parameters()}
+    report = gk.verify(adapted, batch)
+    assert {name: id(parameter) for name, parameter in adapted.named_parameters()} == held
+    assert "error" not in {str(f.severity) for f in report}, str(report)
+    assert finding(report, "GK601").severity is UNKNOWN
+    assert finding(report, "GK508").severity is OK
+
+
+def test_two_adapters_are_judged_by_the_active_one(batch: dict[str, torch.Tensor]) -> None:
+    adapted = adapted_toy(Clamped(), ["first"])
+    fill(adapted, "lora_B", 0.5)
+    adapted.add_adapter("second", LoraConfig(r=4, target_modules=["first"]))
+    assert finding(gk.verify(adapted, batch), "GK115").severity is UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        pytest.param("merge_adapter", "adapter-merged", id="merged"),
+        pytest.param("off", "adapter-disabled", id="off"),
+    ],
+)
+def test_an_adapter_that_is_not_at_work_is_refused(batch: dict[str, torch.Tensor], state: str, code: str) -> None:
+    adapted = adapted_toy(Clamped(), ["first"])
+    adapted.merge_adapter() if state == "merge_adapter" else adapted.base_model.disable_adapter_layers()
+    with pytest.raises(VerifyError) as caught:
+        gk.verify(adapted, batch)
+    assert caught.value.code == code
+
+
+def test_verify_leaves_randomness_and_trainability_alone(twin_of: Callable[[str], nn.Module]) -> None:
+    model = twin_of("llama")
+    adapted = gk.attach(model, gk.plan(model, r=2, modules_to_save=["lm_head"]))
+    adapted.requires_grad_(False)
+    state = torch.random.get_rng_state()
+    gk.verify(adapted, gk.example_batch(model))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(p.requires_grad or p.grad is not None for p in adapted.parameters())

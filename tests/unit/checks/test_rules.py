@@ -17,7 +17,7 @@ from graftkit.findings import Severity
 
 RULES = all_rules()
 REPOSITORY = Path(__file__).parents[3]
-CASES = (Path(__file__).parent / "test_contract.py").read_text(encoding="utf-8")
+CASES = "".join(p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.glob("test_*.py")))
 
 
 def test_rules_were_found() -> None:

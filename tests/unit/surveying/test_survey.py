@@ -299,3 +299,57 @@ def test_bitsandbytes_linears_keep_their_logical_shape(
             assert site.adaptable
     assert any(site.quantized for site in packed)
     assert packed.model.params == plain.model.params
+
+
+class RewardModel(nn.Module):
+    """A model held by a module of another library, with a head of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.score = nn.Linear(64, 1)
+
+    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+        return self.score(self.model(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [
+        pytest.param(nn.DataParallel, "module.", id="DataParallel"),
+        pytest.param(RewardModel, "model.", id="reward"),
+    ],
+)
+def test_a_held_model_keeps_its_towers(
+    twin_of: Callable[[str], nn.Module], wrap: Callable[[nn.Module], nn.Module], prefix: str
+) -> None:
+    model = twin_of(hub_id("E2B"))
+    plain, held = gk.survey(model), gk.survey(wrap(model))
+    towers = {f"{prefix}{site.path}": (site.tower, site.role) for site in plain}
+    assert {s.path: (s.tower, s.role) for s in held if s.path in towers} == towers
+    wanted = {f"{prefix}{a.path}" for a in gk.plan(model).attached}
+    assert {a.path for a in gk.plan(wrap(model)).attached} == wanted
+
+
+def test_a_changed_model_with_adapters_is_surveyed_as_it_is(twin_of: Callable[[str], nn.Module]) -> None:
+    model = twin_of("llama")
+    del model.model.layers[1:]
+    before = gk.survey(model).to_dict()["sites"]
+    adapted = gk.attach(model, gk.plan(model, r=2, modules_to_save=["lm_head"]))
+    after = gk.survey(adapted).to_dict()["sites"]
+    assert after == before
+    assert adapted.base_model.model.model.layers[0].self_attn.q_proj.base_layer is not None
+
+
+def test_a_plain_module_with_adapters_is_looked_through() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    adapted = get_peft_model(model, LoraConfig(target_modules=["0"]))
+    assert [s.path for s in gk.survey(adapted)] == ["0", "1"]
+
+
+def test_one_module_in_two_places_is_tied_to_itself() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(4, 4)})
+    model["b"] = model["a"]
+    assert gk.survey(model)["a"].tied_to == ("b",)

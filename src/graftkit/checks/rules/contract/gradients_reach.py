@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.live import adapter_parameters, evaluating, loss_of, probing
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def _check(facts: Facts) -> Observation:
@@ -25,7 +20,7 @@ def _check(facts: Facts) -> Observation:
         return unknown("no adapter tensor is trainable", help="load the adapter with is_trainable=True")
     # Eval mode: dropout must not zero a path by chance. The probe lifts the zero half of a fresh adapter,
     # behind which the other half would rightly get no gradient.
-    with evaluating(facts.model), probing(facts.model), _clean_gradients(parameters), torch.enable_grad():
+    with evaluating(facts.model), probing(facts.model), torch.enable_grad():
         loss = loss_of(facts.model, facts.batch)
         loss.backward()  # type: ignore[no-untyped-call]
         dead = [n for n, p in parameters.items() if p.grad is None or not p.grad.any()]
@@ -42,19 +37,6 @@ def _check(facts: Facts) -> Observation:
         message = f"{len(dead)} of {len(parameters)} adapter tensors get no gradient"
         return failed(message, where=_places(dead), **figures)
     return held(f"all {len(parameters)} adapter tensors get a gradient", **figures)
-
-
-@contextmanager
-def _clean_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Empty gradients inside; what was accumulated before is put back."""
-    kept = {name: p.grad for name, p in parameters.items()}
-    for p in parameters.values():
-        p.grad = None
-    try:
-        yield
-    finally:
-        for name, p in parameters.items():
-            p.grad = kept[name]
 
 
 def _places(names: list[str]) -> str:

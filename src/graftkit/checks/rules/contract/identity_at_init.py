@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.live import difference, is_untrained, logits_of, room_for_copy, tolerance
+from graftkit.checks.live import difference, is_untrained, logits_of, moved_base, room_for_copy, tolerance
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity
-
-# Initializers that keep the model's output by moving part of the base weight into the adapter: with the adapter
-# switched off, the base alone is then no longer the original model, and there is nothing to compare with.
-_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def _check(facts: Facts) -> Observation:
@@ -18,10 +14,8 @@ def _check(facts: Facts) -> Observation:
     initializer = getattr(facts.model.active_peft_config, "init_lora_weights", True)
     if initializer is False:
         return unknown("the initializer makes no such promise (init_lora_weights=False)")
-    if isinstance(initializer, str) and initializer.startswith(_MOVES_BASE):
-        return unknown(
-            f"{initializer} moves part of the base weights into the adapter, nothing is left to compare"
-        )
+    if (moved := moved_base(facts.model)) is not None:
+        return unknown(f"{moved} moves part of the base weights into the adapter, nothing is left to compare")
     if (lacking := room_for_copy(facts.model)) is not None:
         return unknown(lacking, help="run it on the twin: gk.twin(model)")
     apart = difference(facts.pristine_logits, logits_of(facts.model, facts.batch))

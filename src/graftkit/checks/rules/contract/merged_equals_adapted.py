@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.live import difference, keeping_base, logits_of, probing, tolerance, wrapper_effect
+from graftkit.checks.live import (
+    MergeRefusedError,
+    difference,
+    logits_of,
+    merging,
+    probing,
+    tolerance,
+    wrapper_effect,
+)
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity
 
@@ -14,17 +22,14 @@ def _check(facts: Facts) -> Observation:
     assert facts.model is not None
     assert facts.batch is not None
     model, batch = facts.model, facts.batch
-    with probing(model), keeping_base(model):
+    with probing(model):
         adapted = logits_of(model, batch)
         bounded, bitten = wrapper_effect(model, batch)
         try:
-            model.merge_adapter()
-        except (NotImplementedError, ValueError, AttributeError) as error:
-            return unknown(f"this adapter cannot be merged: {error}")
-        try:
-            merged = logits_of(model, batch)
-        finally:
-            model.unmerge_adapter()
+            with merging(model):
+                merged = logits_of(model, batch)
+        except MergeRefusedError as refusal:
+            return unknown(str(refusal))
     apart, effect = difference(adapted, merged), difference(adapted, facts.base_logits)
     allowed = tolerance(model)
     figures: dict[str, Any] = {
@@ -34,9 +39,9 @@ def _check(facts: Facts) -> Observation:
         "bounded_wrappers": bounded,
         "bounded_wrappers_reached": bitten,
     }
-    if apart > allowed:
+    if not apart <= allowed:
         return failed(f"merged and adapted logits differ by {apart:.1e} (allowed {allowed:.0e})", **figures)
-    if effect <= allowed:
+    if not effect > allowed:
         return unknown(
             f"the adapter changes the logits by {effect:.1e}, too little to tell a wrong merge", **figures
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.live import adapted_layers, keeping_base, probing, tolerance
+from graftkit.checks.live import MergeRefusedError, adapted_layers, merging, probing, tolerance
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity
 
@@ -21,17 +21,16 @@ _UNITS = 2.0
 def _check(facts: Facts) -> Observation:
     assert facts.model is not None
     model = facts.model
-    with probing(model), keeping_base(model) as before:
-        try:
-            model.merge_adapter()
-        except (NotImplementedError, ValueError, AttributeError) as error:
-            return unknown(f"this adapter cannot be merged: {error}")
-        merged = _weights(model, before)
-        model.unmerge_adapter()
-        after = _weights(model, before)
-        errors = {name: _units(before[name], merged[name], after[name]) for name in before}
-        drifts = {name: _drift(before[name], after[name]) for name in before}
-        changed = sum(not before[name].equal(merged[name]) for name in before)
+    try:
+        with probing(model), merging(model) as before:
+            merged = _weights(model, before)
+            model.unmerge_adapter()
+            after = _weights(model, before)
+    except MergeRefusedError as refusal:
+        return unknown(str(refusal))
+    errors = {name: _units(before[name], merged[name], after[name]) for name in before}
+    drifts = {name: _drift(before[name], after[name]) for name in before}
+    changed = sum(not before[name].equal(merged[name]) for name in before)
     if not changed:
         return unknown("merging changed no weight, so there was nothing to restore", tensors=len(before))
     worst, lost = max(errors, key=lambda name: errors[name]), max(drifts, key=lambda name: drifts[name])
@@ -42,11 +41,11 @@ def _check(facts: Facts) -> Observation:
         "worst_units": errors[worst],
         "allowed_units": _UNITS,
     }
-    if errors[worst] > _UNITS:
+    if _adds(model) and not errors[worst] <= _UNITS:
         return failed(
             f"a base weight comes back {errors[worst]:.1f} units of rounding off", where=worst, **figures
         )
-    if drifts[lost] > tolerance(model):
+    if not drifts[lost] <= tolerance(model):
         message = f"the adapter outweighs the base: a weight comes back {100 * drifts[lost]:.2g} % of its size off"
         return failed(message, where=lost, **figures)
     return held(
@@ -54,6 +53,12 @@ def _check(facts: Facts) -> Observation:
         f"{errors[worst]:.1f} units of rounding",
         **figures,
     )
+
+
+def _adds(model: PeftModel) -> bool:
+    """Whether merging adds one delta, for which the unit bound holds; other methods scale or rotate the weight."""
+    config = model.active_peft_config
+    return str(config.peft_type).endswith("LORA") and not getattr(config, "use_dora", False)
 
 
 def _weights(model: PeftModel, names: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -73,14 +78,19 @@ def _units(before: Tensor, merged: Tensor, after: Tensor) -> float:
         return 0.0 if before.equal(after) else float("inf")
     step = torch.finfo(before.dtype).eps
     scale = torch.maximum(before.abs(), merged.abs()).float().clamp_min(torch.finfo(before.dtype).tiny)
-    return float(((after.float() - before.float()).abs() / (scale * step)).max())
+    return _finite(((after.float() - before.float()).abs() / (scale * step)).max())
 
 
 def _drift(before: Tensor, after: Tensor) -> float:
     """Largest error relative to the tensor's largest weight: rounding of a large delta can swamp a small base."""
     if not before.is_floating_point():
         return 0.0
-    return float((after.float() - before.float()).abs().max() / before.abs().max().float().clamp_min(1e-12))
+    return _finite((after.float() - before.float()).abs().max() / before.abs().max().float().clamp_min(1e-12))
+
+
+def _finite(value: Tensor) -> float:
+    """The value, or infinity where it is not finite: a weight that is no number was not restored."""
+    return float(value) if value.isfinite() else float("inf")
 
 
 RULE = Rule(

@@ -1,0 +1,118 @@
+"""The configuration must describe the tensors beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.saved import Saved, some, suffixes
+from graftkit.findings import Severity
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.adapter is not None
+    saved = facts.saved
+    if saved.problems:
+        return failed(
+            f"its fields are not what PEFT expects: {some(saved.problems)}", problems=len(saved.problems)
+        )
+    untargeted, ranks = _untargeted(facts), _other_ranks(saved)
+    unanswered = _due(facts, _unanswered(saved))
+    seen = [
+        f"no target names {len(untargeted)} adapted modules: {some(untargeted)}" if untargeted else "",
+        f"no tensor answers the targets {some(unanswered)}" if unanswered else "",
+        f"{len(ranks)} tensors have another rank than the configuration says: {some(ranks)}" if ranks else "",
+    ]
+    figures: dict[str, Any] = {
+        "untargeted": len(untargeted),
+        "unanswered": len(unanswered),
+        "other_ranks": len(ranks),
+    }
+    if facts.base is None and unanswered and not untargeted and not ranks:
+        advice = "PEFT ignores a target that its base has no module for: --base tells whether a layer is missing"
+        return Observation(Severity.WARNING, seen[1], unanswered[0], advice, figures)
+    if any(seen):
+        return failed("; ".join(filter(None, seen)), where=(untargeted or unanswered or ranks)[0], **figures)
+    return _fields(saved)
+
+
+def _untargeted(facts: Facts) -> list[str]:
+    saved = facts.saved
+    if saved.targets is None:
+        return []
+    by_wrapper: dict[str, str] = {}
+    if facts.base is not None and saved.prefix is not None:
+        # Named by its wrapper: that is what another rule reports.
+        by_wrapper = {inner: name for name, inner in facts.fit.inner.items()}
+    stray = (core for core in saved.modules if core not in saved.parameters)
+    return [c for c in stray if not saved.matches(c) and not (c in by_wrapper and saved.matches(by_wrapper[c]))]
+
+
+def _due(facts: Facts, targets: list[str]) -> list[str]:
+    """The targets that the base has, or may have, something for. Lists are shared between families of models."""
+    if not targets or facts.base is None or isinstance(facts.saved.targets, str):
+        return targets
+    known = {suffix for path in facts.base.module_paths for suffix in suffixes(path)}
+    return [target for target in targets if target in known]
+
+
+def _unanswered(saved: Saved) -> list[str]:
+    """Targets of the list form that no tensor is for. A module path has few suffixes, so they are looked up."""
+    if saved.targets is None or saved.prefix is None:
+        return []
+    if isinstance(saved.targets, str):
+        answers = any(saved.matches(core) or saved.matches(core.rpartition(".")[0]) for core in saved.modules)
+        return [] if answers or saved.parameters else [saved.targets]
+    answered = {suffix for core in saved.modules for suffix in suffixes(core)}
+    # An inner linear answers for its wrapper's name too.
+    answered |= {suffix for core in saved.modules for suffix in suffixes(core.rpartition(".")[0])}
+    missing = [target for target in saved.targets if target not in answered]
+    # A target that the filters take out again is due no tensor.
+    return [target for target in missing if saved.matches(target)]
+
+
+def _other_ranks(saved: Saved) -> list[str]:
+    if saved.file.peft_type != "LORA":
+        return []
+    found = []
+    for core, names in saved.modules.items():
+        if core in saved.parameters:
+            continue
+        said = saved.rank(core)
+        shown = {name: saved.shown_rank(name) for name in names}
+        found += [f"{name} ({rank}, not {said})" for name, rank in shown.items() if rank not in {None, said}]
+    return found
+
+
+def _fields(saved: Saved) -> Observation:
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    modules = len(saved.modules)
+    try:
+        known = {f.name for f in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(saved.file.peft_type)])}
+    except (KeyError, ValueError):
+        return failed(f"the installed PEFT knows no method {some([saved.file.peft_type])}")
+    ignored = sorted(saved.file.config.keys() - known)
+    if ignored:
+        message = f"the tensors agree; the installed PEFT ignores the fields {some(ignored)}"
+        advice = "an adapter from a newer PEFT may compute something else here: update peft"
+        return Observation(Severity.INFO, message, ignored[0], advice, {"ignored": len(ignored)})
+    return held(f"targets and ranks agree with the tensors of {modules} modules", modules=modules)
+
+
+RULE = Rule(
+    code="GK504",
+    title="configuration and tensors agree",
+    severity=Severity.ERROR,
+    needs=("adapter",),
+    check=_check,
+    why="PEFT builds layers from the configuration and fills them from the file; what differs is lost",
+    example="`r` is edited in `adapter_config.json` after training, or another run's file is copied beside it.",
+    help="restore the adapter_config.json that was saved with these tensors",
+    safety="The configuration can be mended without touching the tensors; alpha cannot be told from them.",
+    since="0.1.0",
+    sources=("peft: tuners.tuners_utils.check_target_module_exists", "peft: utils.other.get_pattern_key"),
+)

@@ -1,0 +1,75 @@
+"""The base must take every tensor, and the file must hold every layer that its targets plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.saved import some
+from graftkit.findings import Severity
+from graftkit.text import percent
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.adapter is not None
+    if facts.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
+    if facts.saved.prefix is None:
+        return unknown(f"adapters of type {some([facts.adapter.peft_type])} keep no tensors in a model's layers")
+    lost, total = facts.fit.lost, len(facts.adapter.tensors)
+    lacking = _lacking(facts)
+    figures: dict[str, Any] = {"tensors": total, "lost": len(lost), "lacking": len(lacking)}
+    if lost:
+        share = _share(facts, lost)
+        figures["lost_square_share"] = share
+        first = next(iter(lost))
+        weight = "" if share is None else f", {percent(share)} of the squared norm"
+        message = f"{len(lost)} of {total} tensors are not loaded{weight}: {some([first])}: {lost[first]}"
+        return failed(message, where=first, **figures)
+    if lacking:
+        message = f"the targets name {len(lacking)} layers that the file has nothing for: {some(lacking)}"
+        advice = "they stay as the base has them: save again on the process that holds every layer"
+        return failed(message, where=lacking[0], help=advice, **figures)
+    return held(f"the base takes all {total} tensors, and no planned layer is without", **figures)
+
+
+def _lacking(facts: Facts) -> list[str]:
+    """Sites that the targets reach and no tensor is for."""
+    if facts.saved.targets is None:
+        return []
+    sites = facts.fit.sites
+    present = {sites[core].path for core in facts.saved.modules if core in sites}
+    return [path for path in facts.fit.planned if path not in present]
+
+
+def _share(facts: Facts, lost: Iterable[str]) -> float | None:
+    """How much of the file's squared norm is lost, or None where the data is not read or not finite."""
+    if facts.data is None:
+        return None
+    stats = facts.data.stats
+    total = sum(stat.square for stat in stats.values())
+    finite = total > 0 and all(stat.finite for stat in stats.values())
+    return sum(stats[name].square for name in lost) / total if finite else None
+
+
+RULE = Rule(
+    code="GK501",
+    title="the base takes every tensor of the adapter",
+    severity=Severity.ERROR,
+    needs=("adapter", "base"),
+    check=_check,
+    why="PEFT loads what fits and at most warns about the rest, so that a part of the training is gone unnoticed",
+    example=(
+        "A mixture-of-experts adapter that was trained with transformers 4 names every expert's `gate_proj`; with "
+        "transformers 5 the experts are one stacked parameter, and only attention and shared experts are loaded."
+    ),
+    help="name the base the adapter was trained on; `gk.migrate` brings wrapped names into the form PEFT loads",
+    safety="Renaming tensors changes no value, and `gk.migrate` refuses an adapter that has tensors left over.",
+    since="0.1.0",
+    sources=(
+        "peft: utils.save_and_load.set_peft_model_state_dict",
+        "peft: utils.transformers_weight_conversion",
+    ),
+)

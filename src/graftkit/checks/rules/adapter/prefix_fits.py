@@ -1,0 +1,76 @@
+"""The adapter must begin its paths where the base does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.saved import some
+from graftkit.findings import Severity
+
+_PEFT = "base_model.model."
+# The longest common endings come first, and a right one is among them.
+_MOST_PREFIXES = 64
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.adapter is not None
+    if facts.saved.prefix is None or not facts.saved.modules:
+        return unknown("the file names no module of a base")
+    modules = facts.saved.modules
+    found = sum(facts.fit.places(names[0]) for names in modules.values())
+    if found:
+        return held(f"{found} of {len(modules)} adapted modules are in the base under their name", found=found)
+    fitting = next((pair for pair in islice(_prefixes(facts), _MOST_PREFIXES) if _fits(facts, *pair)), None)
+    if fitting is None:
+        message = f"none of {len(modules)} adapted modules is in the base, and no other prefix would help"
+        advice = f"name the base it was trained on ({some([facts.adapter.config.get('base_model_name_or_path')])})"
+        return failed(message, where=next(iter(modules)), help=advice, found=0)
+    before, after = (_PEFT + part for part in fitting)
+    return failed(
+        f"none of {len(modules)} adapted modules is in the base; with {after!r:.200} for {before!r:.200} all are",
+        where=next(iter(modules)),
+        help=f"re-key the tensors from {before!r:.200} to {after!r:.200}, or load the class it was trained on",
+        found=0,
+        prefix=before,
+        fitting_prefix=after,
+    )
+
+
+def _prefixes(facts: Facts) -> Iterator[tuple[str, str]]:
+    """What the first module's path begins with, and what a site of the same ending begins with instead."""
+    parts = next(iter(facts.saved.modules)).split(".")
+    for at in range(len(parts)):
+        head, tail = parts[:at], ".".join(parts[at:])
+        for path in facts.fit.sites:
+            if path == tail or path.endswith(f".{tail}"):
+                yield ".".join((*head, "")), path.removesuffix(tail)
+
+
+def _fits(facts: Facts, before: str, after: str) -> bool:
+    names = (name for names in facts.saved.modules.values() for name in names)
+    return all(
+        name.startswith(_PEFT + before)
+        and facts.fit.fits_as(name, _PEFT + after + name.removeprefix(_PEFT + before))
+        for name in names
+    )
+
+
+RULE = Rule(
+    code="GK502",
+    title="the adapter's paths begin where the base's do",
+    severity=Severity.ERROR,
+    needs=("adapter", "base"),
+    check=_check,
+    why="no tensor matches, PEFT warns once, and the model that is served is the base",
+    example=(
+        "An adapter is trained on a family's text-only class (`model.layers…`) and loaded on its multimodal class "
+        "(`model.language_model.layers…`)."
+    ),
+    help="re-key the tensors, or load the class that the adapter was trained on",
+    safety="Renaming changes no value. The finding only names a prefix under which every tensor fits by shape.",
+    since="0.1.0",
+    sources=("https://github.com/huggingface/transformers/issues/46766",),
+)

@@ -1,0 +1,48 @@
+"""Every tensor must hold something."""
+
+from __future__ import annotations
+
+import math
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.saved import some
+from graftkit.findings import Severity
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.adapter is not None
+    tensors = facts.adapter.tensors
+    empty = [name for name, header in tensors.items() if not math.prod(header.shape)]
+    if not tensors:
+        return failed("the weights file holds no tensors", tensors=0, empty=0)
+    if empty:
+        message = f"{len(empty)} of {len(tensors)} tensors have size 0: {some(empty)}"
+        return failed(message, where=empty[0], tensors=len(tensors), empty=len(empty))
+    return held(f"{len(tensors)} tensors, none of size 0", tensors=len(tensors), empty=0)
+
+
+RULE = Rule(
+    code="GK401",
+    title="the adapter was not saved empty",
+    severity=Severity.ERROR,
+    needs=("adapter",),
+    check=_check,
+    why="the training is lost: a partitioned parameter is a placeholder of size 0 on every process",
+    example=(
+        "Under ZeRO-3 `save_pretrained` is called without gathering: each `lora_A.weight` in the file has the "
+        "shape `[0]`."
+    ),
+    help=(
+        "save again with the parameters gathered (`deepspeed.zero.GatheredParameters`, or "
+        "`stage3_gather_16bit_weights_on_model_save`), or train with ZeRO-2; the optimizer's checkpoint still "
+        "holds the weights (`zero_to_fp32.py`)"
+    ),
+    safety="Gathering changes no value; it needs the memory of the adapter on one process.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/trl/issues/4416",
+        "https://github.com/huggingface/peft/issues/2892",
+        "https://github.com/deepspeedai/DeepSpeed/issues/7900",
+    ),
+)

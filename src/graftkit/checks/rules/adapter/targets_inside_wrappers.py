@@ -1,0 +1,43 @@
+"""Saved targets must not name a wrapper of the base."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.saved import some
+from graftkit.findings import Severity
+
+
+def _check(facts: Facts) -> Observation:
+    if facts.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
+    if facts.saved.targets is None:
+        return held("the configuration names no modules")
+    fit = facts.fit
+    named = fit.wrapped
+    if named:
+        cls = next(site.wrapper.cls for site in fit.base if site.wrapper and named[0] in site.names)
+        message = f"the targets name {len(named)} wrappers ({cls}), which stock PEFT refuses: {some(named)}"
+        return failed(message, where=named[0], wrappers=len(named))
+    return held(f"the targets name none of the base's {len(fit.inner)} wrappers", wrappers=0)
+
+
+RULE = Rule(
+    code="GK507",
+    title="the saved targets name no wrapper of the base",
+    severity=Severity.ERROR,
+    needs=("adapter", "base"),
+    check=_check,
+    why="stock PEFT refuses to load the adapter: a wrapper is no module that it can adapt",
+    example=(
+        "A tool redirects `q_proj` to the linear inside the wrapper while it trains, and saves "
+        '`target_modules: ["q_proj"]`.'
+    ),
+    help="gk.migrate(adapter, base, out) rewrites the targets to the linears inside",
+    safety="Only the configuration changes where the tensors already name the inner linears; no value changes.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/peft/issues/3129",
+        "peft: tuners.lora.model.LoraModel._create_new_module",
+    ),
+)

@@ -1,0 +1,70 @@
+"""Shapes must be those of an adapter, and values those of a trained one."""
+
+from __future__ import annotations
+
+import math
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.saved import some
+from graftkit.findings import Severity
+
+# The factors of an update: matrices, or kernels of a convolution. Source: peft.tuners.lora.layer.
+_MATRICES = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"})
+# They start at zero, so that a fresh adapter adds nothing, and training moves them.
+_STARTS_AT_ZERO = frozenset({"lora_B", "lora_embedding_A"})
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.adapter is not None
+    tensors = facts.adapter.tensors
+    empty = [name for name, header in tensors.items() if not math.prod(header.shape)]
+    flat = [n for n, h in tensors.items() if len(h.shape) < 2 and not _MATRICES.isdisjoint(n.split("."))]
+    if empty or flat:
+        what = f"{len(empty)} tensors of size 0, {len(flat)} of one dimension where two are due"
+        first = (empty or flat)[0]
+        return failed(
+            f"{what}: {some(dict.fromkeys(empty + flat))}", where=first, empty=len(empty), flat=len(flat)
+        )
+    if not tensors:
+        return unknown("there are no tensors")
+    if facts.data is None:
+        return unknown(f"the shapes of {len(tensors)} tensors are sound, and the data was not read")
+    broken = [name for name, stat in facts.data.stats.items() if not stat.finite]
+    if broken:
+        message = f"{len(broken)} of {len(tensors)} tensors hold NaN or infinite values: {some(broken)}"
+        return failed(message, where=broken[0], not_finite=len(broken))
+    return _zeros(facts)
+
+
+def _zeros(facts: Facts) -> Observation:
+    assert facts.data is not None
+    starting = [n for n in facts.data.stats if not _STARTS_AT_ZERO.isdisjoint(n.split("."))]
+    # Of an embedding's pair either factor may be the one that starts at zero, of a linear's always B.
+    zero = [name for name in starting if facts.data.stats[name].square == 0]
+    if not zero:
+        return held(f"{len(facts.data.stats)} tensors, all finite, none that should have moved is zero")
+    if len(zero) == len(starting):
+        message = f"all {len(zero)} B tensors are zero: the adapter is untrained and adds nothing"
+        advice = "check that the trained adapter was saved, and that it received gradients (graft verify)"
+    else:
+        message = f"{len(zero)} of {len(starting)} B tensors are zero, so their layers add nothing: {some(zero)}"
+        advice = "these layers got no gradient: does the data feed their tower?"
+    return Observation(
+        Severity.WARNING, message, zero[0], advice, {"zero": len(zero), "starting_at_zero": len(starting)}
+    )
+
+
+RULE = Rule(
+    code="GK503",
+    title="the adapter's tensors are sound",
+    severity=Severity.ERROR,
+    needs=("adapter",),
+    check=_check,
+    why="NaN spreads to every output, a malformed tensor cannot be loaded, and a B of zeros means no training",
+    example="A half-precision run overflows in its last steps: `lora_B` holds NaN, and nobody looked at the loss.",
+    help="take an earlier checkpoint, and train with a smaller learning rate or in bfloat16",
+    safety="Nothing here can be mended in the file: values that were lost have to be trained again.",
+    since="0.1.0",
+    sources=("peft: tuners.lora.layer.LoraLayer.reset_lora_parameters",),
+)

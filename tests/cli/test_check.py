@@ -1,0 +1,122 @@
+"""``graft check``: findings and their exit status, and a clear error where there is no adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+
+def graft(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a process of its own, offline and without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def base(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> str:
+    folder = tmp_path / "base"
+    model: Any = twin_of("llama")
+    model.config.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def adapter(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Path:
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = get_peft_model(twin_of("llama"), config)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def fields_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(done.stdout)
+    assert fields["schema_version"] == 1
+    assert "Traceback" not in done.stderr
+    return fields
+
+
+def test_a_good_adapter_exits_0(adapter: Path, base: str) -> None:
+    done = graft("check", str(adapter), "--base", base, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert fields_of(done)["summary"] == {"error": 0, "warning": 0, "info": 0, "unknown": 0, "ok": 7}
+
+
+def test_without_a_base_the_rest_is_still_checked(adapter: Path) -> None:
+    done = graft("check", str(adapter))
+    assert done.returncode == 0
+    assert "needs base" in done.stdout
+    assert "GK505" in done.stdout
+
+
+def test_a_finding_exits_1(adapter: Path) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    done = graft("check", str(adapter), "--format", "json")
+    assert done.returncode == 1
+    failing = [f for f in fields_of(done)["findings"] if f["severity"] == "error"]
+    assert [f["code"] for f in failing] == ["GK505"]
+    assert failing[0]["source"] == "file"
+
+
+def test_the_level_that_fails_can_be_chosen(adapter: Path) -> None:
+    (adapter / "adapter_model.bin").write_bytes(b"a pickle, for all anyone knows")
+    assert graft("check", str(adapter)).returncode == 0
+    assert graft("check", str(adapter), "--fail-level", "warning").returncode == 1
+
+
+def _no_config(adapter: Path) -> list[str]:
+    (adapter / "adapter_config.json").unlink()
+    return [str(adapter)]
+
+
+def _nowhere(adapter: Path) -> list[str]:
+    return [str(adapter / "nowhere")]
+
+
+def _no_base(adapter: Path) -> list[str]:
+    return [str(adapter), "--base", str(adapter)]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        pytest.param(_nowhere, "adapter-not-found", id="no folder"),
+        pytest.param(_no_config, "adapter-config", id="no configuration"),
+        pytest.param(_no_base, "not-a-model-directory", id="the base is no model"),
+    ],
+)
+def test_what_cannot_be_checked_exits_2(adapter: Path, words: Callable[[Path], list[str]], code: str) -> None:
+    done = graft("check", *words(adapter), "--json")
+    assert done.returncode == 2
+    error = fields_of(done)["error"]
+    assert error["code"] == code
+    assert error["help"]
+
+
+def test_a_nan_is_one_finding(adapter: Path) -> None:
+    """A NaN in one tensor is one finding, not a crash."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    done = graft("check", str(adapter), "--json")
+    assert done.returncode == 1
+    assert [f["code"] for f in fields_of(done)["findings"] if f["severity"] == "error"] == ["GK503"]
