@@ -9,6 +9,8 @@ from collections.abc import Callable
 # Before any Hugging Face package is imported, in this process and in those that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tests run side by side: a second thread on matrices this small only waits for the others.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
