@@ -50,7 +50,9 @@ PROVEN = [model_type for model_type in CONFIG_MAPPING if model_type not in EXPEC
 @pytest.mark.parametrize("model_type", list(CONFIG_MAPPING))
 def test_what_happens_is_what_the_table_says(model_type: str, proof: Callable[[str], Any]) -> None:
     outcome = proof(model_type)
-    assert (outcome.stage, outcome.codes) == EXPECTED.get(model_type, ("proven", ())), outcome.said
+    sometimes = GAPS["checks"].get(model_type, {}).get("sometimes", ())
+    codes = tuple(code for code in outcome.codes if code not in sometimes)
+    assert (outcome.stage, codes) == EXPECTED.get(model_type, ("proven", ())), outcome.said
 
 
 def test_most_of_what_can_be_built_is_proven() -> None:
