@@ -167,7 +167,7 @@ class Atlas:
 
 
 def _misfit(site: Site, tensor: str, header: TensorHeader) -> str | None:
-    if tensor not in _AXES or site.kind not in {"linear", "conv1d_transposed"}:
+    if tensor not in _AXES or not site.is_linear:
         return None
     axis, side = _AXES[tensor]
     sides = site.shape if site.kind == "linear" else site.shape[::-1]

@@ -8,7 +8,6 @@ import typer
 
 from graftkit.cli import options
 from graftkit.cli.output import Format, only_data_on_stdout
-from graftkit.cli.verify import FailLevel
 
 
 def check(
@@ -16,9 +15,7 @@ def check(
     base: Annotated[
         str | None, typer.Option("--base", help="The model it is for: as MODEL of the other commands.")
     ] = None,
-    fail_level: Annotated[
-        FailLevel, typer.Option("--fail-level", help="Least severe finding that fails.")
-    ] = FailLevel.ERROR,
+    fail_level: options.FailLevelOption = options.FailLevel.ERROR,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
     output_format: options.FormatOption = Format.HUMAN,

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from graftkit.cli.output import Format
 from graftkit.errors import PlanError
+
+
+class FailLevel(StrEnum):
+    """The least severe finding that makes the exit status 1."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+    UNKNOWN = "unknown"
+
 
 Model = Annotated[
     str,
@@ -47,6 +58,9 @@ Alpha = Annotated[
 Dropout = Annotated[float | None, typer.Option("--dropout", help="Dropout on the adapter's input.")]
 Quantization = Annotated[
     str | None, typer.Option("--quantization", "-q", help="Plan for a base packed by bitsandbytes: 4bit or 8bit.")
+]
+FailLevelOption = Annotated[
+    FailLevel, typer.Option("--fail-level", help="Least severe finding that fails; unknown: all but proven.")
 ]
 PeftOption = Annotated[
     list[str] | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,15 +11,6 @@ from graftkit.cli.output import Format, only_data_on_stdout, progress_console
 
 if TYPE_CHECKING:
     from graftkit.findings import Report
-
-
-class FailLevel(StrEnum):
-    """The least severe finding that makes the exit status 1."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    INFO = "info"
-    UNKNOWN = "unknown"
 
 
 def verify(
@@ -35,9 +25,7 @@ def verify(
     alpha: options.Alpha = None,
     option: options.PeftOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the twin and of its example batch.")] = 0,
-    fail_level: Annotated[
-        FailLevel, typer.Option("--fail-level", help="Least severe finding that fails; unknown: all but proven.")
-    ] = FailLevel.ERROR,
+    fail_level: options.FailLevelOption = options.FailLevel.ERROR,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
     output_format: options.FormatOption = Format.HUMAN,

@@ -108,7 +108,7 @@ def check_initializer(config: Any, sites: Sequence[Site]) -> None:
 def _refusal(config: Any, init: str, site: Site) -> str | None:
     if init in DATA_DRIVEN:
         # EVA and CorDA pass over what is not a linear; LoRA-GA starts it with B = 0, as plain LoRA.
-        linear = site.kind in {"linear", "conv1d_transposed"}
+        linear = site.is_linear
         return None if linear else "PEFT collects data for linear layers only"
     from graftkit.planning.skeleton import Slot, build
 

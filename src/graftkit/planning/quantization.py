@@ -156,12 +156,13 @@ def plan_quantization(model_map: ModelMap, bits: str) -> QuantizationPlan:
 
 
 def _packed(site: Site) -> bool:
-    kind = site.kind in {"linear", "conv1d_transposed"}
-    return kind and site.tower == "language" and site.role not in {"router", "lm_head"} and not site.tied_to
+    return (
+        site.is_linear and site.tower == "language" and site.role not in {"router", "lm_head"} and not site.tied_to
+    )
 
 
 def _reason(site: Site) -> str:
-    if site.kind not in {"linear", "conv1d_transposed"}:
+    if not site.is_linear:
         what = {"parameter": "a bare parameter", "embedding": "an embedding", "conv": "a convolution"}
         return f"{what.get(site.kind, site.kind)}: only linears are packed"
     if site.tower != "language":
@@ -172,7 +173,7 @@ def _reason(site: Site) -> str:
 def _skip_modules(model_map: ModelMap, packed: set[str]) -> tuple[str, ...]:
     """The shortest paths that cover every linear that is not packed, and none that is."""
     prefixes = {prefix for path in packed for prefix in _prefixes(path)}
-    linears = [s.path for s in model_map if s.kind in {"linear", "conv1d_transposed"} and s.path not in packed]
+    linears = [s.path for s in model_map if s.is_linear and s.path not in packed]
     shortest = (next(p for p in _prefixes(path) if p not in prefixes) for path in linears)
     return tuple(dict.fromkeys(shortest))
 

@@ -11,8 +11,6 @@ from graftkit.errors import PlanError
 from graftkit.planning.intent import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, Intent
 from graftkit.surveying.sites import ModelMap, Site
 
-_LINEAR_KINDS = frozenset({"linear", "conv1d_transposed"})
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -85,7 +83,7 @@ def _why_skipped(site: Site, intent: Intent) -> str:
         return f"the {site.tower} tower is outside the scope"
     if (objection := _objection(site)) is not None:
         return objection
-    if ALL_LINEAR in intent.targets and site.kind in _LINEAR_KINDS:
+    if ALL_LINEAR in intent.targets and site.is_linear:
         return f"{ALL_LINEAR} leaves out {'routers' if site.role == 'router' else 'heads'}: name it to adapt it"
     if site.role == "expert":
         return "stacked experts: add 'experts' to the targets to adapt them"
@@ -107,7 +105,7 @@ def _match(target: str, sites: list[Site]) -> list[tuple[Site, str]]:
 def _as_all_linear(target: str, sites: list[Site]) -> tuple[list[Site], str]:
     if target != ALL_LINEAR:
         return [], ""
-    linears = [s for s in sites if s.kind in _LINEAR_KINDS and s.role not in {"router", "lm_head"}]
+    linears = [s for s in sites if s.is_linear and s.role not in {"router", "lm_head"}]
     return [s for s in linears if s.tower != "head"], "linear"
 
 
@@ -115,7 +113,7 @@ def _as_role(target: str, sites: list[Site]) -> tuple[list[Site], str]:
     roles = ROLE_TARGETS.get(target, (target,))
     matched = [s for s in sites if _has_role(s, roles)]
     if target == "head":  # a classifier has no token embeddings to share a role's name with
-        matched = matched or [s for s in sites if s.tower == "head" and s.kind in _LINEAR_KINDS]
+        matched = matched or [s for s in sites if s.tower == "head" and s.is_linear]
     return matched, f"role {target}"
 
 

@@ -68,6 +68,11 @@ class Site:
         return prod(self.shape)
 
     @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear, whichever way round its weight is stored."""
+        return self.kind in {"linear", "conv1d_transposed"}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The paths a user may mean by this site: its own, and those of the wrappers around it."""
         if self.wrapper is None:

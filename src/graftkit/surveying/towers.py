@@ -47,6 +47,13 @@ def tower_finder(model: nn.Module) -> Callable[[str], str]:
     return tower_of
 
 
+def fed_towers(model: nn.Module) -> tuple[str, ...]:
+    """The towers that every batch feeds, because they take the main input of the model or of one it holds."""
+    inputs = (getattr(held, "main_input_name", "") for _, held in models_inside(model))
+    modalities = (_MODALITY_OF_INPUT[name] for name in inputs if name in _MODALITY_OF_INPUT)
+    return tuple(dict.fromkeys(_TOWER_OF_MODALITY[modality] for modality in modalities))
+
+
 def models_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
     """(path, model) of the outermost transformers models in ``model``: itself, or those that it holds."""
     from transformers import PreTrainedModel

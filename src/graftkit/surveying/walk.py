@@ -18,19 +18,11 @@ from graftkit.surveying.notes import noted
 from graftkit.surveying.quantized import features_of, quantization_of
 from graftkit.surveying.roles import role_of
 from graftkit.surveying.sites import ModelInfo, ModelMap, Site, Tower, Wrapper
-from graftkit.surveying.towers import models_inside, tower_finder
+from graftkit.surveying.towers import fed_towers, models_inside, tower_finder
 from graftkit.surveying.wrappers import wrappers_of
 
 if TYPE_CHECKING:
     from torch import nn
-
-# transformers' main input name -> the tower it feeds.
-_TOWER_OF_INPUT = {
-    "input_ids": "language",
-    "pixel_values": "vision",
-    "input_features": "audio",
-    "input_values": "audio",
-}
 
 # The configuration fields that count stacked experts.
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -288,13 +280,8 @@ def _info(model: nn.Module, name: str, origin: str) -> ModelInfo:
         params=sum(_numel(p) for p in model.parameters()),
         task_type=_task_type(model),
         modalities=(taken,) if isinstance(taken, str) else tuple(taken),
-        fed_towers=_fed_towers(model),
+        fed_towers=fed_towers(model),
     )
-
-
-def _fed_towers(model: nn.Module) -> tuple[str, ...]:
-    inputs = (getattr(held, "main_input_name", "") for _, held in models_inside(model))
-    return tuple(dict.fromkeys(_TOWER_OF_INPUT[name] for name in inputs if name in _TOWER_OF_INPUT))
 
 
 def _task_type(model: Any) -> str | None:
