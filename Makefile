@@ -4,16 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint format docs bench clean
+.PHONY: demo test test-slow fuzz lint format docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow"
+
+# FUZZ_SECONDS bounds each target.
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest -m "fuzz" tests/fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graftkit.attaching.subclass import as_linear
     from graftkit.attaching.unwrap import unwrap
     from graftkit.checks.check import check
+    from graftkit.checks.doctor import doctor
     from graftkit.checks.verify import verify
     from graftkit.errors import GraftError
     from graftkit.findings import Finding, Report, Severity
@@ -40,6 +41,7 @@ __all__ = [
     "attach",
     "check",
     "disable",
+    "doctor",
     "enable",
     "example_batch",
     "initialize",
@@ -63,6 +65,7 @@ _HOME = {
     "attach": "attaching.inner",
     "check": "checks.check",
     "disable": "attaching.names",
+    "doctor": "checks.doctor",
     "enable": "attaching.names",
     "example_batch": "twins.batch",
     "initialize": "attaching.initialize",

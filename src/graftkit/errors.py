@@ -58,6 +58,20 @@ class SourceError(GraftError):
     code = "model-source"
 
 
+class ModelTypeError(SourceError):
+    """A configuration was found, and the installed transformers does not know its model type.
+
+    Attributes:
+        config: what the configuration says of itself: ``model_type`` and ``transformers_version``.
+    """
+
+    code = "model-type-unknown"
+
+    def __init__(self, what: str, *, config: dict[str, str | None], **details: str | None) -> None:
+        super().__init__(what, **details)
+        self.config = config
+
+
 class BuildError(GraftError):
     """A configuration was found, but no model could be built from it."""
 
@@ -98,3 +112,15 @@ class AdapterError(GraftError):
     """An adapter's files are missing, broken or unsafe, or do not belong to the model they are used with."""
 
     code = "adapter"
+
+
+class RecipeError(GraftError):
+    """A recipe, or graftkit's settings, cannot be read or says something that means nothing."""
+
+    code = "recipe"
+
+
+class EngineError(GraftError):
+    """An engine that adapters are served with is unknown, or its version is none."""
+
+    code = "engine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,28 @@ class Source(StrEnum):
 
 
 @dataclass(frozen=True)
+class Fix:
+    """A mechanical change to a file that mends what was found.
+
+    Attributes:
+        file: "recipe", or "adapter" for the configuration of a saved adapter.
+        sets: dotted key -> value to write.
+        removes: dotted keys to drop.
+    """
+
+    file: str
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    removes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"file": self.file, "set": dict(self.sets), "remove": list(self.removes)}
+
+    def __str__(self) -> str:
+        changes = [f"{key}: {_shown(value)}" for key, value in self.sets.items()]
+        return "; ".join([*changes, *(f"no {key}" for key in self.removes)])
+
+
+@dataclass(frozen=True)
 class Finding:
     """One fact that a check established, or could not.
 
@@ -39,7 +62,9 @@ class Finding:
         severity: how much it matters; ``OK`` records that the check ran and held.
         title: the rule's title.
         message: what was seen, in one sentence.
-        where: the site, key, file or option, or None for the whole model.
+        where: the site, key or option, or None for the whole model.
+        file: the file that says so, or None.
+        line: the line in it, from 1, or None.
         help: the next step, or None.
         evidence: the numbers behind the message.
         source: where the fact comes from.
@@ -56,7 +81,9 @@ class Finding:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     source: Source = Source.PROBE
     url: str | None = None
-    fix: Mapping[str, Any] | None = None
+    fix: Fix | None = None
+    file: str | None = None
+    line: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -69,7 +96,9 @@ class Finding:
             "url": self.url,
             "source": str(self.source),
             "evidence": dict(self.evidence),
-            "fix": dict(self.fix) if self.fix is not None else None,
+            "fix": self.fix.to_dict() if self.fix is not None else None,
+            "file": self.file,
+            "line": self.line,
         }
 
 
@@ -110,12 +139,11 @@ class Report:
         }
 
     def __str__(self) -> str:
-        from graftkit.text import table
+        from graftkit.findings_text import findings_text
 
-        rows = [(f.code, f.severity, f.title, _told(f)) for f in self.findings]
-        return table(("code", "verdict", "check", "seen"), rows)
+        return findings_text(self)
 
 
-def _told(finding: Finding) -> str:
-    where = f" [{finding.where}]" if finding.where else ""
-    return f"{finding.message}{where}" + (f"\nhelp: {finding.help}" if finding.help else "")
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 100 else f"{text[:97]}..."

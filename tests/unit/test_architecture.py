@@ -16,14 +16,17 @@ ROOT = Path(graftkit.__file__).parent
 # From the ground up: a file imports from its own floor or from floors above it in this list.
 FLOORS = (
     ("_version", "errors", "text", "files"),
-    ("findings",),
+    ("findings", "findings_text"),
     ("env",),
     ("families",),
     ("surveying",),
     ("twins",),
     ("planning",),
+    ("recipes",),
     ("attaching",),
     ("adapters",),
+    ("merging",),
+    ("engines",),
     ("checks",),
     ("report",),
     ("demo",),

@@ -78,7 +78,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
             help=f"name the folder that holds {CONFIG_NAME}",
             code="adapter-not-found",
         )
-    config = _read_config(path / CONFIG_NAME)
+    config = read_config(path / CONFIG_NAME)
     weights = _checked_weights(path)
     try:
         headers = read_headers(weights)
@@ -110,7 +110,12 @@ def raw_header(weights: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return entries, {str(name): str(value) for name, value in known.items()}
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """An ``adapter_config.json`` as it stands.
+
+    Raises:
+        AdapterError: ``adapter-config``: it is missing, no JSON object of a reasonable size, or has no ``peft_type``.
+    """
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise _bad_config(path, f"it is larger than {_MAX_CONFIG_BYTES:,} bytes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AttachError
@@ -53,6 +53,25 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
             parameter.requires_grad_(True)
         raise violation
     return peft_model
+
+
+def attach_stock(model: nn.Module, fields: Mapping[str, Any]) -> PeftModel:
+    """Attach what a stock PEFT configuration says, as it is: there is no plan to hold the result against.
+
+    Args:
+        model: changed in place, as by ``get_peft_model``.
+        fields: of the configuration, as ``adapter_config.json`` has them.
+
+    Raises:
+        AttachError: ``attach-already-adapted``, or ``attach-refused`` when PEFT raises.
+    """
+    from peft import PeftConfig, get_peft_model
+
+    _check_plain(model)
+    try:
+        return get_peft_model(model, PeftConfig.from_peft_type(**fields))
+    except Exception as error:
+        raise _refused(error, model) from error
 
 
 def adapted_sites(model: nn.Module, adapter_name: str = "default") -> set[str]:

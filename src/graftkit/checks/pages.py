@@ -24,11 +24,18 @@ def page(rule: Rule) -> str:
         ("What to do", f"{rule.help[0].upper()}{rule.help[1:]}."),
         ("How safe that is", rule.safety),
         ("Needs", ", ".join(rule.needs) + '. Without them the verdict is "unknown".'),
+        *((("Settings", _settings(rule)),) if rule.settings else ()),
         ("Since", f"graftkit {rule.since}"),
         ("Sources", "\n".join(f"- {source}" for source in rule.sources)),
     )
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections)
     return f"{_GENERATED}\n\n# {rule.code}: {rule.title}\n\nSeverity: {rule.severity}\n\n{body}\n"
+
+
+def _settings(rule: Rule) -> str:
+    head = f"`[tool.graftkit.rules.{rule.code}]` of pyproject.toml, or `checks: rules: {rule.code}:` of a recipe:"
+    lines = [f"- `{name}` ({setting.default}): {setting.meaning}" for name, setting in rule.settings.items()]
+    return "\n".join((head, "", *lines))
 
 
 def pages() -> dict[str, str]:

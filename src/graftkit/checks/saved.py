@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
-from types import SimpleNamespace
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile
 from graftkit.adapters.landing import PEFT_PREFIX, Atlas
-from graftkit.planning.matching import rewritten_names
+from graftkit.checks.config_kinds import wrong_kinds
+from graftkit.planning.matching import LONGEST_NAME, rewritten_names, target_matcher
 from graftkit.surveying.sites import ModelMap, Site
 
-# Longer than any module path. What is longer is a trick, and regular expressions are not run over it.
-LONGEST_NAME = 500
 # Beyond this many comparisons of a pattern's key with a module, the answer would take minutes.
 _MOST_COMPARISONS = 20_000_000
 _LEAST_MODULES = 2_000
@@ -29,6 +27,7 @@ _Fields = dict[str, tuple[str, Callable[[Any], bool]]]
 # Sources: peft.tuners.lora.layer (Linear, Conv, Embedding), one axis of each tensor is the rank.
 _RANK_AXES: Mapping[str, int] = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
 _DEFAULT_RANK = 8
+_DEFAULT_ALPHA = 8
 
 
 @dataclass(frozen=True)
@@ -46,26 +45,9 @@ class Saved:
     @cached_property
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the configuration's own fields, whatever the tensors are."""
-        found = [
-            f"{name} is {_shown(self.file.config[name])}, not {expected}"
-            for name, (expected, fits) in (_FIELDS | self._own_fields()).items()
-            if name in self.file.config and not fits(self.file.config[name])
-        ]
-        # The first fault is enough: each trial of a pattern may take its whole time.
-        faults = chain(self._too_many(), _pattern_problems(self.file.config, (*self.modules, *self.paths)))
-        return tuple(found) or tuple(islice(faults, 1))
-
-    def _too_many(self) -> Iterable[str]:
-        """Lists that PEFT compares with every module, and that are longer than any model needs."""
-        modules = max(len(self.file.tensors), _LEAST_MODULES)
-        for name in ("rank_pattern", "exclude_modules", "modules_to_save", "layers_pattern"):
-            entries = self.file.config.get(name) or ()
-            if not isinstance(entries, str) and len(entries) * modules > _MOST_COMPARISONS:
-                yield f"{name} has {len(entries)} entries, more than any model needs"
-
-    def _own_fields(self) -> _Fields:
-        """What only this method wants: others give these fields a meaning of their own (OFT's r may be 0)."""
-        return _LORA_FIELDS if self.file.peft_type == "LORA" else {}
+        return config_problems(
+            self.file.config, self.file.peft_type, (*self.modules, *self.paths), modules=len(self.file.tensors)
+        )
 
     @cached_property
     def prefix(self) -> str | None:
@@ -119,38 +101,38 @@ class Saved:
 
         Source: ``peft.tuners.tuners_utils.check_target_module_exists``.
         """
-        return bool(self._matcher(path))
+        return self._matcher(path)
 
     @cached_property
-    def _matcher(self) -> Callable[[str], Any]:
-        from peft.tuners.tuners_utils import check_target_module_exists
-
-        fields = dict(self.file.config)
-        if isinstance(self.targets, str):
-            config = SimpleNamespace(**fields)
-            return lambda path: len(path) <= LONGEST_NAME and check_target_module_exists(config, path)
-        wanted = frozenset(self.targets or ())
-
-        def by_suffix(path: str) -> Any:
-            # PEFT compares every module with every target; a list of full paths would take minutes.
-            near = [] if len(path) > LONGEST_NAME else [s for s in suffixes(path) if s in wanted]
-            if not near or not any(fields.get(name) for name in _FILTERS):
-                return bool(near)
-            return check_target_module_exists(SimpleNamespace(**{**fields, "target_modules": near}), path)
-
-        return by_suffix
+    def _matcher(self) -> Callable[[str], bool]:
+        return target_matcher({**self.file.config, "target_modules": self.targets})
 
     def rank(self, path: str) -> int:
         """The rank that the configuration promises for a module.
 
         Source: ``peft.tuners.lora.model.LoraModel._create_and_replace``.
         """
+        return int(self._by_pattern("rank_pattern", path, self.default_rank))
+
+    @property
+    def default_rank(self) -> int:
+        """The rank of the modules that no pattern names."""
+        return int(self.file.config.get("r", _DEFAULT_RANK))
+
+    def alpha(self, path: str) -> float:
+        """The alpha that the configuration promises for a module; for the empty path, that of all others.
+
+        Source: ``peft.tuners.lora.model.LoraModel._create_and_replace``.
+        """
+        default = self.file.config.get("lora_alpha", _DEFAULT_ALPHA)
+        return float(self._by_pattern("alpha_pattern", path, default) if path else default)
+
+    def _by_pattern(self, field: str, path: str, default: Any) -> Any:
         from peft.utils.other import get_pattern_key
 
-        pattern = self.file.config.get("rank_pattern") or {}
-        default = self.file.config.get("r", _DEFAULT_RANK)
+        pattern = self.file.config.get(field) or {}
         key = get_pattern_key(pattern.keys(), path) if len(path) <= LONGEST_NAME else path
-        return int(pattern.get(key, default))
+        return pattern.get(key, default)
 
     def shown_rank(self, name: str) -> int | None:
         """The rank that a tensor's shape shows, or None where it shows none."""
@@ -180,6 +162,10 @@ class Fit:
     def sites(self) -> Mapping[str, Site]:
         """Site by each of its names: its own path, and those of its wrappers."""
         return self._atlas.sites
+
+    def holds_parameters(self, core: str) -> bool:
+        """Whether a module's own parameters, stacked experts, can be adapted."""
+        return core in self._atlas.parameter_holders
 
     @cached_property
     def inner(self) -> Mapping[str, str]:
@@ -321,7 +307,37 @@ def _shown(item: object) -> str:
 
 # ---- the configuration's fields ----
 
-_FILTERS = ("exclude_modules", "modules_to_save", "layers_to_transform")
+
+def config_problems(
+    config: Mapping[str, Any], peft_type: str, paths: Iterable[str], *, modules: int = 0
+) -> tuple[str, ...]:
+    """What is wrong with a configuration's own fields: their types, and patterns or lists that have no end.
+
+    Args:
+        config: the fields, as adapter_config.json has them.
+        peft_type: the method, as PEFT spells it.
+        paths: the module paths that its patterns will be matched with.
+        modules: how many modules there are at the least.
+    """
+    # What only LoRA wants: others give these fields a meaning of their own (OFT's r may be 0).
+    fields = _FIELDS | (_LORA_FIELDS if peft_type == "LORA" else {})
+    found = [
+        f"{name} is {_shown(config[name])}, not {expected}"
+        for name, (expected, fits) in fields.items()
+        if name in config and not fits(config[name])
+    ]
+    found += [wrong for wrong in wrong_kinds(config, peft_type) if wrong.partition(" ")[0] not in fields]
+    # The first fault is enough: each trial of a pattern may take its whole time.
+    faults = chain(_too_many(config, max(modules, _LEAST_MODULES)), _pattern_problems(config, paths))
+    return tuple(found) or tuple(islice(faults, 1))
+
+
+def _too_many(config: Mapping[str, Any], modules: int) -> Iterable[str]:
+    """Lists that PEFT compares with every module, and that are longer than any model needs."""
+    for name in ("rank_pattern", "alpha_pattern", "exclude_modules", "modules_to_save", "layers_pattern"):
+        entries = config.get(name) or ()
+        if not isinstance(entries, str) and len(entries) * modules > _MOST_COMPARISONS:
+            yield f"{name} has {len(entries)} entries, more than any model needs"
 
 
 def _strings(value: Any) -> bool:
@@ -332,8 +348,16 @@ def _whole(value: Any) -> bool:
     return type(value) is int
 
 
+def _number(value: Any) -> bool:
+    return type(value) in {int, float} and math.isfinite(value)
+
+
 def _ranks(value: Any) -> bool:
     return isinstance(value, dict) and all(_whole(rank) and rank > 0 for rank in value.values())
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_number, value.values()))
 
 
 # Field -> what PEFT expects there. Source: peft.LoraConfig, whose names the other methods share.
@@ -354,7 +378,9 @@ _FIELDS: _Fields = {
 
 _LORA_FIELDS: _Fields = {
     "r": ("a positive whole number", lambda v: _whole(v) and v > 0),
+    "lora_alpha": ("a number", _number),
     "rank_pattern": ("an object of positive whole numbers", lambda v: v is None or _ranks(v)),
+    "alpha_pattern": ("an object of numbers", lambda v: v is None or _numbers(v)),
 }
 
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.live import adapted_layers, leaving_no_trace
 from graftkit.checks.rule import Rule
-from graftkit.checks.rules import rules_of
-from graftkit.checks.runner import run
+from graftkit.checks.rules import all_rules
+from graftkit.checks.runner import decidable, run
 from graftkit.errors import VerifyError
 from graftkit.findings import Report
+from graftkit.planning.plan import Plan, config_dict
+from graftkit.recipes.settings import CheckSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from graftkit.recipes.training import Training
 
 
 def verify(
     model: PeftModel,
     batch: Mapping[str, Any] | None = None,
     *,
+    plan: Plan | None = None,
+    training: Training | None = None,
+    processor: Any | None = None,
+    checkpoint: str | Path | None = None,
+    settings: CheckSettings | None = None,
     progress: Callable[[Rule], None] | None = None,
 ) -> Report:
     """Prove on this model, with this batch, what an adapter owes.
@@ -33,10 +43,16 @@ def verify(
         model: from ``attach`` or ``get_peft_model``, trained or not.
         batch: keyword arguments of the model's forward, tensors of shape (batch, …). None: an example batch
             of every modality the model takes.
+        plan: what was attached. With it, what a configuration leaves or reaches is told too.
+        training: what the model will be trained with. Without it, what would be wrong only under some settings
+            (packing, re-entrant checkpointing) is a note.
+        processor: the tokenizer or processor, whose chat template decides what is learned.
+        checkpoint: the folder that the base was loaded from.
+        settings: which rules, with which limits.
         progress: called with each rule before it runs.
 
     Returns:
-        One finding a rule; "unknown" where a rule could not be decided.
+        One finding for each rule that can be decided from what was given; "unknown" where one could not be.
 
     Raises:
         VerifyError: the model carries no adapter, or one that is merged or disabled.
@@ -56,7 +72,19 @@ def verify(
 
         batch = example_batch(model.get_base_model())
     with leaving_no_trace(model):
-        return run(rules_of("contract"), Facts(model=model, batch=batch), progress=progress)
+        given = {
+            "plan": plan,
+            "base": plan and plan.model,
+            "peft_config": plan and config_dict(plan.peft_config),
+            "training": training,
+            "processor": processor,
+            "checkpoint": checkpoint and Path(checkpoint),
+            "model": model,
+            "batch": batch,
+        }
+        known = {name: fact for name, fact in given.items() if fact is not None}
+        facts = Facts(**known, settings=settings or CheckSettings())
+        return run(decidable(all_rules(), known), facts, progress=progress)
 
 
 def _check_state(model: PeftModel) -> None:

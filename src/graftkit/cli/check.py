@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from graftkit.cli import options
+from graftkit.cli import options, reporting
 from graftkit.cli.output import Format, only_data_on_stdout
 
 
@@ -15,6 +16,9 @@ def check(
     base: Annotated[
         str | None, typer.Option("--base", help="The model it is for: as MODEL of the other commands.")
     ] = None,
+    select: reporting.Select = None,
+    ignore: reporting.Ignore = None,
+    fix: reporting.FixOption = False,
     fail_level: options.FailLevelOption = options.FailLevel.ERROR,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
@@ -24,13 +28,13 @@ def check(
     """Check a saved adapter: is it whole, safe to load, and taken by its base?"""
     with only_data_on_stdout(options.chosen(output_format, json)) as output:
         from graftkit.checks.check import check as run_checks
-        from graftkit.findings import Severity
         from graftkit.surveying.walk import survey
 
+        settings = reporting.settings_for(select, ignore)
         fitted = None
         if base is not None:
             fitted = survey(base, trust_remote_code=trust_remote_code, revision=revision)
-        report = run_checks(adapter, fitted)
-        output.result(report)
-    if report.at_or_above(Severity(fail_level.value)):
-        raise typer.Exit(1)
+        report = reporting.run_and_fix(
+            lambda: run_checks(adapter, fitted, settings=settings), fix, adapter=Path(adapter).expanduser()
+        )
+        reporting.conclude(output, report, f"graft check {adapter}", fail_level)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import IO, Any
 
 from graftkit.errors import GraftError
@@ -22,6 +23,8 @@ class Format(StrEnum):
     HUMAN = "human"
     JSON = "json"
     HTML = "html"
+    SARIF = "sarif"
+    GITHUB = "github"
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,36 @@ class Output:
     data: IO[str]
 
     def result(
-        self, value: Any, text: str | None = None, page: Callable[[Any], Mapping[str, Any]] | None = None
+        self,
+        value: Any,
+        text: str | None = None,
+        page: Callable[[Any], Mapping[str, Any]] | None = None,
+        other: Mapping[Format, Callable[[Any], str]] = MappingProxyType({}),
     ) -> None:
-        """Write a result: its ``to_dict()`` as JSON, ``text`` (or ``str(value)``) for people, or its ``page``.
+        """Write a result in the format that was asked for.
+
+        Args:
+            value: the result; as JSON it is its ``to_dict()``, or itself where it is a mapping.
+            text: it for people, where ``str(value)`` is not that.
+            page: from it to the data of its page, for HTML.
+            other: the further formats that this kind of result has.
 
         Raises:
-            GraftError: ``format-unsupported``: HTML was asked for, and this result has no page.
+            GraftError: ``format-unsupported``: this result has no such form.
         """
-        if self.format is Format.HTML:
-            self._print(_rendered(value, page))
-        elif self.format is Format.JSON:
+        if self.format is Format.JSON:
             fields = value if isinstance(value, dict) else value.to_dict()
             self._print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, indent=2))
-        else:
+        elif self.format is Format.HUMAN:
             self._print(str(value) if text is None else text)
+        elif self.format is Format.HTML and page is not None:
+            from graftkit.report.html import render_report
+
+            self._print(render_report(page(value)))  # type: ignore[arg-type]
+        elif self.format in other:
+            self._print(other[self.format](value))
+        else:
+            raise _unsupported(self.format)
 
     def say(self, text: str) -> None:
         """Write a step of a long result: data for people, a note on stderr where JSON is the data."""
@@ -75,14 +94,12 @@ class Output:
             raise StdoutLostError(error) from error
 
 
-def _rendered(value: Any, page: Callable[[Any], Any] | None) -> str:
-    if page is None:
-        raise GraftError(
-            "this result has no page", help="--format human or --format json", code="format-unsupported"
-        )
-    from graftkit.report.html import render_report
-
-    return render_report(page(value))
+def _unsupported(wanted: Format) -> GraftError:
+    return GraftError(
+        f"this result has no {wanted} form",
+        help="--format human or --format json",
+        code="format-unsupported",
+    )
 
 
 class StdoutLostError(GraftError):

@@ -47,6 +47,7 @@ def _fields(rule: Any) -> dict[str, Any]:
         "help": rule.help,
         "safety": rule.safety,
         "needs": list(rule.needs),
+        "settings": {name: {"default": s.default, "meaning": s.meaning} for name, s in rule.settings.items()},
         "since": rule.since,
         "sources": list(rule.sources),
         "url": rule.url,

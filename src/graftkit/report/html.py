@@ -11,7 +11,7 @@ import math
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NotRequired, Required, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, Required, TypedDict, get_args
 
 from graftkit.errors import OutputError
 from graftkit.files import write_text
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SiteState = Literal["adapted", "possible", "impossible"]
 """A weight has an adapter; could have one but was not asked to; or cannot have one."""
 
-Verdict = Literal["ok", "failed", "unknown"]
-"""A check held; did not hold; or could not be carried out."""
+Verdict = Literal["failed", "warning", "noted", "unknown", "ok"]
+"""A check did not hold; did not, and that may do harm; did not, without harm here; was not decided; held."""
 
 
 class Figure(TypedDict):
@@ -77,12 +77,14 @@ class Curve(TypedDict):
 
 
 class Check(TypedDict):
-    """One check and what it found. ``evidence`` is the measured fact in a sentence."""
+    """One check and what it found. ``evidence`` is the measured fact in a sentence, ``help`` the next step."""
 
     code: str
     title: str
     verdict: Verdict
     evidence: str
+    where: NotRequired[str]
+    help: NotRequired[str]
 
 
 class Answer(TypedDict):
@@ -473,7 +475,7 @@ def _drawn(sample: Sample) -> _Drawn:
 
 
 def _tally(checks: Sequence[Check]) -> dict[str, int]:
-    tally = {"ok": 0, "failed": 0, "unknown": 0}
+    tally: dict[str, int] = dict.fromkeys(get_args(Verdict), 0)
     for check in checks:
         if check["verdict"] not in tally:
             raise ValueError(f"{check['code']}: verdict {check['verdict']!r} is not one of {', '.join(tally)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import SourceError
+from graftkit.errors import ModelTypeError, SourceError
 from graftkit.families import geometry
 from graftkit.surveying import hub
 from graftkit.surveying.build import quiet_transformers
@@ -327,7 +327,7 @@ def _checked(build: Callable[[], Any], model_type: str, where: str) -> Pretraine
         ) from error
 
 
-def unknown_model_type(model_type: str, where: str | None, *, written_by: Any = None) -> SourceError:
+def unknown_model_type(model_type: str, where: str | None, *, written_by: Any = None) -> ModelTypeError:
     """The error for a model type the installed transformers does not have (GK001).
 
     Args:
@@ -346,13 +346,14 @@ def unknown_model_type(model_type: str, where: str | None, *, written_by: Any = 
         hints.append("pip install --upgrade transformers")
     if where is None:
         hints.append("a model on the hub is named as owner/name")
-    newer = f"; the file was written by transformers {written_by}" if isinstance(written_by, str) else ""
-    return SourceError(
+    writer = written_by if isinstance(written_by, str) else None
+    newer = f"; the file was written by transformers {writer}" if writer else ""
+    return ModelTypeError(
         f"transformers {transformers.__version__} does not know the model type {model_type!r}",
         where=where,
         why=f"the architecture is newer than this transformers, or its name is misspelt{newer}",
         help="; ".join(hints),
-        code="model-type-unknown",
+        config={"model_type": model_type, "transformers_version": writer},
     )
 
 

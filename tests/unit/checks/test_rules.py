@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ import pytest
 import graftkit
 from graftkit.checks import pages
 from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Rule, failed, held
-from graftkit.checks.rules import all_rules
-from graftkit.checks.runner import run
+from graftkit.checks.rule import Rule, Setting, failed, held
+from graftkit.checks.rules import all_rules, check_settings
+from graftkit.checks.runner import decidable, run
+from graftkit.errors import RecipeError
 from graftkit.findings import Severity
+from graftkit.recipes.recipe import read_recipe
+from graftkit.recipes.settings import CheckSettings
 
 RULES = all_rules()
 REPOSITORY = Path(__file__).parents[3]
@@ -97,6 +101,60 @@ def test_a_failed_rule_has_its_own_severity_and_help() -> None:
     assert (finding.severity, finding.where, finding.help) == (Severity.WARNING, "there", "do something")
     assert finding.evidence == {"figure": 3}
     assert finding.url == "docs/rules/GK000.md"
+
+
+def _limited() -> Rule:
+    rule = _rule(lambda facts: failed("bad", limit=facts.limit(rule, "share")))
+    rule = replace(rule, settings={"share": Setting(0.1, "the largest share")})
+    return rule
+
+
+def test_a_setting_has_a_default_that_the_user_may_replace() -> None:
+    assert run([_limited()], Facts()).findings[0].evidence == {"limit": 0.1}
+    settings = CheckSettings(rules={"GK000": {"share": 0.5, "severity": "info"}})
+    finding = run([_limited()], Facts(settings=settings)).findings[0]
+    assert (finding.evidence, finding.severity) == ({"limit": 0.5}, Severity.INFO)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"shares": 0.5}, id="no such setting"),
+        pytest.param({"share": "much"}, id="another type"),
+        pytest.param({"share": True}, id="a truth value is no number"),
+        pytest.param({"severity": "fatal"}, id="no such severity"),
+        pytest.param({"severity": "ok"}, id="a failure cannot be called ok"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="settings"):
+        run([_limited()], Facts(settings=CheckSettings(rules={"GK000": given})))
+
+
+def test_ignored_rules_do_not_run() -> None:
+    assert len(run([_rule(_raise)], Facts(settings=CheckSettings(ignore=("GK0",))))) == 0
+
+
+def test_only_rules_that_a_command_can_decide_are_run() -> None:
+    rules = [_rule(_raise, ("model",)), _rule(_raise, ("base", "model")), _rule(_raise, ("base",))]
+    assert [rule.needs for rule in decidable(rules, ("base", "recipe"))] == [("base",)]
+
+
+@pytest.mark.parametrize("name", ["GK999", "GX", "gk1"])
+def test_settings_for_what_is_no_rule_are_refused(name: str) -> None:
+    for settings in (CheckSettings(select=(name,)), CheckSettings(rules={name: {}})):
+        with pytest.raises(RecipeError, match="settings"):
+            check_settings(settings)
+    check_settings(CheckSettings(select=("GK1",), ignore=("GK",), rules={RULES[0].code: {}}))
+
+
+def test_a_finding_about_a_key_names_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: x\nargs:\n  packing: true\n")
+    rule = _rule(lambda _: failed("bad", key="args.packing"))
+    finding = run([rule], Facts(recipe=read_recipe(file))).findings[0]
+    assert (finding.file, finding.line, finding.where) == (str(file), 3, "args.packing")
+    assert run([rule], Facts()).findings[0].file is None
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 from functools import cache
 
 from graftkit.checks.rule import Rule
+from graftkit.errors import RecipeError
+from graftkit.recipes.settings import CheckSettings
 
 
 @cache
@@ -36,6 +39,25 @@ def rules_of(area: str) -> tuple[Rule, ...]:
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     rules = [importlib.import_module(f"{package.__name__}.{name}").RULE for name in names]
     return _by_code(rules)
+
+
+def check_settings(settings: CheckSettings) -> None:
+    """Refuse settings for what is no rule: a misspelt code would otherwise be obeyed by doing nothing.
+
+    Raises:
+        RecipeError: ``settings``.
+    """
+    codes = [rule.code for rule in all_rules()]
+    named = (*settings.select, *settings.ignore, *settings.rules)
+    strange = next((n for n in named if not any(c.startswith(n) for c in codes)), None)
+    strange = strange or next((code for code in settings.rules if code not in codes), None)
+    if strange is not None:
+        near = difflib.get_close_matches(strange, codes, n=1)
+        raise RecipeError(
+            f"no rule's code begins with {strange!r}",
+            help=f"did you mean {near[0]}? graft rules lists them" if near else "graft rules lists them",
+            code="settings",
+        )
 
 
 def _by_code(rules: list[Rule]) -> tuple[Rule, ...]:

@@ -1,0 +1,161 @@
+"""Activation checkpointing on a live model: the mode it is in, and trying another one without leaving a trace."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from graftkit.recipes.training import Training
+
+# Where transformers keeps a module's mode (PreTrainedModel._set_gradient_checkpointing), and the handles that
+# PreTrainedModel.enable_input_require_grads leaves on the model.
+_FLAG, _FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
+_HANDLES = ("_require_grads_hooks", "_require_grads_hook")
+
+
+class Mode(StrEnum):
+    """How activations are recomputed in the backward pass."""
+
+    OFF = "off"
+    NON_REENTRANT = "non-reentrant"
+    REENTRANT = "re-entrant"
+    CUSTOM = "custom"
+
+
+@dataclass(frozen=True)
+class InUse:
+    """The mode that training will use, as far as it is known.
+
+    Attributes:
+        mode: None where nothing says so.
+        live: whether the model itself is in it; otherwise the training settings say so.
+        because: what decides it: as ``Training.reentrant_because``, "model", or "" where nothing does.
+    """
+
+    mode: Mode | None
+    live: bool
+    because: str
+
+
+def in_use(model: nn.Module, training: Training | None) -> InUse:
+    """What the model is in where checkpointing is enabled on it, else what the training settings say."""
+    mode = mode_of(model)
+    if mode is not Mode.OFF:
+        return InUse(mode, live=True, because="model")
+    if training is None:
+        return InUse(None, live=False, because="")
+    if not training.checkpointing:
+        return InUse(Mode.OFF, live=False, because="args")
+    wanted = Mode.REENTRANT if training.reentrant else Mode.NON_REENTRANT
+    return InUse(wanted, live=False, because=training.reentrant_because)
+
+
+def mode_of(model: nn.Module) -> Mode:
+    """The mode that the model's layers are in."""
+    functions = [getattr(m, _FUNCTION, None) for m in _layers(model) if getattr(m, _FLAG)]
+    return _mode_of_function(functions[0]) if functions else Mode.OFF
+
+
+def can_checkpoint(model: nn.Module) -> bool:
+    """Whether any of the model's layers knows how to recompute its activations."""
+    return bool(_layers(model))
+
+
+@contextmanager
+def checkpointing(model: nn.Module, mode: Mode | None) -> Iterator[None]:
+    """The layers in ``mode`` inside; None leaves each in the mode it has.
+
+    transformers recomputes a layer only while that layer is in training mode. Only the layers themselves are put
+    into it, with their own dropout rates at zero: what is inside them keeps its mode. A mode that is tried has the
+    model's inputs require gradients, as TRL and PEFT do for it. Everything is put back after.
+    """
+    layers = _layers(model)
+    kept = [(module, _own(module), module.training) for module in layers]
+    try:
+        for module in layers:
+            if mode is not None:
+                _set(module, mode)
+            module.training = bool(getattr(module, _FLAG))
+            vars(module).update(dict.fromkeys(_dropout(module), 0.0))
+        with _inputs_in_the_graph(model, mode), _quiet():
+            yield
+    finally:
+        for module, own, training in kept:
+            for name in (_FLAG, _FUNCTION):
+                vars(module).pop(name, None)
+            vars(module).update(own)
+            module.training = training
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(getattr(module, _FLAG, None), bool)]
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    names = (_FLAG, _FUNCTION, *_dropout(module))
+    return {name: vars(module)[name] for name in names if name in vars(module)}
+
+
+def _dropout(module: nn.Module) -> list[str]:
+    """The module's own dropout rates, which functional dropout reads (``dropout``, ``layerdrop`` …)."""
+    return [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
+
+
+def _set(module: Any, mode: Mode) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    setattr(module, _FLAG, mode is not Mode.OFF)
+    setattr(module, _FUNCTION, partial(checkpoint, use_reentrant=mode is Mode.REENTRANT))
+
+
+def _mode_of_function(function: Any) -> Mode:
+    """transformers sets a ``functools.partial`` around torch's function, or around one of its own that calls it.
+
+    Without ``use_reentrant``, torch takes the re-entrant implementation (torch.utils.checkpoint.checkpoint).
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    if isinstance(function, partial):
+        known = function.func is checkpoint or "use_reentrant" in function.keywords
+        reentrant = function.keywords.get("use_reentrant")
+    else:
+        known, reentrant = function is checkpoint, None
+    if not known:
+        return Mode.CUSTOM
+    return Mode.NON_REENTRANT if reentrant is False else Mode.REENTRANT
+
+
+@contextmanager
+def _inputs_in_the_graph(model: Any, mode: Mode | None) -> Iterator[None]:
+    """The outputs of every input embedding require gradients inside, where ``mode`` is one that is tried."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if mode in {None, Mode.OFF} or not hasattr(base, "enable_input_require_grads"):
+        yield
+        return
+    kept = {name: vars(base).pop(name) for name in _HANDLES if name in vars(base)}
+    base.enable_input_require_grads()
+    try:
+        yield
+    finally:
+        for handle in vars(base).get(_HANDLES[0], ()):
+            handle.remove()
+        for name in _HANDLES:
+            vars(base).pop(name, None)
+        vars(base).update(kept)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's advice on ``use_reentrant``, and on inputs without gradients: what follows is measured."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*use_reentrant")
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
+        yield

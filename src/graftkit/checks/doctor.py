@@ -1,0 +1,129 @@
+"""``doctor()``: what can be told of a fine-tune before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from graftkit.adapters.file import CONFIG_NAME, read_config
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Rule
+from graftkit.checks.rules import all_rules
+from graftkit.checks.runner import decidable, run
+from graftkit.env import environment
+from graftkit.errors import ModelTypeError, PlanError
+from graftkit.findings import Report
+from graftkit.planning.plan import config_dict
+from graftkit.recipes.recipe import Recipe
+from graftkit.recipes.settings import CheckSettings
+from graftkit.recipes.training import training_of
+from graftkit.surveying.load import load_config
+from graftkit.surveying.sites import ModelMap
+from graftkit.surveying.walk import survey
+
+# What can be known without a live model, a batch or the data of an adapter.
+STATIC = ("environment", "config", "base", "peft_config", "plan", "recipe", "training", "processor", "checkpoint")
+
+
+def doctor(
+    model: Any = None,
+    *,
+    recipe: Recipe | None = None,
+    adapter: str | Path | None = None,
+    settings: CheckSettings | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    progress: Callable[[Rule], None] | None = None,
+) -> Report:
+    """Run every rule that needs no live model.
+
+    Args:
+        model: a ``ModelMap``, or anything ``survey`` takes. None: the recipe's model, where there is a recipe.
+        recipe: what is going to be trained, and how.
+        adapter: a folder with an ``adapter_config.json``, whose targets are looked at instead of the recipe's.
+        settings: which rules, with which limits; those of the recipe if None.
+        trust_remote_code: let the model's own code run.
+        revision: branch, tag or commit of a hub id.
+        progress: called with each rule before it runs.
+
+    Returns:
+        One finding a rule. A rule that needs a model or a recipe, where none was given, is "unknown".
+
+    Raises:
+        SourceError, BuildError: the model cannot be found or built. A model type that transformers does not know
+            is a finding (GK001).
+        AdapterError: the adapter's configuration cannot be read.
+    """
+    facts = static_facts(
+        model,
+        recipe=recipe,
+        adapter=adapter,
+        settings=settings,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+    )
+    return run(decidable(all_rules(), STATIC), facts, progress=progress)
+
+
+def static_facts(
+    model: Any = None,
+    *,
+    recipe: Recipe | None = None,
+    adapter: str | Path | None = None,
+    settings: CheckSettings | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Facts:
+    """The facts that need no live model. Arguments and errors as in :func:`doctor`."""
+    facts = Facts(
+        environment=environment()["packages"],
+        recipe=recipe,
+        training=training_of(recipe) if recipe else None,
+        settings=settings or (recipe.fields.checks if recipe else CheckSettings()),
+    )
+    source = model if model is not None or recipe is None else recipe.fields.model
+    if source is not None:
+        facts = _with_model(facts, source, trust_remote_code, revision)
+    if adapter is not None:
+        folder = Path(adapter).expanduser()
+        return replace(facts, folder=folder, peft_config=read_config(folder / CONFIG_NAME))
+    return facts if recipe is None else _with_plan(facts, recipe)
+
+
+def _with_model(facts: Facts, source: Any, trust_remote_code: bool, revision: str | None) -> Facts:
+    if isinstance(source, ModelMap):
+        return replace(facts, base=source)
+    try:
+        base = survey(source, trust_remote_code=trust_remote_code, revision=revision)
+    except ModelTypeError as error:
+        if error.where is None:  # a word that the user typed, and nobody's configuration
+            raise
+        return replace(facts, config=error.config)
+    return replace(facts, base=base, config=_fields(source, trust_remote_code, revision))
+
+
+def _fields(source: Any, trust_remote_code: bool, revision: str | None) -> Mapping[str, Any] | None:
+    """The configuration as a mapping; None for a module that has none."""
+    from torch import nn
+
+    if isinstance(source, nn.Module):
+        config = getattr(source, "config", None)
+    else:
+        config = load_config(source, trust_remote_code=trust_remote_code, revision=revision).config
+    fields: Mapping[str, Any] | None = config.to_dict() if config is not None else None
+    return fields
+
+
+def _with_plan(facts: Facts, recipe: Recipe) -> Facts:
+    stock = recipe.fields.adapter.peft_config
+    if stock is not None:
+        return replace(facts, peft_config=stock)
+    if facts.base is None:
+        return facts
+    try:
+        made = recipe.plan(facts.base)
+    except PlanError as error:
+        return replace(facts, recipe_refusal=error)
+    return replace(facts, plan=made, peft_config=config_dict(made.peft_config))

@@ -1,0 +1,87 @@
+"""Rows of text for a causal model, and the ways a collator lays samples out: padded, alone, packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+_IGNORED = -100
+
+
+def no_rows_for(model: PeftModel) -> str | None:
+    """Why rows of plain text say nothing about this model, or None."""
+    base: Any = model.get_base_model()
+    if not callable(getattr(base, "can_generate", None)) or not base.can_generate():
+        return "it generates no text"
+    if base.config.is_encoder_decoder:
+        return "an encoder-decoder takes its text in two parts"
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        return "its adapter puts virtual tokens before every row"
+    return None
+
+
+def text_rows(model: PeftModel, lengths: Sequence[int], *, seed: int = 0) -> list[torch.Tensor]:
+    """One row of random text tokens a length, each int64 of shape (1, length), on the model's device.
+
+    Lengths up to 12. No row holds a placeholder of an image or of audio.
+
+    Raises:
+        BuildError: code ``twin``: no text is known for the model's class.
+    """
+    from graftkit.twins.batch import example_batch
+
+    base: Any = model.get_base_model()
+    ids = example_batch(base, batch_size=len(lengths), seed=seed, modalities=["text"])["input_ids"]
+    return [row[None, :length] for row, length in zip(ids, lengths, strict=True)]
+
+
+def alone(row: torch.Tensor) -> dict[str, Any]:
+    """A batch of one sample that learns every token."""
+    import torch
+
+    return {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row.clone(), "use_cache": False}
+
+
+def padded(rows: Sequence[torch.Tensor], pad: int) -> dict[str, Any]:
+    """One batch of all samples, filled up on the right with a token that is neither seen nor learned."""
+    import torch
+
+    width = max(row.shape[1] for row in rows)
+    fill = torch.nn.functional.pad
+    ids = torch.cat([fill(row, (0, width - row.shape[1]), value=pad) for row in rows])
+    mask = torch.cat([fill(torch.ones_like(row), (0, width - row.shape[1])) for row in rows])
+    labels = ids.masked_fill(mask == 0, _IGNORED)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "use_cache": False}
+
+
+def packed(rows: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """All samples in one row: positions begin anew with each, and there is no attention mask."""
+    import torch
+
+    positions = torch.cat([torch.arange(row.shape[1], device=row.device) for row in rows])[None]
+    return {"input_ids": torch.cat(list(rows), dim=1), "position_ids": positions, "use_cache": False}
+
+
+def packed_as_trl(rows: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """As :func:`packed`, with the boundaries that TRL's padding-free collator adds.
+
+    Source: ``trl.trainer.sft_trainer.DataCollatorForLanguageModeling.torch_call``.
+    """
+    import torch
+
+    sizes = torch.tensor([row.shape[1] for row in rows], dtype=torch.int32, device=rows[0].device)
+    ends = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
+    index = torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32, device=sizes.device), sizes)[None]
+    longest = int(sizes.max())
+    return {
+        **packed(rows),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "seq_idx": index,
+    }

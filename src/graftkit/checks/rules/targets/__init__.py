@@ -1,0 +1,1 @@
+"""What a configuration adapts, and what it leaves."""

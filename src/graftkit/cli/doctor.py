@@ -1,0 +1,60 @@
+"""``graft doctor``: everything that can be told before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graftkit.cli import options, reporting
+from graftkit.cli.output import Format, only_data_on_stdout, progress_console
+
+if TYPE_CHECKING:
+    from graftkit.findings import Report
+    from graftkit.recipes.recipe import Recipe
+
+
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="As MODEL of the other commands. Default: the recipe's."),
+    ] = None,
+    recipe: reporting.RecipeOption = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", help="A folder with an adapter_config.json: look at its targets instead."),
+    ] = None,
+    select: reporting.Select = None,
+    ignore: reporting.Ignore = None,
+    fix: reporting.FixOption = False,
+    fail_level: options.FailLevelOption = options.FailLevel.ERROR,
+    trust_remote_code: options.TrustRemoteCode = False,
+    revision: options.Revision = None,
+    output_format: options.FormatOption = Format.HUMAN,
+    json: options.JsonOption = False,
+) -> None:
+    """Check the environment and, where there are any, a model, a recipe and an adapter's configuration.
+
+    Without --recipe the recipe.yaml of the current folder is looked at, if there is one.
+    """
+    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+        from graftkit.checks.doctor import doctor as examine
+        from graftkit.recipes.recipe import find_recipe, read_recipe
+
+        file = recipe or find_recipe()
+
+        def check() -> Report:
+            written: Recipe | None = read_recipe(file) if file else None
+            with progress_console().status("looking"):
+                return examine(
+                    model,
+                    recipe=written,
+                    adapter=adapter,
+                    settings=reporting.settings_for(select, ignore, written),
+                    trust_remote_code=trust_remote_code,
+                    revision=revision,
+                )
+
+        report = reporting.run_and_fix(check, fix, recipe=file, adapter=adapter)
+        reporting.conclude(output, report, "graft doctor", fail_level)

@@ -1,0 +1,69 @@
+"""What serves adapters, and what each engine makes of their files. One small file an engine; they are data."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import re
+from dataclasses import replace
+from functools import cache
+
+from packaging.version import InvalidVersion, Version
+
+from graftkit.engines._base import Engine, Fact, Feature, Stance
+from graftkit.errors import EngineError
+
+__all__ = ["Engine", "Fact", "Feature", "Stance", "all_engines", "engine_named"]
+
+
+@cache
+def all_engines() -> tuple[Engine, ...]:
+    """Every engine in its newest known version, by name."""
+    names = [name for _, name, _ in pkgutil.iter_modules(__path__) if not name.startswith("_")]
+    engines = [importlib.import_module(f"{__name__}.{name}").ENGINE for name in names]
+    return tuple(sorted(engines, key=lambda engine: engine.name))
+
+
+def engine_named(text: str) -> Engine:
+    """The engine a user means: "vllm", or "vllm==0.32" for a version other than the newest known.
+
+    Raises:
+        EngineError: ``engine-unknown`` (no such engine) or ``engine-version`` (what follows "==" is no version).
+    """
+    name, _, version = (part.strip() for part in text.partition("=="))
+    engine = next((e for e in all_engines() if _plain(name) in {_plain(e.name), _plain(e.title)}), None)
+    if engine is None:
+        raise _unknown(text, name)
+    if not version:
+        return engine
+    try:
+        return replace(engine, version=Version(_number(version)))
+    except InvalidVersion:
+        raise EngineError(
+            f"{version!r:.80} is no version",
+            where=f"{text!r:.80}",
+            help=f"{engine.name}=={engine.version or '1.0'}, or {engine.name} for the newest known",
+            code="engine-version",
+        ) from None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_. ]", "", name).lower()
+
+
+def _number(version: str) -> str:
+    """A version as packaging reads it. Some engines count builds: b6500."""
+    return version[1:] if re.fullmatch(r"b\d+", version) else version
+
+
+def _unknown(text: str, name: str) -> EngineError:
+    names = [engine.name for engine in all_engines()]
+    near = difflib.get_close_matches(_plain(name), names, n=1)
+    return EngineError(
+        f"no engine is called {name!r:.80}",
+        where=f"{text!r:.80}",
+        why=f"there are {', '.join(names)}",
+        help=f"did you mean {near[0]}?" if near else f"name one of them, as {names[-1]} or {names[-1]}==VERSION",
+        code="engine-unknown",
+    )

@@ -1,0 +1,143 @@
+"""A YAML file that remembers where each of its keys stands, and that survives an edit with its comments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from graftkit.errors import RecipeError
+from graftkit.files import write_text
+
+# A recipe is a page or two; naming a dataset or a weight file instead is an easy slip, and must not read it.
+_MAX_BYTES = 2**20
+Key = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """One YAML file, read as YAML 1.2 with comments and order kept.
+
+    Attributes:
+        path: the file.
+        root: its content, a mapping.
+    """
+
+    path: Path
+    root: Any
+
+    def place(self, key: Key) -> tuple[int, int] | None:
+        """Line and column, from 1, of a key such as ``("args", "packing")``, or of its nearest parent."""
+        node: Any = self.root
+        found: tuple[int, int] | None = None
+        for part in key:
+            try:
+                marks: Any = node.lc
+                line, column = marks.item(part) if isinstance(node, list) else marks.key(part)
+                node = node[part]
+            except (AttributeError, KeyError, IndexError, TypeError):
+                break
+            found = (line + 1, column + 1)
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """The content as plain dictionaries and lists."""
+        result: dict[str, Any] = _plain(self.root)
+        return result
+
+    def write(self, sets: Mapping[Key, Any], removes: Iterable[Key] = ()) -> None:
+        """Set and remove keys in the file; everything else, comments included, stays as it is written.
+
+        Raises:
+            OutputError: the file cannot be written; it is then untouched.
+        """
+        root = _parse(self.path.read_text(encoding="utf-8"), self.path)
+        for key, value in sets.items():
+            _parent(root, key)[key[-1]] = value
+        for key in removes:
+            _parent(root, key).pop(key[-1], None)
+        stream = StringIO()
+        _yaml().dump(root, stream)
+        write_text(self.path, stream.getvalue())
+
+
+def read_document(path: str | Path) -> Document:
+    """Read a YAML file whose content is a mapping.
+
+    Raises:
+        RecipeError: ``recipe-not-found``, or ``recipe-syntax`` with line and column.
+    """
+    file = Path(path).expanduser()
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise _syntax(file, f"it is larger than {_MAX_BYTES:,} bytes")
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _syntax(file, "it is not UTF-8 text") from error
+    except OSError as error:
+        raise RecipeError(
+            "the recipe cannot be read", where=str(path), why=error.strerror or str(error), code="recipe-not-found"
+        ) from error
+    root = _parse(text, file)
+    if not isinstance(root, Mapping):
+        raise _syntax(file, f"a mapping was expected at the top, not {_kind(root)}")
+    return Document(file, root)
+
+
+def _parse(text: str, path: Path) -> Any:
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        raise _from_parser(error, path) from error
+    except (ValueError, RecursionError) as error:
+        raise _syntax(path, f"{type(error).__name__}: {error}") from error
+
+
+def _from_parser(error: Any, path: Path) -> RecipeError:
+    mark = getattr(error, "problem_mark", None)
+    why = getattr(error, "problem", None) or str(error).strip().partition("\n")[0]
+    where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+    return RecipeError("the recipe is not valid YAML", where=where, why=why, code="recipe-syntax")
+
+
+def _syntax(path: Path, why: str) -> RecipeError:
+    return RecipeError(
+        "this is no recipe", where=str(path), why=why, help="a recipe is a YAML mapping", code="recipe-syntax"
+    )
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="rt")
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    return yaml
+
+
+def _parent(root: Any, key: Key) -> Any:
+    node = root
+    for part in key[:-1]:
+        if isinstance(node, Mapping) and not isinstance(node.get(part), (Mapping, list)):
+            node[part] = {}  # type: ignore[index]
+        node = node[part]
+    return node
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _kind(value: Any) -> str:
+    return "an empty file" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,30 @@
+"""What pydantic refuses, in one sentence, with the key and a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, tuple[str | int, ...], str | None]:
+    """The first problem: why, the key it is at, and what may have been meant."""
+    problem = error.errors(include_url=False)[0]
+    key = tuple(problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return problem["msg"], key, None
+    known = _fields_at(model, key[:-1])
+    near = difflib.get_close_matches(str(key[-1]), known, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    return f"there is no key {key[-1]!r} here", key, advice
+
+
+def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    fields = model.model_fields
+    for part in path:
+        nested = fields[part].annotation if part in fields else None
+        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
+            break
+        fields = nested.model_fields
+    return list(fields)

@@ -1,0 +1,138 @@
+"""A training recipe: one YAML file that names the model, the adapter, the data and the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from graftkit.errors import RecipeError
+from graftkit.recipes.document import Document, Key, read_document
+from graftkit.recipes.problems import explain
+from graftkit.recipes.settings import CheckSettings
+
+if TYPE_CHECKING:
+    from graftkit.planning.plan import Plan
+
+# What `graft doctor` looks for in the current folder.
+NAMES = ("recipe.yaml", "recipe.yml")
+
+_SECTION = ConfigDict(extra="forbid", frozen=True)
+
+
+class AdapterSection(BaseModel):
+    """What to adapt, in the words of ``graftkit.plan``; or a stock PEFT configuration, to be used as it is."""
+
+    model_config = _SECTION
+
+    targets: str | list[str] = Field(default="all-linear", description="all-linear, a role, a name, a pattern.")
+    scope: str | list[str] | None = Field(default=None, description="Towers; null for those every batch feeds.")
+    method: str = Field(default="lora", description="lora, dora, rslora, or any method of PEFT by name.")
+    r: int | None = Field(default=None, description="Rank.")
+    alpha: float | None = Field(default=None, description="Numerator of the scale.")
+    dropout: float | None = Field(default=None, description="Dropout on the adapter's input, 0 to 1.")
+    allow_unmatched: bool = Field(default=False, description="List targets that match nothing instead of failing.")
+    options: dict[str, Any] = Field(default={}, description="Further fields of PEFT's configuration class.")
+    peft_config: dict[str, Any] | None = Field(
+        default=None,
+        description="A stock PEFT configuration, as adapter_config.json has it, instead of the other keys.",
+    )
+
+    def words(self) -> dict[str, Any]:
+        """The keyword arguments of ``graftkit.plan``."""
+        given = self.model_dump(exclude={"options", "peft_config"})
+        return {**given, **self.options}
+
+
+class DataSection(BaseModel):
+    """What is trained on."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    modalities: list[Literal["text", "image", "audio"]] | None = Field(
+        default=None, description="What the batches hold; null for everything the model takes."
+    )
+
+
+class RecipeFields(BaseModel):
+    """The recipe's keys."""
+
+    model_config = _SECTION
+
+    model: str = Field(description="A hub id, a local directory, a config.json, or a transformers model type.")
+    adapter: AdapterSection = AdapterSection()
+    quantization: Literal["4bit", "8bit"] | None = Field(default=None, description="How the base is packed.")
+    data: DataSection = DataSection()
+    trainer: Literal["sft", "dpo", "grpo"] = "sft"
+    args: dict[str, Any] = Field(default={}, description="Fields of TRL's own configuration class, unchanged.")
+    checks: CheckSettings = CheckSettings()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that has been read.
+
+    Attributes:
+        document: the file, with the place of each key.
+        fields: its keys, with defaults filled in.
+    """
+
+    document: Document
+    fields: RecipeFields
+
+    @property
+    def path(self) -> Path:
+        return self.document.path
+
+    @property
+    def args(self) -> Mapping[str, Any]:
+        """TRL's arguments, as written."""
+        return self.fields.args
+
+    def line(self, key: str) -> int | None:
+        """The line of a dotted key (``"args.packing"``), or of its nearest parent that is written down."""
+        place = self.document.place(tuple(key.split(".")))
+        return place[0] if place else None
+
+    def plan(self, model: Any) -> Plan:
+        """The plan that the recipe's words mean on this model. Not for a recipe with a stock PEFT configuration.
+
+        Raises:
+            PlanError: the request cannot be met exactly.
+        """
+        from graftkit.planning.plan import plan
+
+        return plan(model, quantization=self.fields.quantization, **self.fields.adapter.words())
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read and validate a recipe.
+
+    Raises:
+        RecipeError: ``recipe-not-found``, ``recipe-syntax`` or ``recipe-invalid``, with file, line and column.
+    """
+    document = read_document(path)
+    try:
+        return Recipe(document, RecipeFields.model_validate(document.plain()))
+    except ValidationError as error:
+        why, key, advice = explain(error, RecipeFields)
+        raise RecipeError(
+            f"the recipe says something unknown at {'.'.join(map(str, key))}",
+            where=_place(document, key),
+            why=why,
+            help=advice or "graft rules and the recipe's schema say what each key takes",
+            code="recipe-invalid",
+        ) from error
+
+
+def _place(document: Document, key: Key) -> str:
+    found = document.place(key)
+    return f"{document.path}:{found[0]}:{found[1]}" if found else str(document.path)
+
+
+def find_recipe(folder: str | Path = ".") -> Path | None:
+    """The recipe of a folder, or None."""
+    return next((file for name in NAMES if (file := Path(folder) / name).is_file()), None)

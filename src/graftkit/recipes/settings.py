@@ -1,0 +1,78 @@
+"""What a user decided about the checks: which ones, how severe, with which limits."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from graftkit.errors import RecipeError
+from graftkit.recipes.problems import explain
+
+
+class CheckSettings(BaseModel):
+    """Settings of the checks, as ``[tool.graftkit]`` of a pyproject.toml or ``checks:`` of a recipe gives them.
+
+    Attributes:
+        select: prefixes of the codes to run; empty for all.
+        ignore: prefixes of codes not to run. The longer of two prefixes wins; of two equal ones, ``ignore``.
+        rules: per code, the values that replace the rule's own settings; ``severity`` is one of every rule.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    select: tuple[str, ...] = Field(default=(), description="Prefixes of the codes to run; empty for all.")
+    ignore: tuple[str, ...] = Field(default=(), description="Prefixes of codes not to run.")
+    rules: Mapping[str, Mapping[str, Any]] = Field(default={}, description="Code -> settings of that rule.")
+
+    @field_validator("select", "ignore", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    def wants(self, code: str) -> bool:
+        """Whether the rule of this code is to run."""
+        chosen = max((len(p) for p in self.select if code.startswith(p)), default=-1)
+        refused = max((len(p) for p in self.ignore if code.startswith(p)), default=-1)
+        return (not self.select or chosen >= 0) and (refused < 0 or chosen > refused)
+
+    def over(self, other: CheckSettings) -> CheckSettings:
+        """These settings where they say something, the other ones elsewhere."""
+        codes = {*self.rules, *other.rules}
+        merged = {code: {**other.rules.get(code, {}), **self.rules.get(code, {})} for code in codes}
+        return CheckSettings(
+            select=self.select or other.select, ignore=(*other.ignore, *self.ignore), rules=merged
+        )
+
+
+def project_settings(folder: str | Path = ".") -> CheckSettings:
+    """``[tool.graftkit]`` of the nearest pyproject.toml, from ``folder`` upwards; empty settings without one.
+
+    Raises:
+        RecipeError: ``settings``: that table cannot be read, or says what no setting is.
+    """
+    start = Path(folder).resolve()
+    for place in (start, *start.parents):
+        file = place / "pyproject.toml"
+        if file.is_file():
+            return _read(file)
+    return CheckSettings()
+
+
+def _read(file: Path) -> CheckSettings:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("graftkit", {})
+        return CheckSettings.model_validate(table)
+    except ValidationError as error:
+        why, key, advice = explain(error, CheckSettings)
+        where = f"{file} [tool.graftkit] {'.'.join(map(str, key))}".rstrip()
+        raise RecipeError(
+            "the settings say something unknown", where=where, why=why, help=advice, code="settings"
+        ) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecipeError(
+            "the settings cannot be read", where=str(file), why=str(error), code="settings"
+        ) from error

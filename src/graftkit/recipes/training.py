@@ -1,0 +1,114 @@
+"""What a recipe's arguments amount to when TRL and transformers read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.errors import RecipeError
+from graftkit.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Training:
+    """The settings that decide whether training is right.
+
+    Attributes:
+        trainer: "sft", "dpo" or "grpo".
+        checkpointing: whether activations are recomputed in the backward pass.
+        reentrant: with the re-entrant implementation.
+        reentrant_because: what decides that: "args", "zero3" (TRL forces it) or "default".
+        packing: whether several samples share one row, padding-free batches included.
+        precision: "bf16", "fp16" or "fp32": the type of the forward pass under autocast.
+        batch_size: samples a device and step.
+        accumulation: batches a step.
+        zero_stage: DeepSpeed's, 0 without it.
+        quantization: "4bit", "8bit" or None.
+        modalities: what the batches hold, or None for everything the model takes.
+        assistant_only: whether the template's generation marks decide what is learned.
+        find_unused: DDP's setting, None where it is not given.
+    """
+
+    trainer: str = "sft"
+    checkpointing: bool = True
+    reentrant: bool = False
+    reentrant_because: str = "default"
+    packing: bool = False
+    precision: str = "bf16"
+    batch_size: int = 8
+    accumulation: int = 1
+    zero_stage: int = 0
+    quantization: str | None = None
+    modalities: tuple[str, ...] | None = None
+    assistant_only: bool = False
+    find_unused: bool | None = None
+
+
+def training_of(recipe: Recipe) -> Training:
+    """Read a recipe's arguments with TRL's defaults.
+
+    Sources: ``trl.trainer.base_config`` (checkpointing and bf16 are on), ``trl.trainer.sft_trainer`` (ZeRO-3 with
+    PEFT forces re-entrant checkpointing), ``transformers.TrainingArguments``.
+    """
+    args = recipe.args
+    zero = zero_stage(args.get("deepspeed"), recipe.path.parent)
+    checkpointing = bool(args.get("gradient_checkpointing", True))
+    reentrant, because = _reentrant(args, zero)
+    modalities = recipe.fields.data.modalities
+    return Training(
+        trainer=recipe.fields.trainer,
+        checkpointing=checkpointing,
+        reentrant=checkpointing and reentrant,
+        reentrant_because=because,
+        packing=bool(args.get("packing") or args.get("padding_free")),
+        precision=_precision(args),
+        batch_size=_whole(args.get("per_device_train_batch_size"), 8),
+        accumulation=_whole(args.get("gradient_accumulation_steps"), 1),
+        zero_stage=zero,
+        quantization=recipe.fields.quantization,
+        modalities=tuple(modalities) if modalities else None,
+        assistant_only=bool(args.get("assistant_only_loss", False)),
+        find_unused=args.get("ddp_find_unused_parameters"),
+    )
+
+
+def _reentrant(args: Mapping[str, Any], zero: int) -> tuple[bool, str]:
+    options = args.get("gradient_checkpointing_kwargs")
+    given = options.get("use_reentrant") if isinstance(options, Mapping) else None
+    if zero == 3:
+        return True, "zero3"
+    return (bool(given), "args") if given is not None else (False, "default")
+
+
+def _precision(args: Mapping[str, Any]) -> str:
+    if args.get("fp16"):
+        return "fp16"
+    return "fp32" if args.get("bf16") is False else "bf16"
+
+
+def _whole(value: Any, default: int) -> int:
+    return value if type(value) is int and value > 0 else default
+
+
+def zero_stage(given: Any, folder: Path) -> int:
+    """The ZeRO stage of a DeepSpeed configuration: a mapping, or the path of a JSON file; 0 for none.
+
+    Raises:
+        RecipeError: ``recipe-invalid``: the file cannot be read.
+    """
+    if isinstance(given, str):
+        given = _deepspeed(folder / given)
+    stage = given.get("zero_optimization", {}).get("stage", 0) if isinstance(given, Mapping) else 0
+    return stage if type(stage) is int else 0
+
+
+def _deepspeed(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            "the DeepSpeed configuration cannot be read", where=str(file), why=str(error), code="recipe-invalid"
+        ) from error

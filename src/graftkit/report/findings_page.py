@@ -1,0 +1,42 @@
+"""The findings of one run as the data of a report page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graftkit.findings import Finding, Report, Severity
+from graftkit.findings_text import place_of
+from graftkit.report.html import Check, ReportData, Verdict
+
+_VERDICTS: dict[Severity, Verdict] = {
+    Severity.ERROR: "failed",
+    Severity.WARNING: "warning",
+    Severity.INFO: "noted",
+    Severity.UNKNOWN: "unknown",
+    Severity.OK: "ok",
+}
+
+
+def findings_page(title: str, command: str) -> Callable[[Report], ReportData]:
+    """A function from a report to its page, worst findings first."""
+
+    def page(report: Report) -> ReportData:
+        order = list(_VERDICTS)
+        worst_first = sorted(report, key=lambda finding: order.index(finding.severity))
+        return ReportData(title=title, checks=[_check(finding) for finding in worst_first], command=command)
+
+    return page
+
+
+def _check(finding: Finding) -> Check:
+    check = Check(
+        code=finding.code,
+        title=finding.title,
+        verdict=_VERDICTS[finding.severity],
+        evidence=finding.message,
+    )
+    if place := place_of(finding):
+        check["where"] = place
+    if finding.help:
+        check["help"] = finding.help
+    return check

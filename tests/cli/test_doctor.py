@@ -1,0 +1,111 @@
+"""``graft doctor`` and ``graft verify --recipe``: forms, exit statuses, settings and fixes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = """\
+model: google/gemma-4-E2B-it   # the small one
+adapter:
+  targets: attention
+  scope: language
+  r: 4
+data: {modalities: [text]}
+args:
+  gradient_checkpointing_kwargs: {use_reentrant: true}
+"""
+
+
+def graft(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        timeout=300,
+        check=False,
+    )
+
+
+def findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    return {found["code"]: found for found in json.loads(done.stdout)["findings"]}
+
+
+def test_without_arguments_and_without_a_recipe(tmp_path: Path) -> None:
+    done = graft("doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "ok GK002" in done.stdout
+    assert "unknown, needs" in done.stdout
+
+
+def test_the_recipe_of_the_current_folder_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    done = graft("doctor", "--json", cwd=tmp_path)
+    assert findings(done)["GK100"]["severity"] == "ok"
+
+
+def test_a_wrong_recipe_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("scope:", "scopes:"))
+    done = graft("doctor", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "recipe.yaml:4:3" in done.stderr
+    assert "did you mean scope?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_selected_rules_alone(tmp_path: Path) -> None:
+    done = graft("doctor", "gemma4", "--select", "GK1,GK002", "--ignore", "GK103", "--json", cwd=tmp_path)
+    codes = findings(done).keys()
+    assert "GK002" in codes
+    assert "GK101" in codes
+    assert not {"GK103", "GK001"} & codes
+    wrong = graft("doctor", "--select", "GK9", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "[settings]" in wrong.stderr
+
+
+def test_settings_of_the_project(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.graftkit]\nselect = ["GK0"]\n')
+    assert {code[:3] for code in findings(graft("doctor", "--json", cwd=tmp_path))} == {"GK0"}
+
+
+@pytest.mark.parametrize(
+    ("form", "sign"),
+    [
+        pytest.param("sarif", '"version": "2.1.0"', id="sarif"),
+        pytest.param("html", "<!doctype html>", id="html"),
+        pytest.param("github", "::", id="github"),
+    ],
+)
+def test_forms(tmp_path: Path, form: str, sign: str) -> None:
+    done = graft("doctor", "--format", form, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sign in done.stdout.lower()
+
+
+def test_verify_a_recipe_on_the_twin_then_fix_it(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(RECIPE)
+    wrong = graft("verify", "--recipe", "run.yaml", "--twin", "--format", "github", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert "::error file=run.yaml,line=8,title=GK202" in wrong.stdout
+    mended = graft("verify", "--recipe", "run.yaml", "--twin", "--fix", "--json", cwd=tmp_path)
+    assert mended.returncode == 0, mended.stdout
+    assert "fixed GK202 in run.yaml" in mended.stderr
+    assert file.read_text() == RECIPE.replace("use_reentrant: true", "use_reentrant: false")
+
+
+def test_a_recipe_and_other_words_do_not_go_together(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RECIPE)
+    done = graft("verify", "--recipe", "run.yaml", "--twin", "--rank", "8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "[usage]" in done.stderr

@@ -1,0 +1,85 @@
+"""What can be told before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import graftkit as gk
+from graftkit.checks.doctor import doctor
+from graftkit.errors import AdapterError, SourceError
+from graftkit.findings import Severity
+from graftkit.recipes.recipe import Recipe, read_recipe
+from graftkit.recipes.settings import CheckSettings
+
+
+def recipe(folder: Path, text: str) -> Recipe:
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    return read_recipe(file)
+
+
+def by_code(report: gk.Report) -> dict[str, gk.Finding]:
+    return {finding.code: finding for finding in report}
+
+
+def test_without_arguments_the_environment_is_looked_at() -> None:
+    found = by_code(doctor())
+    assert found["GK002"].severity is Severity.OK
+    assert found["GK100"].severity is Severity.UNKNOWN
+    assert found["GK100"].evidence["missing"] == ("base", "recipe") or set(found["GK100"].evidence["missing"]) == {
+        "base",
+        "recipe",
+    }
+
+
+def test_no_rule_that_needs_a_live_model_is_run() -> None:
+    assert not {"GK601", "GK203"} & by_code(doctor()).keys()
+
+
+def test_gk100_a_recipe_that_cannot_be_met(tmp_path: Path) -> None:
+    wrong = recipe(tmp_path, "model: google/gemma-4-E2B-it\nadapter:\n  targets: [q_proj, k_prj]\n")
+    found = by_code(doctor(recipe=wrong))["GK100"]
+    assert found.severity is Severity.ERROR
+    assert "k_prj" in f"{found.message} {found.where}"
+    assert (found.file, found.line) == (str(wrong.path), 2)
+
+
+def test_gk100_silent_on_a_recipe_that_can(tmp_path: Path) -> None:
+    right = recipe(tmp_path, "model: google/gemma-4-E2B-it\nadapter:\n  targets: [q_proj]\n  scope: language\n")
+    found = by_code(doctor(recipe=right))
+    assert found["GK100"].severity is Severity.OK
+    assert found["GK100"].evidence["sites"] == 35
+    assert not [f for f in found.values() if f.severity is Severity.ERROR]
+
+
+def test_an_unknown_architecture_is_a_finding(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "gemma9", "transformers_version": "9.9.0"}))
+    found = by_code(doctor(config))["GK001"]
+    assert found.severity is Severity.ERROR
+    assert "9.9.0" in f"{found.message} {found.help}"
+
+
+def test_a_misspelt_word_is_the_users_error() -> None:
+    with pytest.raises(SourceError, match="gemma9"):
+        doctor("gemma9")
+
+
+def test_an_adapters_configuration_without_its_weights(tmp_path: Path) -> None:
+    fields = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    found = by_code(doctor("google/gemma-4-E2B-it", adapter=tmp_path))
+    assert found["GK101"].severity is Severity.ERROR
+    with pytest.raises(AdapterError, match="adapter-config"):
+        doctor("gemma4", adapter=tmp_path / "absent")
+
+
+def test_the_recipe_settings_hold(tmp_path: Path) -> None:
+    quiet = recipe(tmp_path, "model: gemma4\nchecks:\n  select: [GK1]\n  ignore: [GK103]\n")
+    codes = by_code(doctor(recipe=quiet)).keys()
+    assert codes
+    assert all(code.startswith("GK1") and code != "GK103" for code in codes)
+    assert by_code(doctor(recipe=quiet, settings=CheckSettings(select=("GK002",)))).keys() == {"GK002"}

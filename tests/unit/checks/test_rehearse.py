@@ -1,0 +1,75 @@
+"""A recipe is run on the twin as far as its first batch, and what its settings would break is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import graftkit as gk
+from graftkit.checks.rehearse import rehearse
+from graftkit.findings import Severity
+from graftkit.recipes.recipe import read_recipe
+
+GOOD = """\
+model: google/gemma-4-E2B-it
+adapter:
+  targets: attention
+  scope: [language]
+  r: 4
+data:
+  modalities: [text]
+"""
+
+
+def rehearsed(folder: Path, text: str, *codes: str) -> dict[str, gk.Finding]:
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    report = rehearse(read_recipe(file))
+    found = {finding.code: finding for finding in report}
+    assert not codes or set(codes) <= found.keys()
+    return found
+
+
+def bad(found: dict[str, gk.Finding]) -> set[str]:
+    return {code for code, finding in found.items() if finding.severity is Severity.ERROR}
+
+
+def test_a_good_recipe_has_no_error(tmp_path: Path) -> None:
+    found = rehearsed(tmp_path, GOOD)
+    assert bad(found) == set()
+    assert found["GK601"].severity is Severity.OK
+    assert found["GK202"].severity in {Severity.OK, Severity.INFO}
+
+
+def test_reentrant_checkpointing_is_found_with_its_line(tmp_path: Path) -> None:
+    text = GOOD + "args:\n  gradient_checkpointing_kwargs:\n    use_reentrant: true\n"
+    found = rehearsed(tmp_path, text)["GK202"]
+    assert found.severity is Severity.ERROR
+    assert found.line == 10
+    assert found.fix is not None
+
+
+def test_a_tower_that_no_batch_feeds_is_found(tmp_path: Path) -> None:
+    found = rehearsed(tmp_path, GOOD.replace("[language]", "[language, vision]"))
+    assert "GK203" in bad(found)
+
+
+def test_a_stock_configuration_that_peft_refuses_is_found(tmp_path: Path) -> None:
+    text = "model: google/gemma-4-E2B-it\nadapter:\n  peft_config: {peft_type: LORA, target_modules: [q_proj]}\n"
+    found = rehearsed(tmp_path, text)
+    assert {"GK100", "GK101"} <= bad(found)
+    assert "is not supported" in found["GK100"].message
+    assert found["GK601"].evidence["missing"] == ("model", "batch")
+
+
+def test_packing_on_a_hybrid_is_found(tmp_path: Path) -> None:
+    text = "model: granitemoehybrid\nadapter: {targets: [q_proj]}\nargs: {packing: true}\n"
+    assert "GK205" in bad(rehearsed(tmp_path, text))
+
+
+def test_a_quantized_base_is_rehearsed_quantized(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    found = rehearsed(tmp_path, GOOD + "quantization: 4bit\n")
+    assert bad(found) == set()
+    assert "packed" in found["GK601"].message

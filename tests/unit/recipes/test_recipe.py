@@ -1,0 +1,117 @@
+"""A recipe is read with defaults, and refused with file, line and column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from graftkit.errors import RecipeError
+from graftkit.recipes.recipe import find_recipe, read_recipe
+from graftkit.recipes.training import training_of
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_model_is_all_it_takes(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, "model: gemma4\n"))
+    assert recipe.fields.model == "gemma4"
+    assert recipe.fields.trainer == "sft"
+    assert recipe.fields.adapter.words() == {
+        "targets": "all-linear",
+        "scope": None,
+        "method": "lora",
+        "r": None,
+        "alpha": None,
+        "dropout": None,
+        "allow_unmatched": False,
+    }
+
+
+def test_the_words_are_those_of_plan(tmp_path: Path, e2b: nn.Module) -> None:
+    text = "model: x\nadapter:\n  targets: attention\n  scope: [language]\n  r: 4\n  options: {lora_bias: true}\n"
+    made = read_recipe(written(tmp_path, text)).plan(e2b)
+    assert made.scope == ("language",)
+    assert (made.peft_config.r, made.peft_config.lora_bias) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "help"),
+    [
+        pytest.param("model: x\nadapter:\n  target: q_proj\n", ":3:3", "targets", id="misspelt key"),
+        pytest.param("model: x\nadaptor: {}\n", ":2:1", "adapter", id="misspelt section"),
+        pytest.param("model: x\ntrainer: ppo\n", ":2:1", None, id="unknown trainer"),
+        pytest.param("model: x\nadapter:\n  r: many\n", ":3:3", None, id="a word for a number"),
+        pytest.param("trainer: sft\n", "", None, id="no model"),
+        pytest.param("model: x\ndata:\n  modalities: [smell]\n", ":3:16", None, id="unknown modality"),
+        pytest.param("model: x\nchecks:\n  ignored: [GK1]\n", ":3:3", "ignore", id="misspelt setting"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_at_its_line(tmp_path: Path, text: str, place: str, help: str | None) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    assert caught.value.code == "recipe-invalid"
+    assert str(caught.value.where).startswith(f"{path}{place}")
+    assert help is None or help in str(caught.value.help)
+
+
+def test_lines_of_keys(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, "model: x\nargs:\n  packing: true\n"))
+    assert recipe.line("args.packing") == 3
+    assert recipe.line("args.bf16") == 2
+    assert recipe.line("adapter.r") is None
+
+
+def test_the_recipe_of_a_folder(tmp_path: Path) -> None:
+    assert find_recipe(tmp_path) is None
+    path = written(tmp_path, "model: x\n")
+    assert find_recipe(tmp_path) == path
+
+
+ZERO3 = {"zero_optimization": {"stage": 3}}
+
+
+@pytest.mark.parametrize(
+    ("args", "seen"),
+    [
+        pytest.param({}, {"checkpointing": True, "reentrant": False, "precision": "bf16"}, id="trl's defaults"),
+        pytest.param(
+            {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            {"reentrant": True, "reentrant_because": "args"},
+            id="asked for",
+        ),
+        pytest.param({"gradient_checkpointing": False}, {"checkpointing": False, "reentrant": False}, id="off"),
+        pytest.param(
+            {"deepspeed": ZERO3, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+            {"reentrant": True, "reentrant_because": "zero3", "zero_stage": 3},
+            id="forced by trl",
+        ),
+        pytest.param({"padding_free": True}, {"packing": True}, id="padding free packs"),
+        pytest.param({"fp16": True, "bf16": False}, {"precision": "fp16"}, id="fp16"),
+        pytest.param({"bf16": False}, {"precision": "fp32"}, id="fp32"),
+        pytest.param(
+            {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+            {"batch_size": 1, "accumulation": 4},
+            id="accumulation",
+        ),
+    ],
+)
+def test_what_arguments_amount_to(tmp_path: Path, args: dict[str, Any], seen: dict[str, Any]) -> None:
+    path = written(tmp_path, f"model: x\nargs: {json.dumps(args)}\n")
+    training = training_of(read_recipe(path))
+    assert {name: getattr(training, name) for name in seen} == seen
+
+
+def test_a_deepspeed_file_is_read_from_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text(json.dumps(ZERO3))
+    assert training_of(read_recipe(written(tmp_path, "model: x\nargs: {deepspeed: ds.json}\n"))).zero_stage == 3
+    with pytest.raises(RecipeError, match="DeepSpeed"):
+        training_of(read_recipe(written(tmp_path, "model: x\nargs: {deepspeed: absent.json}\n")))

@@ -1,0 +1,180 @@
+"""One report in its five forms."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from graftkit.checks.rules import all_rules
+from graftkit.findings import Finding, Fix, Report, Severity
+from graftkit.report.annotations import to_annotations
+from graftkit.report.findings_page import findings_page
+from graftkit.report.html import render_report
+from graftkit.report.sarif import to_sarif
+
+SEVERITIES = (Severity.OK, Severity.INFO, Severity.UNKNOWN, Severity.WARNING, Severity.ERROR)
+
+
+def finding(severity: Severity, **fields: Any) -> Finding:
+    return Finding(all_rules()[0].code, severity, "the title", f"seen {severity}", **fields)
+
+
+@pytest.fixture
+def report() -> Report:
+    placed = finding(
+        Severity.ERROR,
+        where="args.packing",
+        file="a folder/recipe.yaml",
+        line=3,
+        help="turn it off: 100 %",
+        fix=Fix("recipe", {"args.packing": False}),
+    )
+    lacking = finding(Severity.UNKNOWN, evidence={"missing": ("model", "batch")})
+    return Report((*(finding(severity, where="a.site") for severity in SEVERITIES), placed, lacking))
+
+
+def test_people_read_the_worst_first(report: Report) -> None:
+    text = str(report)
+    order = (Severity.ERROR, Severity.WARNING, Severity.INFO, Severity.UNKNOWN, Severity.OK)
+    starts = [text.index(f"{severity} {report.findings[0].code}") for severity in order]
+    assert starts == sorted(starts)
+    assert "where: a folder/recipe.yaml:3 args.packing" in text
+    assert "fix:   args.packing: false" in text
+    assert f"unknown, needs model, batch: {report.findings[0].code}" in text
+    assert text.endswith("2 error, 1 warning, 1 info, 2 unknown, 1 ok; --fix mends 1")
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_json_has_the_fields_that_scripts_rely_on(report: Report) -> None:
+    fields = json.loads(json.dumps(report.to_dict()))
+    contract = {"code", "severity", "title", "where", "message", "help", "url", "source", "fix"}
+    assert all(contract <= f.keys() for f in fields["findings"])
+    assert fields["findings"][5]["fix"] == {"file": "recipe", "set": {"args.packing": False}, "remove": []}
+    assert fields["findings"][5]["line"] == 3
+
+
+_TEXT: dict[str, Any] = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}}
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": required,
+        "properties": {**properties, "properties": {"type": "object"}},
+    }
+
+
+_LEVEL = {"enum": ["none", "note", "warning", "error"]}
+_LOCATION = _object(
+    [],
+    physicalLocation=_object(
+        ["artifactLocation"],
+        artifactLocation=_object(["uri"], uri={"type": "string", "pattern": "^[!-~]+$"}),
+        region=_object([], startLine={"type": "integer", "minimum": 1}),
+    ),
+    logicalLocations={"type": "array", "items": _object([], fullyQualifiedName={"type": "string"})},
+)
+# The objects of SARIF 2.1.0 that a report uses, from sections 3.13 to 3.52 of the standard.
+_USED = _object(
+    ["version", "runs"],
+    **{"$schema": {"type": "string"}},
+    version={"const": "2.1.0"},
+    runs={
+        "type": "array",
+        "items": _object(
+            ["tool", "results"],
+            columnKind={"enum": ["utf16CodeUnits", "unicodeCodePoints"]},
+            tool=_object(
+                ["driver"],
+                driver=_object(
+                    ["name"],
+                    name={"type": "string"},
+                    semanticVersion={"type": "string"},
+                    rules={
+                        "type": "array",
+                        "uniqueItems": True,
+                        "items": _object(
+                            ["id"],
+                            id={"type": "string"},
+                            name={"type": "string"},
+                            shortDescription=_TEXT,
+                            fullDescription=_TEXT,
+                            help=_TEXT,
+                            defaultConfiguration=_object([], level=_LEVEL),
+                        ),
+                    },
+                ),
+            ),
+            results={
+                "type": "array",
+                "items": _object(
+                    ["message"],
+                    ruleId={"type": "string"},
+                    ruleIndex={"type": "integer", "minimum": -1},
+                    kind={"enum": ["notApplicable", "pass", "fail", "review", "open", "informational"]},
+                    level=_LEVEL,
+                    message=_TEXT,
+                    locations={"type": "array", "items": _LOCATION},
+                ),
+            },
+        ),
+    },
+)
+
+
+def every_rule() -> Report:
+    """A report in which every rule has failed once."""
+    return Report(tuple(rule.finding(rule_failed()) for rule in all_rules()))
+
+
+def rule_failed() -> Any:
+    from graftkit.checks.rule import failed
+
+    return failed("it failed", where="somewhere")
+
+
+def test_sarif_is_what_the_standard_describes(report: Report) -> None:
+    for one in (report, every_rule(), Report(())):
+        log = json.loads(json.dumps(to_sarif(one)))
+        jsonschema.validate(log, _USED)
+
+
+@pytest.mark.skipif("SARIF_SCHEMA" not in os.environ, reason="SARIF_SCHEMA names no sarif-schema-2.1.0.json")
+def test_sarif_against_the_published_schema(report: Report) -> None:
+    schema = json.loads(Path(os.environ["SARIF_SCHEMA"]).read_text(encoding="utf-8"))
+    for one in (report, every_rule(), Report(())):
+        jsonschema.validate(json.loads(json.dumps(to_sarif(one))), schema)
+
+
+def test_sarif_levels_kinds_and_places(report: Report) -> None:
+    results = to_sarif(report)["runs"][0]["results"]
+    seen = [(r["kind"], r["level"]) for r in results[:5]]
+    expected = [("pass", "none"), ("fail", "note"), ("open", "none"), ("fail", "warning"), ("fail", "error")]
+    assert seen == expected
+    physical = results[5]["locations"][0]["physicalLocation"]
+    assert physical == {"artifactLocation": {"uri": "a%20folder/recipe.yaml"}, "region": {"startLine": 3}}
+    assert "locations" not in results[6]
+
+
+def test_annotations_escape_what_commands_reserve(report: Report) -> None:
+    lines = to_annotations(report).splitlines()
+    assert [line.split(" ", 1)[0] for line in lines] == ["::notice", "::warning", "::error", "::error", "::notice"]
+    placed = lines[3]
+    assert re.match(r"::error file=a folder/recipe\.yaml,line=3,title=GK\d{3} the title::", placed)
+    assert placed.endswith("help: turn it off: 100 %25")
+    assert "%0A" in placed
+
+
+def test_the_page_shows_every_finding(report: Report) -> None:
+    text = render_report(findings_page("graft check <adapter>", "graft check")(report))
+    assert "graft check &lt;adapter&gt;" in text
+    assert text.count('class="verdict ') == len(report)
+    assert "a folder/recipe.yaml:3 args.packing" in text
+    assert "2 failed, 1 warning, 1 noted, 2 unknown, 1 ok" in text
