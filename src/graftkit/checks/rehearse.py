@@ -160,5 +160,5 @@ def _prepare(model: PeftModel, training: Training) -> None:
     if not training.checkpointing:
         return
     with suppress(ValueError):  # a class without checkpointing: the trainer would say so itself
-        model.gradient_checkpointing_enable({"use_reentrant": training.reentrant})
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": training.reentrant})
         model.enable_input_require_grads()

@@ -21,6 +21,7 @@ class Training:
         checkpointing: whether activations are recomputed in the backward pass.
         reentrant: with the re-entrant implementation.
         reentrant_because: what decides that: "args", "zero3" (TRL forces it) or "default".
+        reentrant_key: the recipe's key that says it, or would.
         packing: whether several samples share one row, padding-free batches included.
         precision: "bf16", "fp16" or "fp32": the type of the forward pass under autocast.
         batch_size: samples a device and step.
@@ -36,6 +37,7 @@ class Training:
     checkpointing: bool = True
     reentrant: bool = False
     reentrant_because: str = "default"
+    reentrant_key: str = "args.activation_checkpointing_kwargs.use_reentrant"
     packing: bool = False
     precision: str = "bf16"
     batch_size: int = 8
@@ -55,14 +57,15 @@ def training_of(recipe: Recipe) -> Training:
     """
     args = recipe.args
     zero = zero_stage(args.get("deepspeed"), recipe.path.parent)
-    checkpointing = bool(args.get("gradient_checkpointing", True))
-    reentrant, because = _reentrant(args, zero)
+    checkpointing = bool(_newer(args, "checkpointing", True)[0])
+    reentrant, because, key = _reentrant(args, zero)
     modalities = recipe.fields.data.modalities
     return Training(
         trainer=recipe.fields.trainer,
         checkpointing=checkpointing,
         reentrant=checkpointing and reentrant,
         reentrant_because=because,
+        reentrant_key=f"args.{key}.use_reentrant",
         packing=bool(args.get("packing") or args.get("padding_free")),
         precision=_precision(args),
         batch_size=_whole(args.get("per_device_train_batch_size"), 8),
@@ -75,12 +78,29 @@ def training_of(recipe: Recipe) -> Training:
     )
 
 
-def _reentrant(args: Mapping[str, Any], zero: int) -> tuple[bool, str]:
-    options = args.get("gradient_checkpointing_kwargs")
-    given = options.get("use_reentrant") if isinstance(options, Mapping) else None
+def _newer(args: Mapping[str, Any], suffix: str, default: Any) -> tuple[Any, str]:
+    """An argument that transformers renamed, under the name that wins, and that name.
+
+    Source: ``transformers.TrainingArguments.__post_init__``: the old name counts where the new one is not set.
+    """
+    names = [f"{prefix}_{suffix}" for prefix in ("activation", "gradient")]
+    name = next((name for name in names if args.get(name) is not None), names[0])
+    return (default if args.get(name) is None else args[name]), name
+
+
+def _reentrant(args: Mapping[str, Any], zero: int) -> tuple[bool, str, str]:
+    """Whether checkpointing is re-entrant, what makes it so, and the argument that holds its options.
+
+    Without options transformers takes the non-re-entrant kind; with options that do not say, torch takes the other.
+    Under ZeRO-3 TRL forces the re-entrant kind by changing the options it was given; where it was given none it
+    sets the old name of that argument, which transformers does not read any more.
+    """
+    options, name = _newer(args, "checkpointing_kwargs", None)
+    if not isinstance(options, Mapping) or not options:
+        return False, "default", name
     if zero == 3:
-        return True, "zero3"
-    return (bool(given), "args") if given is not None else (False, "default")
+        return True, "zero3", name
+    return bool(options.get("use_reentrant", True)), "args", name
 
 
 def _precision(args: Mapping[str, Any]) -> str:

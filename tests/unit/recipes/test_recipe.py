@@ -85,15 +85,36 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
         pytest.param({}, {"checkpointing": True, "reentrant": False, "precision": "bf16"}, id="trl's defaults"),
         pytest.param(
             {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
-            {"reentrant": True, "reentrant_because": "args"},
+            {
+                "reentrant": True,
+                "reentrant_because": "args",
+                "reentrant_key": "args.gradient_checkpointing_kwargs.use_reentrant",
+            },
             id="asked for",
         ),
+        pytest.param(
+            {
+                "gradient_checkpointing_kwargs": {"use_reentrant": True},
+                "activation_checkpointing_kwargs": {"use_reentrant": False},
+            },
+            {"reentrant": False},
+            id="the new name wins",
+        ),
+        pytest.param(
+            {"activation_checkpointing_kwargs": {"preserve_rng_state": False}}, {"reentrant": True}, id="not said"
+        ),
         pytest.param({"gradient_checkpointing": False}, {"checkpointing": False, "reentrant": False}, id="off"),
+        pytest.param(
+            {"activation_checkpointing": False, "gradient_checkpointing": True},
+            {"checkpointing": False},
+            id="off by its new name",
+        ),
         pytest.param(
             {"deepspeed": ZERO3, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
             {"reentrant": True, "reentrant_because": "zero3", "zero_stage": 3},
             id="forced by trl",
         ),
+        pytest.param({"deepspeed": ZERO3}, {"reentrant": False, "zero_stage": 3}, id="forced in vain"),
         pytest.param({"padding_free": True}, {"packing": True}, id="padding free packs"),
         pytest.param({"fp16": True, "bf16": False}, {"precision": "fp16"}, id="fp16"),
         pytest.param({"bf16": False}, {"precision": "fp32"}, id="fp32"),
@@ -108,6 +129,25 @@ def test_what_arguments_amount_to(tmp_path: Path, args: dict[str, Any], seen: di
     path = written(tmp_path, f"model: x\nargs: {json.dumps(args)}\n")
     training = training_of(read_recipe(path))
     assert {name: getattr(training, name) for name in seen} == seen
+
+
+CHECKPOINTING = [
+    {},
+    {"gradient_checkpointing": False},
+    {"activation_checkpointing": False, "gradient_checkpointing": True},
+    {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    {"activation_checkpointing_kwargs": {"use_reentrant": False}, "gradient_checkpointing_kwargs": {"a": 1}},
+]
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("args", CHECKPOINTING, ids=json.dumps)
+def test_checkpointing_is_what_trl_makes_of_it(tmp_path: Path, args: dict[str, Any]) -> None:
+    trl = pytest.importorskip("trl")
+    real = trl.SFTConfig(str(tmp_path), use_cpu=True, bf16=False, **args)
+    training = training_of(read_recipe(written(tmp_path, f"model: x\nargs: {json.dumps(args)}\n")))
+    assert training.checkpointing == real.activation_checkpointing
+    assert training.reentrant == bool((real.activation_checkpointing_kwargs or {}).get("use_reentrant", False))
 
 
 def test_a_deepspeed_file_is_read_from_beside_the_recipe(tmp_path: Path) -> None:
