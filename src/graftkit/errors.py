@@ -124,3 +124,15 @@ class EngineError(GraftError):
     """An engine that adapters are served with is unknown, or its version is none."""
 
     code = "engine"
+
+
+class DataError(GraftError):
+    """Training data cannot be read, or is not what the trainer takes."""
+
+    code = "data"
+
+
+class TrainingError(GraftError):
+    """A run cannot start, or was stopped because going on would waste it."""
+
+    code = "training"

@@ -29,6 +29,7 @@ FLOORS = (
     ("engines",),
     ("checks",),
     ("report",),
+    ("training",),
     ("demo",),
     ("cli",),
 )

@@ -50,10 +50,27 @@ class AdapterSection(BaseModel):
 class DataSection(BaseModel):
     """What is trained on."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = _SECTION
 
+    path: str | None = Field(
+        default=None,
+        description="A JSON, JSONL, CSV or Parquet file, a folder, a saved dataset, or a hub id.",
+    )
+    split: str = Field(default="train", description="Its split.")
+    eval_path: str | None = Field(
+        default=None, description="Held-out data; null for none, or a share of the data."
+    )
+    eval_split: str | None = Field(default=None, description="The split that is held out.")
+    eval_share: float | None = Field(
+        default=None, gt=0, lt=1, description="The share of the data that is held out."
+    )
+    columns: dict[str, str] = Field(default={}, description="The trainer's column -> the data's column.")
+    limit: int | None = Field(default=None, gt=0, description="Use only so many samples.")
+    reward: str | list[str] | None = Field(
+        default=None, description="For grpo: built-in rewards, or functions as package.module:function."
+    )
     modalities: list[Literal["text", "image", "audio"]] | None = Field(
-        default=None, description="What the batches hold; null for everything the model takes."
+        default=None, description="What the batches hold; null for what the data's columns show."
     )
 
 

@@ -91,7 +91,7 @@ def _newer(args: Mapping[str, Any], suffix: str, default: Any) -> tuple[Any, str
 def _reentrant(args: Mapping[str, Any], zero: int) -> tuple[bool, str, str]:
     """Whether checkpointing is re-entrant, what makes it so, and the argument that holds its options.
 
-    Without options transformers takes the non-re-entrant kind; with options that do not say, torch takes the other.
+    Without options transformers takes the non-re-entrant kind; of options that do not say torch makes the other.
     Under ZeRO-3 TRL forces the re-entrant kind by changing the options it was given; where it was given none it
     sets the old name of that argument, which transformers does not read any more.
     """

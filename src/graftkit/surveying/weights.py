@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.surveying.build import model_class_for
@@ -12,8 +12,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedModel:
+def load_model(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None, **options: Any
+) -> PreTrainedModel:
     """Load a model from a directory or hub id into the class its configuration names, in its own dtype.
+
+    Args:
+        name: a directory or a hub id.
+        trust_remote_code: let the model's own code run.
+        revision: branch, tag or commit of a hub id.
+        options: further arguments of ``from_pretrained``.
 
     Raises:
         SourceError: ``name`` names no model.
@@ -22,7 +30,9 @@ def load_model(name: str, *, trust_remote_code: bool = False, revision: str | No
     loaded = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
     model_class = remote_model_class(loaded) or model_class_for(loaded.config)
     try:
-        return model_class.from_pretrained(name, config=loaded.config, dtype="auto", revision=revision or "main")
+        return model_class.from_pretrained(
+            name, config=loaded.config, revision=revision or "main", **{"dtype": "auto", **options}
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise BuildError(
             "the model's weights cannot be loaded",

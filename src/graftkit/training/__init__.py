@@ -1,0 +1,1 @@
+"""Training through TRL, guarded: a recipe becomes a trainer, and what it saved is read back."""

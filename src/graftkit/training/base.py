@@ -1,0 +1,93 @@
+"""The base model, its processor and the plan that a recipe names, ready for a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import TrainingError
+from graftkit.planning.plan import Plan
+from graftkit.planning.quantization import plan_quantization
+from graftkit.recipes.recipe import Recipe
+from graftkit.surveying.build import quiet_transformers
+from graftkit.surveying.sites import ModelMap
+from graftkit.surveying.walk import survey
+from graftkit.surveying.weights import load_model
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a trainer is made of.
+
+    Attributes:
+        model: the base model, quantized where the recipe says so, without an adapter.
+        processor: its processor, or its tokenizer where it takes text alone.
+        peft_config: the stock configuration that the trainer attaches.
+        map: of the model.
+        plan: where the configuration was planned; None for a stock one.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    peft_config: PeftConfig
+    map: ModelMap
+    plan: Plan | None
+
+
+def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code: bool = False) -> Base:
+    """Load the model and plan the adapter; nothing is attached yet.
+
+    A recipe without a scope adapts the towers that its data feeds, and no other.
+
+    Raises:
+        SourceError, BuildError: the model cannot be found or loaded.
+        TrainingError: ``no-processor``: neither a processor nor a tokenizer lies with the model.
+        PlanError: the recipe's request cannot be met.
+    """
+    options = dict(recipe.args.get("model_init_kwargs") or {})
+    name = recipe.fields.model
+    shape = survey(name, trust_remote_code=trust_remote_code)
+    if recipe.fields.quantization is not None:
+        options["quantization_config"] = plan_quantization(shape, recipe.fields.quantization).config
+    model = load_model(name, trust_remote_code=trust_remote_code, **options)
+    found = survey(model)
+    planned = None if recipe.fields.adapter.peft_config else recipe.plan(found)
+    return Base(
+        model=model,
+        processor=_processor(name, modalities, trust_remote_code),
+        peft_config=planned.peft_config if planned else _stock(recipe.fields.adapter.peft_config or {}),
+        map=found,
+        plan=planned,
+    )
+
+
+def _stock(fields: Mapping[str, Any]) -> PeftConfig:
+    from peft import PeftConfig
+
+    return PeftConfig.from_peft_type(**fields)
+
+
+def _processor(name: str, modalities: tuple[str, ...], trust_remote_code: bool) -> Any:
+    """A tokenizer where the batches are text alone: TRL treats a processor's data as pictures."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    loaders = (AutoTokenizer, AutoProcessor) if set(modalities) <= {"text"} else (AutoProcessor, AutoTokenizer)
+    problems = []
+    for loader in loaders:
+        try:
+            with quiet_transformers():
+                return loader.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            problems.append(f"{loader.__name__}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+    raise TrainingError(
+        "the model's tokenizer or processor cannot be loaded",
+        where=name,
+        why="; ".join(problems),
+        help="save it beside the model: processor.save_pretrained(folder)",
+        code="no-processor",
+    )
