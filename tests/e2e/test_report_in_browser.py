@@ -55,9 +55,15 @@ DATA: dict[str, Any] = {
         }
         for name in ("vision", "language")
     ],
-    "curves": [
-        {"label": "language only", "points": [(step, 2.3 - step / 120) for step in range(5, 205, 5)]},
-        {"label": "language + vision", "points": [(step, 2.3 - step / 90) for step in range(5, 205, 5)]},
+    "charts": [
+        {
+            "title": "Training loss",
+            "unit": "loss",
+            "curves": [
+                {"label": "language only", "points": [(step, 2.3 - step / 120) for step in range(5, 205, 5)]},
+                {"label": "language + vision", "points": [(step, 2.3 - step / 90) for step in range(5, 205, 5)]},
+            ],
+        }
     ],
     "samples": [{"pixels": [[0, 255], [255, 0]], "expected": "3", "answers": [{"run": "language", "text": "8"}]}]
     * 5,

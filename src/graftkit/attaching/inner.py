@@ -55,6 +55,17 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
     return peft_model
 
 
+def hold_to_plan(model: PeftModel, plan: Plan, adapter_name: str = "default") -> None:
+    """Check that an adapter which somebody else attached, a trainer for one, is the planned one.
+
+    Raises:
+        AttachError: ``attach-postcondition``.
+    """
+    violation = _violation(model, plan, adapter_name)
+    if violation is not None:
+        raise violation
+
+
 def attach_stock(model: nn.Module, fields: Mapping[str, Any]) -> PeftModel:
     """Attach what a stock PEFT configuration says, as it is: there is no plan to hold the result against.
 
@@ -197,6 +208,6 @@ def _broken(what: str, paths: list[str]) -> AttachError:
         f"PEFT did not attach what was planned: {what}",
         where=shown or None,
         why="PEFT changed the targets on its way in (graft env shows the versions)",
-        help="report it with the output of `graft env`; the adapter was taken off again",
+        help="report it with the output of `graft env`",
         code="attach-postcondition",
     )

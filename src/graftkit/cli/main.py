@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from graftkit._version import __version__
-from graftkit.cli import check, demo, doctor, env, plan, rules, survey, verify
+from graftkit.cli import check, demo, doctor, env, plan, rules, survey, train, verify
 from graftkit.cli.output import Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError
 
@@ -35,6 +35,7 @@ for command in (
     plan.plan,
     doctor.doctor,
     verify.verify,
+    train.train,
     check.check,
     rules.rules,
     env.env,
@@ -138,3 +139,7 @@ def _unexpected(error: Exception) -> GraftError:
         help="repeat with GRAFT_DEBUG=1 and report it with the output of `graft env`",
         code="unexpected",
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -58,8 +58,14 @@ def page_of(
         },
         towers=towers_of(model_map, runs["language_vision"].plan),
         towers_note="One cell a weight, for the run that adapts language and vision.",
-        curves=[{"label": _LABELS[name], "points": run.trained.losses} for name, run in runs.items()],
-        curves_note="Loss on the answer token, in nats; guessing is 2.30.",
+        charts=[
+            {
+                "title": "Training loss",
+                "unit": "loss",
+                "curves": [{"label": _LABELS[name], "points": run.trained.losses} for name, run in runs.items()],
+                "note": "Loss on the answer token, in nats; guessing is 2.30.",
+            }
+        ],
         samples=[
             {
                 "pixels": to_grey(image),

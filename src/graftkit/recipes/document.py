@@ -86,6 +86,15 @@ def read_document(path: str | Path) -> Document:
     return Document(file, root)
 
 
+def parse_value(text: str, where: str) -> Any:
+    """A YAML value on one line, as plain Python.
+
+    Raises:
+        RecipeError: ``recipe-syntax``.
+    """
+    return _plain(_parse(text, Path(where)))
+
+
 def _parse(text: str, path: Path) -> Any:
     from ruamel.yaml.error import YAMLError
 

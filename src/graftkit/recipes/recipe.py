@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graftkit.errors import RecipeError
-from graftkit.recipes.document import Document, Key, read_document
+from graftkit.recipes.document import Document, Key, parse_value, read_document
 from graftkit.recipes.problems import explain
 from graftkit.recipes.settings import CheckSettings
 
@@ -125,15 +125,23 @@ class Recipe:
         return plan(model, quantization=self.fields.quantization, **self.fields.adapter.words())
 
 
-def read_recipe(path: str | Path) -> Recipe:
+def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
+    Args:
+        path: a YAML file.
+        overrides: ``key.key=value`` pairs that replace what the file says; the value is YAML.
+
     Raises:
-        RecipeError: ``recipe-not-found``, ``recipe-syntax`` or ``recipe-invalid``, with file, line and column.
+        RecipeError: ``recipe-not-found``, ``recipe-syntax`` or ``recipe-invalid``, with file, line and column;
+            ``recipe-override`` for a pair without ``=``.
     """
     document = read_document(path)
+    fields = document.plain()
+    for pair in overrides:
+        _override(fields, pair)
     try:
-        return Recipe(document, RecipeFields.model_validate(document.plain()))
+        return Recipe(document, RecipeFields.model_validate(fields))
     except ValidationError as error:
         why, key, advice = explain(error, RecipeFields)
         raise RecipeError(
@@ -143,6 +151,17 @@ def read_recipe(path: str | Path) -> Recipe:
             help=advice or "graft rules and the recipe's schema say what each key takes",
             code="recipe-invalid",
         ) from error
+
+
+def _override(fields: dict[str, Any], pair: str) -> None:
+    key, equals, value = pair.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"not an override: {pair!r}", help="--set args.max_steps=10", code="recipe-override")
+    *parents, last = key.split(".")
+    for parent in parents:
+        nested = fields.get(parent)
+        fields[parent] = fields = dict(nested) if isinstance(nested, Mapping) else {}
+    fields[last] = parse_value(value, f"--set {key}")
 
 
 def _place(document: Document, key: Key) -> str:

@@ -21,11 +21,15 @@ def findings_page(title: str, command: str) -> Callable[[Report], ReportData]:
     """A function from a report to its page, worst findings first."""
 
     def page(report: Report) -> ReportData:
-        order = list(_VERDICTS)
-        worst_first = sorted(report, key=lambda finding: order.index(finding.severity))
-        return ReportData(title=title, checks=[_check(finding) for finding in worst_first], command=command)
+        return ReportData(title=title, checks=checks_of(report), command=command)
 
     return page
+
+
+def checks_of(report: Report) -> list[Check]:
+    """The findings as a page shows them, worst first."""
+    order = list(_VERDICTS)
+    return [_check(finding) for finding in sorted(report, key=lambda finding: order.index(finding.severity))]
 
 
 def _check(finding: Finding) -> Check:

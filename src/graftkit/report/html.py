@@ -7,7 +7,6 @@ not know, its page does not show. Geometry is computed here; the template only p
 from __future__ import annotations
 
 import functools
-import math
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NotRequired, Required, TypedDict, get
 
 from graftkit.errors import OutputError
 from graftkit.files import write_text
+from graftkit.report.chart import Curve, drawn
 
 if TYPE_CHECKING:
     import os
@@ -69,11 +69,13 @@ class TowerMap(TypedDict):
     caption: NotRequired[str]
 
 
-class Curve(TypedDict):
-    """The loss of one run: pairs of step and loss (zero or more), steps ascending."""
+class Chart(TypedDict):
+    """Curves that share their axes. ``title`` heads the section, ``unit`` names the vertical axis."""
 
-    label: str
-    points: Sequence[tuple[int, float]]
+    title: str
+    unit: str
+    curves: Sequence[Curve]
+    note: NotRequired[str]
 
 
 class Check(TypedDict):
@@ -126,8 +128,7 @@ class ReportData(TypedDict, total=False):
     quote: Quote
     towers: Sequence[TowerMap]
     towers_note: str
-    curves: Sequence[Curve]
-    curves_note: str
+    charts: Sequence[Chart]
     samples: Sequence[Sample]
     samples_note: str
     checks: Sequence[Check]
@@ -150,7 +151,7 @@ def render_report(data: ReportData) -> str:
         data=data,
         bars=[_bar(figure) for figure in data.get("figures", ())],
         rows=_tower_rows(data.get("towers", ())),
-        chart=_chart(data.get("curves", ())),
+        charts=[(chart, drawn(chart["curves"])) for chart in data.get("charts", ())],
         samples=[_drawn(sample) for sample in data.get("samples", ())],
         tally=_tally(data.get("checks", ())),
         files=[(file, _size(file.get("size"))) for file in data.get("files", ())],
@@ -372,80 +373,6 @@ def _reasons(sites: Sequence[SiteCell]) -> tuple[tuple[str, int], ...]:
         if reason and site["state"] != "adapted":
             counts[reason] = counts.get(reason, 0) + 1
     return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-# The chart of losses
-
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 440, 14, 238
-_TICKS = 5
-
-
-@dataclass(frozen=True)
-class _Line:
-    label: str
-    path: str
-    first: str
-    last: str
-
-
-@dataclass(frozen=True)
-class _Chart:
-    """Curves as SVG paths in a 460 x 290 drawing, with tick positions and labels."""
-
-    lines: tuple[_Line, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    left: int
-    right: int
-    top: int
-    bottom: int
-    description: str
-
-
-def _chart(curves: Sequence[Curve]) -> _Chart | None:
-    if not curves:
-        return None
-    finite = [[(step, loss) for step, loss in curve["points"] if math.isfinite(loss)] for curve in curves]
-    for curve, points in zip(curves, finite, strict=True):
-        if not points:
-            raise ValueError(f"the curve {curve['label']!r} has no finite point")
-    x_ticks = _ticks(max(step for points in finite for step, _ in points))
-    y_ticks = _ticks(max(loss for points in finite for _, loss in points))
-    lines = tuple(
-        _line(curve["label"], points, x_ticks[-1], y_ticks[-1])
-        for curve, points in zip(curves, finite, strict=True)
-    )
-    return _Chart(
-        lines=lines,
-        x_ticks=tuple((_across(tick, x_ticks[-1]), f"{tick:g}") for tick in x_ticks),
-        y_ticks=tuple((_down(tick, y_ticks[-1]), f"{tick:g}") for tick in y_ticks),
-        left=_LEFT,
-        right=_RIGHT,
-        top=_TOP,
-        bottom=_BOTTOM,
-        description="; ".join(f"{line.label}: from {line.first} to {line.last}" for line in lines),
-    )
-
-
-def _line(label: str, points: Sequence[tuple[int, float]], x_max: float, y_max: float) -> _Line:
-    where = [f"{_across(step, x_max):.1f} {_down(loss, y_max):.1f}" for step, loss in points]
-    return _Line(label, "M" + "L".join(where), f"{points[0][1]:.2f}", f"{points[-1][1]:.2f}")
-
-
-def _across(value: float, maximum: float) -> float:
-    return round(_LEFT + (_RIGHT - _LEFT) * value / maximum, 1)
-
-
-def _down(value: float, maximum: float) -> float:
-    return round(_BOTTOM - (_BOTTOM - _TOP) * value / maximum, 1)
-
-
-def _ticks(maximum: float) -> tuple[float, ...]:
-    """Round numbers from zero to at least ``maximum``, about five of them."""
-    rough = max(maximum, 1e-9) / _TICKS
-    magnitude = 10 ** math.floor(math.log10(rough))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)
-    return tuple(step * at for at in range(max(1, math.ceil(maximum / step - 1e-9)) + 1))
 
 
 # Samples and checks

@@ -83,7 +83,9 @@ def _processor(name: str, modalities: tuple[str, ...], trust_remote_code: bool) 
             with quiet_transformers():
                 return loader.from_pretrained(name, trust_remote_code=trust_remote_code)
         except Exception as error:
-            problems.append(f"{loader.__name__}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            problems.append(
+                f"{loader.__name__}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            )
     raise TrainingError(
         "the model's tokenizer or processor cannot be loaded",
         where=name,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from graftkit.errors import OutputError
-from graftkit.report import html
+from graftkit.report import chart, html
+from graftkit.report.chart import drawn
 from graftkit.report.html import render_report, write_report
 
 FULL: dict[str, Any] = {
@@ -39,9 +40,15 @@ FULL: dict[str, Any] = {
             "sites": [{"path": "vision.layers.0.q_proj.linear", "state": "adapted", "params": 50}],
         },
     ],
-    "curves": [
-        {"label": "language only", "points": [(5, 2.3), (200, 0.4)]},
-        {"label": "both", "points": [(5, 2.2), (200, 0.1)]},
+    "charts": [
+        {
+            "title": "Training loss",
+            "unit": "loss",
+            "curves": [
+                {"label": "language only", "points": [(5, 2.3), (200, 0.4)]},
+                {"label": "both", "points": [(5, 2.2), (200, 0.1)]},
+            ],
+        }
     ],
     "samples": [
         {
@@ -116,7 +123,7 @@ SECTIONS = {
     "figures": "Held-out accuracy",
     "quote": "Stock PEFT",
     "towers": "weight by weight",
-    "curves": "Training loss",
+    "charts": "Training loss",
     "samples": "What it answered",
     "checks": "Checks",
     "files": "Saved files",
@@ -197,28 +204,37 @@ def test_many_layers_get_every_fifth_number() -> None:
     ids=str,
 )
 def test_ticks_are_round_and_reach_the_maximum(maximum: float, expected: tuple[float, ...]) -> None:
-    ticks = html._ticks(maximum)
+    ticks = chart.ticks(0.0, maximum)
     assert ticks[-1] >= maximum
     assert ticks == pytest.approx(expected)
 
 
 def test_a_curve_of_zeros_can_be_drawn() -> None:
-    assert html._chart([{"label": "flat", "points": [(0, 0.0)]}]) is not None
+    assert drawn([{"label": "flat", "points": [(0, 0.0)]}]).lines[0].last == "0.00"
+
+
+def test_curves_below_zero_stay_inside_the_axes() -> None:
+    picture = drawn([{"label": "margin", "points": [(0, -2.0), (10, 3.0)]}])
+    heights = [float(n) for n in re.findall(r"[\d.]+", picture.lines[0].path)[1::2]]
+    assert all(picture.top <= y <= picture.bottom for y in heights)
+    assert "0" in {label for _, label in picture.y_ticks}
 
 
 def test_curves_stay_inside_the_axes_and_skip_what_is_no_number() -> None:
-    chart = html._chart([{"label": "a", "points": [(1, 5.0), (2, float("nan")), (3, 0.1)]}])
-    assert chart is not None
-    numbers = [float(n) for n in re.findall(r"[\d.]+", chart.lines[0].path)]
+    picture = drawn([{"label": "a", "points": [(1, 5.0), (2, float("nan")), (3, 0.1)]}])
+    numbers = [float(n) for n in re.findall(r"[\d.]+", picture.lines[0].path)]
     assert len(numbers) == 4
-    assert all(chart.left <= x <= chart.right for x in numbers[::2])
-    assert all(chart.top <= y <= chart.bottom for y in numbers[1::2])
+    assert all(picture.left <= x <= picture.right for x in numbers[::2])
+    assert all(picture.top <= y <= picture.bottom for y in numbers[1::2])
 
 
 BAD = {
     "state": ({"towers": [{"name": "x", "sites": [{"path": "p", "state": "odd", "params": 1}]}]}, "odd"),
     "verdict": ({"checks": [{"code": "C", "title": "t", "verdict": "fine", "evidence": ""}]}, "fine"),
-    "empty-curve": ({"curves": [{"label": "flat", "points": []}]}, "flat"),
+    "empty-curve": (
+        {"charts": [{"title": "t", "unit": "u", "curves": [{"label": "flat", "points": []}]}]},
+        "flat",
+    ),
 }
 
 
@@ -288,6 +304,8 @@ def test_a_failure_halfway_leaves_what_was_there(tmp_path: Path, monkeypatch: py
     with pytest.raises(OutputError, match="No space left"):
         write_report(target, FULL)
     with pytest.raises(KeyError):
-        write_report(target, {"title": "t", "curves": [{"label": "no points"}]})
+        write_report(
+            target, {"title": "t", "charts": [{"title": "c", "unit": "u", "curves": [{"label": "no points"}]}]}
+        )
     assert target.read_text() == "before"
     assert list(tmp_path.iterdir()) == [target]

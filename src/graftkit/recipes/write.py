@@ -1,0 +1,52 @@
+"""A commented recipe to begin with, and the schema that editors check recipes against."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from graftkit.files import write_text
+from graftkit.recipes.recipe import RecipeFields
+
+_CLASSES = {"sft": "SFTConfig", "dpo": "DPOConfig", "grpo": "GRPOConfig"}
+
+
+def initial_recipe(trainer: str) -> str:
+    """A commented recipe for a trainer: "sft", "dpo" or "grpo"."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("graftkit.recipes"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.get_template("recipe.yaml.j2")
+    return template.render(trainer=trainer, config_class=_CLASSES[trainer])
+
+
+def recipe_schema() -> str:
+    """The recipe's JSON Schema (2020-12), as text."""
+    fields = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **RecipeFields.model_json_schema(),
+        "title": "graftkit recipe",
+    }
+    return json.dumps(fields, indent=2) + "\n"
+
+
+def main(words: list[str]) -> int:
+    """Write the schema to the file named, or with ``--check`` return 1 where that is out of date."""
+    file = Path(next(word for word in words if not word.startswith("-")))
+    if "--check" not in words:
+        write_text(file, recipe_schema())
+        return 0
+    if file.is_file() and file.read_text(encoding="utf-8") == recipe_schema():
+        return 0
+    sys.stderr.write(f"{file} is out of date; run `make docs`\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

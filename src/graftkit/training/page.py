@@ -1,0 +1,89 @@
+"""A run's report: what was adapted, what it learned, what the guard saw, and how to load the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.env import environment
+from graftkit.report.chart import Curve
+from graftkit.report.findings_page import checks_of
+from graftkit.report.html import Chart, ReportData, SavedFile, write_report
+from graftkit.report.model import towers_of
+from graftkit.text import count
+
+if TYPE_CHECKING:
+    from graftkit.surveying.sites import ModelMap
+    from graftkit.training.run import TrainingResult
+
+# Logged names -> the section that shows them. A name that ends with * stands for all that begin so.
+_SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Loss", "loss", ("loss", "eval_loss")),
+    ("Preference margin", "margin", ("rewards/margins", "eval_rewards/margins")),
+    ("Preference accuracy", "share", ("rewards/accuracies", "eval_rewards/accuracies")),
+    ("Reward", "reward", ("reward", "rewards/*")),
+    ("Token accuracy", "share", ("mean_token_accuracy", "eval_mean_token_accuracy")),
+)
+
+
+def write_page(
+    result: TrainingResult, model_map: ModelMap, curves: Mapping[str, Sequence[Curve]], name: str
+) -> Path:
+    """Write the report into the run's folder.
+
+    Args:
+        result: of the run.
+        model_map: of the base.
+        curves: section title -> further curves, a tower each: those that the guard kept.
+        name: the report's file name.
+    """
+    charts = [*_logged(result), *(_chart(title, "", given) for title, given in curves.items())]
+    data = ReportData(
+        title=f"{result.trainer.upper()} on {model_map.model.name}",
+        subtitle=f"{result.steps} steps in {result.seconds:.0f} s"
+        + (", interrupted" if result.interrupted else ""),
+        charts=[chart for chart in charts if chart["curves"]],
+        checks=checks_of(result.findings),
+        files=_files(result.folder),
+        versions={name: version for name, version in environment()["packages"].items() if version},
+    )
+    if result.plan is not None:
+        data["figures_title"] = "What was trained"
+        data["figures"] = [
+            {"label": "weights adapted", "value": str(len(result.plan.attached))},
+            {"label": "trained parameters", "value": count(result.plan.trainable_params)},
+        ]
+        data["towers"] = towers_of(model_map, result.plan)
+        data["towers_note"] = "One cell a weight."
+    return write_report(result.folder / name, data)
+
+
+def _logged(result: TrainingResult) -> Iterable[Chart]:
+    for title, unit, names in _SECTIONS:
+        found = [name for pattern in names for name in _matching(pattern, result.history)]
+        curves = [Curve(label=name, points=result.curve(name)) for name in dict.fromkeys(found)]
+        yield _chart(title, unit, [curve for curve in curves if curve["points"]])
+
+
+def _matching(pattern: str, history: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    if not pattern.endswith("*"):
+        return (pattern,)
+    taken = {name for _, _, names in _SECTIONS for name in names}
+    names = {name for entry in history for name in entry if name.startswith(pattern[:-1]) and name not in taken}
+    return sorted(name for name in names if name.endswith("/mean"))
+
+
+def _chart(title: str, unit: str, curves: Sequence[Curve]) -> Chart:
+    return Chart(title=title, unit=unit, curves=curves)
+
+
+def _files(folder: Path) -> list[SavedFile]:
+    load = f"PeftModel.from_pretrained(base, {str(folder)!r})"
+    notes = {
+        "adapter_model.safetensors": f"the adapter's weights: {load}",
+        "adapter_config.json": "the adapter's configuration, stock PEFT",
+        "tokenizer.json": "the tokenizer it was trained with",
+    }
+    present = [(folder / name, note) for name, note in notes.items() if (folder / name).is_file()]
+    return [{"path": str(path), "size": path.stat().st_size, "note": note} for path, note in present]

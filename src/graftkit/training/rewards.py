@@ -1,0 +1,81 @@
+"""Rewards for GRPO: built-in ones that verify an answer, and the user's own by import path."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from graftkit.errors import DataError
+
+Reward = Callable[..., list[float]]
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+def exact_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
+    """1 where the completion, without surrounding spaces, is the row's ``answer``; else 0."""
+    pairs = zip(completions, answer, strict=True)
+    return [float(_text(given).strip() == str(right).strip()) for given, right in pairs]
+
+
+def number_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
+    """1 where the last number in the completion equals the row's ``answer``; else 0."""
+    return [float(_last_number(_text(c)) == float(right)) for c, right in zip(completions, answer, strict=True)]
+
+
+_BUILT_IN: dict[str, Reward] = {"exact_match": exact_match, "number_match": number_match}
+
+
+def rewards_named(names: str | Sequence[str] | None, home: Path) -> list[Reward]:
+    """The reward functions of a recipe.
+
+    Args:
+        names: built-in names, or ``module:function``, importable or beside the recipe.
+        home: the recipe's folder.
+
+    Raises:
+        DataError: ``reward``: none is named, or one cannot be found.
+    """
+    listed = [names] if isinstance(names, str) else list(names or ())
+    if not listed:
+        raise DataError(
+            "grpo needs a reward",
+            help=f"data: {{reward: {next(iter(_BUILT_IN))}}}, or module:function",
+            code="reward",
+        )
+    return [_BUILT_IN.get(name) or _imported(name, home) for name in listed]
+
+
+def _imported(name: str, home: Path) -> Reward:
+    module, colon, function = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, _BUILT_IN, n=1)
+        raise DataError(
+            f"no built-in reward {name!r}",
+            help=f"did you mean {near[0]}?" if near else f"one of {', '.join(_BUILT_IN)}, or module:function",
+            code="reward",
+        )
+    sys.path.insert(0, str(home))
+    try:
+        found: Reward = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise DataError(
+            f"the reward {name} cannot be imported", why=str(error), help="module:function", code="reward"
+        ) from error
+    finally:
+        sys.path.remove(str(home))
+    return found
+
+
+def _text(completion: Any) -> str:
+    """A completion is text, or a list of messages for conversational prompts."""
+    return completion if isinstance(completion, str) else "".join(str(m.get("content") or "") for m in completion)
+
+
+def _last_number(text: str) -> float | None:
+    found = _NUMBER.findall(text)
+    return float(found[-1]) if found else None

@@ -1,0 +1,197 @@
+"""``train()``: a recipe from the first check to the files that were read back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.attaching.inner import hold_to_plan
+from graftkit.checks.check import check
+from graftkit.errors import TrainingError
+from graftkit.findings import Report
+from graftkit.planning.plan import Plan
+from graftkit.recipes.recipe import Recipe
+from graftkit.training.arguments import trainer_arguments
+from graftkit.training.base import Base, load_base
+from graftkit.training.checkpoints import resume_point
+from graftkit.training.data import Data, load_data
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
+
+REPORT_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run did.
+
+    Attributes:
+        folder: where the adapter, the processor and the report are.
+        trainer: "sft", "dpo" or "grpo".
+        steps: optimizer steps in all, those before a resume included.
+        history: what the trainer logged, one mapping an entry, with its ``step``.
+        metrics: of the last evaluation, empty without held-out data.
+        findings: of the guard, and of the saved adapter.
+        seconds: of this run, loading included.
+        plan: what was adapted; None for a stock PEFT configuration.
+        interrupted: whether Ctrl-C ended it; a checkpoint was then saved.
+    """
+
+    folder: Path
+    trainer: str
+    steps: int
+    history: tuple[Mapping[str, Any], ...] = field(repr=False)
+    metrics: Mapping[str, float]
+    findings: Report
+    seconds: float
+    plan: Plan | None = field(repr=False)
+    interrupted: bool = False
+
+    def curve(self, name: str) -> tuple[tuple[int, float], ...]:
+        """(step, value) of everything logged under a name: "loss", "eval_loss", "rewards/margins" …"""
+        return tuple((int(entry["step"]), float(entry[name])) for entry in self.history if name in entry)
+
+    def to_dict(self) -> dict[str, Any]:
+        losses = self.curve("loss")
+        return {
+            "folder": str(self.folder),
+            "trainer": self.trainer,
+            "steps": self.steps,
+            "loss": {"first": losses[0][1], "last": losses[-1][1]} if losses else None,
+            "metrics": dict(self.metrics),
+            "history": [dict(entry) for entry in self.history],
+            "trainable_params": self.plan.trainable_params if self.plan else None,
+            "seconds": round(self.seconds, 1),
+            "interrupted": self.interrupted,
+            "report": str(self.folder / REPORT_NAME),
+            **self.findings.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        told = self.to_dict()
+        loss = told["loss"]
+        fell = f", loss {loss['first']:.3f} -> {loss['last']:.3f}" if loss else ""
+        lines = [f"{self.trainer}: {self.steps} steps in {self.seconds:.0f} s{fell}"]
+        lines += [f"{name}: {value:.4g}" for name, value in self.metrics.items()]
+        lines += ["interrupted: graft train --resume goes on from the last checkpoint"] if self.interrupted else []
+        lines += [f"adapter: {self.folder}", f"report: {told['report']}"]
+        return "\n".join(lines) + f"\n\n{self.findings}"
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    tell: Callable[[str], None] = lambda _step: None,
+) -> TrainingResult:
+    """Train an adapter as the recipe says, guarded, and read back what was saved.
+
+    Args:
+        recipe: model, adapter, data, trainer and its arguments.
+        resume: go on from the last whole checkpoint of the output folder.
+        trust_remote_code: let the model's own code run.
+        callbacks: further callbacks for the trainer.
+        tell: called with each step of the preparation.
+
+    Raises:
+        RecipeError, DataError, SourceError, BuildError, PlanError: before anything is trained.
+        TrainingError: the guard stopped the run, there is nothing to resume, or the saved adapter is not whole.
+    """
+    started = time.monotonic()
+    args: Any = trainer_arguments(recipe)
+    checkpoint = resume_point(Path(args.output_dir)) if resume else None
+    tell("reading the data")
+    data = load_data(recipe)
+    tell("loading the model")
+    base = load_base(recipe, data.modalities, trust_remote_code=trust_remote_code)
+    watch = _Watch.of(base, recipe)
+    tell("preparing the trainer")
+    trainer = _trainer(recipe, base, data, args, [*watch.callbacks, *callbacks])
+    if base.plan is not None:
+        hold_to_plan(trainer.model, base.plan)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _finished(recipe, base, data, trainer, watch, started)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """The callbacks that graftkit adds."""
+
+    guard: Any
+    interrupt: Any
+
+    @classmethod
+    def of(cls, base: Base, recipe: Recipe) -> _Watch:
+        from graftkit.training.guard import Guard
+        from graftkit.training.interrupt import SaveOnInterrupt
+
+        return cls(Guard(base.plan, settings=recipe.fields.checks), SaveOnInterrupt())
+
+    @property
+    def callbacks(self) -> tuple[Any, ...]:
+        return self.guard, self.interrupt
+
+
+def _trainer(recipe: Recipe, base: Base, data: Data, args: Any, callbacks: Sequence[TrainerCallback]) -> Trainer:
+    from graftkit.training.dpo import dpo_trainer
+    from graftkit.training.grpo import grpo_trainer
+    from graftkit.training.rewards import rewards_named
+    from graftkit.training.sft import sft_trainer
+
+    if recipe.fields.trainer == "grpo":
+        rewards = rewards_named(recipe.fields.data.reward, recipe.path.parent)
+        return grpo_trainer(base, data, args, callbacks, rewards)
+    return {"sft": sft_trainer, "dpo": dpo_trainer}[recipe.fields.trainer](base, data, args, callbacks)
+
+
+def _finished(
+    recipe: Recipe, base: Base, data: Data, trainer: Any, watch: _Watch, started: float
+) -> TrainingResult:
+    """Save, read back, measure, report."""
+    from graftkit.training.page import write_page
+
+    folder = Path(trainer.args.output_dir)
+    trainer.save_model(str(folder))
+    metrics = trainer.evaluate() if data.held_out is not None and not watch.interrupt.asked else {}
+    findings = Report((*watch.guard.report, *_saved(folder, base, trainer)))
+    result = TrainingResult(
+        folder=folder,
+        trainer=recipe.fields.trainer,
+        steps=trainer.state.global_step,
+        history=tuple(trainer.state.log_history),
+        metrics={name: value for name, value in metrics.items() if isinstance(value, (int, float))},
+        findings=findings,
+        seconds=time.monotonic() - started,
+        plan=base.plan,
+        interrupted=watch.interrupt.asked,
+    )
+    if trainer.is_world_process_zero():
+        write_page(result, base.map, watch.guard.curves, REPORT_NAME)
+    _refuse_broken(findings, folder)
+    return result
+
+
+def _saved(folder: Path, base: Base, trainer: Any) -> Report:
+    """What the files say of themselves; every process waits until they are written."""
+    trainer.accelerator.wait_for_everyone()
+    return check(folder, base.map) if trainer.is_world_process_zero() else Report(())
+
+
+def _refuse_broken(findings: Report, folder: Path) -> None:
+    from graftkit.findings import Severity
+
+    broken = next((f for f in findings if f.severity is Severity.ERROR), None)
+    if broken is not None:
+        raise TrainingError(
+            f"the run ended with an error: {broken.code} {broken.title}",
+            where=str(folder),
+            why=broken.message,
+            help=broken.help or f"graft check {folder}",
+            code="run-not-sound",
+        )
