@@ -13,6 +13,7 @@ from graftkit.attaching.inner import attach, attach_stock
 from graftkit.checks.doctor import STATIC, static_facts
 from graftkit.checks.facts import Facts
 from graftkit.checks.live import leaving_no_trace
+from graftkit.checks.rule import Rule
 from graftkit.checks.rules import all_rules
 from graftkit.checks.runner import decidable, run
 from graftkit.errors import AttachError, BuildError, PlanError
@@ -72,13 +73,26 @@ def rehearse(
         source, recipe=recipe, settings=settings, trust_remote_code=trust_remote_code, revision=revision
     )
     facts = replace(facts, processor=place.processor())
+    live = facts
     if facts.base is not None and facts.recipe_refusal is None:
         progress("building the twin" if on_twin else "loading the model")
-        facts = _with_live(facts, place, on_twin, seed)
-    rules = decidable(all_rules(), LIVE)
-    traceless = nullcontext() if facts.model is None else leaving_no_trace(facts.model)
-    with traceless:
-        return run(rules, facts, progress=lambda rule: progress(f"{rule.code} {rule.title}"))
+        live = _with_live(facts, place, on_twin, seed)
+    static, dynamic = _parted(all_rules())
+
+    def tell(rule: Rule) -> None:
+        progress(f"{rule.code} {rule.title}")
+
+    told = replace(facts, recipe_refusal=live.recipe_refusal, checkpoint=live.checkpoint)
+    traceless = nullcontext() if live.model is None else leaving_no_trace(live.model)
+    with quiet_transformers(), traceless:
+        found = (*run(static, told, progress=tell), *run(dynamic, live, progress=tell))
+    return Report(tuple(sorted(found, key=lambda finding: finding.code)))
+
+
+def _parted(rules: tuple[Rule, ...]) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+    """Rules that look at the architecture, the real one, and rules that look at the model that is tried."""
+    static = decidable(rules, STATIC)
+    return static, tuple(rule for rule in decidable(rules, LIVE) if rule not in static)
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,9 @@ def _with_live(facts: Facts, place: _Place, on_twin: bool, seed: int) -> Facts:
     except (PlanError, AttachError) as error:
         return replace(facts, recipe_refusal=error)
     _prepare(adapted, training)
-    facts = replace(facts, model=adapted, checkpoint=None if on_twin else place.folder())
+    facts = replace(
+        facts, model=adapted, base=survey(adapted), plan=None, checkpoint=None if on_twin else place.folder()
+    )
     with suppress(BuildError):
         batch = example_batch(adapted.get_base_model(), seed=seed, modalities=training.modalities)
         facts = replace(facts, batch=batch)
