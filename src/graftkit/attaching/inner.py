@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AttachError
@@ -11,6 +12,9 @@ from graftkit.planning.plan import Attached, Plan
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
+
+# PEFT prints whole modules into its errors, and says what it wants after them.
+_LONGEST = 400
 
 
 def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **options: Any) -> PeftModel:
@@ -125,7 +129,7 @@ def _carries(layer: Any, adapter_name: str) -> bool:
 def _refused(error: Exception, model: nn.Module) -> AttachError:
     return AttachError(
         f"PEFT refuses to attach this adapter to {type(model).__name__}",
-        why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+        why=f"{type(error).__name__}: {shorten(str(error), _LONGEST, placeholder=' …')}",
         help="build or load the model again before another attempt: PEFT may have replaced some modules already",
         code="attach-refused",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,7 +36,7 @@ class InUse:
 
     Attributes:
         mode: None where nothing says so.
-        live: whether the model itself is in it; otherwise the training settings say so.
+        live: whether the model alone is in it; otherwise the training settings say so.
         because: what decides it: as ``Training.reentrant_because``, "model", or "" where nothing does.
     """
 
@@ -46,16 +46,22 @@ class InUse:
 
 
 def in_use(model: nn.Module, training: Training | None) -> InUse:
-    """What the model is in where checkpointing is enabled on it, else what the training settings say."""
+    """What the model is in where checkpointing is enabled on it, else what the training settings say.
+
+    Where both say the same, the settings have made it so, and are what can be changed.
+    """
     mode = mode_of(model)
-    if mode is not Mode.OFF:
+    wanted = None if training is None else _wanted(training)
+    if mode is not Mode.OFF and (wanted is None or wanted.mode is not mode):
         return InUse(mode, live=True, because="model")
-    if training is None:
-        return InUse(None, live=False, because="")
+    return InUse(None, live=False, because="") if wanted is None else wanted
+
+
+def _wanted(training: Training) -> InUse:
     if not training.checkpointing:
         return InUse(Mode.OFF, live=False, because="args")
-    wanted = Mode.REENTRANT if training.reentrant else Mode.NON_REENTRANT
-    return InUse(wanted, live=False, because=training.reentrant_because)
+    mode = Mode.REENTRANT if training.reentrant else Mode.NON_REENTRANT
+    return InUse(mode, live=False, because=training.reentrant_because)
 
 
 def mode_of(model: nn.Module) -> Mode:
@@ -74,39 +80,46 @@ def checkpointing(model: nn.Module, mode: Mode | None) -> Iterator[None]:
     """The layers in ``mode`` inside; None leaves each in the mode it has.
 
     transformers recomputes a layer only while that layer is in training mode. Only the layers themselves are put
-    into it, with their own dropout rates at zero: what is inside them keeps its mode. A mode that is tried has the
-    model's inputs require gradients, as TRL and PEFT do for it. Everything is put back after.
+    into it, for every mode that is tried, so that nothing but the mode tells two of them apart; what is inside
+    them keeps its mode, and their own dropout rates are zero. A mode that is tried has the model's inputs require
+    gradients, as TRL and PEFT do for it. Everything is put back after.
     """
     layers = _layers(model)
-    kept = [(module, _own(module), module.training) for module in layers]
+    kept = [(vars(owner), _own(owner)) for owner in _owners(layers)]
     try:
         for module in layers:
             if mode is not None:
                 _set(module, mode)
-            module.training = bool(getattr(module, _FLAG))
-            vars(module).update(dict.fromkeys(_dropout(module), 0.0))
+            module.training = mode is not None or bool(getattr(module, _FLAG))
+        for fields, _ in kept:
+            fields.update(dict.fromkeys(_dropout(fields), 0.0))
         with _inputs_in_the_graph(model, mode), _quiet():
             yield
     finally:
-        for module, own, training in kept:
+        for fields, own in kept:
             for name in (_FLAG, _FUNCTION):
-                vars(module).pop(name, None)
-            vars(module).update(own)
-            module.training = training
+                fields.pop(name, None)
+            fields.update(own)
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(getattr(module, _FLAG, None), bool)]
 
 
-def _own(module: nn.Module) -> dict[str, Any]:
-    names = (_FLAG, _FUNCTION, *_dropout(module))
-    return {name: vars(module)[name] for name in names if name in vars(module)}
+def _owners(layers: list[nn.Module]) -> list[Any]:
+    """The layers and their configurations: what may hold a rate that a layer reads in training mode."""
+    configs = [config for layer in layers if (config := getattr(layer, "config", None)) is not None]
+    return list({id(owner): owner for owner in (*layers, *configs)}.values())
 
 
-def _dropout(module: nn.Module) -> list[str]:
-    """The module's own dropout rates, which functional dropout reads (``dropout``, ``layerdrop`` …)."""
-    return [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
+def _own(owner: Any) -> dict[str, Any]:
+    names = (_FLAG, _FUNCTION, "training", *_dropout(vars(owner)))
+    return {name: vars(owner)[name] for name in names if name in vars(owner)}
+
+
+def _dropout(fields: Mapping[str, Any]) -> list[str]:
+    """The rates among an object's fields that functional dropout reads: ``dropout``, ``layerdrop`` …"""
+    return [name for name, value in fields.items() if "drop" in name and isinstance(value, float)]
 
 
 def _set(module: Any, mode: Mode) -> None:

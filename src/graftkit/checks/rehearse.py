@@ -95,6 +95,10 @@ def _parted(rules: tuple[Rule, ...]) -> tuple[tuple[Rule, ...], tuple[Rule, ...]
     return static, tuple(rule for rule in decidable(rules, LIVE) if rule not in static)
 
 
+# Source: bitsandbytes.nn.Linear4bit.forward.
+_REPACKING = "support_avx512bf16_for_cpu"
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where the model comes from."""
@@ -164,6 +168,10 @@ def _quantized(model: PreTrainedModel, bits: str) -> PreTrainedModel:
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         model.save_pretrained(folder)
         loaded: PreTrainedModel = type(model).from_pretrained(folder, quantization_config=config)
+    for module in loaded.modules():
+        if hasattr(module, _REPACKING):
+            # A faster CPU kernel repacks the weights for good, and refuses widths below 32, which twins have.
+            setattr(module, _REPACKING, False)
     return loaded
 
 

@@ -64,7 +64,7 @@ def test_a_stock_configuration_that_peft_refuses_is_found(tmp_path: Path) -> Non
 
 
 def test_packing_on_a_hybrid_is_found(tmp_path: Path) -> None:
-    text = "model: granitemoehybrid\nadapter: {targets: [q_proj]}\nargs: {packing: true}\n"
+    text = "model: qwen3_next\nadapter: {targets: attention}\nargs: {packing: true}\n"
     assert "GK205" in bad(rehearsed(tmp_path, text))
 
 
