@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import graftkit as gk
+from graftkit.checks.verify import contract
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def _prove(model_type: str) -> Outcome:
         adapted = gk.attach(twin, plan)
     except gk.GraftError as error:
         return Outcome("attach", (error.code,), str(error))
-    report = gk.verify(adapted, batch)
+    report = gk.verify(adapted, batch, settings=contract())
     missed = tuple(f.code for f in report if f.severity is not gk.Severity.OK)
     return Outcome("checks", missed, str(report)) if missed else Outcome("proven")
 

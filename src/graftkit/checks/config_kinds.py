@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-_KINDS = (bool, int, float, str, list, dict)
+_KINDS = frozenset({bool, int, float, str, list, dict})
 _WORDS: Mapping[type, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -27,7 +27,8 @@ def wrong_kinds(config: Mapping[str, Any], peft_type: str) -> tuple[str, ...]:
     found = []
     for name, value in config.items():
         kinds = declared.get(name)
-        if kinds and type(value) not in kinds:
+        # PEFT's classes check nothing, and null in their fields is as good as false.
+        if kinds and value is not None and type(value) not in kinds:
             due = " or ".join(_WORDS[kind] for kind in _WORDS if kind in kinds)
             found.append(f"{name} is {_WORDS[type(value)]}, not {due}")
     return tuple(found)

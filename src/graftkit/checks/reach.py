@@ -16,6 +16,7 @@ from graftkit.checks.rule import Observation, unknown
 from graftkit.checks.saved import config_problems, some
 from graftkit.errors import PlanError
 from graftkit.planning.extras import saved_modules
+from graftkit.planning.intent import fed_towers
 from graftkit.planning.matching import rewritten_names, suffix_finder, target_matcher
 from graftkit.planning.methods import Method, method_named, not_on_parameters, refusal_of
 from graftkit.surveying.sites import ModelMap, Site
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from graftkit.checks.facts import Facts
 
 ALL_LINEAR = "all-linear"
+# Methods that take modules of any kind, norms above all: the map does not say which of those there are.
+_OF_ANY_MODULE = frozenset({"LN_TUNING"})
 # Quantizers whose layers are still an nn.Linear, which is what PEFT looks for under "all-linear".
 _STILL_LINEAR = ("bitsandbytes", "torchao")
 # As surveying.adaptable says it.
@@ -86,13 +89,13 @@ class Reach:
     @cached_property
     def problems(self) -> tuple[str, ...]:
         """Why nothing can be said of this configuration; empty where it can be read."""
-        if self._method is None:
+        if self._method is None or self.peft_type in _OF_ANY_MODULE:
             return (f"{some([self.peft_type])} adapts no layers that are known here",)
         if self.given.get("layer_replication"):
             return ("layer_replication makes a model with other layers than the base",)
-        return config_problems(
-            self.given, self.peft_type, self.base.module_paths, modules=len(self.base.module_paths)
-        )
+        # Where PEFT rewrites experts' names it runs patterns over the parameters, too.
+        paths = (*self.base.module_paths, *self.base.parameter_paths)
+        return config_problems(self.given, self.peft_type, paths, modules=len(self.base.module_paths))
 
     @cached_property
     def targets(self) -> str | tuple[str, ...] | None:
@@ -122,7 +125,7 @@ class Reach:
         """Make the configuration class check its own fields."""
         assert self._method is not None
         known = {f.name for f in fields(self._method.config_class) if f.init}
-        given = {name: copy.deepcopy(value) for name, value in self.given.items() if name in known}
+        given = {name: copy.copy(value) for name, value in self.given.items() if name in known}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -214,6 +217,11 @@ class Reach:
 
     # ---- modules ----
 
+    @property
+    def is_all_linear(self) -> bool:
+        """Whether the targets are the word "all-linear"."""
+        return _is_all_linear(self.targets)
+
     @cached_property
     def _sites(self) -> Mapping[str, Site]:
         return {site.path: site for site in self.base}
@@ -262,6 +270,14 @@ class Reach:
     def _without_filters(self) -> Callable[[str], bool]:
         targets = self.all_linear if _is_all_linear(self.targets) else self.targets
         return target_matcher({"target_modules": targets})
+
+    @cached_property
+    def meant(self) -> tuple[str, ...]:
+        """The modules that the targets name as they are written, filters applied: before PEFT rewrites experts."""
+        targets = self.all_linear if _is_all_linear(self.targets) else self.targets
+        if targets is None or not rewritten_names(self.base.model.model_type):
+            return self.modules
+        return tuple(filter(target_matcher({**self.fields, "target_modules": targets}), self.base.module_paths))
 
     @cached_property
     def before_exclusion(self) -> tuple[str, ...]:
@@ -365,7 +381,7 @@ class Reach:
         if site.quantized and not site.adaptable:
             return site.reason
         groups = _groups(site) if self.is_lora else 1
-        if self.rank(site.path) % groups:
+        if groups > 1 and self.rank(site.path) % groups:
             return f"a convolution in {groups} groups takes no rank of {self.rank(site.path)}"
         return refusal_of(self._method, site.kind, len(site.shape))
 
@@ -373,7 +389,7 @@ class Reach:
         holder = path.rpartition(".")[0]
         if not holder:
             return Refusal("parameter", path, "a parameter of the model itself cannot be targeted")
-        if holder in self._targeted:
+        if holder in self.targeted:
             return Refusal("parameter", path, f"target_modules names {holder} as well")
         site = self.site_of(path)
         dimensions = len(site.shape) if site is not None else 1
@@ -385,7 +401,8 @@ class Reach:
         return None
 
     @cached_property
-    def _targeted(self) -> frozenset[str]:
+    def targeted(self) -> frozenset[str]:
+        """``modules`` as a set."""
         return frozenset(self.modules)
 
     def site_of(self, parameter: str) -> Site | None:
@@ -415,6 +432,14 @@ class Reach:
             found[site.tower].append(site)
         return {tower: tuple(sites) for tower, sites in found.items()}
 
+    @cached_property
+    def mentioned(self) -> frozenset[str]:
+        """The towers that the targets mention, by the name of a module that holds nothing of another tower."""
+        targets = (self.targets,) if isinstance(self.targets, str) else self.targets or ()
+        named = (*targets, *(self.given.get("target_parameters") or ()))
+        words = set(re.findall(r"\w+", " ".join(named)))
+        return frozenset(tower for tower, names in _own_names(self.base).items() if names & words)
+
     # ---- patterns ----
 
     def matched_by(self, pattern: str) -> Mapping[str, tuple[str, ...]]:
@@ -435,6 +460,34 @@ class Reach:
 
         pattern = self.fields.get("rank_pattern") or {}
         return int(pattern.get(get_pattern_key(pattern.keys(), path), self.fields.get("r") or 0))
+
+
+def _own_names(base: ModelMap) -> dict[str, set[str]]:
+    """Tower -> the names above its layers that no other tower has."""
+    names: dict[str, set[str]] = {}
+    for site in base:
+        parts = site.names[-1].split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
+        names.setdefault(site.tower, set()).update(parts[:at])
+    return {
+        tower: found.difference(*(other for name, other in names.items() if name != tower))
+        for tower, found in names.items()
+    }
+
+
+# Tower -> what a batch has to hold for the tower to work. A projector works for any of them.
+_FED_BY = {"vision": frozenset({"image", "video"}), "audio": frozenset({"audio"})}
+_NOT_TEXT = frozenset({"image", "video", "audio"})
+
+
+def always_fed(base: ModelMap) -> frozenset[str]:
+    """The towers that every batch feeds, and the head."""
+    return frozenset((*fed_towers(base, tuple(tower.name for tower in base.towers)), "head"))
+
+
+def is_fed(base: ModelMap, tower: str, modalities: Iterable[str]) -> bool:
+    """Whether batches that hold these modalities feed a tower."""
+    return tower in always_fed(base) or not _FED_BY.get(tower, _NOT_TEXT).isdisjoint(modalities)
 
 
 def with_reach(check: Callable[[Facts, Reach], Observation]) -> Callable[[Facts], Observation]:

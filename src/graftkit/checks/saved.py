@@ -23,6 +23,8 @@ from graftkit.surveying.sites import ModelMap, Site
 _MOST_COMPARISONS = 20_000_000
 _LEAST_MODULES = 2_000
 _CHUNK = 1 << 22
+# Below it, squares in single precision lose their digits.
+_TINY = 1e-15
 _Fields = dict[str, tuple[str, Callable[[Any], bool]]]
 # Sources: peft.tuners.lora.layer (Linear, Conv, Embedding), one axis of each tensor is the rank.
 _RANK_AXES: Mapping[str, int] = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
@@ -76,9 +78,11 @@ class Saved:
         """The module a tensor adapts, as the file spells it; None for a weight that was saved whole."""
         if self.prefix is None or not name.startswith(PEFT_PREFIX):
             return None
-        parts = name.removeprefix(PEFT_PREFIX).split(".")
-        at = next((i for i, part in enumerate(parts) if part.startswith(self.prefix)), None)
-        return ".".join(part for part in parts[:at] if part != "base_layer") if at else None
+        core, found, _ = name.removeprefix(PEFT_PREFIX).partition(f".{self.prefix}")
+        if not found or core.startswith(self.prefix):
+            return None
+        nested = "base_layer" in core
+        return ".".join(part for part in core.split(".") if part != "base_layer") if nested else core
 
     @cached_property
     def parameters(self) -> frozenset[str]:
@@ -130,7 +134,9 @@ class Saved:
     def _by_pattern(self, field: str, path: str, default: Any) -> Any:
         from peft.utils.other import get_pattern_key
 
-        pattern = self.file.config.get(field) or {}
+        pattern = self.file.config.get(field)
+        if not pattern:
+            return default
         key = get_pattern_key(pattern.keys(), path) if len(path) <= LONGEST_NAME else path
         return pattern.get(key, default)
 
@@ -274,11 +280,19 @@ class TensorData:
 
 
 def _stat(tensor: Any) -> Stat:
-    square = 0.0
-    for part in tensor.flatten().split(_CHUNK) if tensor.numel() else ():
-        values = part.abs().double() if part.is_complex() else part.double()
-        square += float(values.square().sum())
+    parts = tensor.flatten().split(_CHUNK) if tensor.numel() else ()
+    square = sum(_norm(part.abs() if part.is_complex() else part) ** 2 for part in parts)
     return Stat(square, math.isfinite(square))
+
+
+def _norm(part: Any) -> float:
+    """In single precision, which is many times faster, unless the squares leave its range."""
+    import torch
+
+    fast = float(torch.linalg.vector_norm(part.float()))
+    if (fast > _TINY and math.isfinite(fast)) or not bool(part.any()):
+        return fast
+    return float(torch.linalg.vector_norm(part.double()))
 
 
 def suffixes(path: str) -> list[str]:

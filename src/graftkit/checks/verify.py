@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checks.facts import Facts
 from graftkit.checks.live import adapted_layers, leaving_no_trace
 from graftkit.checks.rule import Rule
-from graftkit.checks.rules import all_rules
+from graftkit.checks.rules import all_rules, rules_of
 from graftkit.checks.runner import decidable, run
 from graftkit.errors import VerifyError
 from graftkit.findings import Report
@@ -85,6 +85,11 @@ def verify(
         known = {name: fact for name, fact in given.items() if fact is not None}
         facts = Facts(**known, settings=settings or CheckSettings())
         return run(decidable(all_rules(), known), facts, progress=progress)
+
+
+def contract() -> CheckSettings:
+    """Settings that run the contract alone: what an adapter owes whatever it will be trained with."""
+    return CheckSettings(select=tuple(rule.code for rule in rules_of("contract")))
 
 
 def _check_state(model: PeftModel) -> None:

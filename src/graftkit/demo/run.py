@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.inner import attach
-from graftkit.checks.verify import verify
+from graftkit.checks.verify import contract, verify
 from graftkit.demo.digits import DigitSplit, load_digit_split
 from graftkit.demo.page import page_of
 from graftkit.demo.processor import config_overrides, digit_processor
@@ -104,7 +104,7 @@ class _Demo:
         planned = plan(model, scope=RUNS[name], r=_RANK, alpha=_ALPHA)
         self.tell(f"3. The plan for {' + '.join(RUNS[name])}:\n\n{planned}")
         adapted = attach(model, planned)
-        report = verify(adapted)
+        report = verify(adapted, settings=contract())
         trained = train(adapted, processor, digits.train, description=f"training {' + '.join(RUNS[name])}")
         return Run(planned, report, trained, accuracy(trained.model, processor, digits.held_out))
 

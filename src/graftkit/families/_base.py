@@ -21,6 +21,23 @@ class Bypassed:
 
 
 @dataclass(frozen=True)
+class Requirement:
+    """Versions of a package that a family needs to compute what it should.
+
+    Attributes:
+        package: its distribution name.
+        versions: a PEP 440 specifier of those that do.
+        reason: what goes wrong with the others, in one sentence.
+        source: where that is known from.
+    """
+
+    package: str
+    versions: str
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts about one family of models that its structure does not tell.
 
@@ -34,6 +51,7 @@ class Family:
         example_inputs: ``(model, batch_size, generator, modalities) -> dict`` of model inputs, for models
             whose inputs cannot be derived from the configuration alone; ``modalities`` is a frozenset of
             "text", "image", "audio". None where the generic batch is right.
+        requires: versions of packages that these models need.
     """
 
     name: str
@@ -42,3 +60,4 @@ class Family:
     bypassed: tuple[Bypassed, ...] = ()
     twin_overrides: Mapping[str, Any] = field(default_factory=dict)
     example_inputs: Callable[..., dict[str, Any]] | None = None
+    requires: tuple[Requirement, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graftkit.families._base import Family
+from graftkit.families._base import Family, Requirement
 
 if TYPE_CHECKING:
     import torch
@@ -276,4 +276,18 @@ FAMILY = Family(
     model_types=("gemma4", "gemma4_text", "gemma4_vision", "gemma4_audio"),
     geometries=_by_hub_id(),
     example_inputs=_example_inputs,
+    requires=(
+        Requirement(
+            "transformers",
+            ">=5.5.0",
+            "transformers has these models since 5.5.0",
+            "https://github.com/ggml-org/llama.cpp/pull/21617",
+        ),
+        Requirement(
+            "transformers",
+            ">=5.5.2",
+            "layers that share keys and values compute wrong logits without a cache, and so in training",
+            "https://github.com/huggingface/transformers/issues/45242",
+        ),
+    ),
 )

@@ -22,7 +22,7 @@ def check_extras(model_map: ModelMap, options: Mapping[str, Any]) -> None:
         PlanError: ``modules-to-save-unmatched`` or ``token-indices-unmatched``.
     """
     for name in options.get("modules_to_save") or ():
-        if not _saved_modules(model_map, name):
+        if not saved_modules(model_map, name):
             raise _no_module("modules_to_save", name, model_map.module_paths, model_map)
     indices = options.get("trainable_token_indices")
     embeddings = [site.path for site in model_map if site.kind == "embedding"]
@@ -85,14 +85,14 @@ def _logical_size(parameter: Any) -> int:
     return int(state.shape.numel()) if state is not None else int(parameter.numel())
 
 
-def _saved_modules(model_map: ModelMap, name: str) -> list[str]:
+def saved_modules(model_map: ModelMap, name: str) -> list[str]:
     """Source: ``peft.utils.other._set_trainable``, which looks at how a path ends, dots or not."""
     return [path for path in model_map.module_paths if path.endswith(name)]
 
 
 def _saved(model_map: ModelMap, config: Any) -> list[str]:
     names = getattr(config, "modules_to_save", None) or ()
-    found = dict.fromkeys(path for name in names for path in _saved_modules(model_map, name))
+    found = dict.fromkeys(path for name in names for path in saved_modules(model_map, name))
     return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
 
 

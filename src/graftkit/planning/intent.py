@@ -70,7 +70,7 @@ def read_intent(model_map: ModelMap, targets: str | Iterable[str], scope: str | 
         )
     present = tuple(tower.name for tower in model_map.towers)
     if scope is None:
-        return Intent(wanted, _fed_towers(model_map, present), scope_was_given=False)
+        return Intent(wanted, fed_towers(model_map, present), scope_was_given=False)
     named = (scope,) if isinstance(scope, str) else tuple(scope)
     if named == ("all",):
         return Intent(wanted, present, scope_was_given=True)
@@ -80,7 +80,8 @@ def read_intent(model_map: ModelMap, targets: str | Iterable[str], scope: str | 
     return Intent(wanted, named, scope_was_given=True)
 
 
-def _fed_towers(model_map: ModelMap, present: tuple[str, ...]) -> tuple[str, ...]:
+def fed_towers(model_map: ModelMap, present: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the ``present`` towers that every batch feeds, whatever it holds."""
     fed = [t for t in present if t == "language" or t in model_map.model.fed_towers]
     # The head is in reach by name; "all-linear" leaves it out whatever the scope.
     return (

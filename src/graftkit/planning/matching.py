@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
+from types import SimpleNamespace
+from typing import Any
 
+# Longer than any module path. What is longer is a trick, and regular expressions are not run over it.
+LONGEST_NAME = 500
 # More suffixes than this read worse than one regular expression.
 _LONGEST_SUFFIX_LIST = 32
 
@@ -20,6 +25,59 @@ def matched_by(targets: str | Iterable[str], paths: Iterable[str]) -> list[str]:
         return [path for path in paths if pattern.fullmatch(path)]
     wanted = set(targets)
     return [path for path in paths if any(suffix in wanted for suffix in _suffixes(path))]
+
+
+def suffix_finder(wanted: Collection[str]) -> Callable[[str], list[str]]:
+    """Which of ``wanted`` a path is, or ends with after a dot: looked up, so that a long list costs no more."""
+    known = frozenset(wanted)
+    depths = sorted({name.count(".") + 1 for name in known})
+
+    def found(path: str) -> list[str]:
+        parts = path.split(".")
+        tails = (".".join(parts[-depth:]) for depth in takewhile(len(parts).__ge__, depths))
+        return [tail for tail in tails if tail in known]
+
+    return found
+
+
+def target_matcher(fields: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether the targets of a configuration, with its filters, name a module.
+
+    PEFT itself decides. It compares every module with every target, though, so that a list of full paths would
+    take minutes: the targets that a path ends with are looked up first.
+
+    Source: ``peft.tuners.tuners_utils.check_target_module_exists``.
+
+    Args:
+        fields: the configuration's fields, ``target_modules`` a regular expression, a list, or None for none.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    targets = fields.get("target_modules")
+    # PEFT compiles these anew for every module, and Python keeps a few hundred compiled expressions only.
+    saved = [re.compile(rf"(^|.*\.){name}($|\..*)").match for name in fields.get("modules_to_save") or ()]
+    others = {**fields, "modules_to_save": None}
+    if isinstance(targets, str):
+        config = SimpleNamespace(**others)
+        return lambda path: (
+            len(path) <= LONGEST_NAME
+            and bool(check_target_module_exists(config, path))
+            and not any(matches(path) for matches in saved)
+        )
+    near = suffix_finder(targets or ())
+    filtered = any(
+        fields.get(name) not in (None, "", [], ()) for name in ("exclude_modules", "layers_to_transform")
+    )
+
+    def named(path: str) -> bool:
+        found = near(path) if len(path) <= LONGEST_NAME else []
+        if not found or any(matches(path) for matches in saved):
+            return False
+        if not filtered:
+            return True
+        return bool(check_target_module_exists(SimpleNamespace(**{**others, "target_modules": found}), path))
+
+    return named
 
 
 def smallest_exact(planned: Sequence[str], paths: Sequence[str], *, regex_is_safe: bool = True) -> str | list[str]:

@@ -427,12 +427,21 @@ _NOT_ON_PARAMETERS = (
 )
 
 
-def _check_parameter_options(chosen: Mapping[str, Any], parameter: str) -> None:
-    """What PEFT's ParamWrapper refuses, said before a model is touched (peft.tuners.lora.layer.ParamWrapper)."""
-    named = [label for key, label in _NOT_ON_PARAMETERS if chosen.get(key)]
-    init = chosen.get("init_lora_weights")
+def not_on_parameters(options: Mapping[str, Any]) -> dict[str, str]:
+    """Fields among ``options`` that PEFT cannot apply to a bare parameter, each with what to call it.
+
+    Source: ``peft.tuners.lora.layer.ParamWrapper``.
+    """
+    named = {key: label for key, label in _NOT_ON_PARAMETERS if options.get(key)}
+    init = options.get("init_lora_weights")
     if isinstance(init, str) and init.lower() != "gaussian":
-        named.append(f"init_lora_weights={init!r}")
+        named["init_lora_weights"] = f"init_lora_weights={init!r}"
+    return named
+
+
+def _check_parameter_options(chosen: Mapping[str, Any], parameter: str) -> None:
+    """What PEFT's ParamWrapper refuses, said before a model is touched."""
+    named = not_on_parameters(chosen).values()
     if named:
         raise PlanError(
             f"{' and '.join(named)} cannot be used on a bare parameter",

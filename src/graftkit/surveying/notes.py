@@ -24,6 +24,11 @@ def noted(sites: tuple[Site, ...]) -> tuple[Site, ...]:
     return tuple(replace(s, note=_note(s, layers[_layer(s)])) if s.tower in telling else s for s in sites)
 
 
+def makes_values(site: Site) -> bool:
+    """Whether a key projection also makes its layer's values."""
+    return site.note == _KEY_IS_VALUE
+
+
 def _layer(site: Site) -> tuple[str, str]:
     return site.tower, site.names[-1].rpartition(".")[0]
 

@@ -1,0 +1,69 @@
+"""Adapted parameters must be whole when PEFT works on them: ZeRO-3 keeps them in parts."""
+
+from __future__ import annotations
+
+from packaging.version import Version
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import written_at
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.env import version_of
+from graftkit.findings import Severity, Source
+
+# The first release that reads the shape of a parameter that ZeRO-3 has taken apart (peft#3576, after 0.20.0).
+_READS_PARTED = Version("0.20.1")
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.training is not None
+    if facts.training.zero_stage != 3:
+        return held(f"ZeRO stage {facts.training.zero_stage} keeps parameters whole")
+    parameters = _parameters(facts)
+    if not parameters:
+        return held("no parameter is adapted")
+    given = (facts.environment or {}).get("peft") or version_of("peft")
+    key = written_at(facts, "target_parameters")
+    if given is not None and Version(given) < _READS_PARTED:
+        message = f"peft {given} raises IndexError over the {len(parameters)} adapted parameters under ZeRO-3"
+        advice = f"pip install 'peft>={_READS_PARTED}'"
+        return failed(message, where=parameters[0], help=advice, key=key, parameters=len(parameters))
+    return Observation(
+        Severity.WARNING,
+        f"{len(parameters)} parameters are adapted under ZeRO-3, which has them in parts when PEFT adds to them",
+        parameters[0],
+        "make the blocks that hold the experts leaf modules (deepspeed.utils.set_z3_leaf_modules), or use ZeRO-2",
+        {"parameters": len(parameters)},
+        key=key,
+    )
+
+
+def _parameters(facts: Facts) -> tuple[str, ...]:
+    """Those that PEFT would adapt on the base; without a base, those that the configuration names."""
+    assert facts.peft_config is not None
+    if facts.base is not None and not facts.reach.problems:
+        return facts.reach.parameters
+    return tuple(facts.peft_config.get("target_parameters") or ())
+
+
+RULE = Rule(
+    code="GK402",
+    title="no adapted parameter is taken apart by ZeRO-3",
+    severity=Severity.ERROR,
+    needs=("peft_config", "training"),
+    check=_check,
+    why=(
+        "PEFT adds to a parameter before the module that holds it runs, and DeepSpeed gathers it only then: an"
+        " error at the first step, or ranks that wait for each other"
+    ),
+    example="LoRA on stacked experts through target_parameters, with a DeepSpeed configuration of stage 3.",
+    help="make the blocks that hold the experts leaf modules of ZeRO-3, or use ZeRO-2",
+    safety="A leaf module is gathered as a whole, which takes the memory of one block of experts a device.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/peft/issues/2916",
+        "https://github.com/huggingface/peft/pull/3576",
+        "https://github.com/deepspeedai/DeepSpeed/pull/4966",
+        "peft: tuners.lora.layer.ParamWrapper._activate_lora",
+    ),
+    source=Source.INTROSPECTION,
+)

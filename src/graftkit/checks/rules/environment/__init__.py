@@ -1,0 +1,1 @@
+"""Whether the installed packages can do what is asked for."""

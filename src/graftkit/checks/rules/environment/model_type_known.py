@@ -1,0 +1,70 @@
+"""The installed transformers must know the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.findings import Severity, Source
+
+
+def _check(facts: Facts) -> Observation:
+    from transformers import CONFIG_MAPPING
+
+    assert facts.config is not None
+    assert facts.environment is not None
+    model_type = facts.config.get("model_type")
+    installed = facts.environment.get("transformers")
+    if not isinstance(model_type, str):
+        return unknown("the configuration names no model type")
+    if model_type in CONFIG_MAPPING:
+        return held(f"transformers {installed} knows the model type {model_type}", model_type=model_type)
+    if facts.config.get("auto_map"):
+        advice = "read the code, then pass trust_remote_code=True"
+        return noted(f"the model type {model_type} comes with code of its own", where=model_type, help=advice)
+    writer = _release(facts.config)
+    return failed(
+        f"transformers {installed} does not know the model type {model_type}"
+        + (f"; its configuration was written by {writer}" if writer else ""),
+        where=model_type,
+        help=_advice(writer, installed),
+        installed=installed,
+        written_by=str(writer) if writer else None,
+    )
+
+
+def _release(config: Mapping[str, Any]) -> Version | None:
+    """The release that wrote the configuration: a development version became the release of its number."""
+    try:
+        return Version(Version(str(config.get("transformers_version"))).base_version)
+    except InvalidVersion:
+        return None
+
+
+def _advice(writer: Version | None, installed: str | None) -> str:
+    newest = "pip install --upgrade transformers"
+    if writer is None or installed is None:
+        return newest
+    if writer > Version(installed):
+        return f"pip install 'transformers>={writer}'"
+    return f"{newest}; the name may be misspelt, or the model's own code may be missing from it"
+
+
+RULE = Rule(
+    code="GK001",
+    title="transformers knows the architecture",
+    severity=Severity.ERROR,
+    needs=("config", "environment"),
+    check=_check,
+    why="without the model's classes nothing can be loaded: transformers raises before the first weight is read",
+    example="A model that came out last week, and a transformers of last month.",
+    help="pip install --upgrade transformers",
+    safety="A newer transformers may need a newer peft and trl: GK002 says which combinations do not work.",
+    since="0.1.0",
+    sources=("transformers: models.auto.configuration_auto.CONFIG_MAPPING",),
+    source=Source.VERSIONS,
+)

@@ -1,0 +1,72 @@
+"""A quantized release must be of a kind that adapters can be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.findings import Severity, Source
+from graftkit.surveying.build import quiet_transformers
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.config is not None
+    given = facts.config.get("quantization_config")
+    if not isinstance(given, Mapping):
+        return held("the base is not quantized")
+    kind = str(given.get("quant_method") or "bitsandbytes")
+    if given.get("dequantize"):
+        return held(f"the {kind} weights are unpacked while they are loaded", kind=kind)
+    try:
+        with quiet_transformers():
+            trainable = _quantizer(given).is_trainable
+    except Exception as error:
+        # Quantizers want packages and devices of their own, and say so with errors of every kind.
+        return unknown(f"{kind}: {type(error).__name__}: {error}", kind=kind)
+    if trainable:
+        return held(f"adapters can be trained on a {kind} base", kind=kind)
+    unpacks = hasattr(_config(given), "dequantize")
+    return failed(
+        f"no adapter can be trained on a {kind} base: transformers refuses to",
+        where="quantization_config",
+        help=(
+            f"load it with quantization_config={type(_config(given)).__name__}(dequantize=True)"
+            if unpacks
+            else "use the release that is not quantized, and pack that to train on it"
+        ),
+        kind=kind,
+    )
+
+
+def _config(given: Mapping[str, Any]) -> Any:
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    return AutoQuantizationConfig.from_dict(dict(given))
+
+
+def _quantizer(given: Mapping[str, Any]) -> Any:
+    """The quantizer that transformers would load the model with; nothing is loaded."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    return AutoHfQuantizer.from_config(_config(given), pre_quantized=True)
+
+
+RULE = Rule(
+    code="GK304",
+    title="the base is of a kind that adapters can be trained on",
+    severity=Severity.ERROR,
+    needs=("config",),
+    check=_check,
+    why="kernels made for serving have no backward pass: the trainer raises, or nothing is learned",
+    example="A release whose experts are in MXFP4: transformers refuses to train on it.",
+    help="load it with dequantize=True, or use the release that is not quantized",
+    safety="Unpacked, the base takes its full 16-bit size.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/transformers/issues/46736",
+        "transformers: trainer_utils.validate_quantization_for_training",
+    ),
+    source=Source.INTROSPECTION,
+)

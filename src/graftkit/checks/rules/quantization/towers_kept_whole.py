@@ -1,0 +1,112 @@
+"""Towers that are not the language model must not be packed unasked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.reach import always_fed
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.findings import Fix, Severity, Source
+from graftkit.planning.quantization import plan_quantization
+from graftkit.surveying.sites import ModelMap, Site
+
+# Where TRL takes loading options from.
+_IN_ARGS = "args.model_init_kwargs.quantization_config"
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.base is not None
+    assert facts.training is not None
+    packed = [site for site in facts.base if site.quantized and _is_beside(site, facts.base)]
+    given = _given(facts)
+    if not packed and given is None:
+        if _is_planned(facts):
+            return held("what is not packed is named when the base is loaded")
+        if facts.training.quantization is None:
+            return held("the base is not quantized")
+    if not packed:
+        packed = _would_pack(facts.base, (given or {}).get("llm_int8_skip_modules"))
+    if not packed:
+        return held("no linear outside the language model is packed")
+    skip = list(plan_quantization(facts.base, facts.training.quantization or "4bit").skip_modules)
+    towers = Counter(site.tower for site in packed)
+    return failed(
+        f"{len(packed)} linears beside the language model are packed: "
+        + ", ".join(f"{number} in {tower}" for tower, number in towers.most_common()),
+        where=packed[0].path,
+        help=f"llm_int8_skip_modules={skip}",
+        fix=Fix("recipe", {f"{_IN_ARGS}.llm_int8_skip_modules": skip}) if _in_recipe(facts) is not None else None,
+        key=_IN_ARGS if _in_recipe(facts) is not None else None,
+        packed=len(packed),
+    )
+
+
+def _is_planned(facts: Facts) -> bool:
+    """Whether graftkit loads the base: a plan, or a recipe's own key, names what is left whole."""
+    by_plan = facts.plan is not None and facts.plan.quantization is not None
+    return by_plan or (facts.recipe is not None and facts.recipe.fields.quantization is not None)
+
+
+def _is_beside(site: Site, base: ModelMap) -> bool:
+    return site.tower not in always_fed(base)
+
+
+def _given(facts: Facts) -> Mapping[str, Any] | None:
+    """The options that bitsandbytes will be given, from the recipe or from the model's own configuration."""
+    own = (facts.config or {}).get("quantization_config")
+    bits = isinstance(own, dict) and (own.get("load_in_4bit") or own.get("load_in_8bit"))
+    return _in_recipe(facts) or (own if bits else None)
+
+
+def _in_recipe(facts: Facts) -> Mapping[str, Any] | None:
+    options = facts.recipe.args.get("model_init_kwargs") if facts.recipe is not None else None
+    given = options.get("quantization_config") if isinstance(options, dict) else None
+    return given if isinstance(given, dict) else None
+
+
+def _would_pack(base: ModelMap, skip: list[str] | None) -> list[Site]:
+    """The linears beside the language model that transformers would replace.
+
+    Source: ``transformers.integrations.bitsandbytes.replace_with_bnb_linear``, which takes plain linears alone.
+    """
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    named = skip if skip is not None else _kept_by_default(base)
+    plain = (site for site in base if site.is_linear and site.adaptable and _is_beside(site, base))
+    return [site for site in plain if should_convert_module(site.path, named)]
+
+
+def _kept_by_default(base: ModelMap) -> list[str]:
+    """What transformers leaves whole without a list: heads, tied weights, and the module of the last parameter.
+
+    Source: ``transformers.quantizers.base.get_keys_to_not_convert``.
+    """
+    place = {path: at for at, path in enumerate(base.parameter_paths)}
+    tied = {f"{site.path}.weight": site.tied_to for site in base if site.tied_to}
+    first = [
+        p for p in place if all(place.get(f"{other}.weight", place[p]) >= place[p] for other in tied.get(p, ()))
+    ]
+    last = [path.removesuffix(".weight") for path in first[-1:]]
+    return [site.path for site in base if site.role == "lm_head" or site.tied_to] + last
+
+
+RULE = Rule(
+    code="GK303",
+    title="no linear beside the language model is packed",
+    severity=Severity.WARNING,
+    needs=("base", "training"),
+    check=_check,
+    why=(
+        "vision and audio towers are small and sensitive: packing them saves next to nothing and costs accuracy,"
+        " the more so in wrappers whose bounds were measured with the unpacked weights"
+    ),
+    example="`load_in_4bit=True` without `llm_int8_skip_modules` packs every linear of the vision tower.",
+    help="name the towers in llm_int8_skip_modules, with the output embeddings, which a list of one's own drops",
+    safety="The towers then stay in 16 bit, which takes a little more memory.",
+    since="0.1.0",
+    sources=("transformers: quantizers.base.HfQuantizer.get_modules_to_not_convert",),
+    source=Source.INTROSPECTION,
+)

@@ -1,0 +1,54 @@
+"""How large the quantized base really is: only linears are packed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, Setting, failed, held
+from graftkit.findings import Severity, Source
+from graftkit.planning.quantization import plan_quantization
+from graftkit.text import size
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.base is not None
+    assert facts.training is not None
+    bits = facts.training.quantization
+    if bits is None:
+        return held("the base is not quantized")
+    plan = plan_quantization(facts.base, bits)
+    stacked = sum(kept.params for kept in plan.kept if kept.role == "expert")
+    kept_bytes = round(stacked * plan.kept_bytes / max(plan.kept_params, 1))
+    hoped = round(facts.base.model.params * plan.quantized_bytes / max(plan.quantized_params, 1))
+    figures: dict[str, Any] = {"total_bytes": plan.total_bytes, "expert_bytes": kept_bytes, "hoped_bytes": hoped}
+    if kept_bytes <= facts.limit(RULE, "share") * plan.total_bytes:
+        return held(f"{bits} packs what can be packed: the base takes {size(plan.total_bytes)}", **figures)
+    return failed(
+        f"{bits} leaves stacked experts of {size(kept_bytes)} in 16 bit: the base takes {size(plan.total_bytes)},"
+        f" not {size(hoped)}",
+        key="quantization" if facts.recipe is not None else None,
+        help=f"plan for {size(plan.total_bytes)}, or use a release whose experts are quantized for training",
+        **figures,
+    )
+
+
+RULE = Rule(
+    code="GK301",
+    title="quantizing reaches the larger part of the weights",
+    severity=Severity.WARNING,
+    needs=("base", "training"),
+    check=_check,
+    why="bitsandbytes packs linears alone: experts that are stacked in one parameter stay in 16 bit",
+    example="A mixture of 26 billion weights in 4 bit: 46 GB of experts stay, where 14 GB in all were expected.",
+    help="plan for the true size",
+    safety="Nothing is changed: it is what loading will take.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849",
+        "https://github.com/unslothai/unsloth/issues/5432",
+        "transformers: integrations.bitsandbytes.replace_with_bnb_linear",
+    ),
+    settings={"share": Setting(0.1, "the largest share of the base that experts may keep in 16 bit, 0 to 1")},
+    source=Source.INTROSPECTION,
+)

@@ -1,0 +1,50 @@
+"""How much k-bit preparation would add: it turns everything that stayed in 16 bit into 32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, Setting, failed, held, noted
+from graftkit.findings import Severity, Source
+from graftkit.planning.quantization import plan_quantization
+from graftkit.text import size
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.base is not None
+    assert facts.training is not None
+    bits = facts.training.quantization
+    if bits is None:
+        return held("the base is not quantized")
+    plan = plan_quantization(facts.base, bits)
+    figures: dict[str, Any] = {"upcast_bytes": plan.upcast_bytes, "total_bytes": plan.total_bytes}
+    if plan.upcast_bytes <= facts.limit(RULE, "share") * plan.total_bytes:
+        return held(f"k-bit preparation would add {size(plan.upcast_bytes)}", **figures)
+    largest = plan.kept[0]
+    message = (
+        f"prepare_model_for_kbit_training would add {size(plan.upcast_bytes)} to {size(plan.total_bytes)}:"
+        f" most of it for {largest.tower} {largest.role} weights that stayed in 16 bit"
+    )
+    if facts.recipe is not None:
+        return noted(message, help="TRL's trainers do not call it, and nothing needs it: do not either", **figures)
+    return failed(message, **figures)
+
+
+RULE = Rule(
+    code="GK302",
+    title="k-bit preparation would add little",
+    severity=Severity.WARNING,
+    needs=("base", "training"),
+    check=_check,
+    why="what was left in 16 bit, experts and per-layer embeddings above all, takes twice the memory afterwards",
+    example="4-bit training of a mixture of 26 billion weights: 46 GB of experts become 92 GB.",
+    help="leave out prepare_model_for_kbit_training, and freeze the base yourself; or cast the norms alone",
+    safety="The preparation also turns re-entrant checkpointing on by default, which GK202 is about.",
+    since="0.1.0",
+    sources=("peft: utils.other.prepare_model_for_kbit_training",),
+    settings={
+        "share": Setting(0.25, "the largest growth of the loaded base that is passed over, as a share of it")
+    },
+    source=Source.INTROSPECTION,
+)

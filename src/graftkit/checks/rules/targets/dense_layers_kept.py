@@ -1,0 +1,56 @@
+"""Where PEFT takes names for experts, the plain linears of the same names must not be dropped."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import more_parameters, written_at
+from graftkit.checks.reach import Reach, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.saved import some
+from graftkit.findings import Severity, Source
+from graftkit.planning.matching import rewritten_names
+from graftkit.planning.methods import not_on_parameters
+from graftkit.text import percent
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    if not reach.is_lora or not rewritten_names(reach.base.model.model_type):
+        return held("PEFT reads the targets as they are written")
+    dropped = set(reach.meant) - reach.targeted
+    sites = [site for site in reach.base if site.path in dropped and site.path not in reach.adapted]
+    if not sites:
+        return held("no linear that the targets name is dropped")
+    names = sorted({site.path.rpartition(".")[2] for site in sites})
+    share = sum(site.params for site in sites) / max(reach.base.model.params, 1)
+    parameters = [f"{site.path}.weight" for site in sites]
+    return failed(
+        f"{len(sites)} linears ({percent(share)} of the weights) that the targets name get no adapter: PEFT takes"
+        f" {some(names)} for stacked experts",
+        where=sites[0].path,
+        fix=more_parameters(facts, reach, parameters) if not not_on_parameters(reach.given) else None,
+        key=written_at(facts, "target_modules"),
+        dropped=len(sites),
+        share=round(share, 4),
+    )
+
+
+RULE = Rule(
+    code="GK104",
+    title="no linear is dropped because its name is taken for experts",
+    severity=Severity.ERROR,
+    needs=("peft_config", "base"),
+    check=with_reach(_check),
+    why=(
+        "on some model types PEFT turns names such as `gate_proj` into the stacked experts, wherever they stand:"
+        " dense layers and shared experts of that name are then left alone, without a word"
+    ),
+    example="The usual seven names on a model whose first layers have a dense MLP: its linears get no adapter.",
+    help="name the weights of those linears in target_parameters, beside the experts",
+    safety="The linears are adapted as parameters: that trains the same pair of matrices, and takes no dropout.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/peft/issues/3711",
+        "peft: utils.transformers_weight_conversion._convert_peft_config_moe",
+    ),
+    source=Source.INTROSPECTION,
+)

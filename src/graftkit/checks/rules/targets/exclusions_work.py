@@ -1,0 +1,89 @@
+"""What is to be excluded must be excluded: PEFT compares list entries with the end of a path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import mended, written_at
+from graftkit.checks.reach import Reach, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held, noted
+from graftkit.checks.saved import some
+from graftkit.findings import Severity, Source
+from graftkit.planning.matching import suffix_finder
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    entries = reach.given.get("exclude_modules")
+    if not entries:
+        return held("nothing is to be excluded")
+    excluded = len(reach.before_exclusion) - len(reach.modules)
+    if isinstance(entries, str):
+        if excluded:
+            return held(f"{excluded} targets are excluded", excluded=excluded)
+        return noted("the regular expression excludes none of the targets", where="exclude_modules")
+    idle = _idle(entries, reach.before_exclusion)
+    holding = {entry: _held_by(entry, reach.modules) for entry in idle}
+    broken = {entry: held_by for entry, held_by in holding.items() if held_by}
+    if broken:
+        told = ", ".join(f"{entry} ({len(paths)})" for entry, paths in broken.items())
+        return failed(
+            f"{len(broken)} entries exclude nothing, and the targets inside them are adapted: {told}",
+            where=next(iter(broken)),
+            help="use a regular expression, which PEFT matches with the whole path",
+            fix=mended(facts, {"exclude_modules": _as_regex(entries, broken)}),
+            key=written_at(facts, "exclude_modules"),
+            adapted=sum(map(len, broken.values())),
+            excluded=excluded,
+        )
+    if idle:
+        return noted(f"{some(idle)} exclude none of the targets", where=idle[0], excluded=excluded)
+    return held(f"{excluded} targets are excluded", excluded=excluded)
+
+
+def _idle(entries: Iterable[str], targets: Iterable[str]) -> list[str]:
+    near = suffix_finder(tuple(entries))
+    used = {entry for path in targets for entry in near(path)}
+    return [entry for entry in entries if entry not in used]
+
+
+def _held_by(entry: str, modules: Iterable[str]) -> list[str]:
+    """The targets that lie inside a module of this name."""
+    return [path for path in modules if f".{entry}." in f".{path}"]
+
+
+def _as_regex(entries: Iterable[str], containers: Iterable[str]) -> str:
+    """Everything inside the containers, and what the other entries end with."""
+    inside: list[str] = []
+    at_end: list[str] = []
+    for entry in entries:
+        (inside if entry in set(containers) else at_end).append(re.escape(entry))
+    parts = [rf"{_any(inside)}\..*", *([_any(at_end)] if at_end else [])]
+    return rf"(?:.*\.)?{_any(parts)}"
+
+
+def _any(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
+
+
+RULE = Rule(
+    code="GK111",
+    title="every entry of exclude_modules excludes what lies inside it",
+    severity=Severity.ERROR,
+    needs=("peft_config", "base"),
+    check=with_reach(_check),
+    why=(
+        "an entry of a list excludes a module whose path ends with it, and nothing inside that module: naming a"
+        " tower excludes none of its layers"
+    ),
+    example='`exclude_modules: ["vision_tower", "audio_tower"]` with "all-linear": both towers are adapted.',
+    help='write it as a regular expression, such as ".*vision_tower.*"',
+    safety="The fix excludes what the entries name and everything inside it; those layers are then not trained.",
+    since="0.1.0",
+    sources=(
+        "peft: tuners.tuners_utils.check_target_module_exists",
+        "trl: examples/scripts/carla_vlm_gemma.py",
+    ),
+    source=Source.INTROSPECTION,
+)

@@ -1,0 +1,77 @@
+"""Experts that are stacked in one parameter must not be left out by names that cannot reach them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import more_parameters, written_at
+from graftkit.checks.reach import Reach, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.findings import Severity, Source
+from graftkit.planning.methods import not_on_parameters
+from graftkit.surveying.roles import role_of
+from graftkit.text import percent
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    experts = [site for site in reach.base if site.role == "expert" and site.kind == "parameter"]
+    missed = [site for site in experts if site.path not in reach.adapted]
+    if any(refusal.kind == "fused" for refusal in reach.refusals):
+        return unknown("PEFT refuses the names that it fuses before it comes to the experts")
+    if not missed:
+        return held(f"all {len(experts)} expert parameters are adapted" if experts else "there are none")
+    share = sum(site.params for site in missed) / max(reach.base.model.params, 1)
+    figures: dict[str, Any] = {"experts": len(experts), "missed": len(missed), "share": round(share, 4)}
+    weights = f"{percent(share)} of the model's weights"
+    if facts.plan is not None or not _asked(reach):
+        message = f"{len(missed)} expert parameters, {weights}, are not adapted, and none was asked for"
+        return noted(message, where=missed[0].path, help="target_parameters adapts them", **figures)
+    paths = [site.path for site in missed]
+    return failed(
+        f"the targets leave out {len(missed)} of {len(experts)} expert parameters, {weights}: they are stacked"
+        " parameters, and the targets name modules",
+        where=missed[0].path,
+        fix=more_parameters(facts, reach, paths) if not not_on_parameters(reach.given) else None,
+        key=written_at(facts, "target_modules"),
+        **figures,
+    )
+
+
+def _asked(reach: Reach) -> bool:
+    """Whether the targets name the layers that experts are made of: "all-linear", or any part of an MLP."""
+    if reach.is_all_linear:
+        return True
+    targets = (reach.targets,) if isinstance(reach.targets, str) else reach.targets or ()
+    parts = {site.path.rpartition(".")[2] for site in reach.base if site.role == "expert"}
+    words = set(re.findall(r"\w+", " ".join(targets)))
+    return any(word in parts or role_of((word,), "linear").startswith("mlp.") for word in words)
+
+
+RULE = Rule(
+    code="GK103",
+    title="no experts are left out by targets that name MLP layers",
+    severity=Severity.ERROR,
+    needs=("peft_config", "base"),
+    check=with_reach(_check),
+    why=(
+        "stacked experts are one parameter each, which a list of module names never reaches: most of the model"
+        " stays as it is, and the loss goes down all the same"
+    ),
+    example=(
+        'The usual seven names, or "all-linear", on a mixture of experts that PEFT does not rewrite: `gate_proj`'
+        " names nothing, or only a shared MLP beside the experts."
+    ),
+    help="add the experts to target_parameters; a plan with `targets: [all-linear, experts]` writes them",
+    safety=(
+        "It adds a pair of matrices an expert, which takes memory, and dropout, DoRA and initializers that read"
+        " the weights have to go. Not every serving engine reads such adapters."
+    ),
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/peft/issues/3009",
+        "peft: utils.transformers_weight_conversion._MOE_TARGET_MODULE_MAPPING",
+    ),
+    source=Source.INTROSPECTION,
+)

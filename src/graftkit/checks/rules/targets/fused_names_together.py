@@ -1,0 +1,59 @@
+"""Names that PEFT fuses into one parameter must be named together."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import mended, written_at
+from graftkit.checks.reach import Reach, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.findings import Fix, Severity, Source
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    refusal = next((refusal for refusal in reach.refusals if refusal.kind == "fused"), None)
+    if refusal is None:
+        return held("what PEFT fuses is named together")
+    missing = _missing(reach)
+    return failed(
+        refusal.why,
+        where=refusal.where,
+        help=f"add {', '.join(missing)}, or leave out what it is fused with" if missing else None,
+        fix=_fix(facts, reach, missing),
+        key=written_at(facts, "target_modules"),
+        missing=missing,
+    )
+
+
+def _missing(reach: Reach) -> list[str]:
+    """The other names of each parameter that the written names stand for in part."""
+    from peft.utils import transformers_weight_conversion as conversion
+
+    pattern = conversion._MODEL_TO_CONVERSION_PATTERN[reach.base.model.model_type]
+    present = {target.rpartition(".")[2] for target in reach.targets or () if isinstance(reach.targets, tuple)}
+    fused = conversion._MOE_FUSED_TARGETS[pattern].values()
+    return [name for names in fused if present & set(names) for name in names if name not in present]
+
+
+def _fix(facts: Facts, reach: Reach, missing: list[str]) -> Fix | None:
+    if not missing or not isinstance(reach.targets, tuple):
+        return None
+    return mended(facts, {"target_modules": [*reach.targets, *missing]})
+
+
+RULE = Rule(
+    code="GK106",
+    title="names that PEFT fuses are named together",
+    severity=Severity.ERROR,
+    needs=("peft_config", "base"),
+    check=with_reach(_check),
+    why="the experts hold gate and up projection in one parameter: PEFT raises where only one of them is named",
+    example=(
+        '`target_modules: ["q_proj", "gate_proj"]` on a mixture of experts: "Cannot convert PEFT target(s)'
+        ' gate_proj without also targeting up_proj".'
+    ),
+    help="name both",
+    safety="The other projection is trained too.",
+    since="0.1.0",
+    sources=("peft: utils.transformers_weight_conversion._convert_peft_config_moe",),
+    source=Source.INTROSPECTION,
+)

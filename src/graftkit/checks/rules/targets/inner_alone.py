@@ -1,0 +1,39 @@
+"""A pattern must not match a wrapper together with the linear inside it."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import retargeted, written_at
+from graftkit.checks.reach import Reach, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.saved import some
+from graftkit.findings import Severity, Source
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    both = [path for path in reach.wrappers if reach.inner[path].path in reach.targeted]
+    if not both:
+        return held("no wrapper is named together with the linear inside it")
+    return failed(
+        f"the targets match {len(both)} linears and also their wrappers, which PEFT refuses: {some(both)}",
+        where=both[0],
+        fix=retargeted(facts, reach, (path for path in reach.modules if path not in reach.inner), saved=True),
+        key=written_at(facts, "target_modules"),
+        wrappers=len(both),
+    )
+
+
+RULE = Rule(
+    code="GK112",
+    title="no wrapper is named together with the linear inside it",
+    severity=Severity.ERROR,
+    needs=("peft_config", "base"),
+    check=with_reach(_check),
+    why="the linear alone is what PEFT can adapt; the wrapper that the pattern also matches makes it raise",
+    example=r"`.*\.(q_proj|v_proj)(\.linear)?` is meant for plain and wrapped layers, and matches every wrapper.",
+    help="match the linears alone",
+    safety="The same linears are adapted.",
+    since="0.1.0",
+    sources=("https://github.com/huggingface/peft/issues/3129",),
+    source=Source.INTROSPECTION,
+)

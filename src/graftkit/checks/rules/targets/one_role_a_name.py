@@ -1,0 +1,67 @@
+"""A name must not reach layers of another kind that happen to be called the same."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import written_at
+from graftkit.checks.reach import Reach, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.saved import some
+from graftkit.findings import Severity, Source
+from graftkit.surveying.roles import role_of
+from graftkit.surveying.sites import Site
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    if facts.plan is not None:
+        return held("the plan chose each layer by itself, and wrote the names that match them")
+    if not isinstance(reach.targets, tuple):
+        return held("the targets are no list of names")
+    by_path = {site.path: site for site in reach.sites}
+    for name, paths in reach.named.items():
+        foreign = _foreign(name, [by_path[path] for path in paths if path in by_path])
+        if foreign:
+            parents = sorted({site.path.split(".")[-2] for site in foreign if "." in site.path})
+            return failed(
+                f"{name} also names {len(foreign)} layers of another kind, in {some(parents)}",
+                where=foreign[0].path,
+                help=f"name it with its parent, such as {_with_parent(by_path, paths, foreign)}",
+                key=written_at(facts, "target_modules"),
+                name=name,
+                foreign=len(foreign),
+            )
+    return held("each name stands for one kind of layer")
+
+
+def _foreign(name: str, sites: list[Site]) -> list[Site]:
+    """The sites in whose part of a layer this name usually does not stand, where others are in the usual one."""
+    usual = role_of((name.rpartition(".")[2],), "linear").partition(".")[0]
+    kinds: dict[tuple[str, str], list[Site]] = defaultdict(list)
+    for site in sites:
+        kinds[site.tower, site.role.partition(".")[0]].append(site)
+    towers = {tower for tower, kind in kinds if kind == usual}
+    return [s for (tower, kind), found in kinds.items() if tower in towers and kind != usual for s in found]
+
+
+def _with_parent(by_path: dict[str, Site], paths: tuple[str, ...], foreign: list[Site]) -> str:
+    strange = {site.path for site in foreign}
+    meant = next(path for path in paths if path in by_path and path not in strange)
+    return ".".join(meant.split(".")[-2:])
+
+
+RULE = Rule(
+    code="GK109",
+    title="each name stands for one kind of layer",
+    severity=Severity.WARNING,
+    needs=("peft_config", "base"),
+    check=with_reach(_check),
+    why="a name is matched wherever it stands: an MLP's `gate_proj` may also be a part of the attention",
+    example="`gate_proj` on a model whose attention compresses its cache with a linear of that name.",
+    help="name the layer with its parent",
+    safety="The layers of the other kind are then no longer trained.",
+    since="0.1.0",
+    sources=("peft: tuners.tuners_utils.check_target_module_exists",),
+    source=Source.INTROSPECTION,
+)

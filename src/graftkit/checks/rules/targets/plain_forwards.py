@@ -1,0 +1,46 @@
+"""No adapter may sit on a layer that computes something else than its base class does."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import retargeted, written_at
+from graftkit.checks.reach import Reach, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.saved import some
+from graftkit.findings import Severity, Source
+
+# As surveying.adaptable says it.
+_OWN = "has a forward of its own"
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    strange = [site for site in reach.sites if _OWN in (site.reason or "")]
+    if not strange:
+        return held(f"none of the {len(reach.sites)} adapted layers has a forward of its own")
+    left_out = {site.path for site in strange}
+    return failed(
+        f"{len(strange)} adapted layers: {strange[0].reason}: {some(site.path for site in strange)}",
+        where=strange[0].path,
+        fix=retargeted(facts, reach, (path for path in reach.modules if path not in left_out)),
+        key=written_at(facts, "target_modules"),
+        layers=len(strange),
+    )
+
+
+RULE = Rule(
+    code="GK108",
+    title="no adapter is on a layer with a forward of its own",
+    severity=Severity.ERROR,
+    needs=("peft_config", "base"),
+    check=with_reach(_check),
+    why=(
+        "PEFT accepts any subclass of a linear, and its layer then returns one tensor where the model expects what"
+        " the subclass returns: the first forward crashes, or computes something else"
+    ),
+    example='"all-linear" on a mixture of experts whose router is an nn.Linear that returns scores and indices.',
+    help="leave the layer out of the targets, or adapt its weight through target_parameters",
+    safety="Leaving it out changes nothing else.",
+    since="0.1.0",
+    sources=("peft: tuners.lora.layer.dispatch_default",),
+    source=Source.INTROSPECTION,
+)

@@ -1,0 +1,49 @@
+"""No adapter may sit on a weight that another module shares."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import written_at
+from graftkit.checks.reach import Reach, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.findings import Severity, Source
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    shared = [site for site in reach.sites if site.tied_to]
+    if not shared:
+        return held(f"none of the {len(reach.sites)} adapted weights is shared")
+    twice = bool(reach.is_lora and reach.fields.get("ensure_weight_tying"))
+    after = "adds the adapter twice" if twice else "changes the other module too"
+    return failed(
+        f"{shared[0].path} shares its weight with {shared[0].tied_to[0]}: merging {after}",
+        where=shared[0].path,
+        key=written_at(facts, "ensure_weight_tying" if twice else "target_modules"),
+        shared=len(shared),
+    )
+
+
+RULE = Rule(
+    code="GK113",
+    title="no adapter is on a weight that another module shares",
+    severity=Severity.ERROR,
+    needs=("peft_config", "base"),
+    check=with_reach(_check),
+    why=(
+        "the adapter is trained on one of the two, and merging writes it into the weight of both; with"
+        " ensure_weight_tying it is written twice, so that the merged model is not the trained one"
+    ),
+    example="LoRA on `embed_tokens` of a model whose output embeddings are the same weight.",
+    help=(
+        "train whole modules with modules_to_save, single tokens with trainable_token_indices,"
+        " or untie the weights before training"
+    ),
+    safety="Each of them trains more parameters than the adapter did; untying also makes the model larger.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/peft/issues/2018",
+        "https://github.com/huggingface/peft/issues/2777",
+        "peft: tuners.lora.model.LoraModel._add_targets_to_tie",
+    ),
+    source=Source.INTROSPECTION,
+)

@@ -1,0 +1,52 @@
+"""No adapter may sit on a layer whose weight the model reads past the layer."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.mending import retargeted, written_at
+from graftkit.checks.reach import Reach, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.saved import some
+from graftkit.families import all_families
+from graftkit.findings import Severity, Source
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    known = {weight.reason for family in all_families() for weight in family.bypassed}
+    refused = {refusal.where: refusal.why for refusal in reach.refusals if refusal.kind == "mixer"}
+    ignored = {site.path: site.reason or "" for site in reach.sites if site.reason in known}
+    bad = {**refused, **ignored}
+    if not bad:
+        return held(f"every weight of the {len(reach.sites)} adapted layers is read through its layer")
+    first = next(iter(bad))
+    verdict = "PEFT refuses them" if refused else "what is trained there has no effect, or not always"
+    return failed(
+        f"{len(bad)} targets are read past their layer, and {verdict}: {bad[first]}: {some(bad)}",
+        where=first,
+        fix=retargeted(facts, reach, (path for path in reach.modules if path not in bad)),
+        key=written_at(facts, "target_modules"),
+        layers=len(bad),
+    )
+
+
+RULE = Rule(
+    code="GK110",
+    title="no adapter is on a weight that the model reads past its layer",
+    severity=Severity.ERROR,
+    needs=("peft_config", "base"),
+    check=with_reach(_check),
+    why=(
+        "a fused kernel, or the model itself, takes the layer's weight and leaves the layer out: the adapter gets"
+        " no gradient, or works in one mode and not in the other"
+    ),
+    example="`out_proj` or `conv1d` of a state-space mixer, whose fused kernel is handed the weights.",
+    help="leave it out of the targets",
+    safety="What is left out was not trained, or not consistently.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/peft/issues/2274",
+        "https://github.com/huggingface/peft/pull/2562",
+        "peft: tuners.tuners_utils._check_lora_target_modules_mamba",
+    ),
+    source=Source.INTROSPECTION,
+)

@@ -1,0 +1,1 @@
+"""What goes wrong while training, and shows in no error: gradients, caches, packing, masks."""

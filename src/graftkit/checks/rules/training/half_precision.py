@@ -1,0 +1,60 @@
+"""A model made for bfloat16 must not be trained in float16, whose range is far smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.findings import Fix, Severity, Source
+
+_LARGEST = 65_504
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.config is not None
+    assert facts.training is not None
+    if facts.training.precision != "fp16":
+        return held(f"the forward pass is in {facts.training.precision}")
+    made_for = _dtype(facts.config)
+    if made_for is None:
+        return unknown("the model's configuration does not say which type it was made for")
+    if made_for != "bfloat16":
+        return held(f"the model was made for {made_for}")
+    return failed(
+        f"training is in float16, the model was made for bfloat16: activations over {_LARGEST:,} are infinite",
+        fix=Fix("recipe", {"args.bf16": True, "args.fp16": False}) if facts.recipe is not None else None,
+        key="args.fp16",
+        largest=_LARGEST,
+    )
+
+
+def _dtype(config: Mapping[str, Any]) -> str | None:
+    """The type that the configuration names, its own or its text model's, without "torch."."""
+    text = config.get("text_config")
+    for fields in (config, text if isinstance(text, Mapping) else {}):
+        given = fields.get("dtype") or fields.get("torch_dtype")
+        if given is not None:
+            return str(given).removeprefix("torch.")
+    return None
+
+
+RULE = Rule(
+    code="GK209",
+    title="a model made for bfloat16 is not trained in float16",
+    severity=Severity.WARNING,
+    needs=("config", "training"),
+    check=_check,
+    why="float16 ends at 65,504: where the model's activations go beyond, the loss becomes NaN after some steps",
+    example="`fp16: true` for a model whose embeddings are scaled by the root of its width.",
+    help="train in bfloat16; on a device without it, in float32",
+    safety="bfloat16 takes the same memory, and needs a device that has it (Ampere or newer).",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/transformers/issues/36822",
+        "https://github.com/huggingface/transformers/issues/39972",
+        "https://github.com/unslothai/unsloth/pull/5074",
+    ),
+    source=Source.INTROSPECTION,
+)

@@ -1,0 +1,81 @@
+"""Adapters in a tower that no batch feeds must not stop DDP, which waits for every gradient."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.reach import Reach, is_fed, with_reach
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.findings import Fix, Severity, Source
+from graftkit.recipes.training import Training
+
+
+def _check(facts: Facts, reach: Reach) -> Observation:
+    training = facts.training
+    assert training is not None
+    if training.modalities is None:
+        return held("the batches hold everything that the model takes")
+    if training.zero_stage:
+        return held(f"ZeRO stage {training.zero_stage} does not wait as DDP does")
+    towers = reach.by_tower.items()
+    unfed = {t: len(sites) for t, sites in towers if not is_fed(reach.base, t, training.modalities)}
+    if not unfed:
+        return held("every adapted tower is fed")
+    adapters = sum(unfed.values())
+    places = ", ".join(f"{number} in {tower}" for tower, number in unfed.items())
+    trouble, key = _trouble(training)
+    if not trouble:
+        return held(f"{adapters} adapters are never fed ({places}), and DDP looks for them", unfed=adapters)
+    return failed(
+        f"{adapters} adapters get no gradient from these batches ({places}), and {trouble}: DDP stops",
+        where=next(iter(unfed)),
+        fix=_fix(facts, training),
+        key=key,
+        unfed=adapters,
+    )
+
+
+def _trouble(training: Training) -> tuple[str, str | None]:
+    """Why DDP does not cope, and the key that decides it; an empty text where it does.
+
+    Source: ``trl.trainer.sft_trainer.SFTTrainer.__init__``: for a model of several modalities TRL switches
+    find_unused_parameters on where it is not given, but not under re-entrant checkpointing, which fails with it.
+    """
+    if training.find_unused is False:
+        return "ddp_find_unused_parameters is off", "args.ddp_find_unused_parameters"
+    if training.checkpointing and training.reentrant:
+        return "re-entrant checkpointing cannot look for unused ones", "args.gradient_checkpointing_kwargs"
+    return "", None
+
+
+def _fix(facts: Facts, training: Training) -> Fix | None:
+    if facts.recipe is None:
+        return None
+    sets: dict[str, object] = {}
+    if training.find_unused is False:
+        sets["args.ddp_find_unused_parameters"] = True
+    if training.checkpointing and training.reentrant:
+        sets["args.gradient_checkpointing_kwargs.use_reentrant"] = False
+    return Fix("recipe", sets)
+
+
+RULE = Rule(
+    code="GK211",
+    title="adapters that no batch feeds do not stop DDP",
+    severity=Severity.WARNING,
+    needs=("peft_config", "base", "training"),
+    check=with_reach(_check),
+    why=(
+        "on several devices DDP waits for the gradient of every trained parameter: one that no batch produces ends"
+        ' the run with "Expected to have finished reduction in the prior iteration"'
+    ),
+    example="Text-only data, adapters in the vision tower, and re-entrant checkpointing on two devices.",
+    help="leave the tower out, or let DDP look for unused parameters, without re-entrant checkpointing",
+    safety="Looking for unused parameters costs a little time a step; leaving the tower out costs nothing.",
+    since="0.1.0",
+    sources=(
+        "trl: trainer.sft_trainer.SFTTrainer.__init__",
+        "transformers: trainer.Trainer._build_accelerator_args",
+        "https://github.com/huggingface/transformers/issues/49443",
+    ),
+    source=Source.INTROSPECTION,
+)
