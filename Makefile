@@ -15,7 +15,7 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow"
 
-# FUZZ_SECONDS bounds each target.
+# GRAFTKIT_FUZZ_EXAMPLES says how many mutations each test tries.
 fuzz: $(STAMP)
 	$(BIN)/python -m pytest -m "fuzz" tests/fuzz
 

@@ -55,7 +55,7 @@ def fields_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def test_a_good_adapter_exits_0(adapter: Path, base: str) -> None:
     done = graft("check", str(adapter), "--base", base, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert fields_of(done)["summary"] == {"error": 0, "warning": 0, "info": 0, "unknown": 0, "ok": 7}
+    assert fields_of(done)["summary"] == {"error": 0, "warning": 0, "info": 0, "unknown": 0, "ok": 8}
 
 
 def test_without_a_base_the_rest_is_still_checked(adapter: Path) -> None:
@@ -90,6 +90,17 @@ def _nowhere(adapter: Path) -> list[str]:
     return [str(adapter / "nowhere")]
 
 
+def _nested(adapter: Path) -> list[str]:
+    (adapter / "adapter_config.json").write_bytes(b'{"peft_type": ' + b"[" * 5_000_000)
+    return [str(adapter)]
+
+
+def _a_pipe(adapter: Path) -> list[str]:
+    (adapter / "adapter_config.json").unlink()
+    os.mkfifo(adapter / "adapter_config.json")
+    return [str(adapter)]
+
+
 def _no_base(adapter: Path) -> list[str]:
     return [str(adapter), "--base", str(adapter)]
 
@@ -99,6 +110,8 @@ def _no_base(adapter: Path) -> list[str]:
     [
         pytest.param(_nowhere, "adapter-not-found", id="no folder"),
         pytest.param(_no_config, "adapter-config", id="no configuration"),
+        pytest.param(_nested, "adapter-config", id="a configuration nested without end"),
+        pytest.param(_a_pipe, "adapter-config", id="a pipe for a configuration"),
         pytest.param(_no_base, "not-a-model-directory", id="the base is no model"),
     ],
 )

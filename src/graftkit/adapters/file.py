@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AdapterError, SourceError
-from graftkit.surveying.headers import TensorHeader, read_headers
+from graftkit.surveying.headers import TensorHeader, parse_json, read_headers
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +33,16 @@ class AdapterFile:
         config: ``adapter_config.json`` as it stands, a JSON object.
         tensors: tensor name -> dtype and shape, in file order.
         metadata: the weights file's own metadata, e.g. ``{"format": "pt"}``.
+        repeated: names that the header holds more than once.
+        repeated_fields: names that an object in the configuration holds more than once.
     """
 
     folder: Path
     config: Mapping[str, Any] = field(repr=False)
     tensors: Mapping[str, TensorHeader] = field(repr=False)
     metadata: Mapping[str, str]
+    repeated: tuple[str, ...] = field(default=(), repr=False)
+    repeated_fields: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def weights_path(self) -> Path:
@@ -78,7 +83,45 @@ def read_adapter(folder: str | Path) -> AdapterFile:
             help=f"name the folder that holds {CONFIG_NAME}",
             code="adapter-not-found",
         )
-    config = read_config(path / CONFIG_NAME)
+    file = _read_folder(path)
+    if not file.tensors:
+        raise AdapterError(
+            "the adapter's weights file holds no tensors",
+            where=str(file.weights_path),
+            help="save the adapter again, with the parameters gathered on one process",
+            code="adapter-weights",
+        )
+    return file
+
+
+def unreadable(file: AdapterFile) -> AdapterError | None:
+    """Why the installed safetensors cannot open the weights, whose header is well-formed; None where it can."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file.weights_path), framework="pt"):
+            return None
+    except (SafetensorError, OSError, ValueError) as error:
+        return AdapterError(
+            "the adapter's weights cannot be opened",
+            where=str(file.weights_path),
+            why=f"safetensors: {error}",
+            help="update safetensors, or fetch the file again",
+            code="adapter-weights",
+        )
+
+
+def without_tensors(folder: Path) -> AdapterFile | None:
+    """The adapter, where its only fault is that a well-formed weights file holds no tensors."""
+    try:
+        file = _read_folder(folder)
+    except AdapterError:
+        return None
+    return None if file.tensors else file
+
+
+def _read_folder(path: Path) -> AdapterFile:
+    config, repeated_fields = _parsed_config(path / CONFIG_NAME)
     weights = _checked_weights(path)
     try:
         headers = read_headers(weights)
@@ -90,14 +133,8 @@ def read_adapter(folder: str | Path) -> AdapterFile:
             help="fetch the file again, and compare its size with the original's",
             code="adapter-weights",
         ) from error
-    if not headers:
-        raise AdapterError(
-            "the adapter's weights file holds no tensors",
-            where=str(weights),
-            help="save the adapter again, with the parameters gathered on one process",
-            code="adapter-weights",
-        )
-    return AdapterFile(path, MappingProxyType(config), headers.tensors, MappingProxyType(raw_header(weights)[1]))
+    known = MappingProxyType(config)
+    return AdapterFile(path, known, headers.tensors, headers.metadata, headers.repeated, repeated_fields)
 
 
 def raw_header(weights: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -114,12 +151,16 @@ def read_config(path: Path) -> dict[str, Any]:
     """An ``adapter_config.json`` as it stands.
 
     Raises:
-        AdapterError: ``adapter-config``: it is missing, no JSON object of a reasonable size, or has no ``peft_type``.
+        AdapterError: ``adapter-config``: it is missing, is no JSON object of a reasonable size, or has no
+            ``peft_type``.
     """
+    return _parsed_config(path)[0]
+
+
+def _parsed_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The configuration, and the names that an object in it holds more than once."""
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise _bad_config(path, f"it is larger than {_MAX_CONFIG_BYTES:,} bytes")
-        config = json.loads(path.read_bytes())
+        config, repeated = parse_json(_bounded_bytes(path))
     except FileNotFoundError:
         raise _bad_config(path, "it is not there") from None
     except OSError as error:
@@ -130,7 +171,18 @@ def read_config(path: Path) -> dict[str, Any]:
         raise _bad_config(path, f"a JSON object was expected, not a {type(config).__name__}")
     if not isinstance(config.get("peft_type"), str):
         raise _bad_config(path, "it has no peft_type")
-    return config
+    return config, tuple(repeated)
+
+
+def _bounded_bytes(path: Path) -> bytes:
+    # Reading a pipe or a device would not end, and some files claim to be empty.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise _bad_config(path, "it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(_MAX_CONFIG_BYTES + 1)
+    if len(content) > _MAX_CONFIG_BYTES:
+        raise _bad_config(path, f"it is larger than {_MAX_CONFIG_BYTES:,} bytes")
+    return content
 
 
 def _bad_config(path: Path, why: str) -> AdapterError:

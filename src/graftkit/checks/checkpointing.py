@@ -65,9 +65,9 @@ def _wanted(training: Training) -> InUse:
 
 
 def mode_of(model: nn.Module) -> Mode:
-    """The mode that the model's layers are in."""
-    functions = [getattr(m, _FUNCTION, None) for m in _layers(model) if getattr(m, _FLAG)]
-    return _mode_of_function(functions[0]) if functions else Mode.OFF
+    """The mode that the model's layers are in; where they differ, the one that may do most harm."""
+    modes = {_mode_of_function(getattr(m, _FUNCTION, None)) for m in _layers(model) if getattr(m, _FLAG)}
+    return next((mode for mode in (Mode.CUSTOM, Mode.REENTRANT, Mode.NON_REENTRANT) if mode in modes), Mode.OFF)
 
 
 def can_checkpoint(model: nn.Module) -> bool:

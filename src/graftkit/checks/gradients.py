@@ -39,6 +39,11 @@ class Backward:
         return tuple(name for name, grad in self.gradients.items() if grad is None or not grad.any())
 
     @property
+    def usable(self) -> bool:
+        """Whether there is something to compare with: finite gradients, and one at least that is not zero."""
+        return self.refusal is None and not self.wild and len(self.dead) < len(self.gradients)
+
+    @property
     def wild(self) -> tuple[str, ...]:
         """The tensors whose gradient is not finite."""
         return tuple(n for n, grad in self.gradients.items() if grad is not None and not grad.isfinite().all())
@@ -59,9 +64,18 @@ class Gradients:
     def under(self, mode: Mode | None) -> Backward:
         """The backward pass in this mode; None for the one that the model is in."""
         if mode not in self._known:
-            with checkpointing_in_eval(self.model, mode), probing(self.model):
-                self._known[mode] = backward(self.model, lambda: loss_of(self.model, self.batch))
+            try:
+                self._known[mode] = self._pass(mode)
+            except (AttributeError, TypeError, ValueError) as error:
+                if mode in {None, Mode.OFF}:
+                    raise
+                # What is tried beside the settings in use may be more than the model's code can do.
+                self._known[mode] = Backward(float("nan"), {}, refusal=str(error).partition("\n")[0])
         return self._known[mode]
+
+    def _pass(self, mode: Mode | None) -> Backward:
+        with checkpointing_in_eval(self.model, mode), probing(self.model):
+            return backward(self.model, lambda: loss_of(self.model, self.batch))
 
 
 @contextmanager

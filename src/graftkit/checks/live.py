@@ -58,9 +58,16 @@ def _on_device(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode is restored after."""
+    """Eval mode inside; every module's own mode is restored after.
+
+    4-bit linears are the exception: in eval mode, on a CPU with AVX512-BF16, bitsandbytes packs them anew for
+    good, and cannot where their width is no multiple of 32 (bitsandbytes.nn.Linear4bit.forward). Nothing else in
+    them depends on the mode.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    for module, _ in modes:
+        module.training = quantization_of(module) == "bitsandbytes 4-bit"
     try:
         yield
     finally:
@@ -274,6 +281,12 @@ def moved_base(model: PeftModel) -> str | None:
 
 
 def tolerance(model: nn.Module) -> float:
-    """The accepted ``difference`` for the coarsest floating type among the model's weights."""
+    """The accepted ``difference`` for the coarsest floating type among the model's weights.
+
+    Packed weights count as half precision: they are unpacked to it, and 8-bit ones round the activations of a row
+    by what else is in the batch.
+    """
+    if any(quantization_of(module) for module in model.modules()):
+        return _TOLERANCE["bfloat16"]
     present = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
     return max((_TOLERANCE[name] for name in present if name in _TOLERANCE), default=_TOLERANCE["bfloat16"])

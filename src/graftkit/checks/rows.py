@@ -19,6 +19,8 @@ def no_rows_for(model: PeftModel) -> str | None:
         return "it generates no text"
     if base.config.is_encoder_decoder:
         return "an encoder-decoder takes its text in two parts"
+    if getattr(base.config, "is_decoder", None) is False:
+        return "it is an encoder"
     if getattr(model.active_peft_config, "is_prompt_learning", False):
         return "its adapter puts virtual tokens before every row"
     return None

@@ -21,9 +21,20 @@ _WORDS_OF_TENSORS: Mapping[Feature, str] = {
     Feature.TRAINABLE_TOKENS: "trainable_tokens_delta",
     Feature.EMBEDDING: "lora_embedding_A",
 }
-# Initializers that take their share out of the base. Source: peft.tuners.lora.layer.LoraLayer (pissa_init, olora_init,
-# corda_init, lora_ga_init, loftq_init); eva, orthogonal and gaussian leave the base as it is.
+# Initializers that take their share out of the base; eva, orthogonal and gaussian leave it as it is.
+# Source: peft.tuners.lora.layer.LoraLayer (pissa_init, olora_init, corda_init, lora_ga_init, loftq_init).
 _MOVING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+# Fields that change what a layer computes, in ways that nobody looked at in an engine. Source: peft.LoraConfig.
+_VARIANTS = (
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "velora_config",
+    "monteclora_config",
+    "kasa_config",
+    "arrow_config",
+)
 
 
 def moving_initializer(config: Mapping[str, Any]) -> str | None:
@@ -44,6 +55,7 @@ def features_of(saved: Saved, fit: Fit | None) -> dict[Feature, str]:
         Feature.MOVED_BASE: moving_initializer(config),
         Feature.MODULES_TO_SAVE: config.get("modules_to_save"),
         Feature.TRAINABLE_TOKENS: config.get("trainable_token_indices"),
+        Feature.VARIANT: any(config.get(name) for name in _VARIANTS),
     }
     found = {feature: feature.value for feature, given in by_field.items() if given}
     found |= {f: name for f, word in _WORDS_OF_TENSORS.items() if (name := _tensor_with(saved, word)) is not None}
@@ -121,10 +133,11 @@ def beside(path: str, before: str, after: str) -> str | None:
     return f"{parent}.{after}{leaf.removeprefix(before)}" if leaf.startswith(f"{before}_") else None
 
 
-def verdict(
-    engine: Engine, asked: Mapping[Feature, Sequence[str]], bad: frozenset[Stance], good: str
-) -> Observation:
-    """What an engine makes of the features that are asked of it: failed where one is ``bad``, else what is unknown."""
+_Asked = Mapping[Feature, Sequence[str]]
+
+
+def verdict(engine: Engine, asked: _Asked, bad: frozenset[Stance], good: str) -> Observation:
+    """What an engine makes of what is asked of it: failed where a stance is ``bad``, else what is unknown."""
     facts = {feature: engine.fact(feature) for feature in asked}
     refused = [fact for fact in facts.values() if fact.stance in bad]
     if refused:
@@ -135,11 +148,11 @@ def verdict(
     return held(good, engine=str(engine))
 
 
-def _refused(engine: Engine, facts: list[Fact], asked: Mapping[Feature, Sequence[str]]) -> Observation:
+def _refused(engine: Engine, facts: list[Fact], asked: _Asked) -> Observation:
     hard = [fact for fact in facts if fact.flag is None]
     first = (hard or facts)[0]
     advice = "; ".join(dict.fromkeys(filter(None, (_advice(fact) for fact in facts))))
-    figures = {
+    figures: dict[str, Any] = {
         "engine": str(engine),
         "features": [fact.feature.value for fact in facts],
         "sources": [fact.source for fact in facts],
@@ -152,14 +165,12 @@ def _refused(engine: Engine, facts: list[Fact], asked: Mapping[Feature, Sequence
 
 
 def _advice(fact: Fact) -> str | None:
-    return fact.help if fact.flag is None else f"start the server with {fact.flag}" + _or_else(fact)
+    if fact.flag is None:
+        return fact.help
+    return ", ".join(filter(None, (f"start the server with {fact.flag}", fact.help)))
 
 
-def _or_else(fact: Fact) -> str:
-    return f" ({fact.help})" if fact.help else ""
-
-
-def _told(engine: Engine, facts: Iterable[Fact], asked: Mapping[Feature, Sequence[str]]) -> str:
+def _told(engine: Engine, facts: Iterable[Fact], asked: _Asked) -> str:
     return "; ".join(f"{engine} {fact.says} ({some(asked[fact.feature])})" for fact in facts)
 
 

@@ -16,6 +16,13 @@ def check(
     base: Annotated[
         str | None, typer.Option("--base", help="The model it is for: as MODEL of the other commands.")
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="The engine that is to serve it: vllm, sglang or llama.cpp, vllm==0.32."),
+    ] = None,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Read no tensor's data: an adapter of any size takes no longer.")
+    ] = False,
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,
     fix: reporting.FixOption = False,
@@ -35,6 +42,8 @@ def check(
         if base is not None:
             fitted = survey(base, trust_remote_code=trust_remote_code, revision=revision)
         report = reporting.run_and_fix(
-            lambda: run_checks(adapter, fitted, settings=settings), fix, adapter=Path(adapter).expanduser()
+            lambda: run_checks(adapter, fitted, target=target, data=not headers_only, settings=settings),
+            fix,
+            adapter=Path(adapter).expanduser(),
         )
         reporting.conclude(output, report, f"graft check {adapter}", fail_level)

@@ -23,6 +23,7 @@ class Feature(StrEnum):
     LM_HEAD = "lm_head"
     TIED_HEAD = "tied lm_head"
     OTHER_METHOD = "other method"
+    VARIANT = "variant of LoRA"
     TOWERS = "towers"
     INNER_NAMES = "inner names"
     STACKED_EXPERTS = "stacked experts"
@@ -53,7 +54,7 @@ class Fact:
         says: what happens, as the end of a sentence that begins with the engine's name.
         source: the thread or the source file that says so.
         versions: of the engine, for which the source says so.
-        help: the way out, or None where there is none or none is needed.
+        help: the way out, or None where there is none or none is needed; with a flag, where that works.
         flag: an option of the engine with which it takes the feature, or None.
     """
 
@@ -139,6 +140,7 @@ _WORDS: Mapping[Feature, str] = {
     Feature.LM_HEAD: "LoRA on the output layer",
     Feature.TIED_HEAD: "LoRA on an output layer that is tied to the embeddings",
     Feature.OTHER_METHOD: "methods other than LoRA",
+    Feature.VARIANT: "this variant of LoRA",
     Feature.TOWERS: "LoRA on a tower of another modality",
     Feature.INNER_NAMES: "the names of linears inside wrappers",
     Feature.STACKED_EXPERTS: "LoRA on stacked experts",

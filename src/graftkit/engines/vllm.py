@@ -1,7 +1,7 @@
 """vLLM, as its LoRA loader reads an adapter.
 
-Read in ``vllm/lora/`` (peft_helper, lora_model, utils, model_manager), in the API documentation of versions 0.10.0,
-0.11.0, 0.14.0 and 0.22.1, and in the threads that each fact names. 0.32.0 is the version that was run.
+Read in ``vllm/lora/`` (peft_helper, lora_model, utils, model_manager), in the API documentation of versions
+0.10.0, 0.11.0, 0.14.0 and 0.22.1, and in the threads that each fact names. 0.32.0 is the version that was run.
 """
 
 from packaging.specifiers import SpecifierSet
@@ -82,7 +82,7 @@ ENGINE = Engine(
             "loads LoRA on towers and projectors, and leaves it out unless an option is set",
             f"{_THREADS}/issues/31479",
             SpecifierSet(">=0.22"),
-            help="start the server with the option, where the model's class supports it; else merge the adapter",
+            help="where the model's class supports it; else merge the adapter",
             flag="--enable-tower-connector-lora",
         ),
         Fact(

@@ -37,7 +37,7 @@ class Training:
     checkpointing: bool = True
     reentrant: bool = False
     reentrant_because: str = "default"
-    reentrant_key: str = "args.activation_checkpointing_kwargs.use_reentrant"
+    reentrant_key: str = "args.gradient_checkpointing_kwargs.use_reentrant"
     packing: bool = False
     precision: str = "bf16"
     batch_size: int = 8

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -62,11 +64,15 @@ class Headers(Mapping[str, TensorHeader]):
         tensors: tensor name -> dtype, shape and file name, in file order.
         total_bytes: size of all tensor data, without the headers.
         revision: the commit the hub answered with, where there is one.
+        metadata: the files' own metadata, e.g. ``{"format": "pt"}``; of several files the last one's counts.
+        repeated: names that a header holds more than once: readers disagree about which one counts.
     """
 
     tensors: Mapping[str, TensorHeader] = field(repr=False)
     total_bytes: int
     revision: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    repeated: tuple[str, ...] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> TensorHeader:
         return self.tensors[name]
@@ -88,6 +94,12 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+class _File(NamedTuple):
+    entries: dict[str, _Entry]
+    metadata: dict[str, str]
+    repeated: list[str]
 
 
 def read_headers(source: str | Path, *, revision: str | None = None) -> Headers:
@@ -177,7 +189,7 @@ def _from_hub_online(repo_id: str, revision: str | None) -> Headers:
         commit, weight_map = index.commit, _read_index(index.path, f"{repo_id}/{_INDEX}")
         names = _shards(weight_map)
 
-    def read(name: str) -> dict[str, _Entry]:
+    def read(name: str) -> _File:
         where = f"{repo_id}/{name}"
         try:
             return _parse(lambda n: hub.read_prefix(repo_id, name, commit, n), where, _FIRST_HUB_BYTES)
@@ -205,7 +217,7 @@ def _read_index(path: Path, where: str) -> Mapping[str, str]:
     try:
         if path.stat().st_size > _MAX_HEADER_BYTES:
             raise _malformed(where, f"it is larger than {_MAX_HEADER_BYTES} bytes")
-        data = _json(path.read_bytes(), where)
+        data, _ = _json(path.read_bytes(), where)
     except OSError as error:
         raise _malformed(where, str(error)) from error
     weight_map = data.get("weight_map")
@@ -228,18 +240,21 @@ def _shards(weight_map: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(sorted(set(weight_map.values())))
 
 
-def _read_file(path: Path) -> dict[str, _Entry]:
+def _read_file(path: Path) -> _File:
     def read(length: int) -> tuple[bytes, int]:
         with path.open("rb") as file:
             return file.read(length), path.stat().st_size
 
     try:
+        # Reading a pipe or a device would not end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _malformed(str(path), "it is no regular file")
         return _parse(read, str(path), _LENGTH_BYTES)
     except OSError as error:
         raise _malformed(str(path), f"{type(error).__name__}: {error.strerror}") from error
 
 
-def _parse(read: _Read, where: str, first: int) -> dict[str, _Entry]:
+def _parse(read: _Read, where: str, first: int) -> _File:
     """The checked header of one file. ``first`` is how many bytes to ask for before its length is known."""
     head, size = read(first)
     if len(head) < _LENGTH_BYTES:
@@ -255,21 +270,42 @@ def _parse(read: _Read, where: str, first: int) -> dict[str, _Entry]:
         head, _ = read(stop)
     if len(head) < stop:
         raise _malformed(where, f"it is truncated: {len(head)} bytes, and the header alone takes {stop}")
-    data = _json(head[_LENGTH_BYTES:stop], where)
-    data.pop("__metadata__", None)
+    data, repeated = _json(head[_LENGTH_BYTES:stop], where)
+    metadata = data.pop("__metadata__", None)
     entries = {tensor: _entry(value, tensor, where) for tensor, value in data.items()}
     _check_layout(entries, None if size is None else size - stop, where)
-    return entries
+    known = metadata if isinstance(metadata, dict) else {}
+    return _File(entries, {str(name): str(value) for name, value in known.items()}, repeated)
 
 
-def _json(raw: bytes, where: str) -> dict[str, Any]:
+def _json(raw: bytes, where: str) -> tuple[dict[str, Any], list[str]]:
+    """A JSON object, and the names that one object in it holds more than once."""
     try:
-        data = json.loads(raw)
+        data, repeated = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise _malformed(where, f"not JSON: {error}") from error
     if not isinstance(data, dict):
         raise _malformed(where, f"a JSON object was expected, not a {type(data).__name__}")
-    return data
+    return data, repeated
+
+
+def parse_json(raw: bytes) -> tuple[Any, list[str]]:
+    """Parse JSON, and list the names that one object in it holds more than once (the last one counts).
+
+    Raises:
+        ValueError: it is no JSON, or no text.
+        RecursionError: it is nested too deeply.
+    """
+    repeated: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            counted = Counter(name for name, _ in items)
+            repeated.extend(name for name, times in counted.items() if times > 1)
+        return found
+
+    return json.loads(raw, object_pairs_hook=pairs), repeated
 
 
 def _entry(value: Any, tensor: str, where: str) -> _Entry:
@@ -304,22 +340,22 @@ def _check_layout(entries: Mapping[str, _Entry], data_bytes: int | None, where: 
         raise _malformed(where, f"{state}: {data_bytes} bytes of data, and the header describes {position}")
 
 
-def _headers(
-    files: Mapping[str, Mapping[str, _Entry]], weight_map: Mapping[str, str], commit: str | None
-) -> Headers:
+def _headers(files: Mapping[str, _File], weight_map: Mapping[str, str], commit: str | None) -> Headers:
     """Merge the files' headers. Where two files hold a tensor, the index says which of them counts."""
     for tensor, file in weight_map.items():
-        if tensor not in files[file]:
+        if tensor not in files[file].entries:
             raise _malformed(file, f"it does not hold {tensor!r:.200}, which the index says it does")
     tensors: dict[str, TensorHeader] = {}
     total = 0
-    for file, entries in files.items():
-        for tensor, entry in entries.items():
+    for file, read in files.items():
+        for tensor, entry in read.entries.items():
             if weight_map.get(tensor, file) != file:
                 continue
             tensors[tensor] = TensorHeader(entry.dtype, entry.shape, file)
             total += entry.end - entry.begin
-    return Headers(MappingProxyType(tensors), total, commit)
+    metadata = {name: value for read in files.values() for name, value in read.metadata.items()}
+    repeated = tuple(name for read in files.values() for name in read.repeated)
+    return Headers(MappingProxyType(tensors), total, commit, MappingProxyType(metadata), repeated)
 
 
 def _malformed(where: str, why: str) -> SourceError:

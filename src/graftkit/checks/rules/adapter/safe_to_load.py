@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from graftkit.adapters.file import PICKLES, WEIGHTS_NAME
+from graftkit.adapters.file import CONFIG_NAME, PICKLES, WEIGHTS_NAME
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import LONGEST_NAME, some
+from graftkit.checks.saved import some
 from graftkit.findings import Severity
+from graftkit.planning.matching import LONGEST_NAME
 
 
 def _check(facts: Facts) -> Observation:
@@ -24,11 +22,16 @@ def _check(facts: Facts) -> Observation:
     strange = [name for name in facts.adapter.tensors if _is_strange(name)]
     if strange:
         return failed(f"{len(strange)} tensors have names that no module has: {some(strange)}", names=len(strange))
-    twice = _twice(facts.adapter.weights_path)
+    twice = (*facts.adapter.repeated, *facts.adapter.repeated_fields)
     if twice:
-        return failed(
-            f"the header names {len(twice)} tensors twice: {some(twice)}", where=twice[0], twice=len(twice)
-        )
+        holder = "header" if facts.adapter.repeated else "configuration"
+        message = f"the {holder} holds {len(twice)} names twice: {some(twice)}"
+        return failed(message, where=twice[0], twice=len(twice))
+    links = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if _leads_out(facts.folder / name)]
+    if links:
+        message = f"{some(links)} is a link to a file outside the adapter's folder"
+        advice = "copy the file itself: what it leads to may change, or may not be the adapter's"
+        return Observation(Severity.WARNING, message, links[0], advice, {"links": len(links)})
     pickles = [name for name in PICKLES if (facts.folder / name).is_file()]
     if pickles:
         message = f"there is a pickle of weights beside {WEIGHTS_NAME}: {some(pickles)}"
@@ -41,21 +44,11 @@ def _is_strange(name: str) -> bool:
     return tricks or len(name) > LONGEST_NAME
 
 
-def _twice(weights: Path) -> list[str]:
-    """Keys that the header holds more than once: readers disagree about which one counts."""
-    if not weights.is_file():
-        return []
-    repeated: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        counted = Counter(name for name, _ in items)
-        repeated.extend(name for name, times in counted.items() if times > 1)
-        return dict(items)
-
-    with weights.open("rb") as file:
-        # The length was checked when the header was read.
-        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=pairs)
-    return repeated
+def _leads_out(path: Path) -> bool:
+    """Whether a link leads out of its folder. In the hub's cache every file is a link to a blob beside it."""
+    folder = path.parent.resolve()
+    repository = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    return path.is_symlink() and not path.resolve().is_relative_to(repository)
 
 
 RULE = Rule(

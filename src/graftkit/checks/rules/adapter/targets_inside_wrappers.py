@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from graftkit.adapters.migrate import migrate
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
 from graftkit.checks.saved import some
-from graftkit.findings import Severity
+from graftkit.errors import AdapterError
+from graftkit.findings import Fix, Severity
 
 
 def _check(facts: Facts) -> Observation:
@@ -18,8 +20,18 @@ def _check(facts: Facts) -> Observation:
     if named:
         cls = next(site.wrapper.cls for site in fit.base if site.wrapper and named[0] in site.names)
         message = f"the targets name {len(named)} wrappers ({cls}), which stock PEFT refuses: {some(named)}"
-        return failed(message, where=named[0], wrappers=len(named))
+        return failed(message, where=named[0], fix=_fix(facts), wrappers=len(named))
     return held(f"the targets name none of the base's {len(fit.inner)} wrappers", wrappers=0)
+
+
+def _fix(facts: Facts) -> Fix | None:
+    """The configuration that names the linears inside; None where tensors would have to be renamed too."""
+    assert facts.adapter is not None
+    try:
+        fitted = migrate(facts.adapter, facts.base)
+    except AdapterError:
+        return None
+    return None if fitted.renamed else Fix("adapter", {item.field: item.after for item in fitted.rewritten})
 
 
 RULE = Rule(

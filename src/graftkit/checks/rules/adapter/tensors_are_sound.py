@@ -11,6 +11,8 @@ from graftkit.findings import Severity
 
 # The factors of an update: matrices, or kernels of a convolution. Source: peft.tuners.lora.layer.
 _MATRICES = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"})
+# Source: https://huggingface.co/docs/safetensors/index#format, less what a trained factor cannot be.
+_FLOATS = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"})
 # They start at zero, so that a fresh adapter adds nothing, and training moves them.
 _STARTS_AT_ZERO = frozenset({"lora_B", "lora_embedding_A"})
 
@@ -19,7 +21,7 @@ def _check(facts: Facts) -> Observation:
     assert facts.adapter is not None
     tensors = facts.adapter.tensors
     empty = [name for name, header in tensors.items() if not math.prod(header.shape)]
-    flat = [n for n, h in tensors.items() if len(h.shape) < 2 and not _MATRICES.isdisjoint(n.split("."))]
+    flat = [n for n, h in tensors.items() if len(h.shape) < 2 and _is_factor(n)]
     if empty or flat:
         what = f"{len(empty)} tensors of size 0, {len(flat)} of one dimension where two are due"
         first = (empty or flat)[0]
@@ -28,6 +30,11 @@ def _check(facts: Facts) -> Observation:
         )
     if not tensors:
         return unknown("there are no tensors")
+    strange = [name for name, header in tensors.items() if header.dtype not in _FLOATS and _is_factor(name)]
+    if strange:
+        kinds = sorted({tensors[name].dtype for name in strange})
+        message = f"{len(strange)} tensors have a type that no adapter has ({some(kinds)}): {some(strange)}"
+        return failed(message, where=strange[0], strange=len(strange))
     if facts.data is None:
         return unknown(f"the shapes of {len(tensors)} tensors are sound, and the data was not read")
     broken = [name for name, stat in facts.data.stats.items() if not stat.finite]
@@ -35,6 +42,10 @@ def _check(facts: Facts) -> Observation:
         message = f"{len(broken)} of {len(tensors)} tensors hold NaN or infinite values: {some(broken)}"
         return failed(message, where=broken[0], not_finite=len(broken))
     return _zeros(facts)
+
+
+def _is_factor(name: str) -> bool:
+    return not _MATRICES.isdisjoint(name.split("."))
 
 
 def _zeros(facts: Facts) -> Observation:

@@ -2,41 +2,199 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from graftkit.checks.checkpointing import InUse, Mode, can_checkpoint, in_use
 from graftkit.checks.facts import Facts
-from graftkit.checks.live import adapter_parameters, evaluating, loss_of, probing
+from graftkit.checks.gradients import Backward
+from graftkit.checks.live import adapter_parameters
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.findings import Severity
+from graftkit.findings import Fix, Severity
+from graftkit.recipes.training import Training
+from graftkit.surveying.towers import tower_finder
 
 
 def _check(facts: Facts) -> Observation:
-    import torch
-
     assert facts.model is not None
-    assert facts.batch is not None
-    parameters = {n: p for n, p in adapter_parameters(facts.model).items() if p.requires_grad}
+    parameters = [n for n, p in adapter_parameters(facts.model).items() if p.requires_grad]
     if not parameters:
         return unknown("no adapter tensor is trainable", help="load the adapter with is_trainable=True")
-    # Eval mode: dropout must not zero a path by chance. The probe lifts the zero half of a fresh adapter,
-    # behind which the other half would rightly get no gradient.
-    with evaluating(facts.model), probing(facts.model), torch.enable_grad():
-        loss = loss_of(facts.model, facts.batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        dead = [n for n, p in parameters.items() if p.grad is None or not p.grad.any()]
-        wild = [n for n, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
+    seen = _Seen.of(facts)
+    passed = seen.passed
     figures: dict[str, Any] = {
         "tensors": len(parameters),
-        "dead": len(dead),
-        "not_finite": len(wild),
-        "loss": loss.item(),
+        "dead": len(passed.dead),
+        "not_finite": len(passed.wild),
+        "loss": passed.loss,
+        "checkpointing": (seen.use.mode or Mode.OFF).value,
+        "towers": seen.table,
     }
-    if wild:
-        return failed(f"{len(wild)} of {len(parameters)} gradients are not finite", where=wild[0], **figures)
-    if dead:
-        message = f"{len(dead)} of {len(parameters)} adapter tensors get no gradient"
-        return failed(message, where=_places(dead), **figures)
+    if not passed.gradients:
+        return failed(
+            f"there is no backward pass: {passed.refusal}", help="gradient_checkpointing=False", **figures
+        )
+    if passed.wild:
+        message = f"{len(passed.wild)} of {len(parameters)} gradients are not finite"
+        return failed(message, where=passed.wild[0], **figures)
+    if passed.dead:
+        return _dead(seen, len(parameters), figures)
     return held(f"all {len(parameters)} adapter tensors get a gradient", **figures)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One backward pass under the settings in use, and what it takes to explain it."""
+
+    facts: Facts
+    use: InUse
+    passed: Backward
+
+    @classmethod
+    def of(cls, facts: Facts) -> _Seen:
+        assert facts.model is not None
+        use = in_use(facts.model, facts.training)
+        if not can_checkpoint(facts.model):
+            use = InUse(Mode.OFF, live=False, because="model")
+        return cls(facts, use, facts.gradients.under(None if use.live else use.mode or Mode.OFF))
+
+    @cached_property
+    def towers(self) -> dict[str, str]:
+        """Adapter tensor -> the tower it is in."""
+        assert self.facts.model is not None
+        tower_of = tower_finder(self.facts.model.get_base_model())
+        return {name: tower_of(name.removeprefix("base_model.model.")) for name in self.passed.gradients}
+
+    @cached_property
+    def table(self) -> dict[str, dict[str, int]]:
+        """Tower -> how many adapter tensors it has and how many of them are dead."""
+        rows: dict[str, dict[str, int]] = {}
+        dead = set(self.passed.dead)
+        for name, tower in self.towers.items():
+            row = rows.setdefault(tower, {"tensors": 0, "dead": 0})
+            row["tensors"] += 1
+            row["dead"] += name in dead
+        return rows
+
+    @cached_property
+    def without(self) -> Backward:
+        """The same pass with every activation kept."""
+        return self.facts.gradients.under(Mode.OFF)
+
+    def reached(self, name: str) -> bool:
+        """Whether the forward pass called the layer that this tensor belongs to."""
+        assert self.facts.model is not None
+        return name.partition(f".{self.facts.model.base_model.prefix}")[0] in self.passed.reached
+
+    def tower_is_fed(self, tower: str) -> bool:
+        """Whether the forward pass called any adapted layer of the tower."""
+        return any(self.reached(name) for name, own in self.towers.items() if own == tower)
+
+
+def _dead(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Observation:
+    found = {name: _cause(seen, name) for name in seen.passed.dead}
+    causes = {cause.name: cause for cause in found.values()}
+    counts = {name: sum(cause.name == name for cause in found.values()) for name in causes}
+    message = f"{len(found)} of {tensors} adapter tensors get no gradient: "
+    cut = causes.keys() & {_CUT.name} and seen.use.mode is Mode.REENTRANT and not seen.use.live
+    mends = cut and seen.facts.recipe is not None and seen.use.because != "zero3"
+    option = (seen.facts.training or Training()).reentrant_key
+    return failed(
+        message + "; ".join(f"{count} {name}" for name, count in counts.items()),
+        where=_places(list(found)),
+        help="; ".join(cause.help(seen) for cause in causes.values()),
+        key=option if mends else None,
+        fix=Fix("recipe", sets={option: False}) if mends else None,
+        causes=counts,
+        **figures,
+    )
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """Why a tensor gets no gradient.
+
+    Attributes:
+        name: as a message has it, after a number.
+        applies: whether it is the cause for this tensor.
+        help: the next step.
+    """
+
+    name: str
+    applies: Callable[[_Seen, str], bool]
+    help: Callable[[_Seen], str]
+
+
+def _cause(seen: _Seen, name: str) -> _Cause:
+    return next(cause for cause in _CAUSES if cause.applies(seen, name))
+
+
+def _is_read_past(seen: _Seen, name: str) -> bool:
+    return not seen.reached(name) and seen.towers[name] == "head"
+
+
+def _is_unfed(seen: _Seen, name: str) -> bool:
+    return not seen.tower_is_fed(seen.towers[name])
+
+
+def _is_left_out(seen: _Seen, name: str) -> bool:
+    return not seen.reached(name)
+
+
+def _is_outside_the_graph(seen: _Seen, name: str) -> bool:
+    return _is_cut(seen, name) and seen.passed.inputs_require_grad is False and seen.towers[name] == "language"
+
+
+def _is_cut(seen: _Seen, name: str) -> bool:
+    checkpointed = seen.use.mode not in {None, Mode.OFF}
+    return checkpointed and seen.without.refusal is None and name not in seen.without.dead
+
+
+def _unfed_help(seen: _Seen) -> str:
+    towers = {seen.towers[n] for n in seen.passed.dead if _is_unfed(seen, n)}
+    return f"put the inputs of the {', '.join(sorted(towers))} tower in the batch, or leave it out of the scope"
+
+
+def _cut_help(seen: _Seen) -> str:
+    if seen.use.because == "zero3":
+        return (
+            "TRL forces re-entrant checkpointing on PEFT with ZeRO-3: train with ZeRO-2, or without checkpointing"
+        )
+    if seen.use.mode is Mode.REENTRANT:
+        return 'gradient_checkpointing_kwargs={"use_reentrant": False}'
+    return "gradient_checkpointing=False"
+
+
+_CUT = _Cause("cut off by activation checkpointing", _is_cut, _cut_help)
+# The first that applies is the cause.
+_CAUSES = (
+    _Cause(
+        "in a head whose weight is read past its module",
+        _is_read_past,
+        lambda _: "leave the output head out of the targets: a fused loss multiplies with its weight itself",
+    ),
+    _Cause("in a tower that the batch does not feed", _is_unfed, _unfed_help),
+    _Cause(
+        "in a layer that is never called",
+        _is_left_out,
+        lambda _: (
+            "leave these out: their weight is read past the module, or no token of the batch is routed there"
+        ),
+    ),
+    _Cause(
+        "behind inputs that need no gradient",
+        _is_outside_the_graph,
+        lambda _: "model.enable_input_require_grads(), which re-entrant checkpointing needs on a frozen base",
+    ),
+    _CUT,
+    _Cause(
+        "on which the loss does not depend",
+        lambda _seen, _name: True,
+        lambda _: "leave these out: what they compute does not reach the loss",
+    ),
+)
 
 
 def _places(names: list[str]) -> str:

@@ -43,7 +43,7 @@ def _trouble(training: Training) -> tuple[str, str | None]:
     if training.find_unused is False:
         return "ddp_find_unused_parameters is off", "args.ddp_find_unused_parameters"
     if training.checkpointing and training.reentrant:
-        return "re-entrant checkpointing cannot look for unused ones", "args.gradient_checkpointing_kwargs"
+        return "re-entrant checkpointing cannot look for unused ones", training.reentrant_key
     return "", None
 
 
@@ -54,7 +54,7 @@ def _fix(facts: Facts, training: Training) -> Fix | None:
     if training.find_unused is False:
         sets["args.ddp_find_unused_parameters"] = True
     if training.checkpointing and training.reentrant:
-        sets["args.gradient_checkpointing_kwargs.use_reentrant"] = False
+        sets[training.reentrant_key] = False
     return Fix("recipe", sets)
 
 

@@ -1,0 +1,170 @@
+"""A sample conversation, rendered as training renders it: its text, its tokens, and which of them are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Words that no template holds.
+QUESTIONS = ("Which river flows through Vienna?", "And which through Rome?")
+ANSWERS = ("The Danube.", "The Tiber.")
+
+Message = Mapping[str, Any]
+
+
+def sample() -> list[Message]:
+    """Two questions, each with its answer."""
+    turns = zip(QUESTIONS, ANSWERS, strict=True)
+    return [message for question, answer in turns for message in (user(question), assistant(answer))]
+
+
+def user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str, **fields: Any) -> Message:
+    return {"role": "assistant", "content": content, **fields}
+
+
+class TemplateRefusalError(Exception):
+    """A template, or TRL, will not render a conversation; the message says why."""
+
+
+def template_of(processor: Any) -> str | None:
+    """The chat template of a tokenizer or processor; its default one where it has several."""
+    for owner in (processor, tokenizer_of(processor)):
+        template = getattr(owner, "chat_template", None)
+        template = template.get("default") if isinstance(template, Mapping) else template
+        if isinstance(template, str):
+            return template
+    return None
+
+
+def tokenizer_of(processor: Any) -> Any:
+    return getattr(processor, "tokenizer", processor)
+
+
+def marked_template(processor: Any) -> str:
+    """The template with which TRL masks all but the assistant's tokens: the model's own where it has marks.
+
+    Source: ``trl.trainer.sft_trainer.SFTTrainer.__init__``.
+
+    Raises:
+        TemplateRefusalError: there are no marks, and TRL has no template of its own in its place.
+        ImportError: TRL is not installed.
+    """
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    own = template_of(processor)
+    assert own is not None
+    if has_generation_markers(own):
+        return own
+    try:
+        return get_training_chat_template(processor) or own
+    except ValueError as error:
+        raise TemplateRefusalError(
+            "the template has no generation marks, and TRL has no template to train with in its place"
+        ) from error
+
+
+def render(processor: Any, messages: Sequence[Message], template: str | None = None) -> str:
+    """The conversation as text. Templates that take content in parts get it in parts.
+
+    Raises:
+        TemplateRefusalError: the template refuses these messages.
+    """
+    rendered, _ = _rendered(processor, messages, template or template_of(processor))
+    return rendered
+
+
+def _rendered(processor: Any, messages: Sequence[Message], template: str | None) -> tuple[str, Sequence[Message]]:
+    """The text, and the messages in the form that the template takes."""
+    from jinja2 import TemplateError
+
+    plain = [message["content"] for message in messages if message["content"]]
+    refusal: Exception | None = None
+    best: tuple[str, Sequence[Message]] | None = None
+    for form in (messages, [_in_parts(message) for message in messages]):
+        try:
+            text = tokenizer_of(processor).apply_chat_template(form, chat_template=template, tokenize=False)
+        except (TemplateError, TypeError) as error:
+            refusal = refusal or error
+            continue
+        if all(content in text for content in plain):
+            return text, form
+        best = best or (text, form)
+    if best is None:
+        raise TemplateRefusalError(str(refusal).partition("\n")[0]) from refusal
+    return best
+
+
+def _in_parts(message: Message) -> Message:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as training sees it.
+
+    Attributes:
+        text: what the template made of it.
+        spans: where each token begins and ends in ``text``.
+        learned: whether each token counts in the loss.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    learned: tuple[bool, ...]
+
+    @property
+    def learned_text(self) -> str:
+        """The text of the tokens that are learned, each run of them by itself."""
+        runs: list[str] = []
+        before = False
+        for (start, end), learned in zip(self.spans, self.learned, strict=True):
+            if learned:
+                runs = [*runs[:-1], runs[-1] + self.text[start:end]] if before else [*runs, self.text[start:end]]
+            before = learned
+        return " … ".join(runs)
+
+    def share(self, start: int, end: int) -> float:
+        """How much of the text from ``start`` to ``end`` is learned, by tokens; 0 where it has none."""
+        inside = [
+            learned
+            for (left, right), learned in zip(self.spans, self.learned, strict=True)
+            if left < end and right > start
+        ]
+        return sum(inside) / len(inside) if inside else 0.0
+
+    def share_of(self, content: str) -> float:
+        """As :meth:`share`, of a text that occurs once."""
+        start = self.text.find(content)
+        return self.share(start, start + len(content)) if start >= 0 else 0.0
+
+
+def everything_learned(processor: Any) -> Rendered:
+    """The sample with every token learned, as TRL learns conversations by default."""
+    text, _ = _rendered(processor, sample(), template_of(processor))
+    spans = _spans(tokenizer_of(processor), text)
+    return Rendered(text, spans, (True,) * len(spans))
+
+
+def answers_learned(processor: Any, template: str) -> Rendered:
+    """The sample with the tokens learned that the template marks as the assistant's.
+
+    Raises:
+        TemplateRefusalError: the template refuses the sample.
+    """
+    text, form = _rendered(processor, sample(), template)
+    tokenizer = tokenizer_of(processor)
+    encoded = tokenizer.apply_chat_template(
+        form, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    mask = tuple(bool(flag) for flag in encoded["assistant_masks"])
+    return Rendered(text, _spans(tokenizer, text), mask)
+
+
+def _spans(tokenizer: Any, text: str) -> tuple[tuple[int, int], ...]:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return tuple((start, end) for start, end in encoded["offset_mapping"])

@@ -1,0 +1,29 @@
+"""Whether one process holds a model's parameters whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# What FSDP puts into the path of a module that it wraps (torch.distributed.fsdp.FullyShardedDataParallel).
+FSDP_PART = "_fsdp_wrapped_module."
+
+
+def in_parts(model: nn.Module) -> bool:
+    """Whether any parameter is shared out over processes: by ZeRO-3, by FSDP, or as a DTensor."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        return True
+    return any(hasattr(p, "ds_id") or hasattr(p, "to_local") for p in model.parameters())
+
+
+def whole_shape(parameter: Any) -> tuple[int, ...]:
+    """The parameter's shape as one process would hold it.
+
+    Sources: DeepSpeed keeps it as ``ds_shape`` (deepspeed.runtime.zero.partition_parameters); a DTensor's own
+    ``shape`` is the global one.
+    """
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,0 +1,147 @@
+"""The bounds in memory must be the checkpoint's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checks.clamps import bounded_wrappers
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, Setting, failed, held, noted
+from graftkit.findings import Severity
+from graftkit.surveying.checkpoint_names import checkpoint_keys
+from graftkit.surveying.headers import read_headers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.model is not None
+    assert facts.checkpoint is not None
+    base: nn.Module = facts.model.get_base_model()
+    loaded = {
+        f"{bounded.path}.{name}": float(value)
+        for bounded in bounded_wrappers(base)
+        for name, value in bounded.bounds.items()
+    }
+    if not loaded:
+        return held("the model has no bounds around its linears")
+    stored = _stored(base, facts.checkpoint, loaded)
+    bounds = [_Bound(name, value, stored.get(name)) for name, value in loaded.items()]
+    rounding = facts.limit(RULE, "rounding")
+    found = {wrong.name: [bound for bound in bounds if wrong.applies(bound, rounding)] for wrong in _WRONG}
+    evidence: dict[str, Any] = {"bounds": len(bounds), **{name: len(of) for name, of in found.items()}}
+    for name, of in found.items():
+        if of:
+            message = f"{len(of)} of {len(bounds)} bounds are {name}: {of[0].loaded:g} in memory, {of[0].told}"
+            return failed(message, where=of[0].name, **evidence)
+    worst = max(bounds, key=lambda bound: bound.error)
+    evidence["worst_relative_error"] = worst.error
+    if worst.error > 0:
+        rounded = sum(bound.error > 0 for bound in bounds)
+        message = f"{rounded} of {len(bounds)} bounds are rounded, by up to {100 * worst.error:.2f} %"
+        return noted(
+            message, where=worst.name, help="load in float32 to clamp exactly where the base did", **evidence
+        )
+    return held(f"all {len(bounds)} bounds are the checkpoint's", **evidence)
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """One bound: its name, and its value in memory and in the file (None where the file has none)."""
+
+    name: str
+    loaded: float
+    stored: float | None
+
+    @property
+    def told(self) -> str:
+        return "none in the file" if self.stored is None else f"{self.stored:g} in the file"
+
+    @property
+    def error(self) -> float:
+        """Relative to the stored value; infinite where one of the two is not finite."""
+        if self.stored is None or self.stored == self.loaded:
+            return 0.0
+        if not (math.isfinite(self.stored) and math.isfinite(self.loaded)):
+            return math.inf
+        return abs(self.loaded - self.stored) / max(abs(self.stored), 1e-12)
+
+
+@dataclass(frozen=True)
+class _Wrong:
+    """One way for a bound to be wrong; ``name`` follows "bounds are"."""
+
+    name: str
+    applies: Callable[[_Bound, float], bool]
+
+
+_WRONG = (
+    _Wrong("missing from the checkpoint", lambda bound, _: bound.stored is None),
+    _Wrong(
+        "lost",
+        lambda bound, _: (
+            bound.stored is not None and math.isfinite(bound.stored) and not math.isfinite(bound.loaded)
+        ),
+    ),
+    _Wrong("not the checkpoint's", lambda bound, rounding: bound.error > rounding),
+)
+
+
+def _stored(base: nn.Module, folder: Path, names: Iterable[str]) -> dict[str, float]:
+    """Bound -> its value in the files, for those that are there."""
+    from safetensors import safe_open
+
+    headers = read_headers(folder)
+    keys = checkpoint_keys(base, list(names))
+    at = {name: next((key for key in _spellings(name, keys[name]) if key in headers), None) for name in names}
+    with ExitStack() as stack:
+        files: dict[str, Any] = {}
+        values = {}
+        for name, key in at.items():
+            if key is None or math.prod(headers[key].shape) != 1:
+                continue
+            file = headers[key].file
+            if file not in files:
+                files[file] = stack.enter_context(safe_open(folder / file, framework="pt"))
+            values[name] = float(files[file].get_tensor(key))
+    return values
+
+
+def _spellings(name: str, keys: tuple[str, ...]) -> Iterator[str]:
+    """The names a bound may have on disk; a headless model is saved without its first part."""
+    yield from keys
+    yield name
+    yield name.partition(".")[2]
+
+
+RULE = Rule(
+    code="GK305",
+    title="the bounds around linears are those of the checkpoint",
+    severity=Severity.ERROR,
+    needs=("model", "checkpoint"),
+    check=_check,
+    why=(
+        "Bounds are buffers, and what is lost of them shows in no error: infinite ones clamp nothing, and garbage "
+        "clamps everything. The adapter is then trained on another base than the one that will be served."
+    ),
+    example=(
+        "A model built on the meta device and moved with `to_empty()`: its bounds are whatever was in memory. A "
+        "checkpoint that was saved without the wrappers: its bounds are infinite."
+    ),
+    help="load the model with from_pretrained from a checkpoint that holds its bounds",
+    safety="Loading anew changes the bounds alone; an adapter that was trained without them is another adapter.",
+    since="0.1.0",
+    sources=(
+        "safetensors: the scalars of the checkpoint",
+        "torch: nn.Module.to_empty",
+    ),
+    settings={
+        "rounding": Setting(2.0**-8, "largest relative difference that counts as rounding, as bfloat16's"),
+    },
+)

@@ -1,0 +1,89 @@
+"""An adapter must not drive activations into the clamps."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checks.clamps import bounded_wrappers, clamped_shares
+from graftkit.checks.facts import Facts
+from graftkit.checks.live import adapted_layers, is_untrained
+from graftkit.checks.rule import Observation, Rule, Setting, failed, held, unknown
+from graftkit.findings import Severity
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.model is not None
+    assert facts.batch is not None
+    if not bounded_wrappers(facts.model):
+        return held("the model has no bounds around its linears")
+    adapted = clamped_shares(facts.model, facts.batch)
+    if not adapted:
+        return _unreached(facts.model)
+    if any(math.isnan(share) for share in adapted.values()):
+        return unknown("activations are not finite")
+    with facts.model.disable_adapter():
+        base = clamped_shares(facts.model, facts.batch)
+    grown = {path: share - base.get(path, 0.0) for path, share in adapted.items()}
+    worst = max(grown, key=lambda path: grown[path])
+    allowed = facts.limit(RULE, "increase")
+    over = [path for path, more in grown.items() if not more <= allowed]
+    evidence: dict[str, Any] = {
+        "wrappers": len(adapted),
+        "over": len(over),
+        "worst_increase": grown[worst],
+        "share_adapted": _mean(adapted),
+        "share_base": _mean(base),
+        "allowed_increase": allowed,
+    }
+    shares = (
+        f"{100 * base.get(worst, 0.0):.1f} % of the activations without the adapter, {100 * adapted[worst]:.1f} %"
+    )
+    if over:
+        message = f"the adapter drives {len(over)} of {len(adapted)} linears into their bounds: {shares} with it"
+        return failed(message, where=worst, **evidence)
+    if is_untrained(facts.model):
+        return held(
+            f"a fresh adapter moves nothing ({100 * evidence['share_base']:.1f} % are clamped)", **evidence
+        )
+    return held(
+        f"the adapter clamps at most {100 * grown[worst]:.1f} % more of a linear's activations", **evidence
+    )
+
+
+def _unreached(model: PeftModel) -> Observation:
+    layers = set(adapted_layers(model).values())
+    if any(bounded.layer in layers for bounded in bounded_wrappers(model)):
+        return unknown("the batch reaches none of the bounded linears")
+    return held("no adapted linear has bounds, and the batch reaches none that does")
+
+
+def _mean(shares: dict[str, float]) -> float:
+    return sum(shares.values()) / len(shares) if shares else 0.0
+
+
+RULE = Rule(
+    code="GK306",
+    title="the adapter keeps activations inside the bounds",
+    severity=Severity.WARNING,
+    needs=("model", "batch"),
+    check=_check,
+    why=(
+        "A clamped activation has no gradient: what the adapter has pushed over a bound it can no longer learn, "
+        "and the model computes with the bound instead of with what was learned."
+    ),
+    example=(
+        "A vision tower whose linears clamp their inputs and outputs, trained with a learning rate made for the "
+        "language model: half of a layer's outputs end on the bound."
+    ),
+    help="train again with a lower learning rate, rank or alpha for this tower, or leave it out of the scope",
+    safety="Training again gives another adapter; this one cannot be brought back inside the bounds.",
+    since="0.1.0",
+    sources=("transformers: the forward of the wrapper that is found", "torch: clamp's gradient"),
+    settings={
+        "increase": Setting(0.05, "largest accepted growth of the clamped share of one linear's activations"),
+    },
+)

@@ -1,0 +1,55 @@
+"""What the base's files hold, the saved model's must hold too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.saved import some
+from graftkit.errors import SourceError
+from graftkit.findings import Severity, Source
+from graftkit.surveying.headers import read_headers
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.base is not None
+    assert facts.checkpoint is not None
+    original = facts.base.checkpoint
+    if original is None:
+        return unknown(
+            "the headers of the base's own weights were not read", help="gk.survey(base, headers=True) reads them"
+        )
+    try:
+        saved = read_headers(facts.checkpoint)
+    except SourceError as error:
+        return unknown(f"the saved model cannot be read: {error.why or error.what}")
+    # What the class does not know it does not load, and so cannot save.
+    dropped = [key for key in original.unknown if key not in saved]
+    figures: dict[str, Any] = {"base": original.tensors, "saved": len(saved), "dropped": len(dropped)}
+    if dropped:
+        message = f"{len(dropped)} of the base's {original.tensors} tensors were not saved: {some(dropped)}"
+        return failed(message, where=dropped[0], **figures)
+    return held(f"the base's {len(original.unknown)} tensors that its class does not load are kept", **figures)
+
+
+RULE = Rule(
+    code="GK603",
+    title="no tensor of the base's files is lost by saving",
+    severity=Severity.WARNING,
+    needs=("base", "checkpoint"),
+    check=_check,
+    why="an engine whose class expects what transformers' class ignores stops: “weights were not initialized”",
+    example=(
+        "The base ships keys and values of layers that share those of others, or layers for multi-token "
+        "prediction. transformers loads neither, so `save_pretrained` writes neither, and vLLM refuses the result."
+    ),
+    help="copy these tensors from the base's files as they are, or merge file by file",
+    safety="The tensors are the base's own; nothing that transformers computes reads them.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/vllm-project/vllm/issues/44788",
+        "https://github.com/vllm-project/vllm/pull/54917",
+    ),
+    source=Source.FILE,
+)

@@ -1,0 +1,149 @@
+"""A saved adapter must be the one in memory, tensor for tensor and bit for bit."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.live import adapter_parameters
+from graftkit.checks.parts import FSDP_PART, in_parts, whole_shape
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.saved import some
+from graftkit.findings import Severity
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+
+    from graftkit.adapters.file import AdapterFile
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.adapter is not None
+    assert facts.model is not None
+    kept = _Kept.of(facts.model, _adapter_in(facts.adapter, facts.model))
+    seen = _Seen.of(facts.adapter, kept)
+    figures: dict[str, Any] = {
+        "tensors": len(facts.adapter.tensors),
+        "in_memory": len(kept.shapes),
+        "compared": "names and shapes" if kept.values is None else "bits",
+        **{name: len(found) for name, found in seen.faults.items()},
+    }
+    if any(seen.faults.values()):
+        told = [f"{len(found)} {name} ({some(found, 1)})" for name, found in seen.faults.items() if found]
+        where = next(found[0] for found in seen.faults.values() if found)
+        return failed("not the adapter in memory: " + "; ".join(told), where=where, **figures)
+    if kept.values is None:
+        return held(f"{len(kept.shapes)} tensors, each of the shape it has in memory", **figures)
+    return held(f"{len(kept.shapes)} tensors, each bit for bit as in memory", **figures)
+
+
+def _adapter_in(file: AdapterFile, model: PeftModel) -> str:
+    """The adapter's name: PEFT saves one that is not called "default" in a folder of its name."""
+    return file.folder.name if file.folder.name in model.peft_config else "default"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The adapter in memory, under the names of its file.
+
+    Attributes:
+        shapes: tensor -> its shape.
+        values: tensor -> its values, for weights of the base too; None where no process has all of them.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, Tensor] | None
+
+    @classmethod
+    def of(cls, model: PeftModel, adapter: str) -> _Kept:
+        if in_parts(model):
+            return cls(dict(_shapes_of_parts(model, adapter)), None)
+        from peft import get_peft_model_state_dict
+
+        state = model.state_dict()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PEFT has to say, it said when it saved
+            tensors = get_peft_model_state_dict(
+                model, state_dict=state, adapter_name=adapter, save_embedding_layers=False
+            )
+        return cls({name: tuple(t.shape) for name, t in tensors.items()}, {**state, **tensors})
+
+
+def _shapes_of_parts(model: PeftModel, adapter: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """From the parameters' names: gathering the values would need every process at once."""
+    for name, parameter in adapter_parameters(model).items():
+        parts = name.replace(FSDP_PART, "").split(".")
+        if adapter in parts:
+            yield ".".join(part for part in parts if part != adapter), whole_shape(parameter)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is wrong with the file: fault -> the tensors that have it."""
+
+    faults: Mapping[str, list[str]]
+
+    @classmethod
+    def of(cls, file: AdapterFile, kept: _Kept) -> _Seen:
+        known = kept.shapes if kept.values is None else kept.values
+        shapes = {name: header.shape for name, header in file.tensors.items()}
+        empty = [name for name, shape in shapes.items() if not math.prod(shape) and name in kept.shapes]
+        resized = [n for n, s in shapes.items() if n in kept.shapes and n not in empty and s != kept.shapes[n]]
+        same = [name for name in shapes if name in known and name not in {*empty, *resized}]
+        return cls(
+            {
+                "empty": empty,
+                "missing": [name for name in kept.shapes if name not in shapes],
+                "of another shape": resized,
+                "that memory does not have": [name for name in shapes if name not in known],
+                "with other values": [] if kept.values is None else _different(file, same, kept.values),
+            }
+        )
+
+
+def _different(file: AdapterFile, names: Iterable[str], values: Mapping[str, Tensor]) -> list[str]:
+    """The tensors whose bits are not those of memory, in the file's type. One at a time is read."""
+    from safetensors import safe_open
+
+    with safe_open(str(file.weights_path), framework="pt") as opened:
+        return [name for name in names if not _same_bits(opened.get_tensor(name), values[name])]
+
+
+def _same_bits(saved: Tensor, kept: Tensor) -> bool:
+    import torch
+
+    now = kept.detach().to(device="cpu", dtype=saved.dtype)
+    return now.shape == saved.shape and torch.equal(_bits(now), _bits(saved))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+RULE = Rule(
+    code="GK403",
+    title="the saved adapter is the one in memory",
+    severity=Severity.ERROR,
+    needs=("adapter", "model"),
+    check=_check,
+    why="what is trained lives in memory until it is saved: a file that holds something else is noticed too late",
+    example=(
+        "Under ZeRO-3 without gathering, every `lora_A.weight` is written with the shape `[0]`; a trainer's own "
+        "`_save` writes a state dict that it took before the last steps."
+    ),
+    help="save with model.save_pretrained(folder) on the model itself, its parameters gathered on one process",
+    safety="Saving again changes nothing in memory.",
+    since="0.1.0",
+    sources=(
+        "peft: utils.save_and_load.get_peft_model_state_dict",
+        "https://github.com/huggingface/trl/issues/4416",
+        "https://github.com/huggingface/peft/issues/2892",
+    ),
+)

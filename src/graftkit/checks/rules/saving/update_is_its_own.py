@@ -1,0 +1,69 @@
+"""The saved update must be one for the original base, whatever the initializer did to it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.saved import some
+from graftkit.checks.served import moving_initializer
+from graftkit.findings import Severity
+
+# What stock PEFT does when it loads such an adapter onto the original base: seen with peft 0.21.2.
+_WHEN_LOADED = (
+    (
+        r"pissa_niter_\d+",
+        "its decomposition depends on the random generator: loading it gives another base",
+    ),
+    (r"corda", "loading it needs the covariances of its preprocessing, and raises without them"),
+    (r"lora_ga", "loading it draws the gradients' share anew, without a word"),
+)
+_CONVERT = (
+    "save it once more with save_pretrained(out, path_initial_model_for_weight_conversion=…), which needs the "
+    "adapter as it was before training; or merge it in the process that trained it"
+)
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.adapter is not None
+    if facts.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
+    init = moving_initializer(facts.adapter.config)
+    if init is None:
+        return held("its initializer left the base as it was")
+    figures: dict[str, Any] = {"init_lora_weights": init}
+    why = next((said for pattern, said in _WHEN_LOADED if re.fullmatch(pattern, init.lower())), None)
+    if why is not None:
+        message = f"init_lora_weights={init!r:.80} moved the base, and {why}"
+        return failed(message, where="init_lora_weights", help=_CONVERT, **figures)
+    if init.lower().startswith("loftq"):
+        return unknown(f"init_lora_weights={init!r:.80} moved the base: whether PEFT makes it again was not tried")
+    message = f"init_lora_weights={init!r:.80} moved the base: B·A alone is not its update"
+    advice = f"stock PEFT makes that base again when it loads it; for anything else, {_CONVERT}"
+    return Observation(Severity.WARNING, message, "init_lora_weights", advice, figures)
+
+
+RULE = Rule(
+    code="GK604",
+    title="the saved update is one for the original base",
+    severity=Severity.ERROR,
+    needs=("adapter",),
+    check=_check,
+    why="the initializer took its share out of the base's weights: on the original base B·A is wrong",
+    example=(
+        "A LoRA-GA adapter is saved and loaded in stock PEFT: no warning, and the logits differ by as much as "
+        "they are large."
+    ),
+    help=_CONVERT,
+    safety=(
+        "The conversion is exact: rank and alpha are doubled, and the second half takes the initial share out. "
+        "A converted adapter says `init_lora_weights: true`, and this rule is silent."
+    ),
+    since="0.1.0",
+    sources=(
+        "peft.tuners.lora.model.LoraModel.subtract_mutated_init",
+        "peft.tuners.lora.model.LoraModel._convert_state_dict_for_initial_model",
+    ),
+)

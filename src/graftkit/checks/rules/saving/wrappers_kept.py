@@ -1,0 +1,81 @@
+"""What is saved must hold the base's wrappers, under the base's names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.saved import some
+from graftkit.errors import SourceError
+from graftkit.findings import Severity, Source
+from graftkit.surveying.headers import read_headers
+from graftkit.surveying.sites import ModelMap
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.base is not None
+    if facts.model is None and facts.checkpoint is None:
+        return unknown("needs checkpoint, or model", missing=("checkpoint",))
+    wrapped = [site for site in facts.base if site.wrapper is not None]
+    if not wrapped:
+        return held("the base has no wrappers", wrappers=0)
+    if facts.model is not None:
+        names = _live_names(facts.model)
+        expected = {f"{site.path}.weight": f"{site.wrapper.path}.weight" for site in wrapped if site.wrapper}
+        seen = _compared("the live model", names, expected)
+        if seen.verdict is not Severity.OK or facts.checkpoint is None:
+            return seen
+    try:
+        saved = read_headers(facts.checkpoint or "")
+    except SourceError as error:
+        return unknown(f"the saved model cannot be read: {error.why or error.what}")
+    return _compared("the saved model", saved.tensors.keys(), _on_disk(facts.base))
+
+
+def _live_names(model: object) -> set[str]:
+    """The state's names as the base has them: PEFT's own layers looked through."""
+    base = model.get_base_model()  # type: ignore[attr-defined]
+    added = {"base_layer", "original_module"}
+    return {".".join(part for part in name.split(".") if part not in added) for name in base.state_dict()}
+
+
+def _on_disk(base: ModelMap) -> dict[str, str]:
+    """Name of a wrapped weight -> its name where the wrapper is gone."""
+    found: dict[str, str] = {}
+    for site in base:
+        if site.wrapper is None:
+            continue
+        inner = site.path.removeprefix(site.wrapper.path)
+        found |= {key: key.replace(f"{inner}.weight", ".weight") for key in site.checkpoint_keys}
+    return found
+
+
+def _compared(what: str, names: Collection[str], expected: dict[str, str]) -> Observation:
+    missing = [name for name in expected if name not in names]
+    bare = [name for name in missing if expected[name] in names]
+    if bare:
+        message = f"{what} has {len(bare)} of {len(expected)} wrapped weights without their wrapper: {some(bare)}"
+        return failed(message, where=bare[0], missing=len(missing), unwrapped=len(bare), wrappers=len(expected))
+    if missing:
+        return unknown(f"{what} lacks {len(missing)} of {len(expected)} wrapped weights: {some(missing)}")
+    return held(f"{what} has all {len(expected)} wrapped weights under their names", wrappers=len(expected))
+
+
+RULE = Rule(
+    code="GK602",
+    title="what is saved keeps the base's wrappers",
+    severity=Severity.ERROR,
+    needs=("base",),
+    check=_check,
+    why="the weights come back under names that the class does not know, so it starts them at random",
+    example=(
+        "`setattr(parent, name, wrapper.linear)` makes PEFT accept a wrapped model. Saved like this, the "
+        "checkpoint lacks the wrapped names and all clip bounds, and reloading it gives another model."
+    ),
+    help="put the wrappers back before saving; `gk.unwrap` does so by itself for every state dict",
+    safety="Names and bounds only: the weights are the same.",
+    since="0.1.0",
+    sources=("https://github.com/huggingface/peft/issues/3129", "torch.nn.Module.state_dict"),
+    source=Source.INTROSPECTION,
+)

@@ -1,0 +1,1 @@
+"""Whether an engine serves the adapter as it was trained."""

@@ -1,0 +1,63 @@
+"""The engine must know everything that the adapter is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, unknown
+from graftkit.checks.saved import Saved, some
+from graftkit.checks.served import features_of, verdict
+from graftkit.engines import Engine, Feature, Stance
+from graftkit.findings import Severity, Source
+
+_BAD = frozenset({Stance.REFUSES, Stance.IGNORES})
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.engine is not None
+    saved = facts.saved
+    if saved.problems:
+        return unknown(f"the configuration cannot be used: {some(saved.problems)}")
+    fit = None if facts.base is None or saved.prefix is None else facts.fit
+    asked: dict[Feature, Sequence[str]] = {f: (name,) for f, name in features_of(saved, fit).items()}
+    seen = verdict(facts.engine, asked, _BAD, f"{facts.engine} takes what this adapter is made of")
+    if seen.verdict is not Severity.OK or Feature.OTHER_METHOD in asked:
+        return seen
+    return _rank(facts.engine, saved) or seen
+
+
+def _rank(engine: Engine, saved: Saved) -> Observation | None:
+    limit = engine.rank_limit
+    largest = max((saved.rank(core) for core in saved.modules), default=0)
+    if limit is None or largest <= limit.default:
+        return None
+    figures: dict[str, Any] = {"engine": str(engine), "rank": largest, "source": limit.source}
+    if largest > limit.largest:
+        message = f"rank {largest} is larger than the {limit.largest} that {engine} takes"
+        return failed(message, help="merge the adapter, or cut its rank by an SVD", **figures)
+    flag = limit.flag.format(next(step for step in limit.steps if step >= largest))
+    message = f"rank {largest} is larger than the {limit.default} that {engine} takes unless it is told"
+    return Observation(Severity.WARNING, message, None, f"start the server with {flag}", figures)
+
+
+RULE = Rule(
+    code="GK701",
+    title="the engine knows everything that the adapter is made of",
+    severity=Severity.ERROR,
+    needs=("adapter", "engine"),
+    check=_check,
+    why="an engine refuses what it does not know, or worse, loads the rest and computes something else",
+    example="An adapter trained with `use_dora=True` is given to vLLM, which refuses it when the server starts.",
+    help="merge the adapter into its base, or convert it to a plain LoRA",
+    safety="A merged model needs nothing of an engine; it takes the space of the base.",
+    since="0.1.0",
+    sources=(
+        "vllm.lora.peft_helper.PEFTHelper",
+        "https://github.com/vllm-project/vllm/issues/36501",
+        "https://github.com/sgl-project/sglang/pull/22125",
+        "https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py",
+    ),
+    source=Source.VERSIONS,
+)

@@ -1,0 +1,52 @@
+"""The engine must apply every tensor that it loads."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, held, unknown
+from graftkit.checks.saved import some
+from graftkit.checks.served import Served, verdict
+from graftkit.engines import Feature, Stance
+from graftkit.findings import Severity, Source
+
+_ASKED = (Feature.OTHER_PREFIX, Feature.INNER_NAMES, Feature.TOWERS, Feature.STACKED_EXPERTS)
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.engine is not None
+    if facts.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
+    if facts.saved.prefix is None:
+        return unknown("the adapter keeps no tensors in a model's layers")
+    engine, modules = facts.engine, Served(facts.fit).modules
+    asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
+    # A refusal is loud: that is another rule's.
+    asked = {f: cores for f, cores in asked.items() if engine.fact(f).stance is not Stance.REFUSES}
+    if not asked:
+        return held(f"none of {len(facts.saved.modules)} adapted modules is one that {engine} passes over")
+    good = f"{engine} applies all {len(facts.saved.modules)} adapted modules"
+    return verdict(engine, asked, frozenset({Stance.IGNORES}), good)
+
+
+RULE = Rule(
+    code="GK702",
+    title="the engine applies every module of the adapter that it loads",
+    severity=Severity.ERROR,
+    needs=("adapter", "base", "engine"),
+    check=_check,
+    why="an engine that finds no module for a tensor says nothing, and serves the base there",
+    example=(
+        "An adapter on a vision tower is loaded by vLLM without `--enable-tower-connector-lora`: requests "
+        "succeed, and images are seen as the base sees them."
+    ),
+    help="start the server with the option named, re-key the adapter, or merge it",
+    safety="Re-keying changes no value. After a merge nothing depends on the engine's names.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/vllm-project/vllm/issues/34186",
+        "https://github.com/vllm-project/vllm/issues/41754",
+        "https://github.com/vllm-project/vllm/issues/31479",
+        "https://github.com/sgl-project/sglang/issues/28784",
+    ),
+    source=Source.VERSIONS,
+)

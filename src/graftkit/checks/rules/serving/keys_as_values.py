@@ -1,0 +1,50 @@
+"""Where a key projection makes the values too, its adapter must reach both in the engine."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, held, unknown
+from graftkit.checks.saved import some
+from graftkit.checks.served import beside, verdict
+from graftkit.engines import Feature, Stance
+from graftkit.findings import Severity, Source
+from graftkit.surveying.notes import makes_values
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.engine is not None
+    if facts.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
+    if facts.saved.prefix is None:
+        return unknown("the adapter keeps no tensors in a model's layers")
+    modules, sites = facts.saved.modules, facts.fit.sites
+    keys = [core for core in modules if (site := sites.get(core)) is not None and makes_values(site)]
+    if not keys:
+        return held("no adapted key projection makes the values too", keys=0)
+    lone = [core for core in keys if beside(core, "k", "v") not in modules]
+    if not lone:
+        return held(f"each of {len(keys)} key projections that make the values too has its pair as v_proj as well")
+    good = f"{facts.engine} makes the values from the adapted keys"
+    return verdict(facts.engine, {Feature.KEY_IS_VALUE: lone}, frozenset({Stance.IGNORES}), good)
+
+
+RULE = Rule(
+    code="GK703",
+    title="an adapter on keys that are the values too reaches both in the engine",
+    severity=Severity.ERROR,
+    needs=("adapter", "base", "engine"),
+    check=_check,
+    why="the engine keeps a second weight for the values, which the adapter on the keys does not change",
+    example=(
+        "`attention_k_eq_v`: in transformers `k_proj` makes keys and values, and vLLM loads its weight twice. The "
+        "adapter on `k_proj` then changes the keys alone, and the logits differ."
+    ),
+    help="in a copy for this engine, write each k_proj pair a second time, as v_proj",
+    safety=(
+        "vLLM 0.32 then gave transformers' log-probabilities to 4 decimals. Stock PEFT has no place for the "
+        "second pair: keep the original for it."
+    ),
+    since="0.1.0",
+    sources=("https://github.com/vllm-project/vllm/pull/41944",),
+    source=Source.VERSIONS,
+)

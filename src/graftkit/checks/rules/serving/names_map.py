@@ -1,0 +1,49 @@
+"""The engine must have a place for every tensor, and find every tensor that it expects."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, held, unknown
+from graftkit.checks.saved import some
+from graftkit.checks.served import Served, verdict
+from graftkit.engines import Feature, Stance
+from graftkit.findings import Severity, Source
+
+_ASKED = (Feature.OTHER_PREFIX, Feature.TOWERS, Feature.STACKED_EXPERTS, Feature.NO_VALUE)
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.engine is not None
+    if facts.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
+    if facts.saved.prefix is None:
+        return unknown("the adapter keeps no tensors in a model's layers")
+    engine, modules = facts.engine, Served(facts.fit).modules
+    asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
+    # What it loads and leaves out is another rule's.
+    asked = {f: cores for f, cores in asked.items() if engine.fact(f).stance is not Stance.IGNORES}
+    good = f"{engine} stops at none of {len(facts.saved.modules)} adapted modules"
+    return verdict(engine, asked, frozenset({Stance.REFUSES}), good) if asked else held(good)
+
+
+RULE = Rule(
+    code="GK705",
+    title="the adapter's names map to tensors of the engine",
+    severity=Severity.ERROR,
+    needs=("adapter", "base", "engine"),
+    check=_check,
+    why="the server or the converter stops at a tensor that it has no place for, or that it misses",
+    example=(
+        "Layers that share keys and values have a `q_proj` and no `v_proj`. SGLang joins the three projections "
+        "when it loads an adapter, and stops with a KeyError."
+    ),
+    help="write tensors of zeros for what is missed, leave out what has no place, or merge the adapter",
+    safety="Zeros add nothing. What is left out is lost: merge where the towers were trained.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/sgl-project/sglang/issues/25913",
+        "https://github.com/sgl-project/sglang/pull/28199",
+        "https://github.com/ggml-org/llama.cpp/issues/23047",
+    ),
+    source=Source.VERSIONS,
+)

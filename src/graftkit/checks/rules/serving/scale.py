@@ -1,0 +1,59 @@
+"""The engine must scale the update as PEFT does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.saved import some
+from graftkit.checks.served import Scale, scales
+from graftkit.findings import Severity, Source
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.engine is not None
+    if facts.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
+    if facts.saved.file.peft_type != "LORA":
+        return unknown(f"{some([facts.saved.file.peft_type])} is no LoRA")
+    found = scales(facts.saved, facts.engine)
+    if isinstance(found, Observation):
+        return found
+    wrong = {core: scale for core, scale in found.items() if not math.isclose(scale.trained, scale.served)}
+    figures: dict[str, Any] = {"engine": str(facts.engine), "modules": len(found), "wrong": len(wrong)}
+    if not wrong:
+        return held(f"{facts.engine} scales all {len(found)} modules as PEFT does", **figures)
+    worst = max(wrong, key=lambda core: _distance(wrong[core]))
+    scale = wrong[worst]
+    message = (
+        f"{facts.engine} scales {len(wrong)} of {len(found)} modules otherwise: {scale.served:.3g} instead of "
+        f"{scale.trained:.3g}"
+    )
+    return failed(message, where=worst, ratio=scale.ratio, served=scale.served, trained=scale.trained, **figures)
+
+
+def _distance(scale: Scale) -> float:
+    return abs(math.log(scale.ratio)) if 0 < scale.ratio < math.inf else math.inf
+
+
+RULE = Rule(
+    code="GK704",
+    title="the engine scales the update as PEFT does",
+    severity=Severity.ERROR,
+    needs=("adapter", "engine"),
+    check=_check,
+    why="the adapter loads without a word, and acts several times too weakly or too strongly",
+    example="An rsLoRA adapter of rank 64 is served by SGLang, which scales by alpha / r: eight times too weak.",
+    help="fold the scale into lora_B: multiply it by PEFT's scale, set lora_alpha to r, and drop the options",
+    safety="The product B·A·scale stays the same up to the rounding of lora_B.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/sgl-project/sglang/issues/40835",
+        "https://github.com/vllm-project/vllm/pull/6909",
+        "llama.cpp: src/llama-adapter.h, llama_adapter_lora_weight::get_scale",
+        "peft.tuners.lora.layer.LoraLayer.update_layer",
+    ),
+    source=Source.VERSIONS,
+)

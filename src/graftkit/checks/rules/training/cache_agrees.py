@@ -1,0 +1,100 @@
+"""With and without a cache, a model must compute the same."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.live import difference, evaluating, logits_of, tolerance
+from graftkit.checks.rows import no_rows_for, text_rows
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.findings import Severity
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_TOKENS = 8
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.model is not None
+    assert facts.batch is not None
+    model = facts.model
+    base: Any = model.get_base_model()
+    if not callable(getattr(base, "can_generate", None)) or not base.can_generate():
+        return held("the model generates nothing, so it has no cache")
+    without = logits_of(model, {**facts.batch, "use_cache": False})
+    whole = difference(without, logits_of(model, {**facts.batch, "use_cache": True}))
+    allowed = tolerance(model)
+    evidence: dict[str, Any] = {"difference": whole, "tolerance": allowed}
+    if not whole <= allowed:
+        return failed(f"logits with and without a cache differ by {whole:.1e}", **evidence)
+    if no_rows_for(model) is not None or not _generates_as_usual(base):
+        return held(f"logits with and without a cache differ by {whole:.1e}", **evidence)
+    prompt, step = _one_step(model)
+    if not prompt <= allowed:
+        message = f"logits with and without a cache differ by {whole:.1e}; later tokens change earlier ones"
+        return held(message, **evidence)
+    evidence["difference_of_next_token"] = step
+    if not step <= allowed:
+        return failed(f"the next token's logits from the cache differ by {step:.1e}", **evidence)
+    return held(f"logits differ by {whole:.1e}, those of the next token from the cache by {step:.1e}", **evidence)
+
+
+def _generates_as_usual(base: Any) -> bool:
+    """Whether its ``generate`` is transformers' own, and a token's logits are those of the tokens before it."""
+    from transformers import GenerationMixin
+
+    return type(base).generate is GenerationMixin.generate
+
+
+def _one_step(model: PeftModel) -> tuple[float, float]:
+    """How far the logits of the first and the second generated token are from those of one full pass.
+
+    The second token is the first that comes from the cache. The first tells whether the full pass sees what
+    generation sees: in a model that is not causal it does not.
+    """
+    import torch
+
+    prompt = text_rows(model, [_TOKENS])[0]
+    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on options of the model's own generation settings
+        made = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=2,
+            min_new_tokens=2,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    whole = logits_of(model, {"input_ids": made.sequences[:, :-1], "use_cache": False})
+    first, second = (logits.float().cpu() for logits in made.logits)
+    return difference(whole[:, -2], first), difference(whole[:, -1], second)
+
+
+RULE = Rule(
+    code="GK201",
+    title="logits are the same with and without a cache",
+    severity=Severity.ERROR,
+    needs=("model", "batch"),
+    check=_check,
+    why=(
+        "Training runs without a cache and generation with one: the model in use is then another than the one "
+        "that was trained."
+    ),
+    example=(
+        "Gemma 4 E2B before transformers 5.5.2: layers that share keys and values found them in the cache alone, "
+        "and without one the loss was 16.2 instead of 6.8."
+    ),
+    help="upgrade transformers",
+    safety="An adapter trained before the upgrade was trained against other activations: train it again.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/transformers/issues/45242",
+        "https://github.com/huggingface/transformers/pull/45312",
+    ),
+)

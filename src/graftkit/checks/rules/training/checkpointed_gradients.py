@@ -1,0 +1,146 @@
+"""Recomputing activations must not change the gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graftkit.checks.checkpointing import InUse, Mode, can_checkpoint, in_use
+from graftkit.checks.facts import Facts
+from graftkit.checks.gradients import Backward, Comparison, compare
+from graftkit.checks.rule import Observation, Rule, Setting, failed, held, noted, unknown
+from graftkit.findings import Fix, Severity
+from graftkit.recipes.training import Training
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.model is not None
+    if not can_checkpoint(facts.model):
+        return held("none of the model's layers recomputes its activations")
+    use = in_use(facts.model, facts.training)
+    allowed = facts.limit(RULE, "difference")
+    plain = facts.gradients.under(Mode.OFF)
+    if not plain.usable:
+        return unknown("without checkpointing the adapter gets no finite gradient, so there is nothing to compare")
+    figures = {mode.value: _figures(plain, _pass(facts, use, mode), allowed) for mode in _modes(use)}
+    evidence: dict[str, Any] = {
+        "in_use": None if use.mode is None else use.mode.value,
+        "allowed": allowed,
+        **figures,
+    }
+    wrong = [mode for mode, seen in figures.items() if seen["wrong"]]
+    if use.mode is not None and use.mode.value in wrong:
+        return _wrong_in_use(facts, use, figures[use.mode.value], evidence)
+    if use.mode is Mode.OFF:
+        message = "activations are kept, so the gradients are right"
+        return _beside(message, wrong, figures, evidence) if wrong else held(message, **evidence)
+    if use.mode is not None:
+        worst = figures[use.mode.value]["worst_difference"]
+        return held(f"{use.mode.value} checkpointing changes the gradients by {worst:.1e}", **evidence)
+    return _open(wrong, figures, evidence)
+
+
+def _modes(use: InUse) -> tuple[Mode, ...]:
+    return (use.mode,) if use.mode is Mode.CUSTOM else (Mode.NON_REENTRANT, Mode.REENTRANT)
+
+
+def _pass(facts: Facts, use: InUse, mode: Mode) -> Backward:
+    """The mode that the model is in is run as the model has it, with its own function and hooks."""
+    return facts.gradients.under(None if use.live and use.mode is mode else mode)
+
+
+def _figures(plain: Backward, tried: Backward, allowed: float) -> dict[str, Any]:
+    if tried.refusal is not None:
+        tensors = len(plain.gradients)
+        return {"tensors": tensors, "wrong": tensors, "worst_difference": 1.0, "refusal": tried.refusal}
+    apart: Comparison = compare(plain, tried)
+    wrong = apart.wrong(allowed)
+    return {
+        "tensors": len(apart.differences),
+        "wrong": len(wrong),
+        "worst_difference": max(apart.differences.values(), default=0.0),
+        "worst_cosine": min(apart.cosines.values(), default=1.0),
+        "worst": [name.removeprefix("base_model.model.") for name in wrong[:3]],
+        "loss_difference": abs(tried.loss - plain.loss),
+    }
+
+
+def _wrong_in_use(facts: Facts, use: InUse, seen: dict[str, Any], evidence: dict[str, Any]) -> Observation:
+    assert use.mode is not None
+    # A mode that the model alone is in was not set by the recipe, and is not mended there.
+    written = facts.recipe is not None and not use.live
+    forced = use.because == "zero3"
+    mends = written and not forced and use.mode is Mode.REENTRANT
+    option = (facts.training or Training()).reentrant_key
+    return failed(
+        _told(use.mode.value, seen),
+        where=next(iter(seen.get("worst", ())), None),
+        help=_help(use),
+        key=("args.deepspeed" if forced else option) if written else None,
+        fix=Fix("recipe", sets={option: False}) if mends else None,
+        **evidence,
+    )
+
+
+def _help(use: InUse) -> str:
+    if use.because == "zero3":
+        return (
+            "TRL forces re-entrant checkpointing on PEFT with ZeRO-3 where checkpointing has options: leave "
+            "gradient_checkpointing_kwargs out, train with ZeRO-2, or with gradient_checkpointing=False"
+        )
+    if use.mode is Mode.REENTRANT and use.live:
+        return (
+            'model.gradient_checkpointing_enable({"use_reentrant": False}), or '
+            'prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})'
+        )
+    return RULE.help if use.mode is Mode.REENTRANT else "train with gradient_checkpointing=False"
+
+
+def _open(wrong: list[str], figures: dict[str, Any], evidence: dict[str, Any]) -> Observation:
+    if not wrong:
+        return held("gradients are the same with activation checkpointing, re-entrant or not", **evidence)
+    return _beside("nothing says whether activations will be recomputed", wrong, figures, evidence)
+
+
+def _beside(message: str, wrong: list[str], figures: dict[str, Any], evidence: dict[str, Any]) -> Observation:
+    """A mode fails that is not known to be in use."""
+    told = _told(wrong[0], figures[wrong[0]])
+    return noted(f"{message}; {told}", help=f"do not train with {wrong[0]} checkpointing", **evidence)
+
+
+def _told(mode: str, seen: dict[str, Any]) -> str:
+    if "refusal" in seen:
+        return f"{mode} checkpointing has no backward pass: {seen['refusal']}"
+    return (
+        f"{mode} checkpointing gives {seen['wrong']} of {seen['tensors']} adapter tensors a wrong gradient "
+        f"(cosine down to {seen['worst_cosine']:.2f}, the loss differs by {seen['loss_difference']:.0e})"
+    )
+
+
+RULE = Rule(
+    code="GK202",
+    title="gradients are the same with and without activation checkpointing",
+    severity=Severity.ERROR,
+    needs=("model", "batch"),
+    check=_check,
+    why=(
+        "The loss is right and goes down, and the adapter is pushed in wrong directions. Nothing is printed: "
+        "re-entrant checkpointing recomputes a layer from its tensor arguments alone, and what a layer passes on "
+        "beside them (keys and values shared with later layers) is cut out of the graph."
+    ),
+    example=(
+        "`prepare_model_for_kbit_training(model)` enables re-entrant checkpointing. On a model whose last layers "
+        "reuse the keys and values of earlier ones, 46 of 76 adapter tensors get a wrong gradient."
+    ),
+    help='gradient_checkpointing_kwargs={"use_reentrant": False}',
+    safety="The non-re-entrant implementation computes the same loss and the gradients of training without it.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/trl/issues/4951",
+        "peft: peft.utils.other.prepare_model_for_kbit_training",
+        "trl: trl.trainer.sft_trainer.SFTTrainer.__init__ (ZeRO-3)",
+        "torch: torch.utils.checkpoint.checkpoint",
+    ),
+    settings={
+        "difference": Setting(0.02, "largest accepted change of one tensor's gradient, relative to its length"),
+    },
+)

@@ -1,0 +1,113 @@
+"""What a message holds must appear in the text that is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graftkit.checks.conversations import (
+    ANSWERS,
+    QUESTIONS,
+    Message,
+    TemplateRefusalError,
+    assistant,
+    render,
+    sample,
+    template_of,
+    user,
+)
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.findings import Severity
+
+_THOUGHT = "Rivers and capitals come to mind."
+_CALL = [
+    {"id": "call00001", "type": "function", "function": {"name": "find_river", "arguments": {"city": "Vienna"}}}
+]
+_RESULT: Message = {
+    "role": "tool",
+    "name": "find_river",
+    "tool_call_id": "call00001",
+    "content": "Danube, 2850 km",
+}
+_SYSTEM: Message = {"role": "system", "content": "You answer in one sentence."}
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A part of a conversation, and what shows that it was rendered.
+
+    Attributes:
+        name: what it is, as a message has it.
+        messages: a conversation that holds it.
+        signs: texts that must appear.
+        always: whether every conversation has it; the others appear in some data only.
+    """
+
+    name: str
+    messages: Sequence[Message]
+    signs: tuple[str, ...]
+    always: bool = False
+
+
+def _fields() -> tuple[_Field, ...]:
+    question, answer = user(QUESTIONS[0]), assistant(ANSWERS[0])
+    thought = assistant(ANSWERS[0], reasoning_content=_THOUGHT)
+    call = assistant("", tool_calls=_CALL)
+    thoughtful_call = {**call, "reasoning_content": _THOUGHT}
+    return (
+        _Field("content", sample(), (*QUESTIONS, *ANSWERS), always=True),
+        _Field("the system message", [_SYSTEM, question, answer], (str(_SYSTEM["content"]),)),
+        _Field("reasoning_content of the last answer", [question, thought], (_THOUGHT,)),
+        _Field("reasoning_content of an earlier answer", [question, thought, *sample()[2:]], (_THOUGHT,)),
+        _Field("tool_calls", [question, call, _RESULT, answer], ("find_river", "Vienna")),
+        _Field("the tool's result", [question, call, _RESULT, answer], (str(_RESULT["content"]),)),
+        _Field("reasoning_content of a tool call", [question, thoughtful_call, _RESULT, answer], (_THOUGHT,)),
+    )
+
+
+def _check(facts: Facts) -> Observation:
+    if template_of(facts.processor) is None:
+        return unknown("the tokenizer has no chat template")
+    fields = _fields()
+    fates = {field.name: _fate(facts.processor, field) for field in fields}
+    dropped = [name for name, fate in fates.items() if fate == "dropped"]
+    evidence: dict[str, Any] = {"fields": fates}
+    if any(fates[field.name] != "rendered" for field in fields if field.always):
+        return failed("the template does not render what the messages say", where="chat_template", **evidence)
+    if dropped:
+        message = f"the template drops {', '.join(dropped)} without a word"
+        return noted(
+            message, help="where the data has it, put it into content, or take another template", **evidence
+        )
+    refused = [name for name, fate in fates.items() if fate == "refused"]
+    kept = len(fates) - len(refused)
+    return held(f"{kept} of {len(fates)} kinds of content are rendered, the others refused", **evidence)
+
+
+def _fate(processor: Any, field: _Field) -> str:
+    """``"rendered"``, ``"dropped"``, or ``"refused"`` with an error that stops the training."""
+    try:
+        text = render(processor, field.messages)
+    except TemplateRefusalError:
+        return "refused"
+    return "rendered" if all(sign in text for sign in field.signs) else "dropped"
+
+
+RULE = Rule(
+    code="GK208",
+    title="the template renders every field of a message",
+    severity=Severity.ERROR,
+    needs=("processor",),
+    check=_check,
+    why="What the template leaves out is not in the text, so it is not learned, and nothing tells.",
+    example=(
+        "The first templates of Gemma 4 render `reasoning_content` only in messages with tool calls: a data set "
+        "of questions, thoughts and answers trains on questions and answers."
+    ),
+    help="a template that renders the field (chat_template_path)",
+    safety="The model then sees the field where the template puts it: keep the place it was trained on.",
+    since="0.1.0",
+    sources=("trl: trl.chat_template_utils.supports_tool_calling", "the chat template itself"),
+)

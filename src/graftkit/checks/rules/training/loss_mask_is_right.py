@@ -1,0 +1,89 @@
+"""What is learned of a conversation must be what the assistant says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graftkit.checks.conversations import (
+    ANSWERS,
+    QUESTIONS,
+    Rendered,
+    TemplateRefusalError,
+    answers_learned,
+    everything_learned,
+    marked_template,
+    template_of,
+)
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.findings import Severity
+
+_KEY = "args.assistant_only_loss"
+
+
+def _check(facts: Facts) -> Observation:
+    if template_of(facts.processor) is None:
+        return unknown("the tokenizer has no chat template")
+    in_use = facts.training is not None and facts.training.assistant_only
+    try:
+        seen = answers_learned(facts.processor, marked_template(facts.processor))
+    except ImportError:
+        return unknown("TRL, whose templates decide this, is not installed")
+    except TemplateRefusalError as refusal:
+        return _wrong(in_use, str(refusal), facts)
+    if (fault := _fault(seen)) is not None:
+        return _wrong(in_use, fault, facts, seen)
+    if in_use:
+        return held(f"learned of a sample: {seen.learned_text!r}", learned=seen.learned_text)
+    return held(
+        "without assistant_only_loss, every token of a conversation is learned",
+        learned=everything_learned(facts.processor).learned_text,
+        learned_with_assistant_only=seen.learned_text,
+    )
+
+
+def _fault(seen: Rendered) -> str | None:
+    if not any(seen.learned):
+        return "no token of a sample is learned: the template marks nothing as the assistant's"
+    missed = [answer for answer in ANSWERS if seen.share_of(answer) < 1]
+    if missed:
+        return f"what the assistant says is not learned: {missed[0]!r}"
+    asked = [question for question in QUESTIONS if seen.share_of(question) > 0]
+    if asked:
+        return f"what the user says is learned: {asked[0]!r}"
+    return None
+
+
+def _wrong(in_use: bool, fault: str, facts: Facts, seen: Rendered | None = None) -> Observation:
+    evidence: dict[str, Any] = {} if seen is None else {"learned": seen.learned_text, "tokens": sum(seen.learned)}
+    if in_use:
+        return failed(fault, where="chat_template", key=_KEY if facts.recipe is not None else None, **evidence)
+    return noted(f"with assistant_only_loss, {fault}", help="do not set assistant_only_loss", **evidence)
+
+
+RULE = Rule(
+    code="GK206",
+    title="the loss mask covers what the assistant says, and nothing else",
+    severity=Severity.ERROR,
+    needs=("processor",),
+    check=_check,
+    why=(
+        "With an empty mask there is no loss; with a wrong one the model learns to ask the user's questions. Most "
+        "templates that models come with have no marks for it, and TRL has its own only for those it knows."
+    ),
+    example=(
+        "`assistant_only_loss: true` with the template of Gemma 4, which has no `{% generation %}`: TRL 1.16 has "
+        "no template in its place and stops; whoever asks transformers for the mask gets one of zeros."
+    ),
+    help=(
+        "a template with {% generation %} around the assistant's turns (chat_template_path), "
+        "or no assistant_only_loss"
+    ),
+    safety="Marks change what is learned, not what is rendered. Without a mask the user's turns are learned too.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/trl/issues/6578",
+        "trl: trl.chat_template_utils.get_training_chat_template",
+        "transformers: PreTrainedTokenizerBase.apply_chat_template(return_assistant_tokens_mask=True)",
+    ),
+)

@@ -1,0 +1,124 @@
+"""Samples packed in one row must not see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.live import difference, logits_of, tolerance
+from graftkit.checks.rows import no_rows_for, packed, packed_as_trl, text_rows
+from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.findings import Fix, Severity
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+
+# Longer than the windows of short convolutions.
+_LENGTHS = (7, 5)
+_OPTIONS = ("packing", "padding_free")
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.model is not None
+    model = facts.model
+    if (reason := no_rows_for(model)) is not None:
+        return held(f"its samples are not packed: {reason}")
+    rows = text_rows(model, _LENGTHS)
+    second = logits_of(model, {"input_ids": rows[1], "use_cache": False})
+    trl = _Packed.of(model, packed_as_trl, rows, second)
+    plain = _Packed.of(model, packed, rows, second)
+    allowed = tolerance(model)
+    evidence: dict[str, Any] = {
+        "difference": trl.difference,
+        "difference_without_boundaries": plain.difference,
+        "tolerance": allowed,
+        "attention": getattr(model.get_base_model().config, "_attn_implementation", None),
+    }
+    if trl.refusal is not None:
+        return _seen(facts, f"the model refuses packed rows: {trl.refusal}", {**evidence, "refusal": trl.refusal})
+    if not trl.difference <= allowed:
+        if (flash := _flash_elsewhere(facts)) is not None:
+            return unknown(f"samples leak with this attention; {flash} is not at hand to try", **evidence)
+        message = f"a packed sample sees the one before it: its logits differ by {trl.difference:.1e}"
+        return _seen(facts, message, evidence)
+    together = logits_of(model, {"input_ids": packed(rows)["input_ids"], "use_cache": False})
+    if not difference(second, together[:, rows[0].shape[1] :]) > allowed:
+        return unknown(
+            "a sample's logits hardly depend on what is before it, so a leak could not be seen", **evidence
+        )
+    return held(f"packed and separate logits differ by {trl.difference:.1e}", **evidence)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """How far the second sample's logits are from its own, or what the model said instead."""
+
+    difference: float
+    refusal: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: PeftModel,
+        collate: Callable[[list[Tensor]], Mapping[str, Any]],
+        rows: list[Tensor],
+        second: Tensor,
+    ) -> _Packed:
+        try:
+            logits = logits_of(model, collate(rows))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            return cls(float("nan"), str(error).partition("\n")[0])
+        return cls(difference(second, logits[:, rows[0].shape[1] :]))
+
+
+def _flash_elsewhere(facts: Facts) -> str | None:
+    """The flash attention that the recipe asks for, where the model at hand computes its attention otherwise."""
+    assert facts.model is not None
+    if facts.recipe is None:
+        return None
+    options = facts.recipe.args.get("model_init_kwargs")
+    wanted = str(options.get("attn_implementation", "")) if isinstance(options, Mapping) else ""
+    own = str(getattr(facts.model.get_base_model().config, "_attn_implementation", ""))
+    return wanted if "flash" in wanted and "flash" not in own else None
+
+
+def _seen(facts: Facts, message: str, evidence: Mapping[str, Any]) -> Observation:
+    """An error where samples are packed, otherwise something to know."""
+    if facts.training is None or not facts.training.packing:
+        return noted(message, help="do not pack samples for this model", **evidence)
+    set_ = [f"args.{name}" for name in _OPTIONS if facts.recipe is not None and facts.recipe.args.get(name)]
+    return failed(
+        message,
+        key=next(iter(set_), None),
+        fix=Fix("recipe", sets=dict.fromkeys(set_, False)) if set_ else None,
+        **evidence,
+    )
+
+
+RULE = Rule(
+    code="GK205",
+    title="samples packed in one row do not see each other",
+    severity=Severity.ERROR,
+    needs=("model",),
+    check=_check,
+    why=(
+        "Attention can be cut where the positions begin anew. A convolution or a recurrent state runs on through "
+        "the row unless the model tells it where a sample ends: each sample is then learned with the end of "
+        "another in its memory."
+    ),
+    example=(
+        "A Jamba with `packing: true`: the logits of a packed sample differ by more than their own size from "
+        "those of the sample alone. So do those of models that build their mask without the positions."
+    ),
+    help="packing: false",
+    safety="Training without packing computes what was meant; it fills rows up with padding and takes longer.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/huggingface/transformers/pull/46093",
+        "trl: trl.trainer.sft_trainer.DataCollatorForLanguageModeling.torch_call",
+        "transformers: masking_utils.find_packed_sequence_indices",
+    ),
+)

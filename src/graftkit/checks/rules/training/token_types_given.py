@@ -1,0 +1,96 @@
+"""A batch must say which tokens are images where the model's mask depends on it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.live import difference, logits_of, tolerance
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.findings import Severity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KEYS = ("mm_token_type_ids", "token_type_ids")
+# What processors write for the tokens of each modality; text is 0 (transformers.ProcessorMixin).
+_TYPES = {"image": 1, "video": 2, "audio": 3}
+_FLAG = "use_bidirectional_attention"
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.model is not None
+    assert facts.batch is not None
+    base: Any = facts.model.get_base_model()
+    key = next((name for name in _KEYS if name in inspect.signature(type(base).forward).parameters), None)
+    config = getattr(base, "config", None)
+    if key is None or config is None:
+        return held("the model takes no token types")
+    types = _types(config, facts.batch)
+    if types is None or not types.any():
+        return held("the batch holds no tokens but text", key=key)
+    given = facts.batch.get(key)
+    if given is not None and bool((given.cpu()[types > 0] > 0).all()):
+        return held(f"the batch has {key}", key=key)
+    return _compared(facts, key, types, config)
+
+
+def _types(config: Any, batch: Mapping[str, Any]) -> Tensor | None:
+    """The type of every token, (B, T) int64, from the configuration's placeholders; None without text."""
+    import torch
+
+    ids = batch.get("input_ids")
+    if not isinstance(ids, torch.Tensor):
+        return None
+    types = torch.zeros_like(ids, device="cpu")
+    for modality, value in _TYPES.items():
+        for ending in ("token_id", "token_index"):
+            token = getattr(config, f"{modality}_{ending}", None)
+            if isinstance(token, int):
+                types[ids.cpu() == token] = value
+    return types
+
+
+def _compared(facts: Facts, key: str, types: Tensor, config: Any) -> Observation:
+    assert facts.model is not None
+    assert facts.batch is not None
+    right = logits_of(facts.model, {**facts.batch, key: types})
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    evidence: dict[str, Any] = {"key": key, _FLAG: getattr(text, _FLAG, None)}
+    try:
+        seen = logits_of(facts.model, facts.batch)
+    except ValueError as error:
+        return failed(f"the batch has no {key}: {str(error).partition(chr(10))[0]}", where=key, **evidence)
+    apart, allowed = difference(right, seen), tolerance(facts.model)
+    evidence |= {"difference": apart, "tolerance": allowed}
+    if apart <= allowed:
+        return held(f"the logits do not depend on {key}", **evidence)
+    return failed(
+        f"the batch has no {key}, and without it the logits differ by {apart:.1e}", where=key, **evidence
+    )
+
+
+RULE = Rule(
+    code="GK204",
+    title="the batch says which tokens are images",
+    severity=Severity.ERROR,
+    needs=("model", "batch"),
+    check=_check,
+    why=(
+        "Some models let the tokens of an image see each other in both directions. Without the token types they "
+        "take the causal mask for all of them, without a word, and learn under a mask that no image has in use."
+    ),
+    example=(
+        "A collator of one's own hands on `input_ids` and `pixel_values`, and drops the `mm_token_type_ids` that "
+        "the processor of Gemma 4 26B made."
+    ),
+    help="hand on what the processor returns; its return_mm_token_type_ids=True makes the key",
+    safety="The key changes the mask to the one that the model was trained with.",
+    since="0.1.0",
+    sources=(
+        "transformers: masking_utils.create_causal_mask",
+        "transformers: ProcessorMixin.create_mm_token_type_ids",
+    ),
+)

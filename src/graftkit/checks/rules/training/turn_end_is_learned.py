@@ -1,0 +1,117 @@
+"""The token that ends the assistant's turn must be learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graftkit.checks.conversations import (
+    ANSWERS,
+    Rendered,
+    TemplateRefusalError,
+    answers_learned,
+    everything_learned,
+    marked_template,
+    template_of,
+    tokenizer_of,
+)
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.findings import Severity
+
+
+def _check(facts: Facts) -> Observation:
+    if template_of(facts.processor) is None:
+        return unknown("the tokenizer has no chat template")
+    assistant_only = facts.training is not None and facts.training.assistant_only
+    try:
+        whole = _Ends.of(everything_learned(facts.processor), facts.processor)
+    except TemplateRefusalError as refusal:
+        return unknown(f"the template refuses a plain conversation: {refusal}")
+    masked = _masked(facts.processor)
+    if masked is None and assistant_only:
+        return unknown("there is no loss mask to look at (GK206 says why)", **whole.evidence)
+    in_use = masked if masked is not None and assistant_only else whole
+    if in_use.places[0] is None:
+        return unknown("no special token follows an answer", **in_use.evidence)
+    if in_use.faults:
+        return failed(in_use.faults[0], where="chat_template", **in_use.evidence)
+    if masked is not None and masked.faults:
+        message = f"with assistant_only_loss, {masked.faults[0]}"
+        return noted(message, help="do not set assistant_only_loss", **masked.evidence)
+    return held(f"the end of a turn ({in_use.evidence['terminator']}) is learned", **in_use.evidence)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Where each answer of a rendered sample ends: the special token behind it, or None."""
+
+    seen: Rendered
+    places: tuple[tuple[int, int] | None, ...]
+    eos: str | None
+
+    @classmethod
+    def of(cls, seen: Rendered, processor: Any) -> _Ends:
+        tokenizer = tokenizer_of(processor)
+        specials = _specials(tokenizer)
+        places = tuple(_end(seen.text, answer, specials) for answer in ANSWERS)
+        return cls(seen, places, getattr(tokenizer, "eos_token", None))
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong after each answer that does not teach its end."""
+        told = (self._fault(place, answer) for place, answer in zip(self.places, ANSWERS, strict=True))
+        return tuple(fault for fault in told if fault is not None)
+
+    def _fault(self, place: tuple[int, int] | None, answer: str) -> str | None:
+        if place is None:
+            return "the template puts no end after the last answer: a single turn never shows how to stop"
+        return None if self.seen.share(*place) == 1 else f"the token that ends a turn is masked after {answer!r}"
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        first = self.places[0]
+        terminator = None if first is None else self.seen.text[slice(*first)]
+        return {"terminator": terminator, "eos_token": self.eos, "learned": self.seen.learned_text}
+
+
+def _masked(processor: Any) -> _Ends | None:
+    """The sample under assistant_only_loss, where TRL can mask it at all."""
+    try:
+        return _Ends.of(answers_learned(processor, marked_template(processor)), processor)
+    except (ImportError, TemplateRefusalError):
+        return None
+
+
+def _specials(tokenizer: Any) -> list[str]:
+    known = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    return sorted((token for token in known if token.strip()), key=len, reverse=True)
+
+
+def _end(text: str, answer: str, specials: list[str]) -> tuple[int, int] | None:
+    """Where the special token stands that follows an answer, with nothing but white space between."""
+    start = text.index(answer) + len(answer)
+    start += len(text[start:]) - len(text[start:].lstrip())
+    found = next((token for token in specials if text.startswith(token, start)), None)
+    return None if found is None else (start, start + len(found))
+
+
+RULE = Rule(
+    code="GK207",
+    title="the end of the assistant's turn is learned",
+    severity=Severity.ERROR,
+    needs=("processor",),
+    check=_check,
+    why="A model that is never taught the token that ends its turn goes on after it, and no loss tells.",
+    example=(
+        "A template whose `{% endgeneration %}` stands before `<turn|>`; or one that ends a turn with the next "
+        "message's header, and so not at all when there is none."
+    ),
+    help="put the token inside {% generation %} … {% endgeneration %}, and after the last turn too",
+    safety="The rendered text of a conversation that goes on stays the same.",
+    since="0.1.0",
+    sources=(
+        "https://github.com/axolotl-ai-cloud/axolotl/issues/3754",
+        "trl: trl.chat_template_utils.is_chat_template_stop_token_trained",
+    ),
+)
