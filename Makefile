@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow fuzz lint format docs bench clean
+.PHONY: demo test test-slow test-distributed fuzz lint format docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz and not distributed"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow"
+
+test-distributed: $(STAMP)
+	$(BIN)/python -m pytest -m "distributed"
 
 # GRAFTKIT_FUZZ_EXAMPLES says how many mutations each test tries.
 fuzz: $(STAMP)

@@ -22,15 +22,19 @@ if TYPE_CHECKING:
     from graftkit.checks.verify import verify
     from graftkit.errors import GraftError
     from graftkit.findings import Finding, Report, Severity
+    from graftkit.merging.merge import merge
     from graftkit.planning.plan import Plan, plan
     from graftkit.surveying.sites import ModelMap, Site
     from graftkit.surveying.walk import survey
+    from graftkit.training.guard import Guard
+    from graftkit.training.run import train
     from graftkit.twins.batch import example_batch
     from graftkit.twins.build import twin
 
 __all__ = [
     "Finding",
     "GraftError",
+    "Guard",
     "ModelMap",
     "Plan",
     "Report",
@@ -45,9 +49,11 @@ __all__ = [
     "enable",
     "example_batch",
     "initialize",
+    "merge",
     "migrate",
     "plan",
     "survey",
+    "train",
     "twin",
     "unwrap",
     "verify",
@@ -56,6 +62,7 @@ __all__ = [
 _HOME = {
     "Finding": "findings",
     "GraftError": "errors",
+    "Guard": "training.guard",
     "ModelMap": "surveying.sites",
     "Plan": "planning.plan",
     "Report": "findings",
@@ -69,9 +76,11 @@ _HOME = {
     "enable": "attaching.names",
     "example_batch": "twins.batch",
     "initialize": "attaching.initialize",
+    "merge": "merging.merge",
     "migrate": "adapters.migrate",
     "plan": "planning.plan",
     "survey": "surveying.walk",
+    "train": "training.run",
     "twin": "twins.build",
     "unwrap": "attaching.unwrap",
     "verify": "checks.verify",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from graftkit._version import __version__
-from graftkit.cli import check, demo, doctor, env, plan, rules, survey, train, verify
+from graftkit.cli import check, demo, doctor, env, merge, plan, rules, survey, train, verify
 from graftkit.cli.output import Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError
 
@@ -37,6 +37,7 @@ for command in (
     verify.verify,
     train.train,
     check.check,
+    merge.merge,
     rules.rules,
     env.env,
 ):

@@ -1,0 +1,1 @@
+"""`merge()`: an adapter merged into a checkpoint, file by file, without building the model."""

@@ -1,0 +1,167 @@
+"""Which disk tensors and which parameters transformers converts into each other, and both ways of doing it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from graftkit.merging.errors import MergeError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Group:
+    """Disk tensors and parameters that belong together: one each where only the name differs.
+
+    Attributes:
+        disk: names in the checkpoint -> the source pattern of the converter that takes them.
+        params: names in the model.
+        converter: transformers' converter, unused; None where both sides are one and the same tensor.
+        first: the parameter under which transformers runs the converter.
+        inner: name in the checkpoint -> its name after plain renamings, which is what the converter reads.
+    """
+
+    disk: Mapping[str, str]
+    params: tuple[str, ...]
+    converter: Any = field(repr=False)
+    first: str
+    inner: Mapping[str, str] = field(repr=False)
+
+    def load(self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Disk tensors -> parameters, as ``from_pretrained`` converts them."""
+        if self.converter is None:
+            return {self.params[0]: tensors[next(iter(self.disk))]}
+        converter = copy.deepcopy(self.converter)
+        for name, pattern in self.disk.items():
+            converter.add_tensor(self.first, name, pattern, tensors[name])
+        return _single(converter.convert(self.first, model=model, config=model.config))
+
+    def save(self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Parameters (all of the group) -> disk tensors, as ``save_pretrained`` converts them.
+
+        Raises:
+            MergeError: ``merge-layout``: they come out under names that the checkpoint does not have.
+        """
+        if self.converter is None:
+            return {next(iter(self.disk)): tensors[self.params[0]]}
+        reverse = self.converter.reverse_transform()
+        first = ""
+        for name in self.params:
+            renamed, pattern = reverse.rename_source_key(name)
+            first = first or renamed
+            reverse.add_tensor(first, name, pattern, tensors[name])
+        made = _single(reverse.convert(first, model=model, config=model.config))
+        return self._as_stored(made)
+
+    def _as_stored(self, made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The converted tensors under the checkpoint's names: the same up to a prefix that only the file has."""
+        found = {}
+        for name, inner in self.inner.items():
+            fits = [m for m in made if m == inner] or [m for m in made if _ends_alike(m, inner)]
+            if len(fits) == 1:
+                found[name] = made[fits[0]]
+        if len(found) != len(self.disk) or len(made) != len(found):
+            raise MergeError(
+                "the checkpoint stores these parameters in a layout that transformers does not write",
+                where=", ".join(self.params[:3]),
+                why=f"on disk: {_some(self.disk)}; transformers would write {_some(made)}",
+                help="load the base with from_pretrained(), save it with save_pretrained(), and merge onto that",
+                code="merge-layout",
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Every group of a checkpoint.
+
+    Attributes:
+        of_param: parameter or buffer name -> its group; absent where no file holds it.
+        unknown: disk names that the model's class does not know.
+    """
+
+    of_param: Mapping[str, Group] = field(repr=False)
+    unknown: tuple[str, ...]
+
+
+def group(model: PreTrainedModel, names: Iterable[str]) -> Groups:
+    """Sort the checkpoint's names into groups, as ``from_pretrained`` would take them.
+
+    Source: ``transformers.core_model_loading.convert_and_load_state_dict_in_model``.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    sorter = _Sorter(model, renamings, converters, model.state_dict(keep_vars=True))
+    gathered: dict[str, dict[str, str]] = {}
+    unknown = []
+    for name in sorted(names, key=dot_natural_key):
+        target, pattern = sorter.target_of(name)
+        if target is None:
+            unknown.append(name)
+        else:
+            gathered.setdefault(target, {})[name] = pattern
+    groups = [sorter.group(target, disk) for target, disk in gathered.items()]
+    return Groups(MappingProxyType({p: g for g in groups for p in g.params}), tuple(unknown))
+
+
+@dataclass(frozen=True)
+class _Sorter:
+    model: Any
+    renamings: list[Any]
+    converters: list[Any]
+    known: dict[str, Any]
+
+    def target_of(self, name: str) -> tuple[str | None, str]:
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = self.model.base_model_prefix
+        target, pattern = rename_source_key(name, self.renamings, self.converters, prefix, self.known)
+        if target not in self.known and name in self.known:
+            # It should not have been renamed; only the prefix may have to be added.
+            target, pattern = rename_source_key(name, [], [], prefix, self.known)
+        return (target if target in self.known else None), pattern or ""
+
+    def group(self, target: str, disk: dict[str, str]) -> Group:
+        from transformers.core_model_loading import apply_renamings
+
+        inner = {name: apply_renamings(name, self.renamings) for name in disk}
+        pattern = next(iter(disk.values()))
+        converter = next((c for c in self.converters if pattern and pattern in c.source_patterns), None)
+        if converter is None:
+            # Of two names for one parameter, the later one wins on loading; both have to be kept alike.
+            return Group(MappingProxyType(disk), (target,), None, target, MappingProxyType(inner))
+        params = self._params(converter, target)
+        return Group(MappingProxyType(disk), params, converter, target, MappingProxyType(inner))
+
+    def _params(self, converter: Any, target: str) -> tuple[str, ...]:
+        """The parameters that one run of the converter makes: the target, and its siblings by pattern."""
+        first = converter.target_patterns[0]
+        plain = re.sub(r"\\1", "", first)
+        if len(converter.target_patterns) == 1 or plain not in target:
+            return (target,)
+        siblings = (target.replace(plain, re.sub(r"\\1", "", p), 1) for p in converter.target_patterns)
+        return tuple(name for name in siblings if name in self.known)
+
+
+def _single(made: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+def _ends_alike(one: str, other: str) -> bool:
+    return one.endswith(f".{other}") or other.endswith(f".{one}")
+
+
+def _some(names: Iterable[str], limit: int = 2) -> str:
+    every = list(names)
+    return ", ".join(every[:limit]) + (f" and {len(every) - limit} more" if len(every) > limit else "")

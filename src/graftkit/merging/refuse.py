@@ -1,0 +1,97 @@
+"""What cannot be merged, and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from graftkit.adapters.file import AdapterFile
+from graftkit.merging.errors import MergeError
+
+# Starting values that PEFT computes from the base weight and takes out of it: it does so again on loading.
+_REBUILT = ("pissa", "olora", "loftq")
+# The same, from data or from random numbers that the adapter does not hold.
+_LOST = ("corda", "lora_ga", "pissa_niter")
+
+_Reason = tuple[str, str, str, str]
+
+
+def rebuilds_base(config: Any) -> bool:
+    """Whether PEFT changes the base weights before it loads this adapter: B @ A alone is then not the update."""
+    return _init(config).startswith(_REBUILT)
+
+
+def _init(config: Any) -> str:
+    given = getattr(config, "init_lora_weights", None)
+    return given.lower() if isinstance(given, str) else ""
+
+
+def refuse(file: AdapterFile, config: Any) -> None:
+    """Raise where an adapter has no merged form. First reason wins.
+
+    Raises:
+        MergeError: ``merge-prompt``, ``merge-depends-on-input``, ``merge-layer-replication``, ``merge-base-lost``.
+    """
+    for check in _CHECKS:
+        reason = check(config)
+        if reason is not None:
+            code, what, why, help = reason
+            raise MergeError(what, where=str(file.folder), why=why, help=help, code=code)
+
+
+def _prompt(config: Any) -> _Reason | None:
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    trained_tokens = config.peft_type == PeftType.TRAINABLE_TOKENS
+    if not config.is_prompt_learning and (trained_tokens or config.peft_type in PEFT_TYPE_TO_PREFIX_MAPPING):
+        return None
+    return (
+        "merge-prompt",
+        f"an adapter of type {config.peft_type.value} cannot be merged",
+        "it adds tokens or modules to the model instead of changing weights",
+        "serve it unmerged",
+    )
+
+
+def _depends_on_input(config: Any) -> _Reason | None:
+    from peft import PeftType
+
+    routed = (getattr(PeftType, name, None) for name in ("LILY", "POLY", "XLORA", "MIXED"))
+    fields = (("alora_invocation_tokens", "aLoRA"), ("arrow_config", "Arrow"), ("use_qalora", "QALoRA"))
+    named = next((word for field, word in fields if getattr(config, field, None)), None)
+    if named is None and config.peft_type not in set(routed):
+        return None
+    return (
+        "merge-depends-on-input",
+        f"an adapter of type {named or config.peft_type.value} cannot be merged",
+        "what it adds depends on the input (on where a trigger stands, or on a router), so no one weight holds it",
+        "serve it unmerged with PEFT, or train a plain LoRA adapter",
+    )
+
+
+def _replication(config: Any) -> _Reason | None:
+    if not getattr(config, "layer_replication", None):
+        return None
+    return (
+        "merge-layer-replication",
+        "an adapter with replicated layers cannot be merged",
+        "several of its layers share one weight of the base, each with an update of its own",
+        "serve it unmerged; or build the deeper model, save it, and train on that",
+    )
+
+
+def _lost_base(config: Any) -> _Reason | None:
+    init = _init(config)
+    if not init.startswith(_LOST):
+        return None
+    return (
+        "merge-base-lost",
+        f"the base that an adapter with init_lora_weights={init!r} was trained on cannot be rebuilt",
+        "PEFT changed the base weights when training began, with data or random numbers the adapter does not hold",
+        "in the process that trained it: save_pretrained(..., path_initial_model_for_weight_conversion=...), "
+        "which turns it into a plain LoRA adapter",
+    )
+
+
+_CHECKS: tuple[Callable[[Any], _Reason | None], ...] = (_prompt, _depends_on_input, _replication, _lost_base)

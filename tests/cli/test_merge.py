@@ -1,0 +1,111 @@
+"""``graft merge``: the folders it takes, its plan, its report and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+
+def graft(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a process of its own, offline and without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *map(str, words)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def base(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Path:
+    model: Any = twin_of("llama")
+    model.save_pretrained(tmp_path / "base", max_shard_size="200KB")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapter(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Path:
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(twin_of("llama"), config).save_pretrained(str(tmp_path / "adapter"))
+    return tmp_path / "adapter"
+
+
+def fields_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(done.stdout)
+    assert fields["schema_version"] == 1
+    assert "Traceback" not in done.stderr
+    return fields
+
+
+def test_a_merge_and_its_report(base: Path, adapter: Path, tmp_path: Path) -> None:
+    done = graft("merge", base, adapter, tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    fields = fields_of(done)
+    assert fields["changed"] == 4
+    assert fields["verification"]["problems"] == []
+    assert {p.name for p in base.iterdir()} | {"merge_report.json"} == {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+
+
+def test_for_people(base: Path, adapter: Path, tmp_path: Path) -> None:
+    done = graft("merge", base, adapter, tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 21 tensors changed" in done.stdout
+    assert "verified" in done.stdout
+
+
+def test_a_dry_run_writes_nothing(base: Path, adapter: Path, tmp_path: Path) -> None:
+    done = graft("merge", base, adapter, tmp_path / "out", "--dry-run", "--json")
+    fields = fields_of(done)
+    assert done.returncode == 0
+    assert fields["bytes"] == sum(p.stat().st_size for p in base.glob("*.safetensors"))
+    assert [s["changed"] for s in fields["shards"]]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base"]
+    assert "will be written" in graft("merge", base, adapter, tmp_path / "out", "--dry-run").stdout
+
+
+def test_several_adapters_with_weights(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.symlink_to(adapter, target_is_directory=True)
+    options = ("--adapter", f"{adapter}:0.7", "--adapter", f"{other}:-0.7")
+    done = graft("merge", base, tmp_path / "out", *options, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [a["weight"] for a in fields_of(done)["adapters"]] == [0.7, -0.7]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        pytest.param(("{base}", "{adapter}"), "usage", id="no output"),
+        pytest.param(
+            ("{base}", "{adapter}", "{out}", "--adapter", "{adapter}"), "usage", id="an adapter too many"
+        ),
+        pytest.param(("{base}", "{adapter}", "{base}"), "merge-same-place", id="onto the base"),
+        pytest.param(("{base}", "{base}", "{out}"), "adapter-config", id="no adapter"),
+        pytest.param(("{adapter}", "{adapter}", "{out}"), "not-a-model-directory", id="no base"),
+        pytest.param(("{base}", "{adapter}", "{out}", "--tied", "maybe"), "usage", id="no such choice"),
+    ],
+)
+def test_what_cannot_be_done_exits_2(
+    words: tuple[str, ...], code: str, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    given = [w.format(base=base, adapter=adapter, out=tmp_path / "out") for w in words]
+    done = graft("merge", *given, "--json")
+    assert done.returncode == 2, done.stdout + done.stderr
+    error = fields_of(done)["error"]
+    assert error["code"] == code
+    assert error["help"]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,224 @@
+"""Kills, full disks, broken disks: the output is absent or whole, the base as it was, and the next run goes on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from graftkit.errors import GraftError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.unit.merging.conftest import Bench
+
+KILLS = 60
+# Bytes of a file: more than any of the base's, and less than its last.
+LIMIT = 200_000
+REPORT = "merge_report.json"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the report, which names its duration."""
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != REPORT}
+
+
+@pytest.fixture
+def made(bench: Callable[..., Bench]) -> Bench:
+    made = bench("llama", shard="60KB")
+    assert len(list(made.base.glob("*.safetensors"))) > 4
+    (made.base / "tokenizer.json").write_text("{}")
+    _enlarge_the_last_file(made.base)
+    return made
+
+
+def _enlarge_the_last_file(base: Path) -> None:
+    """A tensor that the class does not know, so that a limit on sizes stops the last file alone."""
+    last = max(base.glob("*.safetensors"))
+    save_file({**load_file(last), "extra": torch.zeros(2 * LIMIT)}, last, {"format": "pt"})
+    index = base / "model.safetensors.index.json"
+    fields = json.loads(index.read_text())
+    fields["weight_map"]["extra"] = last.name
+    index.write_text(json.dumps(fields))
+
+
+@pytest.fixture
+def adapter(made: Bench) -> Path:
+    return made.adapter(LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+
+
+@pytest.fixture
+def whole(made: Bench, adapter: Path) -> dict[str, bytes]:
+    """What an undisturbed merge writes."""
+    made.merge(adapter)
+    found = contents(made.out)
+    assert {"tokenizer.json", "config.json", "model.safetensors.index.json"} <= set(found)
+    shutil.rmtree(made.out)
+    return found
+
+
+def in_a_child(work: Callable[[], Any], limit: int | None = None) -> int:
+    """Start ``work`` in a process of its own; it exits with 0, or 1 after an error."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def test_kills_at_any_moment(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
+    before = contents(made.base)
+    started = time.perf_counter()
+    made.merge(adapter)
+    usual = time.perf_counter() - started
+    shutil.rmtree(made.out)
+    chance = random.Random(0)
+    landed = 0
+    for _ in range(4 * KILLS):
+        if landed == KILLS:
+            break
+        child = in_a_child(lambda: made.merge(adapter))
+        time.sleep(chance.uniform(0, usual))
+        os.kill(child, signal.SIGKILL)
+        landed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        if not made.out.exists() and chance.random() < 0.2:
+            made.merge(adapter)
+        if made.out.exists():
+            assert contents(made.out) == whole
+            shutil.rmtree(made.out)
+    assert landed == KILLS
+    assert contents(made.base) == before
+    made.merge(adapter)
+    assert contents(made.out) == whole
+    assert sorted(p.name for p in made.folder.iterdir()) == ["adapter", "base", "out"]
+
+
+def test_a_kill_while_an_earlier_merge_is_replaced(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
+    """The old output stays, or the new one is there, or the next run brings the old one back."""
+    made.merge(adapter)
+    chance = random.Random(1)
+    for _ in range(10):
+        child = in_a_child(lambda: made.merge(adapter))
+        time.sleep(chance.uniform(0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert not made.out.exists() or contents(made.out) == whole
+    made.merge(adapter)
+    assert contents(made.out) == whole
+
+
+def test_a_full_disk_stops_it(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
+    child = in_a_child(lambda: made.merge(adapter), limit=LIMIT)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 1
+    assert not made.out.exists()
+    report = made.merge(adapter)
+    assert contents(made.out) == whole
+    assert 0 < len(report.resumed) < len(list(made.base.glob("*.safetensors")))
+
+
+def test_the_need_for_space_is_known_before(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(made.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(GraftError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "output-no-space"
+    assert not made.out.exists()
+    assert not list(made.folder.glob(".out.partial/files/*"))
+
+
+@pytest.mark.parametrize("call", ["preadv", "pwritev", "fsync"])
+def test_a_disk_that_fails(
+    call: str, made: Bench, adapter: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, left = getattr(os, call), [12]
+
+    def fails(*given: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return true(*given)
+
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(GraftError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "output-not-writable"
+    assert "Input/output error" in str(caught.value.why)
+    assert not made.out.exists()
+    monkeypatch.undo()
+    made.merge(adapter)
+    assert contents(made.out) == whole
+
+
+def test_a_read_only_place(made: Bench, adapter: Path) -> None:
+    place = made.folder / "shelf"
+    place.mkdir()
+    place.chmod(0o555)
+    from graftkit.merging.merge import merge
+
+    try:
+        with pytest.raises(GraftError) as caught:
+            merge(made.base, adapter, place / "out")
+    finally:
+        place.chmod(0o755)
+    assert caught.value.code == "output-not-writable"
+    assert not list(place.iterdir())
+
+
+def test_an_interrupt_leaves_what_is_whole_for_the_next_run(
+    made: Bench, adapter: Path, whole: dict[str, bytes]
+) -> None:
+    shards = len(list(made.base.glob("*.safetensors")))
+
+    def stop(state: Any) -> None:
+        if state.done > state.total * 0.7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.merge(adapter, progress=stop)
+    assert not made.out.exists()
+    report = made.merge(adapter)
+    assert contents(made.out) == whole
+    assert 0 < len(report.resumed) < shards
+
+
+def test_another_merge_starts_anew(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
+    """What an interrupted run left is of no use to a merge with other weights, or of another adapter."""
+    os.waitpid(in_a_child(lambda: made.merge(adapter), limit=LIMIT), 0)
+    assert len(list(made.folder.glob(".out.partial/files/*"))) > 2
+    report = made.merge(adapter, weights=[0.5])
+    assert report.resumed == ()
+    assert contents(made.out) != whole
+
+
+def test_two_merges_into_one_folder(made: Bench, adapter: Path) -> None:
+    from graftkit.merging.publish import workplace
+
+    with workplace(made.out), pytest.raises(GraftError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "merge-busy"
+
+
+def test_an_earlier_merge_is_replaced(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
+    made.merge(adapter, weights=[0.5])
+    made.merge(adapter)
+    assert contents(made.out) == whole
+    assert not list(made.folder.glob(".*"))

@@ -1,0 +1,178 @@
+"""What cannot be merged is refused before anything is written, with a code and a way out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig
+from safetensors.torch import load_file, save_file
+
+from graftkit.errors import GraftError
+from graftkit.merging.merge import plan_merge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.unit.merging.conftest import Bench
+
+
+@pytest.fixture
+def made(bench: Callable[..., Bench]) -> Bench:
+    return bench("llama")
+
+
+@pytest.fixture
+def adapter(made: Bench) -> Path:
+    return made.adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+
+def set_config(folder: Path, **fields: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def set_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = folder / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+def refusal(made: Bench, adapter: Path, **options: Any) -> GraftError:
+    with pytest.raises(GraftError) as caught:
+        made.merge(adapter, **options)
+    assert caught.value.help
+    assert not made.out.exists()
+    return caught.value
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "alora": ({"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"}, "merge-depends-on-input"),
+    "qalora": ({"use_qalora": True}, "merge-depends-on-input"),
+    "layer replication": ({"layer_replication": [[0, 2], [1, 2]]}, "merge-layer-replication"),
+    "corda": ({"init_lora_weights": "corda"}, "merge-base-lost"),
+    "lora-ga": ({"init_lora_weights": "lora_ga"}, "merge-base-lost"),
+    "a random decomposition": ({"init_lora_weights": "pissa_niter_4"}, "merge-base-lost"),
+    "targets that match nothing": ({"target_modules": ["nowhere"]}, "merge-does-not-fit"),
+    "another rank": ({"r": 8}, "merge-does-not-fit"),
+    "a method that nobody knows": ({"peft_type": "NEWEST"}, "merge-config"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_is_refused(name: str, made: Bench, adapter: Path) -> None:
+    fields, code = CONFIGS[name]
+    set_config(adapter, **fields)
+    assert refusal(made, adapter).code == code
+
+
+def _empty(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.empty(0) for name in tensors}
+
+
+def _nan(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    return tensors
+
+
+def _one_less(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(list(tensors.items())[1:])
+
+
+def _one_more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**tensors, "base_model.model.elsewhere.lora_A.weight": torch.ones(2, 2)}
+
+
+def _resized(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**tensors, "base_model.model.lm_head.weight": torch.ones(3, 64)}
+
+
+TENSORS = {
+    "saved from partitions": (_empty, "merge-empty-tensors"),
+    "a NaN": (_nan, "merge-not-finite"),
+    "a tensor is missing": (_one_less, "merge-does-not-fit"),
+    "a tensor too many": (_one_more, "merge-does-not-fit"),
+    "a resized vocabulary": (_resized, "merge-resized"),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_are_refused(name: str, made: Bench, adapter: Path) -> None:
+    change, code = TENSORS[name]
+    set_tensors(adapter, change)
+    assert refusal(made, adapter).code == code
+
+
+def test_prompts_are_refused(made: Bench) -> None:
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    assert refusal(made, made.adapter(config)).code == "merge-prompt"
+
+
+def test_a_lora_bias_without_a_bias_is_refused(made: Bench) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True, init_lora_weights=False)
+    assert refusal(made, made.adapter(config)).code == "merge-no-bias"
+
+
+def test_a_quantized_base_is_refused(made: Bench, adapter: Path) -> None:
+    path = made.base / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "quantization_config": {"quant_method": "fp8"}}))
+    error = refusal(made, adapter)
+    assert error.code == "merge-quantized-base"
+    assert "16-bit" in str(error.help)
+
+
+def test_a_packed_weight_is_refused(made: Bench, adapter: Path) -> None:
+    path = made.base / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, path, {"format": "pt"})
+    assert refusal(made, adapter).code == "merge-dtype"
+
+
+def test_a_weight_that_no_file_holds_is_refused(made: Bench, adapter: Path) -> None:
+    path = made.base / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.self_attn.q_proj.weight"]
+    save_file(tensors, path, {"format": "pt"})
+    assert refusal(made, adapter).code == "merge-missing-weight"
+
+
+@pytest.mark.parametrize("place", ["base", "adapter", "base/inside", "."], ids=str)
+def test_the_output_is_a_place_of_its_own(place: str, made: Bench, adapter: Path) -> None:
+    with pytest.raises(GraftError) as caught:
+        plan_merge(made.base, adapter, made.folder / place)
+    assert caught.value.code == "merge-same-place"
+
+
+def test_a_link_to_the_base_is_the_base(made: Bench, adapter: Path) -> None:
+    (made.folder / "link").symlink_to(made.base, target_is_directory=True)
+    with pytest.raises(GraftError) as caught:
+        plan_merge(made.folder / "link", adapter, made.base)
+    assert caught.value.code == "merge-same-place"
+
+
+def test_no_adapter_is_no_merge(made: Bench) -> None:
+    with pytest.raises(GraftError) as caught:
+        plan_merge(made.base, {}, made.out)
+    assert caught.value.code == "merge-no-adapter"
+
+
+def test_a_base_that_is_not_there(made: Bench, adapter: Path) -> None:
+    with pytest.raises(GraftError) as caught:
+        plan_merge(made.folder / "nowhere", adapter)
+    assert caught.value.code == "not-found"
+    with pytest.raises(GraftError) as caught:
+        plan_merge("nobody/nothing", adapter)
+    assert caught.value.code == "weights-not-local"
+
+
+def test_somebody_elses_folder_is_left_alone(made: Bench, adapter: Path) -> None:
+    made.out.mkdir()
+    (made.out / "thesis.txt").write_text("years of work")
+    with pytest.raises(GraftError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "output-not-empty"
+    assert [p.name for p in made.out.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,132 @@
+"""Adapters on weights that two modules share: what the adapter computed is what the merged model computes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+
+import graftkit as gk
+from graftkit.checks.live import difference, logits_of
+from graftkit.merging.errors import MergeError
+from graftkit.merging.merge import verify_merge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.unit.merging.conftest import Bench
+
+TIED = "gemma2"
+EMBEDDING = "model.embed_tokens.weight"
+
+ONE_SIDED: dict[str, dict[str, Any]] = {
+    "lora on the embedding": {"target_modules": ["embed_tokens"]},
+    "lora on the head": {"target_modules": ["lm_head"]},
+    "the head saved whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "the embedding saved whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+}
+BOTH: dict[str, dict[str, Any]] = {
+    "trained tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]},
+    "lora on both": {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+    "both saved whole": {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True,
+    },
+}
+
+
+@pytest.fixture
+def made(bench: Callable[..., Bench]) -> Bench:
+    made = bench(TIED, dtype=torch.float32, shard="150KB")
+    assert made.model.config.tie_word_embeddings
+    return made
+
+
+def adapter_of(made: Bench, options: dict[str, Any]) -> Path:
+    return made.adapter(LoraConfig(r=4, init_lora_weights=False, **options), spread=0.05)
+
+
+def logits(made: Bench, folder: Path, adapter: Path | None = None) -> Any:
+    with made.quiet():
+        model = made.loaded(folder, dtype=torch.float32)
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, str(adapter)).eval()
+        return logits_of(model, gk.example_batch(made.model))
+
+
+@pytest.mark.parametrize("name", ONE_SIDED)
+def test_one_side_alone_needs_a_choice(name: str, made: Bench) -> None:
+    adapter = adapter_of(made, ONE_SIDED[name])
+    with pytest.raises(MergeError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "merge-tied"
+    assert "untie" in str(caught.value.help)
+    assert not made.out.exists()
+
+
+@pytest.mark.parametrize("name", ONE_SIDED)
+def test_untied_it_computes_what_the_adapter_did(name: str, made: Bench) -> None:
+    adapter = adapter_of(made, ONE_SIDED[name])
+    made.merge(adapter, tied="untie")
+    before, after = made.stored(made.base), made.stored(made.out)
+    assert set(after) == {*before, "lm_head.weight"}
+    assert difference(logits(made, made.base), logits(made, made.base, adapter)) > 0.02
+    assert difference(logits(made, made.base, adapter), logits(made, made.out)) < 1e-4
+    assert verify_merge(made.base, {adapter: 1.0}, made.out).ok, "the report says what was chosen"
+    index = json.loads((made.out / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(after)
+    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in after.values())
+
+
+def test_shared_it_is_what_peft_merges(made: Bench) -> None:
+    adapter = adapter_of(made, ONE_SIDED["lora on the embedding"])
+    made.merge(adapter, tied="share")
+    made.assert_same_files()
+    made.assert_exact(made.exact(adapter), share=1e-3)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_both_sides_alike_need_no_choice(name: str, made: Bench) -> None:
+    adapter = adapter_of(made, BOTH[name])
+    made.merge(adapter)
+    made.assert_same_files()
+    assert made.merge(adapter).plan.jobs.keys() >= {EMBEDDING}
+    assert difference(logits(made, made.base), logits(made, made.base, adapter)) > 0.02
+    assert difference(logits(made, made.base, adapter), logits(made, made.out)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param("t5", "encoder.embed_tokens", id="four names of one weight"),
+        pytest.param("bert", "decoder", id="a bias that is shared as well"),
+        pytest.param("google/gemma-4-E2B-it", "lm_head", id="a tie below the top"),
+    ],
+)
+def test_untying_leaves_no_name_without_a_weight(name: str, target: str, bench: Callable[..., Bench]) -> None:
+    made = bench(name, dtype=torch.float32)
+    adapter = adapter_of(made, {"target_modules": [target]})
+    made.merge(adapter, tied="untie")
+    assert difference(logits(made, made.base), logits(made, made.base, adapter)) > 0.02
+    assert difference(logits(made, made.base, adapter), logits(made, made.out)) < 1e-4
+    with made.quiet():
+        _, loaded = type(made.model).from_pretrained(made.out, output_loading_info=True)
+    assert not loaded["missing_keys"]
+    assert not loaded["unexpected_keys"]
+
+
+def test_a_choice_has_to_be_one_of_two(made: Bench) -> None:
+    with pytest.raises(MergeError) as caught:
+        made.merge(adapter_of(made, ONE_SIDED["lora on the head"]), tied="maybe")
+    assert caught.value.code == "merge-tied-choice"
+
+
+def test_without_an_adapter_on_them_ties_do_not_matter(made: Bench) -> None:
+    adapter = adapter_of(made, {"target_modules": ["q_proj"]})
+    made.merge(adapter, tied="untie")
+    made.assert_same_files()

@@ -1,0 +1,178 @@
+"""The verification fails on results that are really wrong, each in the way it goes wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from graftkit.merging import verify as verification
+from graftkit.merging.errors import MergeError
+from graftkit.merging.merge import verify_merge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.unit.merging.conftest import Bench
+
+TOUCHED = "model.layers.0.self_attn.q_proj.weight"
+UNTOUCHED = "model.layers.0.self_attn.k_proj.weight"
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def made(bench: Callable[..., Bench]) -> Bench:
+    return bench("llama", shard="100KB")
+
+
+@pytest.fixture
+def adapter(made: Bench) -> Path:
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    return made.adapter(config)
+
+
+def rewrite(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    path = next(p for p in sorted(folder.glob("*.safetensors")) if name in load_file(p))
+    tensors = load_file(path)
+    save_file({**tensors, name: change(tensors[name])}, path, {"format": "pt"})
+
+
+def _one_bit(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.clone().flatten()
+    flat.view(torch.int16)[-1] ^= 1
+    return flat.view(tensor.shape)
+
+
+def _rounded_twice(tensor: torch.Tensor) -> torch.Tensor:
+    up = tensor.clone()
+    up.view(torch.int16).flatten()[::3] += 1
+    return up
+
+
+def _twice(made: Bench) -> Callable[[torch.Tensor], torch.Tensor]:
+    base = made.stored(made.base)[TOUCHED]
+    return lambda merged: merged + (merged - base)
+
+
+def test_a_good_merge_passes(made: Bench, adapter: Path) -> None:
+    report = made.merge(adapter)
+    evidence = verify_merge(made.base, adapter, made.out)
+    assert evidence.ok
+    assert evidence == report.evidence
+    untouched = [t for n, t in made.stored(made.base).items() if "q_proj" not in n and "up_proj" not in n]
+    assert evidence.unchanged_bytes == sum(t.numel() * t.element_size() for t in untouched)
+    assert evidence.moved > 0.9 * evidence.elements
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        pytest.param(UNTOUCHED, _one_bit, "should be the base's", id="a bit of a tensor that nobody touched"),
+        pytest.param(TOUCHED, _rounded_twice, "misrounded", id="the second-nearest value too often"),
+        pytest.param(TOUCHED, lambda t: t.roll(1, 0), "not the merged ones", id="rows in another order"),
+        pytest.param(TOUCHED, lambda t: t * torch.nan, "not finite", id="not finite"),
+    ],
+)
+def test_a_wrong_value_is_found(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor], said: str, made: Bench, adapter: Path
+) -> None:
+    made.merge(adapter)
+    rewrite(made.out, name, change)
+    evidence = verify_merge(made.base, adapter, made.out)
+    assert not evidence.ok
+    assert said in " ".join(evidence.problems)
+    assert said in str(evidence)
+
+
+def test_an_update_that_was_added_twice_is_found(made: Bench, adapter: Path) -> None:
+    made.merge(adapter)
+    rewrite(made.out, TOUCHED, _twice(made))
+    assert "not the merged ones" in str(verify_merge(made.base, adapter, made.out))
+
+
+def test_the_base_is_not_a_merge(made: Bench, adapter: Path) -> None:
+    assert not verify_merge(made.base, adapter, made.base).ok
+
+
+def test_another_weight_is_another_merge(made: Bench, adapter: Path) -> None:
+    made.merge(adapter, weights=[0.5])
+    assert verify_merge(made.base, {adapter: 0.5}, made.out).ok
+    assert not verify_merge(made.base, {adapter: 1.0}, made.out).ok
+
+
+def _no_file(out: Path) -> None:
+    max(out.glob("*.safetensors")).unlink()
+
+
+def _one_more(out: Path) -> None:
+    save_file({"x": torch.ones(1)}, out / "model-extra.safetensors")
+
+
+def _other_names(out: Path) -> None:
+    path = min(out.glob("*.safetensors"))
+    tensors: Any = load_file(path)
+    save_file({f"new.{name}": t for name, t in tensors.items()}, path, {"format": "pt"})
+
+
+def _other_index(out: Path) -> None:
+    path = out / "model.safetensors.index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "metadata": {"total_size": 1}}))
+
+
+def _cut(out: Path) -> None:
+    path = max(out.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    "spoil", [_no_file, _one_more, _other_names, _other_index, _cut], ids=lambda f: f.__name__
+)
+def test_wrong_files_are_found(spoil: Callable[[Path], None], made: Bench, adapter: Path) -> None:
+    made.merge(adapter)
+    spoil(made.out)
+    assert not verify_merge(made.base, adapter, made.out).ok
+
+
+def test_a_merge_that_fails_is_not_published(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the arithmetic were wrong: the verification computes something else."""
+    from graftkit.merging.terms import Window
+
+    true = verification.exact_rows
+
+    def other(terms: Any, base: torch.Tensor, first: int) -> torch.Tensor:
+        assert Window is not None
+        return true(terms, base, first) * 1.5
+
+    monkeypatch.setattr(verification, "exact_rows", other)
+    with pytest.raises(MergeError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "merge-not-verified"
+    assert sorted(p.name for p in made.folder.iterdir()) == ["adapter", "base"]
+
+
+def test_the_report_is_left_beside_the_weights(made: Bench, adapter: Path) -> None:
+    report = made.merge(adapter)
+    fields = json.loads((made.out / "merge_report.json").read_text())
+    assert fields == json.loads(json.dumps(report.to_dict()))
+    assert fields["verification"]["problems"] == []
+    assert fields["adapters"] == [{"path": str(adapter), "weight": 1.0}]
+    assert fields["changed"] == 4
+    assert fields["bytes"] == sum(p.stat().st_size for p in made.base.glob("*.safetensors"))
+
+
+def test_it_can_be_left_out(made: Bench, adapter: Path) -> None:
+    assert made.merge(adapter, verify=False).evidence is None
+    assert verify_merge(made.base, adapter, made.out).ok
+
+
+def test_progress_reaches_the_end(made: Bench, adapter: Path) -> None:
+    told: list[Any] = []
+    made.merge(adapter, progress=told.append)
+    assert told[-1].done == told[-1].total == sum(p.stat().st_size for p in made.base.glob("*.safetensors"))
+    assert [s.done for s in told] == sorted(s.done for s in told)
+    assert {s.shard for s in told} <= {p.name for p in made.base.iterdir()}
