@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 import warnings
 from collections import defaultdict
@@ -89,10 +90,19 @@ class Reach:
     @cached_property
     def problems(self) -> tuple[str, ...]:
         """Why nothing can be said of this configuration; empty where it can be read."""
-        if self._method is None or self.peft_type in _OF_ANY_MODULE:
+        if self.faults:
+            return self.faults
+        if self.peft_type in _OF_ANY_MODULE:
             return (f"{some([self.peft_type])} adapts no layers that are known here",)
         if self.given.get("layer_replication"):
             return ("layer_replication makes a model with other layers than the base",)
+        return ()
+
+    @cached_property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with the fields themselves, whatever the base; empty where they can be used."""
+        if self._method is None:
+            return (f"{some([self.peft_type])} is no method of PEFT that adapts layers",)
         # Where PEFT rewrites experts' names it runs patterns over the parameters, too.
         paths = (*self.base.module_paths, *self.base.parameter_paths)
         return config_problems(self.given, self.peft_type, paths, modules=len(self.base.module_paths))
@@ -120,6 +130,17 @@ class Reach:
             state.target_modules = sorted(state.target_modules)
         self._expand(state)
         return vars(state), refusal
+
+    @cached_property
+    def ignored(self) -> Mapping[str, str | None]:
+        """Field that PEFT drops because its class has none of that name -> what may have been meant.
+
+        Source: ``peft.config.PeftConfigMixin.check_kwargs`` and ``from_peft_type``, which only warn.
+        """
+        assert self._method is not None
+        known = [f.name for f in fields(self._method.config_class)]
+        near = {name: difflib.get_close_matches(name, known, n=1) for name in self.given if name not in known}
+        return {name: found[0] if found else None for name, found in near.items()}
 
     def _construct(self) -> Refusal | None:
         """Make the configuration class check its own fields."""

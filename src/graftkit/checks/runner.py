@@ -31,7 +31,7 @@ def run(rules: Iterable[Rule], facts: Facts, *, progress: Callable[[Rule], None]
     """
     findings = []
     wanted = [rule for rule in rules if facts.settings.wants(rule.code)]
-    severities = {rule.code: _checked(rule, facts.settings) for rule in wanted}
+    severities = {rule.code: given_severity(rule, facts.settings) for rule in wanted}
     for rule in wanted:
         if progress is not None:
             progress(rule)
@@ -68,8 +68,12 @@ def _crashed(error: Exception) -> Observation:
     )
 
 
-def _checked(rule: Rule, settings: CheckSettings) -> Severity | None:
-    """Refuse settings that the rule does not have; return the severity that replaces its own, if any."""
+def given_severity(rule: Rule, settings: CheckSettings) -> Severity | None:
+    """The severity that the user gives a rule in place of its own, if any.
+
+    Raises:
+        RecipeError: ``settings``: a setting that the rule does not have, or a value of another type.
+    """
     given: Mapping[str, Any] = settings.rules.get(rule.code, {})
     for name, value in given.items():
         if name != "severity":

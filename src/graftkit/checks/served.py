@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.rule import Observation, failed, held, unknown
 from graftkit.checks.saved import Fit, Saved, some
 from graftkit.engines import Engine, Fact, Feature, Stance
 from graftkit.findings import Severity
 from graftkit.surveying.sites import Site
+
+if TYPE_CHECKING:
+    from graftkit.checks.facts import Facts
 
 # Parts of a model that serve other modalities than text. Engines treat them apart from the language model.
 _TOWERS = frozenset({"vision", "audio", "projector"})
@@ -35,6 +38,22 @@ _VARIANTS = (
     "kasa_config",
     "arrow_config",
 )
+
+
+def of_lora(check: Callable[[Facts], Observation]) -> Callable[[Facts], Observation]:
+    """A check of what an engine does with LoRA's tensors, made to say "unknown" of an adapter that has none."""
+
+    def checked(facts: Facts) -> Observation:
+        saved = facts.saved
+        if saved.problems:
+            return unknown(f"the configuration cannot be used: {some(saved.problems)}")
+        if saved.file.peft_type != "LORA":
+            return unknown(f"{some([saved.file.peft_type])} is no LoRA")
+        if saved.prefix is None:
+            return unknown("the adapter keeps no tensors in a model's layers")
+        return check(facts)
+
+    return checked
 
 
 def moving_initializer(config: Mapping[str, Any]) -> str | None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graftkit.cli import options
 from graftkit.cli.output import Format, only_data_on_stdout, progress_console
 from graftkit.errors import GraftError
+
+if TYPE_CHECKING:
+    from graftkit.recipes.recipe import Recipe
+    from graftkit.training.run import TrainingResult
+
+# 128 + SIGINT, what a shell reports for a program that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 class Trainer(StrEnum):
@@ -44,8 +50,6 @@ def train(
     json: options.JsonOption = False,
 ) -> None:
     """Train an adapter as a recipe says, and read back what was saved."""
-    if launch is not None:
-        raise typer.Exit(_launched(launch))
     with only_data_on_stdout(options.chosen(output_format, json)) as output:
         if init is not None:
             from graftkit.recipes.write import initial_recipe
@@ -57,25 +61,46 @@ def train(
                 "nothing to train", help="graft train RECIPE, or graft train --init sft", code="usage"
             )
         from graftkit.recipes.recipe import read_recipe
-        from graftkit.training.run import train as run
 
-        console = progress_console()
-        result = run(
-            read_recipe(recipe, change or ()),
-            resume=resume,
-            trust_remote_code=trust_remote_code,
-            tell=lambda step: console.print(step),
-        )
-        if int(os.environ.get("RANK", "0")) == 0:
-            output.result(result)
+        read = read_recipe(recipe, change or ())
+        if launch is not None and launch > 1:
+            raise typer.Exit(_launched(launch))
+        result = _trained(read, resume=resume, trust_remote_code=trust_remote_code)
+        if _rank():
+            return
+        output.result(result)
+        if result.interrupted:
+            raise typer.Exit(INTERRUPTED)
+
+
+def _trained(recipe: Recipe, *, resume: bool, trust_remote_code: bool) -> TrainingResult:
+    """Train; the first of several processes speaks for all, and the others say only what ended them."""
+    from graftkit.training.run import train as run
+
+    def say(step: str) -> None:
+        if not _rank():
+            progress_console().print(step)
+
+    try:
+        return run(recipe, resume=resume, trust_remote_code=trust_remote_code, tell=say)
+    except Exception as error:
+        if not _rank():
+            raise
+        sys.stderr.write(f"process {_rank()}: {error}\n")
+        raise typer.Exit(2) from error
 
 
 def _launched(processes: int) -> int:
-    """The same command without ``--launch``, in so many processes that accelerate starts."""
+    """The same command without ``--launch``, in so many processes."""
+    from graftkit.cli.launch import launch
+
     words = [word for word in sys.argv[1:] if not word.startswith("--launch=")]
     if "--launch" in words:
         at = words.index("--launch")
         del words[at : at + 2]
-    command = ["accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--module", "graftkit.cli.main", *words]
-    return subprocess.call([sys.executable, "-m", *command])
+    return launch(words, processes)
+
+
+def _rank() -> int:
+    """This process's number among those that train together, as every launcher tells it."""
+    return int(os.environ.get("RANK", "0"))

@@ -149,4 +149,6 @@ def _plain(node: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return "an empty file" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "an empty file"
+    return "a list" if isinstance(value, list) else f"a {type(value).__name__}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from graftkit.errors import RecipeError
 from graftkit.recipes.document import Document, Key, parse_value, read_document
@@ -38,8 +38,16 @@ class AdapterSection(BaseModel):
     options: dict[str, Any] = Field(default={}, description="Further fields of PEFT's configuration class.")
     peft_config: dict[str, Any] | None = Field(
         default=None,
-        description="A stock PEFT configuration, as adapter_config.json has it, instead of the other keys.",
+        description=(
+            "A stock PEFT configuration, as adapter_config.json has it, instead of the other keys; peft_type is"
+            " LORA where it is not given."
+        ),
     )
+
+    @field_validator("peft_config")
+    @classmethod
+    def _of_a_method(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else {"peft_type": "LORA", **value}
 
     def words(self) -> dict[str, Any]:
         """The keyword arguments of ``graftkit.plan``."""
@@ -134,37 +142,42 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: ``recipe-not-found``, ``recipe-syntax`` or ``recipe-invalid``, with file, line and column;
-            ``recipe-override`` for a pair without ``=``.
+            ``recipe-override`` for a pair that is no key and value.
     """
     document = read_document(path)
     fields = document.plain()
-    for pair in overrides:
-        _override(fields, pair)
+    overridden = [_override(fields, pair) for pair in overrides]
     try:
         return Recipe(document, RecipeFields.model_validate(fields))
     except ValidationError as error:
         why, key, advice = explain(error, RecipeFields)
         raise RecipeError(
             f"the recipe says something unknown at {'.'.join(map(str, key))}",
-            where=_place(document, key),
+            where=_place(document, key, overridden),
             why=why,
             help=advice or "graft rules and the recipe's schema say what each key takes",
             code="recipe-invalid",
         ) from error
 
 
-def _override(fields: dict[str, Any], pair: str) -> None:
-    key, equals, value = pair.partition("=")
-    if not equals or not key:
+def _override(fields: dict[str, Any], pair: str) -> Key:
+    """Set the pair's value; its key."""
+    name, _, value = pair.partition("=")
+    key = tuple(name.split("."))
+    if "=" not in pair or not all(key):
         raise RecipeError(f"not an override: {pair!r}", help="--set args.max_steps=10", code="recipe-override")
-    *parents, last = key.split(".")
-    for parent in parents:
+    for parent in key[:-1]:
         nested = fields.get(parent)
         fields[parent] = fields = dict(nested) if isinstance(nested, Mapping) else {}
-    fields[last] = parse_value(value, f"--set {key}")
+    fields[key[-1]] = parse_value(value, f"--set {name}")
+    return key
 
 
-def _place(document: Document, key: Key) -> str:
+def _place(document: Document, key: Key, overridden: Iterable[Key]) -> str:
+    """Where a key was said: in the file, or in an override of it, of a part of it, or of what holds it."""
+    for name in overridden:
+        if all(one == other for one, other in zip(name, key, strict=False)):
+            return f"--set {'.'.join(map(str, name))}"
     found = document.place(key)
     return f"{document.path}:{found[0]}:{found[1]}" if found else str(document.path)
 

@@ -121,7 +121,8 @@ def zero_stage(given: Any, folder: Path) -> int:
     """
     if isinstance(given, str):
         given = _deepspeed(folder / given)
-    stage = given.get("zero_optimization", {}).get("stage", 0) if isinstance(given, Mapping) else 0
+    options = given.get("zero_optimization") if isinstance(given, Mapping) else None
+    stage = options.get("stage") if isinstance(options, Mapping) else None
     return stage if type(stage) is int else 0
 
 

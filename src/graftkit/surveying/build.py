@@ -75,10 +75,12 @@ def build_on_meta(config: PretrainedConfig, model_class: type[PreTrainedModel] |
         BuildError: the class refuses the configuration.
     """
     import torch
+    from transformers.modeling_utils import set_zero3_state
 
     model_class = model_class or model_class_for(config)
     try:
-        with torch.device("meta"), quiet_transformers():
+        # Where ZeRO-3 is on, transformers would have DeepSpeed take the parameters apart, which have no storage.
+        with torch.device("meta"), quiet_transformers(), set_zero3_state():
             return model_class._from_config(config)
     except Exception as error:
         raise BuildError(

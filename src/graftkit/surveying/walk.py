@@ -74,10 +74,15 @@ def _without_adapters(model: nn.Module) -> nn.Module:
         return base  # type: ignore[no-any-return]
     shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
     plain = copy.deepcopy(base, shared)
-    for path, module in list(plain.named_modules()):
-        if isinstance(module, added) and not _inside_added(plain, path, added):
-            parent, _, name = path.rpartition(".")
-            setattr(plain.get_submodule(parent), name, _original(module))
+    # All found before the first is replaced: where one wraps another, as around experts, the outer one counts.
+    outer = [
+        (path, module)
+        for path, module in plain.named_modules()
+        if isinstance(module, added) and not _inside_added(plain, path, added)
+    ]
+    for path, module in outer:
+        parent, _, name = path.rpartition(".")
+        setattr(plain.get_submodule(parent), name, _original(module))
     return plain  # type: ignore[no-any-return]
 
 

@@ -70,7 +70,8 @@ def _where(recipe: Recipe, key: str) -> str:
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:
     defaults: dict[str, Any] = {"output_dir": str(Path("out") / recipe.path.stem), "report_to": "none"}
-    named = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
-    if not any(recipe.args.get(name) for name in named):
-        defaults["activation_checkpointing_kwargs"] = {"use_reentrant": False}
+    # TRL sets its default under the name that transformers deprecates, and everybody is warned of it. Options are
+    # left out: without any, transformers takes the non-re-entrant kind; of any, TRL makes the other under ZeRO-3.
+    if not any(recipe.args.get(f"{name}_checkpointing") is not None for name in ("activation", "gradient")):
+        defaults["activation_checkpointing"] = True
     return defaults

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checks.parts import in_parts
 from graftkit.errors import TrainingError
 from graftkit.planning.plan import Plan
 from graftkit.planning.quantization import plan_quantization
@@ -42,11 +43,11 @@ class Base:
 def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code: bool = False) -> Base:
     """Load the model and plan the adapter; nothing is attached yet.
 
-    A recipe without a scope adapts the towers that its data feeds, and no other.
+    A recipe without a scope adapts what every batch feeds; towers for pictures and sound have to be asked for.
 
     Raises:
         SourceError, BuildError: the model cannot be found or loaded.
-        TrainingError: ``no-processor``: neither a processor nor a tokenizer lies with the model.
+        TrainingError: ``no-processor``: no tokenizer lies with the model, or no processor for such data.
         PlanError: the recipe's request cannot be met.
     """
     options = dict(recipe.args.get("model_init_kwargs") or {})
@@ -55,7 +56,8 @@ def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code:
     if recipe.fields.quantization is not None:
         options["quantization_config"] = plan_quantization(shape, recipe.fields.quantization).config
     model = load_model(name, trust_remote_code=trust_remote_code, **options)
-    found = survey(model)
+    # What ZeRO-3 has taken apart shows no shapes.
+    found = shape if in_parts(model) else survey(model)
     planned = None if recipe.fields.adapter.peft_config else recipe.plan(found)
     return Base(
         model=model,
@@ -74,22 +76,32 @@ def _stock(fields: Mapping[str, Any]) -> PeftConfig:
 
 def _processor(name: str, modalities: tuple[str, ...], trust_remote_code: bool) -> Any:
     """A tokenizer where the batches are text alone: TRL treats a processor's data as pictures."""
-    from transformers import AutoProcessor, AutoTokenizer
+    from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
-    loaders = (AutoTokenizer, AutoProcessor) if set(modalities) <= {"text"} else (AutoProcessor, AutoTokenizer)
-    problems = []
-    for loader in loaders:
-        try:
-            with quiet_transformers():
-                return loader.from_pretrained(name, trust_remote_code=trust_remote_code)
-        except Exception as error:
-            problems.append(
-                f"{loader.__name__}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            )
-    raise TrainingError(
-        "the model's tokenizer or processor cannot be loaded",
+    text = set(modalities) <= {"text"}
+    loader, kind = (AutoTokenizer, PreTrainedTokenizerBase) if text else (AutoProcessor, ProcessorMixin)
+    try:
+        with quiet_transformers():
+            found = loader.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # each kind of file has its own
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise _no_processor(name, modalities, why) from error
+    # Where a processor's own class cannot be loaded, AutoProcessor hands out a part of it.
+    if not isinstance(found, kind):
+        raise _no_processor(name, modalities, f"what lies there is a {type(found).__name__}")
+    # Without files some tokenizer classes are made without a vocabulary, and turn every text into nothing.
+    tokenizer = getattr(found, "tokenizer", found)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise _no_processor(name, modalities, "its vocabulary has no word")
+    return found
+
+
+def _no_processor(name: str, modalities: tuple[str, ...], why: str) -> TrainingError:
+    what = "tokenizer" if set(modalities) <= {"text"} else "processor"
+    return TrainingError(
+        f"the model's {what} cannot be loaded",
         where=name,
-        why="; ".join(problems),
-        help="save it beside the model: processor.save_pretrained(folder)",
+        why=why,
+        help=f"save it beside the model: {what}.save_pretrained(folder)",
         code="no-processor",
     )

@@ -49,4 +49,4 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError, SourceError):
         return False
     named = _NAME.fullmatch(checkpoint.name)
-    return named is not None and state.get("global_step") == int(named[1])
+    return named is not None and isinstance(state, dict) and state.get("global_step") == int(named[1])

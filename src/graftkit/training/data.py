@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import DataError
-from graftkit.recipes.recipe import DataSection, Recipe
+from graftkit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-_MEDIA = {".png": "imagefolder", ".jpg": "imagefolder", ".jpeg": "imagefolder", ".wav": "audiofolder"}
-# Trainer -> the sets of columns that make a sample. First set that is there wins.
+# Trainer -> the sets of columns that make a sample. The first set that is there is used, without the others.
 _COLUMNS = {
     "sft": (("messages",), ("prompt", "completion"), ("text",)),
     "dpo": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "grpo": (("prompt",),),
 }
 _MODALITIES = {"image": "image", "images": "image", "audio": "audio", "audios": "audio"}
+# What TRL reads beside a sample's own columns. A reward may read any.
+_BESIDE = {*_MODALITIES, "tools", "chat_template_kwargs"}
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ class Data:
 def load_data(recipe: Recipe) -> Data:
     """Read the recipe's data from this machine: local files, or a hub dataset in the cache.
 
-    Paths are relative to the recipe.
+    Paths are relative to the recipe. Columns that the trainer does not take are left out, but for grpo, whose
+    rewards may read any.
 
     Raises:
-        DataError: ``data-missing``, ``data-unreadable``, ``data-columns`` or ``data-empty``.
+        DataError: ``data-missing``, ``data-unreadable``, ``data-columns``, ``data-modalities`` or ``data-empty``.
     """
     section = recipe.fields.data
     if section.path is None:
@@ -55,20 +57,28 @@ def load_data(recipe: Recipe) -> Data:
             help="data: {path: train.jsonl}",
             code="data-missing",
         )
-    home = recipe.path.parent
-    train = _shaped(_read(section.path, section.split, home), section, recipe.fields.trainer)
-    held_out = _held_out(section, home, recipe.fields.trainer)
+    train = _shaped(_read(section.path, section.split, recipe.path.parent), section.path, recipe)
+    held_out = _held_out(recipe)
     if held_out is None and section.eval_share is not None:
-        parts = train.train_test_split(test_size=section.eval_share, seed=int(recipe.args.get("seed", 42)))
-        train, held_out = parts["train"], parts["test"]
-    return Data(train, held_out, _modalities(section, train.column_names))
+        train, held_out = _parted(train, section.eval_share, recipe)
+    return Data(train, held_out, _modalities(recipe, train.column_names))
 
 
-def _held_out(section: DataSection, home: Path, trainer: str) -> Dataset | None:
+def _held_out(recipe: Recipe) -> Dataset | None:
+    section = recipe.fields.data
     if section.eval_path is None and section.eval_split is None:
         return None
-    rows = _read(section.eval_path or str(section.path), section.eval_split or "train", home)
-    return _shaped(rows, section, trainer)
+    path = section.eval_path or str(section.path)
+    return _shaped(_read(path, section.eval_split or "train", recipe.path.parent), path, recipe)
+
+
+def _parted(rows: Dataset, share: float, recipe: Recipe) -> tuple[Dataset, Dataset]:
+    """The rows without a share of them, and that share; the recipe's seed chooses, and 42 as in transformers."""
+    if len(rows) < 2:
+        raise DataError("one row cannot be parted", where=recipe.fields.data.path, code="data-empty")
+    held_out = min(max(1, round(share * len(rows))), len(rows) - 1)
+    parts = rows.train_test_split(test_size=held_out, seed=int(recipe.args.get("seed", 42)))
+    return parts["train"], parts["test"]
 
 
 def _read(path: str, split: str, home: Path) -> Dataset:
@@ -81,19 +91,24 @@ def _read(path: str, split: str, home: Path) -> Dataset:
         if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
             saved = load_from_disk(str(place))
             return saved[split] if isinstance(saved, DatasetDict) else saved
-        if place.is_dir():
-            return load_dataset(_folder_builder(place), data_dir=str(place), split=split)
-        return load_dataset(path, split=split)
+        return load_dataset(str(place) if place.is_dir() else path, split=split)
     except DataError:
         raise
     except Exception as error:  # datasets raises many kinds, from its parsers and from the hub's client
-        raise DataError(
-            "the data cannot be read",
-            where=path,
-            why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
-            help="name a local file or folder, or a dataset that the cache holds; a split must exist",
-            code="data-unreadable",
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # datasets wraps what its parsers and decoders say
+        cause = cause.__cause__
+    return DataError(
+        "the data cannot be read",
+        where=path,
+        why=f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}",
+        help="name a local file or folder, or a dataset that the cache holds; a split must exist",
+        code="data-unreadable",
+    )
 
 
 def _builder(file: Path) -> str:
@@ -108,45 +123,67 @@ def _builder(file: Path) -> str:
     return builder
 
 
-def _folder_builder(folder: Path) -> str:
-    """By its first file of a known kind: pictures, sounds, or tables."""
-    kinds: dict[str, str] = {**_MEDIA, **_BUILDERS}
-    for file in sorted(folder.rglob("*")):
-        if (builder := kinds.get(file.suffix.lower())) and not file.name.startswith("metadata."):
-            return builder
-    raise DataError(
-        "the folder holds no data", where=str(folder), help=f"files of {', '.join(kinds)}", code="data-unreadable"
-    )
-
-
-def _shaped(rows: Any, section: DataSection, trainer: str) -> Dataset:
-    """With the trainer's column names, no more rows than asked for, and at least one."""
-    for name, theirs in section.columns.items():
-        if theirs not in rows.column_names:
-            raise _no_column(theirs, rows.column_names)
-        rows = rows.rename_column(theirs, name)
+def _shaped(rows: Any, path: str, recipe: Recipe) -> Dataset:
+    """With the trainer's columns, no more rows than asked for, and a first one that can be read."""
+    section, trainer = recipe.fields.data, recipe.fields.trainer
+    rows = _renamed(rows, section.columns, path)
     if section.limit is not None:
         rows = rows.select(range(min(section.limit, len(rows))))
-    if not len(rows):
-        raise DataError("the data has no rows", where=section.path, code="data-empty")
-    if not any(set(columns) <= set(rows.column_names) for columns in _COLUMNS[trainer]):
-        wanted = " or ".join(" + ".join(columns) for columns in _COLUMNS[trainer])
-        raise DataError(
-            f"{trainer} does not find its columns",
-            where=section.path,
-            why=f"it takes {wanted}; the data has {', '.join(rows.column_names)}",
-            help="data: {columns: {prompt: question}} renames them",
-            code="data-columns",
-        )
+    sample = _sample_columns(recipe, rows.column_names, path)
+    if trainer != "grpo":
+        rows = rows.select_columns([name for name in rows.column_names if name in {*sample, *_BESIDE}])
+    try:
+        rows[0]
+    except Exception as error:  # decoders raise what they like; a missing one is an ImportError
+        raise _unreadable(path, error) from error
     return rows
 
 
-def _no_column(name: str, known: Iterable[str]) -> DataError:
-    return DataError(f"the data has no column {name!r}", why=f"it has {', '.join(known)}", code="data-columns")
+def _renamed(rows: Any, columns: Mapping[str, str], path: str) -> Any:
+    """With the trainer's names. A column whose name is taken over is left out."""
+    missing = next((theirs for theirs in columns.values() if theirs not in rows.column_names), None)
+    if missing is not None:
+        raise _no_column(missing, rows.column_names, path)
+    names = {theirs: name for name, theirs in columns.items()}
+    replaced = [name for name in columns if name in rows.column_names and name not in names]
+    return rows.remove_columns(replaced).rename_columns(names)
 
 
-def _modalities(section: DataSection, columns: Iterable[str]) -> tuple[str, ...]:
-    if section.modalities is not None:
-        return tuple(section.modalities)
-    shown = {_MODALITIES[name] for name in columns if name in _MODALITIES}
-    return ("text", *sorted(shown))
+def _sample_columns(recipe: Recipe, present: Iterable[str], path: str) -> tuple[str, ...]:
+    """The columns that make a sample."""
+    trainer = recipe.fields.trainer
+    text = str(recipe.args.get("dataset_text_field", "text"))
+    sets = tuple(tuple(text if name == "text" else name for name in names) for names in _COLUMNS[trainer])
+    found = next((names for names in sets if set(names) <= set(present)), None)
+    if found is None:
+        raise DataError(
+            f"{trainer} does not find its columns",
+            where=path,
+            why=f"it takes {' or '.join(' + '.join(names) for names in sets)}; the data has {', '.join(present)}",
+            help="data: {columns: {prompt: question}} renames them",
+            code="data-columns",
+        )
+    return found
+
+
+def _no_column(name: str, known: Iterable[str], path: str) -> DataError:
+    return DataError(
+        f"the data has no column {name!r}", where=path, why=f"it has {', '.join(known)}", code="data-columns"
+    )
+
+
+def _modalities(recipe: Recipe, columns: Iterable[str]) -> tuple[str, ...]:
+    """What the batches hold: what the recipe says, or what the columns show.
+
+    Raises:
+        DataError: ``data-modalities``: no trainer takes such rows.
+    """
+    shown = tuple(sorted({_MODALITIES[name] for name in columns if name in _MODALITIES}))
+    if "audio" in shown and (len(shown) > 1 or recipe.fields.trainer != "sft"):
+        raise DataError(
+            f"{recipe.fields.trainer} takes no rows of {' and '.join(shown)}",
+            where=recipe.fields.data.path,
+            why="sound is trained on by sft, and not beside pictures",
+            code="data-modalities",
+        )
+    return tuple(recipe.fields.data.modalities or ("text", *shown))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from typing import Any
 from graftkit.errors import DataError
 
 Reward = Callable[..., list[float]]
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+# A hyphen after a digit or a letter is no sign; commas part thousands.
+_NUMBER = re.compile(r"(?<!\w)-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\d+(?:\.\d+)?")
 
 
 def exact_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
@@ -23,8 +25,9 @@ def exact_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> 
 
 
 def number_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
-    """1 where the last number in the completion equals the row's ``answer``; else 0."""
-    return [float(_last_number(_text(c)) == float(right)) for c, right in zip(completions, answer, strict=True)]
+    """1 where the last number in the completion equals the row's ``answer``, a number or its text; else 0."""
+    pairs = zip(completions, answer, strict=True)
+    return [float(_last_number(_text(given)) == _number(right)) for given, right in pairs]
 
 
 _BUILT_IN: dict[str, Reward] = {"exact_match": exact_match, "number_match": number_match}
@@ -62,13 +65,17 @@ def _imported(name: str, home: Path) -> Reward:
     sys.path.insert(0, str(home))
     try:
         found: Reward = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise DataError(
-            f"the reward {name} cannot be imported", why=str(error), help="module:function", code="reward"
-        ) from error
+    except Exception as error:  # the user's module does what it likes when it is imported
+        raise _not_imported(name, f"{type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(home))
+    if not callable(found):
+        raise _not_imported(name, f"{function} is a {type(found).__name__}, which cannot be called")
     return found
+
+
+def _not_imported(name: str, why: str) -> DataError:
+    return DataError(f"the reward {name} cannot be imported", why=why, help="module:function", code="reward")
 
 
 def _text(completion: Any) -> str:
@@ -78,4 +85,12 @@ def _text(completion: Any) -> str:
 
 def _last_number(text: str) -> float | None:
     found = _NUMBER.findall(text)
-    return float(found[-1]) if found else None
+    return _number(found[-1]) if found else None
+
+
+def _number(value: Any) -> float:
+    """Not a number where it is none, which equals nothing."""
+    try:
+        return float(str(value).replace(",", ""))
+    except ValueError:
+        return math.nan

@@ -18,11 +18,15 @@ from graftkit.training.arguments import trainer_arguments
 from graftkit.training.base import Base, load_base
 from graftkit.training.checkpoints import resume_point
 from graftkit.training.data import Data, load_data
+from graftkit.training.processes import check_parallelism, check_recomputation, check_together, save_whole
+from graftkit.training.resuming import train_from
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
 REPORT_NAME = "report.html"
+# What a trainer adds to the metrics of an evaluation.
+_TIMINGS = ("_runtime", "_per_second", "_num_tokens")
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def train(
     """
     started = time.monotonic()
     args: Any = trainer_arguments(recipe)
+    check_together(args)
+    check_recomputation(args)
     checkpoint = resume_point(Path(args.output_dir)) if resume else None
     tell("reading the data")
     data = load_data(recipe)
@@ -113,9 +119,13 @@ def train(
     watch = _Watch.of(base, recipe)
     tell("preparing the trainer")
     trainer = _trainer(recipe, base, data, args, [*watch.callbacks, *callbacks])
+    check_parallelism(trainer)
     if base.plan is not None:
         hold_to_plan(trainer.model, base.plan)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        train_from(trainer, checkpoint)
+    finally:
+        watch.interrupt.restore()
     return _finished(recipe, base, data, trainer, watch, started)
 
 
@@ -157,41 +167,43 @@ def _finished(
     from graftkit.training.page import write_page
 
     folder = Path(trainer.args.output_dir)
-    trainer.save_model(str(folder))
-    metrics = trainer.evaluate() if data.held_out is not None and not watch.interrupt.asked else {}
-    findings = Report((*watch.guard.report, *_saved(folder, base, trainer)))
+    save_whole(trainer, folder)
+    measured = data.held_out is not None and not watch.interrupt.asked
+    metrics = trainer.evaluate() if measured else {}
+    first: bool = trainer.is_world_process_zero()
     result = TrainingResult(
         folder=folder,
         trainer=recipe.fields.trainer,
         steps=trainer.state.global_step,
         history=tuple(trainer.state.log_history),
-        metrics={name: value for name, value in metrics.items() if isinstance(value, (int, float))},
-        findings=findings,
+        metrics={name: value for name, value in metrics.items() if _is_measure(name, value)},
+        findings=Report((*watch.guard.report, *(check(folder, base.map) if first else ()))),
         seconds=time.monotonic() - started,
         plan=base.plan,
         interrupted=watch.interrupt.asked,
     )
-    if trainer.is_world_process_zero():
+    if first:
         write_page(result, base.map, watch.guard.curves, REPORT_NAME)
-    _refuse_broken(findings, folder)
+    # A launcher that sees one process end may end the others.
+    trainer.accelerator.wait_for_everyone()
+    _refuse_broken(result)
     return result
 
 
-def _saved(folder: Path, base: Base, trainer: Any) -> Report:
-    """What the files say of themselves; every process waits until they are written."""
-    trainer.accelerator.wait_for_everyone()
-    return check(folder, base.map) if trainer.is_world_process_zero() else Report(())
+def _is_measure(name: str, value: Any) -> bool:
+    """Whether it says something of the adapter, and not of how long looking took."""
+    return isinstance(value, (int, float)) and name != "epoch" and not name.endswith(_TIMINGS)
 
 
-def _refuse_broken(findings: Report, folder: Path) -> None:
+def _refuse_broken(result: TrainingResult) -> None:
     from graftkit.findings import Severity
 
-    broken = next((f for f in findings if f.severity is Severity.ERROR), None)
+    broken = next((f for f in result.findings if f.severity is Severity.ERROR), None)
     if broken is not None:
         raise TrainingError(
             f"the run ended with an error: {broken.code} {broken.title}",
-            where=str(folder),
+            where=str(result.folder),
             why=broken.message,
-            help=broken.help or f"graft check {folder}",
+            help=broken.help or f"graft check {result.folder}",
             code="run-not-sound",
         )

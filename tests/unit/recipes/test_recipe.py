@@ -150,6 +150,11 @@ def test_checkpointing_is_what_trl_makes_of_it(tmp_path: Path, args: dict[str, A
     assert training.reentrant == bool((real.activation_checkpointing_kwargs or {}).get("use_reentrant", False))
 
 
+@pytest.mark.parametrize("odd", ["{zero_optimization: 3}", "{zero_optimization: {stage: high}}", "[3]", "{}"])
+def test_an_odd_deepspeed_configuration_has_no_stage(tmp_path: Path, odd: str) -> None:
+    assert training_of(read_recipe(written(tmp_path, f"model: x\nargs: {{deepspeed: {odd}}}\n"))).zero_stage == 0
+
+
 def test_a_deepspeed_file_is_read_from_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text(json.dumps(ZERO3))
     assert training_of(read_recipe(written(tmp_path, "model: x\nargs: {deepspeed: ds.json}\n"))).zero_stage == 3

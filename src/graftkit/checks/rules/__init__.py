@@ -8,6 +8,7 @@ import pkgutil
 from functools import cache
 
 from graftkit.checks.rule import Rule
+from graftkit.checks.runner import given_severity
 from graftkit.errors import RecipeError
 from graftkit.recipes.settings import CheckSettings
 
@@ -42,7 +43,7 @@ def rules_of(area: str) -> tuple[Rule, ...]:
 
 
 def check_settings(settings: CheckSettings) -> None:
-    """Refuse settings for what is no rule: a misspelt code would otherwise be obeyed by doing nothing.
+    """Refuse settings for what is no rule, or no setting of it: they would otherwise be obeyed by doing nothing.
 
     Raises:
         RecipeError: ``settings``.
@@ -58,6 +59,8 @@ def check_settings(settings: CheckSettings) -> None:
             help=f"did you mean {near[0]}? graft rules lists them" if near else "graft rules lists them",
             code="settings",
         )
+    for rule in all_rules():
+        given_severity(rule, settings)
 
 
 def _by_code(rules: list[Rule]) -> tuple[Rule, ...]:

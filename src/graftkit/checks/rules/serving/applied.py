@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, held, unknown
-from graftkit.checks.saved import some
-from graftkit.checks.served import Served, verdict
+from graftkit.checks.rule import Observation, Rule, held
+from graftkit.checks.served import Served, of_lora, verdict
 from graftkit.engines import Feature, Stance
 from graftkit.findings import Severity, Source
 
@@ -14,10 +13,6 @@ _ASKED = (Feature.OTHER_PREFIX, Feature.INNER_NAMES, Feature.TOWERS, Feature.STA
 
 def _check(facts: Facts) -> Observation:
     assert facts.engine is not None
-    if facts.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
-    if facts.saved.prefix is None:
-        return unknown("the adapter keeps no tensors in a model's layers")
     engine, modules = facts.engine, Served(facts.fit).modules
     asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
     # A refusal is loud: that is another rule's.
@@ -33,7 +28,7 @@ RULE = Rule(
     title="the engine applies every module of the adapter that it loads",
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
-    check=_check,
+    check=of_lora(_check),
     why="an engine that finds no module for a tensor says nothing, and serves the base there",
     example=(
         "An adapter on a vision tower is loaded by vLLM without `--enable-tower-connector-lora`: requests "

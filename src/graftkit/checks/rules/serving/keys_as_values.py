@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, held, unknown
-from graftkit.checks.saved import some
-from graftkit.checks.served import beside, verdict
+from graftkit.checks.rule import Observation, Rule, held
+from graftkit.checks.served import beside, of_lora, verdict
 from graftkit.engines import Feature, Stance
 from graftkit.findings import Severity, Source
 from graftkit.surveying.notes import makes_values
@@ -13,10 +12,6 @@ from graftkit.surveying.notes import makes_values
 
 def _check(facts: Facts) -> Observation:
     assert facts.engine is not None
-    if facts.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
-    if facts.saved.prefix is None:
-        return unknown("the adapter keeps no tensors in a model's layers")
     modules, sites = facts.saved.modules, facts.fit.sites
     keys = [core for core in modules if (site := sites.get(core)) is not None and makes_values(site)]
     if not keys:
@@ -33,7 +28,7 @@ RULE = Rule(
     title="an adapter on keys that are the values too reaches both in the engine",
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
-    check=_check,
+    check=of_lora(_check),
     why="the engine keeps a second weight for the values, which the adapter on the keys does not change",
     example=(
         "`attention_k_eq_v`: in transformers `k_proj` makes keys and values, and vLLM loads its weight twice. The "

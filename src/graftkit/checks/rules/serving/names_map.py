@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, held, unknown
-from graftkit.checks.saved import some
-from graftkit.checks.served import Served, verdict
+from graftkit.checks.rule import Observation, Rule, held
+from graftkit.checks.served import Served, of_lora, verdict
 from graftkit.engines import Feature, Stance
 from graftkit.findings import Severity, Source
 
@@ -14,10 +13,6 @@ _ASKED = (Feature.OTHER_PREFIX, Feature.TOWERS, Feature.STACKED_EXPERTS, Feature
 
 def _check(facts: Facts) -> Observation:
     assert facts.engine is not None
-    if facts.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
-    if facts.saved.prefix is None:
-        return unknown("the adapter keeps no tensors in a model's layers")
     engine, modules = facts.engine, Served(facts.fit).modules
     asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
     # What it loads and leaves out is another rule's.
@@ -31,7 +26,7 @@ RULE = Rule(
     title="the adapter's names map to tensors of the engine",
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
-    check=_check,
+    check=of_lora(_check),
     why="the server or the converter stops at a tensor that it has no place for, or that it misses",
     example=(
         "Layers that share keys and values have a `q_proj` and no `v_proj`. SGLang joins the three projections "

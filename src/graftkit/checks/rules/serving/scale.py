@@ -6,18 +6,13 @@ import math
 from typing import Any
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.saved import some
-from graftkit.checks.served import Scale, scales
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.served import Scale, of_lora, scales
 from graftkit.findings import Severity, Source
 
 
 def _check(facts: Facts) -> Observation:
     assert facts.engine is not None
-    if facts.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
-    if facts.saved.file.peft_type != "LORA":
-        return unknown(f"{some([facts.saved.file.peft_type])} is no LoRA")
     found = scales(facts.saved, facts.engine)
     if isinstance(found, Observation):
         return found
@@ -43,7 +38,7 @@ RULE = Rule(
     title="the engine scales the update as PEFT does",
     severity=Severity.ERROR,
     needs=("adapter", "engine"),
-    check=_check,
+    check=of_lora(_check),
     why="the adapter loads without a word, and acts several times too weakly or too strongly",
     example="An rsLoRA adapter of rank 64 is served by SGLang, which scales by alpha / r: eight times too weak.",
     help="fold the scale into lora_B: multiply it by PEFT's scale, set lora_alpha to r, and drop the options",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source
 
 
@@ -19,8 +20,27 @@ def _check(facts: Facts) -> Observation:
             error=error.code,
         )
     if facts.plan is None:
-        return held("the stock PEFT configuration is used as it is")
+        return _stock(facts)
     return held(f"{len(facts.plan.attached)} sites are adapted, as asked", sites=len(facts.plan.attached))
+
+
+def _stock(facts: Facts) -> Observation:
+    """A stock configuration is not planned: PEFT takes its fields, or refuses them."""
+    if facts.folder is not None or facts.peft_config is None:
+        return unknown("a saved adapter's configuration is looked at, and not the recipe's")
+    key = "adapter.peft_config"
+    if facts.reach.faults:
+        return failed(f"the configuration cannot be used: {some(facts.reach.faults)}", key=key)
+    if facts.reach.problems:
+        return unknown(f"what PEFT makes of it is not known: {some(facts.reach.problems)}")
+    if facts.reach.ignored:
+        name, near = next(iter(facts.reach.ignored.items()))
+        advice = f"did you mean {near}?" if near else None
+        return failed(f"PEFT ignores {name}: its class has no such field", help=advice, key=f"{key}.{name}")
+    if facts.reach.refusals:
+        first = facts.reach.refusals[0]
+        return failed(f"PEFT refuses {first.where}: {first.why}", key=key)
+    return held("PEFT takes the stock configuration as it is")
 
 
 RULE = Rule(

@@ -1,0 +1,207 @@
+"""Small text models with tokenizers of their own, data that needs no network, and a look at what was saved."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import random
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import graftkit as gk
+
+SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+# fp32 and no recomputation: what a net of this size needs, and the same numbers on every run.
+QUICK = {
+    "bf16": False,
+    "activation_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "disable_tqdm": True,
+    "seed": 0,
+}
+
+# What somebody does who has the files and not graftkit: load, compare with the file, merge.
+_STOCK = """
+import json, sys
+sys.modules["graftkit"] = None
+import safetensors.torch, torch
+from peft import PeftModel, get_peft_model_state_dict
+from transformers import AutoModelForCausalLM
+base, folder, out = sys.argv[1:]
+ids = torch.arange(3, 19).view(2, 8)
+with torch.no_grad():
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    plain = model(input_ids=ids).logits
+    model = PeftModel.from_pretrained(model, folder).eval()
+    saved = safetensors.torch.load_file(f"{folder}/adapter_model.safetensors")
+    loaded = get_peft_model_state_dict(model)
+    same = saved.keys() == loaded.keys() and all(torch.equal(saved[name], loaded[name]) for name in saved)
+    adapted = model(input_ids=ids).logits
+    adapters = list(model.peft_config)
+    merged = model.merge_and_unload()
+    off = merged(input_ids=ids).logits - adapted
+if out:
+    merged.save_pretrained(out)
+effect = (adapted - plain).abs().max()
+print(json.dumps({
+    "tensors": {name: list(tensor.shape) for name, tensor in saved.items()}, "adapters": adapters,
+    "same": bool(same), "effect": float(effect), "off": float(off.abs().max() / effect),
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What stock PEFT makes of a saved adapter.
+
+    Attributes:
+        tensors: name -> shape, as saved.
+        adapters: the names that it loaded.
+        same: whether what was loaded is what is in the file, tensor for tensor.
+        effect: the largest change of a logit by the adapter.
+        off: the largest difference that merging makes, as a share of the effect.
+    """
+
+    tensors: Mapping[str, Sequence[int]]
+    adapters: Sequence[str]
+    same: bool
+    effect: float
+    off: float
+
+
+def loads_in_stock_peft(base: Path, adapter: Path, merged: Path | None = None) -> Stock:
+    """Load the adapter in a process that cannot import graftkit, and merge it; keep the merged model if asked."""
+    words = [sys.executable, "-c", _STOCK, str(base), str(adapter), str(merged or "")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return Stock(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def save_model(folder: Path, tokenizer: Any, model: str = "qwen3", **overrides: Any) -> Path:
+    """A twin that fits the tokenizer, both saved into the folder."""
+    size = -(-len(tokenizer) // 64) * 64
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos")}
+    gk.twin(model, overrides={"vocab_size": size, **ids, **overrides}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trained_tokenizer(texts: Sequence[str], size: int = 512) -> Any:
+    """A byte-pair tokenizer learned from the texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size, special_tokens=[*SPECIAL.values()], initial_alphabet=letters, show_progress=False
+        ),
+    )
+    return _as_transformers(backend)
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """A tokenizer that knows these words, set apart by spaces, and no other."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    known = {word: at for at, word in enumerate((*SPECIAL.values(), *words))}
+    backend = Tokenizer(models.WordLevel(known, unk_token=SPECIAL["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _as_transformers(backend)
+
+
+def _as_transformers(backend: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=256, **SPECIAL)
+
+
+def docstrings(count: int) -> list[tuple[str, str]]:
+    """(signature, summary line) of so many functions of the standard library, always the same ones."""
+    found = dict(_documented(Path(sysconfig.get_paths()["stdlib"])))
+    rows = sorted(found.items())
+    random.Random(0).shuffle(rows)
+    assert len(rows) >= count
+    return rows[:count]
+
+
+def _documented(library: Path) -> Iterator[tuple[str, str]]:
+    for file in sorted(library.glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            summary = (ast.get_docstring(node) or "").partition("\n")[0]
+            if 20 <= len(summary) <= 60 and summary.isascii():
+                yield f"def {node.name}({', '.join(a.arg for a in node.args.args)}):", summary
+
+
+def preferences(count: int) -> list[dict[str, str]]:
+    """Signatures with their own summary, preferred to that of another function."""
+    rows = docstrings(count)
+    others = [rows[at - 1][1] for at in range(len(rows))]
+    return [
+        {"prompt": signature, "chosen": f" {right}", "rejected": f" {wrong}"}
+        for (signature, right), wrong in zip(rows, others, strict=True)
+    ]
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """The rows as JSON lines."""
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def write_recipe(file: Path, model: Path, rows: Sequence[Mapping[str, Any]], **fields: Any) -> Path:
+    """A recipe for these rows, which are written beside it; JSON is YAML."""
+    data = write_rows(file.with_suffix(".jsonl"), rows)
+    adapter = {"targets": "all-linear", "r": 8, "alpha": 16, **fields.pop("adapter", {})}
+    args = {**QUICK, "output_dir": str(file.with_suffix("")), **fields.pop("args", {})}
+    told = {"path": data.name, **fields.pop("data", {})}
+    recipe = {"model": str(model), "adapter": adapter, "data": told, "args": args, **fields}
+    file.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
+    return file
+
+
+def graft(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "graftkit.cli.main", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        timeout=500,
+        check=False,
+    )
+
+
+def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    """The command, running; what it says is caught."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "graftkit.cli.main", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ},
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Return as soon as the path exists, while the process is running."""
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
