@@ -57,6 +57,12 @@ def test_the_files_were_found() -> None:
     assert len(FILES) > 30
 
 
+def test_the_page_names_every_file_of_the_checks() -> None:
+    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = [path.name for path in (ROOT / "checks").glob("*.py") if path.name != "__init__.py"]
+    assert [name for name in files if f"`{name}`" not in page] == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_up_the_floors(path: Path) -> None:
     here = room_of(path)

@@ -2,246 +2,35 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from graftkit.checks.feeding import own_names
 from graftkit.checks.rule import Observation, unknown
-from graftkit.checks.saved import config_problems, some
-from graftkit.errors import PlanError
+from graftkit.checks.saved import some
+from graftkit.checks.stock_config import Refusal, StockConfig, said
 from graftkit.planning.extras import saved_modules
-from graftkit.planning.intent import fed_towers
 from graftkit.planning.matching import rewritten_names, suffix_finder, target_matcher
-from graftkit.planning.methods import Method, method_named, not_on_parameters, refusal_of
-from graftkit.surveying.sites import ModelMap, Site
+from graftkit.planning.methods import not_on_parameters, refusal_of
+from graftkit.surveying.sites import Site
 
 if TYPE_CHECKING:
     from graftkit.checks.facts import Facts
 
-ALL_LINEAR = "all-linear"
-# Methods that take modules of any kind, norms above all: the map does not say which of those there are.
-_OF_ANY_MODULE = frozenset({"LN_TUNING"})
-# Quantizers whose layers are still an nn.Linear, which is what PEFT looks for under "all-linear".
-_STILL_LINEAR = ("bitsandbytes", "torchao")
 # As surveying.adaptable says it.
 _IN_GROUPS = re.compile(r"a convolution in (\d+) groups")
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One thing that makes ``get_peft_model`` raise.
-
-    Attributes:
-        kind: "config" (the class refuses its fields), "fused" (half of what is stacked together), "no-default"
-            (no targets, and PEFT knows none for the model type), "wrapper", "module", "parameter" (a target of
-            a kind that PEFT does not adapt), "option" (one that a bare parameter cannot take) or "nothing".
-        where: the module, parameter or field.
-        why: PEFT's reason.
-    """
-
-    kind: str
-    where: str
-    why: str
-
-
 @dataclass(frozen=True)
-class Reach:
-    """A stock PEFT configuration held against a base.
-
-    Attributes:
-        config: the fields as ``adapter_config.json`` or ``PeftConfig.to_dict`` has them; what is missing has
-            PEFT's default.
-        base: the map of the base.
-    """
-
-    config: Mapping[str, Any]
-    base: ModelMap
-
-    # ---- the configuration ----
-
-    @cached_property
-    def given(self) -> Mapping[str, Any]:
-        """The fields as JSON would have them: sets sorted, enumerations by value."""
-        return {name: _plain(value) for name, value in self.config.items()}
-
-    @property
-    def peft_type(self) -> str:
-        """The method, as PEFT spells it; LoRA where the configuration does not say."""
-        return str(self.given.get("peft_type") or "LORA")
-
-    @property
-    def is_lora(self) -> bool:
-        return self.peft_type == "LORA"
-
-    @cached_property
-    def _method(self) -> Method | None:
-        try:
-            return method_named(self.peft_type.lower())
-        except PlanError:
-            return None
-
-    @cached_property
-    def problems(self) -> tuple[str, ...]:
-        """Why nothing can be said of this configuration; empty where it can be read."""
-        if self.faults:
-            return self.faults
-        if self.peft_type in _OF_ANY_MODULE:
-            return (f"{some([self.peft_type])} adapts no layers that are known here",)
-        if self.given.get("layer_replication"):
-            return ("layer_replication makes a model with other layers than the base",)
-        return ()
-
-    @cached_property
-    def faults(self) -> tuple[str, ...]:
-        """What is wrong with the fields themselves, whatever the base; empty where they can be used."""
-        if self._method is None:
-            return (f"{some([self.peft_type])} is no method of PEFT that adapts layers",)
-        # Where PEFT rewrites experts' names it runs patterns over the parameters, too.
-        paths = (*self.base.module_paths, *self.base.parameter_paths)
-        return config_problems(self.given, self.peft_type, paths, modules=len(self.base.module_paths))
-
-    @cached_property
-    def targets(self) -> str | tuple[str, ...] | None:
-        """``target_modules`` as it is written: a regular expression or "all-linear", names, or None."""
-        written = self.given.get("target_modules")
-        return tuple(written) if isinstance(written, list) else written
-
-    @cached_property
-    def _read(self) -> tuple[Mapping[str, Any], Refusal | None]:
-        """The fields when PEFT comes to match them, and why it does not get there, if it does not."""
-        from peft import PeftType
-
-        assert self._method is not None
-        fields = {
-            **self._method.defaults,
-            **copy.deepcopy(dict(self.given)),
-            "peft_type": PeftType(self.peft_type),
-        }
-        state = SimpleNamespace(**fields)
-        refusal = self._construct() or self._rewrite(state) or self._fill_in(state)
-        if isinstance(state.target_modules, set):
-            state.target_modules = sorted(state.target_modules)
-        self._expand(state)
-        return vars(state), refusal
-
-    @cached_property
-    def ignored(self) -> Mapping[str, str | None]:
-        """Field that PEFT drops because its class has none of that name -> what may have been meant.
-
-        Source: ``peft.config.PeftConfigMixin.check_kwargs`` and ``from_peft_type``, which only warn.
-        """
-        assert self._method is not None
-        known = [f.name for f in fields(self._method.config_class)]
-        near = {name: difflib.get_close_matches(name, known, n=1) for name in self.given if name not in known}
-        return {name: found[0] if found else None for name, found in near.items()}
-
-    def _construct(self) -> Refusal | None:
-        """Make the configuration class check its own fields."""
-        assert self._method is not None
-        known = {f.name for f in fields(self._method.config_class) if f.init}
-        given = {name: copy.copy(value) for name, value in self.given.items() if name in known}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                self._method.config_class(**given)
-            except Exception as error:
-                # The classes refuse with ValueError, TypeError and ImportError, and trip over odd values.
-                return Refusal("config", type(error).__name__, _said(error))
-        return None
-
-    def _rewrite(self, state: SimpleNamespace) -> Refusal | None:
-        """On some model types PEFT turns names of experts into parameters: done by PEFT itself, on names alone."""
-        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-        names = rewritten_names(self.base.model.model_type)
-        if not self.is_lora or not names:
-            return None
-        if _is_all_linear(state.target_modules):
-            state.target_modules = sorted({p.rpartition(".")[2] for p in self.all_linear} | names)
-        try:
-            convert_peft_config_for_transformers(state, self._names_only, conversions=None)
-        except ValueError as error:
-            return Refusal("fused", _shown(self.targets), _said(error))
-        return None
-
-    @property
-    def _names_only(self) -> Any:
-        """As much of a model as PEFT's rewriting looks at."""
-        base = self.base
-        return SimpleNamespace(
-            config=SimpleNamespace(model_type=base.model.model_type),
-            named_modules=lambda: ((path, None) for path in base.module_paths),
-            named_parameters=lambda: ((path, None) for path in base.parameter_paths),
-        )
-
-    def _fill_in(self, state: SimpleNamespace) -> Refusal | None:
-        """PEFT's default targets for the model type, where none are given.
-
-        Source: ``peft.tuners.lora.model.LoraModel._prepare_adapter_config``, and those of the other tuners.
-        """
-        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-
-        if state.target_modules is not None:
-            return None
-        defaults = getattr(PEFT_TYPE_TO_TUNER_MAPPING[state.peft_type], "target_module_mapping", {})
-        known = defaults.get(self.base.model.model_type)
-        if known is not None:
-            state.target_modules = known if isinstance(known, str) else set(known)
-        elif not getattr(state, "target_parameters", None):
-            why = f"PEFT has no default targets for the model type {self.base.model.model_type}"
-            return Refusal("no-default", "target_modules", why)
-        return None
-
-    def _expand(self, state: SimpleNamespace) -> None:
-        from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
-
-        if _is_all_linear(state.target_modules):
-            state.target_modules = list(self.all_linear)
-        targets = state.target_modules
-        layers = getattr(state, "layers_to_transform", None) is not None
-        # Full paths are not filtered by layer, and the shorter names that PEFT makes of many of them are.
-        if layers and isinstance(targets, list) and len(targets) >= MIN_TARGET_MODULES_FOR_OPTIMIZATION:
-            state.target_modules = _condensed(targets, self.base.module_paths)
-
-    @cached_property
-    def all_linear(self) -> tuple[str, ...]:
-        """What "all-linear" stands for: every linear but the output embeddings, or a classifier's head.
-
-        Source: ``peft.tuners.tuners_utils._maybe_include_all_linear_layers``.
-        """
-        linears = [
-            s for s in self.base if s.is_linear and (s.quantized or "bitsandbytes").startswith(_STILL_LINEAR)
-        ]
-        heads = {s.path for s in self.base if s.role == "lm_head"} or self._classifier()
-        inside = [f"{s.path}.out_proj" for s in self.base if s.kind == "multihead_attention"]
-        found = {s.path for s in linears if s.path not in heads} | set(inside)
-        return tuple(path for path in self.base.module_paths if path in found)
-
-    def _classifier(self) -> set[str]:
-        from peft.utils.constants import SEQ_CLS_HEAD_NAMES
-
-        if self.given.get("task_type") != "SEQ_CLS" or self.base.model.model_type is None:
-            return set()
-        return set([name for name in SEQ_CLS_HEAD_NAMES if name in self.base.module_paths][:1])
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """The fields when PEFT comes to match them: experts rewritten, "all-linear" and defaults spelled out."""
-        return self._read[0]
+class Reach(StockConfig):
+    """A stock PEFT configuration held against a base."""
 
     # ---- modules ----
-
-    @property
-    def is_all_linear(self) -> bool:
-        """Whether the targets are the word "all-linear"."""
-        return _is_all_linear(self.targets)
 
     @cached_property
     def _sites(self) -> Mapping[str, Site]:
@@ -289,16 +78,15 @@ class Reach:
 
     @cached_property
     def _without_filters(self) -> Callable[[str], bool]:
-        targets = self.all_linear if _is_all_linear(self.targets) else self.targets
-        return target_matcher({"target_modules": targets})
+        return target_matcher({"target_modules": self.spelled})
 
     @cached_property
     def meant(self) -> tuple[str, ...]:
         """The modules that the targets name as they are written, filters applied: before PEFT rewrites experts."""
-        targets = self.all_linear if _is_all_linear(self.targets) else self.targets
-        if targets is None or not rewritten_names(self.base.model.model_type):
+        if self.spelled is None or not rewritten_names(self.base.model.model_type):
             return self.modules
-        return tuple(filter(target_matcher({**self.fields, "target_modules": targets}), self.base.module_paths))
+        matches = target_matcher({**self.fields, "target_modules": self.spelled})
+        return tuple(filter(matches, self.base.module_paths))
 
     @cached_property
     def before_exclusion(self) -> tuple[str, ...]:
@@ -321,23 +109,6 @@ class Reach:
     # ---- parameters ----
 
     @cached_property
-    def rewritten(self) -> Mapping[str, str]:
-        """Written target -> the expert parameter that PEFT takes it for.
-
-        Source: ``peft.utils.transformers_weight_conversion._convert_peft_config_moe``.
-        """
-        from peft.utils import transformers_weight_conversion as conversion
-
-        if not self.is_lora or not isinstance(self.targets, tuple):
-            return {}
-        if not rewritten_names(self.base.model.model_type):
-            return {}
-        pattern = conversion._MODEL_TO_CONVERSION_PATTERN[self.base.model.model_type]
-        mapping = conversion._MOE_TARGET_MODULE_MAPPING[pattern]
-        leaves = {target: target.rpartition(".")[2] for target in self.targets}
-        return {target: mapping[leaf] for target, leaf in leaves.items() if leaf in mapping}
-
-    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """The parameters that PEFT takes for targets, those it made of experts' names included."""
         wanted = self.fields.get("target_parameters") if self.is_lora else None
@@ -358,7 +129,7 @@ class Reach:
         found += self._refused.values()
         found += filter(None, map(self._parameter_refusal, self.parameters))
         if not found and not self.modules and not self.parameters:
-            found.append(Refusal("nothing", _shown(self.targets), "the targets match nothing in the base"))
+            found.append(Refusal("nothing", self.shown_targets, "the targets match nothing in the base"))
         return tuple(found)
 
     @cached_property
@@ -381,7 +152,7 @@ class Reach:
             try:
                 _check_lora_target_modules_mamba(config, model, leaf)
             except ValueError as error:
-                found[leaf] = _said(error)
+                found[leaf] = said(error)
         return found
 
     def _module_refusal(self, path: str) -> Refusal | None:
@@ -459,7 +230,7 @@ class Reach:
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets or ()
         named = (*targets, *(self.given.get("target_parameters") or ()))
         words = set(re.findall(r"\w+", " ".join(named)))
-        return frozenset(tower for tower, names in _own_names(self.base).items() if names & words)
+        return frozenset(tower for tower, names in own_names(self.base).items() if names & words)
 
     # ---- patterns ----
 
@@ -481,34 +252,6 @@ class Reach:
 
         pattern = self.fields.get("rank_pattern") or {}
         return int(pattern.get(get_pattern_key(pattern.keys(), path), self.fields.get("r") or 0))
-
-
-def _own_names(base: ModelMap) -> dict[str, set[str]]:
-    """Tower -> the names above its layers that no other tower has."""
-    names: dict[str, set[str]] = {}
-    for site in base:
-        parts = site.names[-1].split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
-        names.setdefault(site.tower, set()).update(parts[:at])
-    return {
-        tower: found.difference(*(other for name, other in names.items() if name != tower))
-        for tower, found in names.items()
-    }
-
-
-# Tower -> what a batch has to hold for the tower to work. A projector works for any of them.
-_FED_BY = {"vision": frozenset({"image", "video"}), "audio": frozenset({"audio"})}
-_NOT_TEXT = frozenset({"image", "video", "audio"})
-
-
-def always_fed(base: ModelMap) -> frozenset[str]:
-    """The towers that every batch feeds, and the head."""
-    return frozenset((*fed_towers(base, tuple(tower.name for tower in base.towers)), "head"))
-
-
-def is_fed(base: ModelMap, tower: str, modalities: Iterable[str]) -> bool:
-    """Whether batches that hold these modalities feed a tower."""
-    return tower in always_fed(base) or not _FED_BY.get(tower, _NOT_TEXT).isdisjoint(modalities)
 
 
 def with_reach(check: Callable[[Facts, Reach], Observation]) -> Callable[[Facts], Observation]:
@@ -539,31 +282,3 @@ def _by_entry(entries: Iterable[str], paths: Iterable[str]) -> Mapping[str, tupl
         for entry in near(path):
             found[entry].append(path)
     return {entry: tuple(named) for entry, named in found.items()}
-
-
-def _condensed(targets: list[str], paths: Iterable[str]) -> list[str]:
-    """What PEFT makes of a long list before it matches. Source: ``BaseTuner.inject_adapter``."""
-    from peft.tuners.tuners_utils import _find_minimal_target_modules
-
-    near = suffix_finder(targets)
-    others = [path for path in paths if not near(path)]
-    shorter = _find_minimal_target_modules(targets, others)
-    return sorted(shorter) if len(shorter) < len(targets) else targets
-
-
-def _is_all_linear(targets: Any) -> bool:
-    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, set | frozenset | tuple):
-        return sorted(value, key=str)
-    return getattr(value, "value", value)
-
-
-def _shown(targets: str | tuple[str, ...] | None) -> str:
-    return some([targets] if isinstance(targets, str) else targets or ())
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

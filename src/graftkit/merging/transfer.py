@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# What one call copies inside the kernel: long enough to be cheap, short enough to report progress.
-_COPY_BYTES = 64 * 2**20
-
 
 def buffer_of(nbytes: int) -> torch.Tensor:
     """An uninitialised buffer of that many bytes."""
@@ -41,35 +38,6 @@ def write_from(fd: int, buffer: torch.Tensor, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def copy_range(source: int, target: int, begin: int, end: int, shift: int = 0) -> None:
-    """Copy a range of bytes to another file, ``shift`` bytes further on, inside the kernel where it can.
-
-    File systems that share blocks copy nothing at all. Where the kernel cannot (another file system, or one that
-    has no such call), the bytes go through a buffer.
-    """
-    while begin < end:
-        try:
-            count = os.copy_file_range(source, target, min(end - begin, _COPY_BYTES), begin, begin + shift)
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
-            _copy_through_memory(source, target, begin, end, shift)
-            return
-        if count == 0:
-            _copy_through_memory(source, target, begin, end, shift)
-            return
-        begin += count
-
-
-def _copy_through_memory(source: int, target: int, begin: int, end: int, shift: int) -> None:
-    step = min(end - begin, 4 * 2**20)
-    buffer = buffer_of(step)
-    for at in range(begin, end, step):
-        part = buffer[: min(step, end - at)]
-        read_into(source, part, at)
-        write_from(target, part, at + shift)
-
-
 def same_bytes(one: int, other: int, begin: int, end: int, shift: int = 0) -> bool:
     """Whether a range of one file is the same as that of the other, ``shift`` bytes further on."""
     import torch
@@ -86,12 +54,3 @@ def same_bytes(one: int, other: int, begin: int, end: int, shift: int = 0) -> bo
         if not same or not torch.equal(left[words:count], right[words:count]):
             return False
     return True
-
-
-def _no_kernel_copy() -> frozenset[int]:
-    import errno
-
-    return frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
-
-
-_CANNOT = _no_kernel_copy()

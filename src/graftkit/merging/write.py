@@ -9,21 +9,25 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from graftkit.merging.compute import Chunk, Scratch, chunks_of
+from graftkit.merging.compute import Chunk, Scratch, chunks_of, row_bytes
 from graftkit.merging.layout import Layout
 from graftkit.merging.plan import MergePlan
 from graftkit.merging.tensors import open_file
-from graftkit.merging.transfer import copy_range, write_from
+from graftkit.merging.transfer import read_into, write_from
 
+if TYPE_CHECKING:
+    import torch
+
+# Bytes that are copied at a time.
+_COPY_BYTES = 4 * 2**20
 # Elements of a chunk: few enough to stay in a processor's cache, and so many that Python's share does not show.
 _FEWEST, _MOST = 2**17, 2**20
 # What all threads' chunks together may take, each element in double precision and some copies of it.
 _CHUNK_BYTES = 96 * 2**20
 _BYTES_AN_ELEMENT = 40
 _MOST_WORKERS = 16
-# So much is written before the disk is asked to take it.
-_FLUSH_BYTES = 128 * 2**20
 
 Tick = Callable[[int], None]
 
@@ -35,13 +39,11 @@ class Crew:
     Attributes:
         pool: reads, computes and writes.
         checkers: compare what is written, while ``pool`` is at the next file.
-        flusher: one thread that keeps the disk busy.
         scratch: buffers of ``pool``.
     """
 
     pool: ThreadPoolExecutor
     checkers: ThreadPoolExecutor
-    flusher: ThreadPoolExecutor
     scratch: Scratch
 
 
@@ -52,8 +54,8 @@ def crew() -> Iterator[Crew]:
 
     before = torch.get_num_threads()
     try:
-        with _pool(workers()) as pool, _pool(workers()) as checkers, _pool(1) as flusher:
-            yield Crew(pool, checkers, flusher, Scratch(chunk_elements()))
+        with _pool(workers()) as pool, _pool(workers()) as checkers:
+            yield Crew(pool, checkers, Scratch(chunk_elements()))
     finally:
         torch.set_num_threads(before)
 
@@ -89,87 +91,123 @@ def write_shard(plan: MergePlan, layout: Layout, path: Path, crew: Crew, tick: T
     Raises:
         OSError: reading or writing failed; what is at ``path`` is then not whole.
     """
-    with open_file(layout.shard) as source, _created(path, layout.size) as target:
+    with open_file(layout.shard) as source, _created(path) as target:
         os.pwrite(target, layout.header, 0)
         tick(len(layout.header))
-        flush = _Flush(target, crew.flusher)
+        turns = Turns()
 
-        def wrote(count: int) -> None:
-            flush.wrote(count)
-            tick(count)
+        def write(number: int, piece: _Piece) -> None:
+            data = piece.read(source, crew.scratch)
+            with turns.take(number):
+                write_from(target, data, piece.at)
+            tick(data.numel())
 
-        def copy(begin: int, end: int) -> None:
-            copy_range(source, target, begin, end, layout.shift)
-            wrote(end - begin)
-
-        def merge(chunk: Chunk) -> None:
-            job = chunk.terms.job
-            data = chunk.merge(source, crew.scratch)
-            width = job.stored.nbytes // job.rows
-            write_from(target, data, layout.at[job.name] + chunk.begin * width)
-            wrote(data.numel())
-
-        chunks = (c for job in layout.jobs for c in chunks_of(plan, job, crew.scratch.elements))
-        futures = [crew.pool.submit(merge, chunk) for chunk in chunks]
-        futures += [crew.pool.submit(copy, *span) for span in layout.unchanged]
-        try:
-            finish(futures)
-        finally:
-            flush.wait()
+        pieces = sorted(_pieces(plan, layout, crew.scratch.elements), key=lambda piece: piece.at)
+        futures = [crew.pool.submit(turns.stopping(write), *numbered) for numbered in enumerate(pieces)]
+        finish(futures, turns.stop)
 
 
-class _Flush:
-    """Sends what is written to the disk as it comes, so that the disk does not start when the rest is done."""
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive bytes of the output.
 
-    def __init__(self, fd: int, flusher: ThreadPoolExecutor) -> None:
-        self._fd, self._flusher = fd, flusher
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._last: Future[None] | None = None
+    Attributes:
+        at: where they begin in the output.
+        source: the merged rows that they are, or the range of the base's file.
+    """
 
-    def wrote(self, count: int) -> None:
-        with self._lock:
-            self._waiting += count
-            if self._waiting >= _FLUSH_BYTES and (self._last is None or self._last.done()):
-                self._waiting = 0
-                self._last = self._flusher.submit(os.fdatasync, self._fd)
+    at: int
+    source: Chunk | tuple[int, int]
 
-    def wait(self) -> None:
-        """Wait until the file may be closed."""
-        if self._last is not None:
-            self._last.result()
+    def read(self, base: int, scratch: Scratch) -> torch.Tensor:
+        """The bytes, in a buffer that the thread's next piece will reuse."""
+        import torch
+
+        if isinstance(self.source, Chunk):
+            return self.source.merge(base, scratch)
+        begin, end = self.source
+        raw = scratch.take("raw", end - begin, torch.uint8)
+        read_into(base, raw, begin)
+        return raw
+
+
+def _pieces(plan: MergePlan, layout: Layout, elements: int) -> Iterator[_Piece]:
+    for job in layout.jobs:
+        for chunk in chunks_of(plan, job, elements):
+            yield _Piece(layout.at[job.name] + chunk.begin * row_bytes(job), chunk)
+    for begin, end in layout.unchanged:
+        for at in range(begin, end, _COPY_BYTES):
+            yield _Piece(at + layout.shift, (at, min(at + _COPY_BYTES, end)))
+
+
+class Turns:
+    """Lets threads write in the file's order, while they read and compute in any.
+
+    A file that grows at its end was written faster, on ext4, than one whose size is set before.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next, self._stopped = 0, False
+
+    @contextmanager
+    def take(self, number: int) -> Iterator[None]:
+        """Wait for the turn of that number; the next one begins after the block.
+
+        Raises:
+            StoppedError: another thread has failed, so that the turn will not come.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._next == number)
+            if self._stopped:
+                raise StoppedError
+        yield
+        with self._changed:
+            self._next += 1
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let nobody wait any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def stopping(self, work: Callable[..., None]) -> Callable[..., None]:
+        """The same work, which stops all others where it fails."""
+
+        def run(*given: Any) -> None:
+            try:
+                work(*given)
+            except BaseException:
+                self.stop()
+                raise
+
+        return run
+
+
+class StoppedError(Exception):
+    """Another thread has failed, and tells why."""
 
 
 @contextmanager
-def _created(path: Path, size: int) -> Iterator[int]:
-    """A new file of its final size: a disk that is too small says so here, and not at the end."""
+def _created(path: Path) -> Iterator[int]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
-        _allocate(fd, size)
         yield fd
     finally:
         os.close(fd)
 
 
-def _allocate(fd: int, size: int) -> None:
-    import errno
-
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(fd, size)
-
-
-def finish(futures: Iterable[Future[None]]) -> None:
-    """Wait for all; after the first failure, or an interrupt, start none of the rest."""
+def finish(futures: Iterable[Future[None]], stop: Callable[[], None] = lambda: None) -> None:
+    """Wait for all; after the first failure, or an interrupt, start none of the rest, and call ``stop``."""
     every = list(futures)
     try:
         done, _ = wait(every, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
+        failures = [error for future in done if (error := future.exception()) is not None]
+        for error in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
+            raise error
     finally:
+        stop()
         for future in every:
             future.cancel()
         wait(every)

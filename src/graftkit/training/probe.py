@@ -20,7 +20,7 @@ from graftkit.errors import GraftError
 from graftkit.findings import Report
 from graftkit.planning.plan import Plan, config_dict
 from graftkit.recipes.settings import CheckSettings
-from graftkit.recipes.training import Training, zero_stage
+from graftkit.recipes.training import Training
 from graftkit.surveying import hub
 from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sites import ModelMap
@@ -137,7 +137,8 @@ def _folder(model: PeftModel) -> Path | None:
 def _training(model: PeftModel, args: Any) -> Training:
     """The settings as the trainer took them. How activations are recomputed, the live model says itself."""
     kinds = [kind.__name__.lower().removesuffix("config") for kind in type(args).__mro__]
-    deepspeed = getattr(args, "hf_deepspeed_config", None)
+    # Set both by the argument `deepspeed` and by accelerate's own configuration.
+    deepspeed = getattr(args, "deepspeed_plugin", None)
     return Training(
         trainer=next((kind for kind in kinds if kind in _TRAINERS), "sft"),
         checkpointing=bool(args.activation_checkpointing),
@@ -145,7 +146,7 @@ def _training(model: PeftModel, args: Any) -> Training:
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
-        zero_stage=zero_stage(deepspeed.config if deepspeed is not None else None, Path()),
+        zero_stage=0 if deepspeed is None else deepspeed.zero_stage,
         quantization=_bits(model),
         assistant_only=bool(getattr(args, "assistant_only_loss", False)),
         find_unused=args.ddp_find_unused_parameters,

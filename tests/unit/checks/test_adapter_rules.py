@@ -106,7 +106,7 @@ def good(llama: nn.Module, tmp_path: Path) -> Path:
         pytest.param("glm4_moe", {}, id="targets that PEFT rewrites"),
     ],
 )
-def test_a_good_adapter_is_silent(
+def test_gk401_gk501_to_gk507_silent_on_a_good_adapter(
     twin_of: Callable[[str], nn.Module], tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
     base = twin_of(name)

@@ -38,7 +38,7 @@ def verdicts(report: gk.Report) -> dict[str, gk.Severity]:
         pytest.param("moshi", None, id="moshi"),
     ],
 )
-def test_a_planned_adapter_keeps_its_contract(
+def test_gk115_gk203_gk508_gk601_gk607_silent_on_a_planned_adapter(
     twin_of: Callable[[str], nn.Module], name: str, scope: str | list[str] | None
 ) -> None:
     model = twin_of(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import graftkit as gk
+from graftkit.attaching.inner import attach_stock
 from graftkit.checks.doctor import doctor
 from graftkit.errors import AdapterError, SourceError
 from graftkit.findings import Severity
@@ -53,6 +54,39 @@ def test_gk100_silent_on_a_recipe_that_can(tmp_path: Path) -> None:
     assert found["GK100"].severity is Severity.OK
     assert found["GK100"].evidence["sites"] == 35
     assert not [f for f in found.values() if f.severity is Severity.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        pytest.param("{target_modules: 5}", "target_modules is 5", id="a field of another kind"),
+        pytest.param("{peft_type: FOO}", "FOO", id="no method"),
+        pytest.param("{target_modules: [q_proj], lora_alfa: 32}", "ignores lora_alfa", id="a field misspelt"),
+        pytest.param("{target_modules: [k_prj]}", "match nothing", id="refused by PEFT"),
+        pytest.param("{target_modules: [q_proj], layers_pattern: h}", "layers_pattern", id="refused by its class"),
+    ],
+)
+def test_gk100_a_stock_configuration_that_peft_does_not_take(tmp_path: Path, fields: str, said: str) -> None:
+    wrong = recipe(tmp_path, f"model: llama\nadapter:\n  peft_config: {fields}\n")
+    found = by_code(doctor(recipe=wrong))["GK100"]
+    assert found.severity is Severity.ERROR
+    assert said in found.message
+    assert (found.file, found.line) == (str(wrong.path), 3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param("{target_modules: [q_proj]}", id="lora where nothing is said"),
+        pytest.param("{peft_type: IA3, target_modules: [k_proj], feedforward_modules: []}", id="another method"),
+    ],
+)
+def test_gk100_silent_on_a_stock_configuration(tmp_path: Path, fields: str) -> None:
+    written = recipe(tmp_path, f"model: llama\nadapter:\n  peft_config: {fields}\n")
+    assert by_code(doctor(recipe=written))["GK100"].severity is Severity.OK
+    stock = written.fields.adapter.peft_config
+    assert stock is not None
+    assert attach_stock(gk.twin("llama"), stock).active_adapters == ["default"]
 
 
 def test_an_unknown_architecture_is_a_finding(tmp_path: Path) -> None:

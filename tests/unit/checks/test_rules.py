@@ -44,9 +44,35 @@ def test_a_rule_is_whole(rule: Rule) -> None:
     assert rule.sources
 
 
+def _cases(code: str) -> tuple[list[str], list[str]]:
+    """The tests that provoke a rule, and those in which it has to stay silent, by name.
+
+    A test in which several rules stay silent names them all: ``test_gk101_gk104_to_gk106_silent_on_plans``.
+    """
+    names = [(name, _named(name)) for name in re.findall(r"^def (test_gk\w+)", CASES, re.MULTILINE)]
+    told = [(name, "_silent" in name) for name, codes in names if code in codes]
+    return [name for name, silent in told if not silent], [name for name, silent in told if silent]
+
+
+def _named(test: str) -> set[str]:
+    """The codes that a test's name begins with; ``_to_`` stands for those between."""
+    head = re.match(r"test((?:_to)?_gk\d{3})+", test)
+    first_to_last = re.findall(r"gk(\d{3})(?:_to_gk(\d{3}))?", head[0] if head else "")
+    return {f"GK{number:03}" for a, b in first_to_last for number in range(int(a), int(b or a) + 1)}
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
-def test_a_rule_has_a_bad_case(rule: Rule) -> None:
-    assert f"def test_{rule.code.lower()}_" in CASES, f"no test provokes {rule.code}"
+def test_a_rule_has_a_bad_case_and_a_good_one(rule: Rule) -> None:
+    bad, good = _cases(rule.code)
+    assert bad, f"no test provokes {rule.code}: test_{rule.code.lower()}_<what>"
+    assert good, f"no test says when it holds: test_{rule.code.lower()}_silent_<when>"
+
+
+def test_a_rule_without_cases_is_noticed() -> None:
+    assert _cases("GK999") == ([], [])
+    assert all(_cases("GK100"))
+    assert _named("test_gk101_gk104_to_gk106_silent_on_plans") == {"GK101", "GK104", "GK105", "GK106"}
+    assert _named("test_gk101_unlike_gk102") == {"GK101"}
 
 
 def test_pages_are_up_to_date() -> None:
@@ -146,6 +172,12 @@ def test_settings_for_what_is_no_rule_are_refused(name: str) -> None:
         with pytest.raises(RecipeError, match="settings"):
             check_settings(settings)
     check_settings(CheckSettings(select=("GK1",), ignore=("GK",), rules={RULES[0].code: {}}))
+
+
+def test_a_setting_is_refused_though_its_rule_is_not_selected() -> None:
+    settings = CheckSettings(select=("GK1",), rules={"GK202": {"no_such": 1}})
+    with pytest.raises(RecipeError, match="no_such"):
+        check_settings(settings)
 
 
 def test_a_finding_about_a_key_names_file_and_line(tmp_path: Path) -> None:

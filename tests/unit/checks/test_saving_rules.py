@@ -222,8 +222,6 @@ def as_quantized(base: gk.ModelMap, quantizer: str) -> gk.ModelMap:
 @pytest.mark.parametrize(
     ("quantization", "quantizer", "severity"),
     [
-        pytest.param(None, None, OK, id="16 bit onto 16 bit"),
-        pytest.param("4bit", "bitsandbytes 4-bit", OK, id="4 bit onto 4 bit"),
         pytest.param("4bit", None, INFO, id="4 bit onto 16 bit"),
         pytest.param("8bit", "bitsandbytes 4-bit", WARNING, id="8 bit onto 4 bit"),
         pytest.param(None, "bitsandbytes 4-bit", WARNING, id="16 bit onto 4 bit"),
@@ -235,6 +233,13 @@ def test_gk605_another_precision(quantization: str | None, quantizer: str | None
         base = as_quantized(base, quantizer)
     found = seen("GK605", base=base, training=Training(quantization=quantization))
     assert found.severity is severity, found.message
+
+
+def test_gk605_silent_on_the_same_precision() -> None:
+    plain = gk.survey("llama")
+    assert seen("GK605", base=plain, training=Training()).severity is OK
+    packed = as_quantized(plain, "bitsandbytes 4-bit")
+    assert seen("GK605", base=packed, training=Training(quantization="4bit")).severity is OK
 
 
 def test_gk605_a_real_quantized_base(llama: nn.Module, tmp_path: Path) -> None:

@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -56,10 +64,26 @@ def llama(twin_of: Callable[[str], nn.Module]) -> nn.Module:
 
 
 @pytest.mark.parametrize("target", ENGINES)
-def test_a_plain_adapter_is_served_by_all(llama: nn.Module, tmp_path: Path, target: str) -> None:
+def test_gk701_to_gk705_silent_on_a_plain_adapter(llama: nn.Module, tmp_path: Path, target: str) -> None:
     found = served(saved(llama, tmp_path, lora()), target, llama)
     # Nobody has looked how SGLang and llama.cpp take keys that are values; no adapter here asks it.
     assert {code: f.severity for code, f in found.items()} == dict.fromkeys(CODES, OK), found
+
+
+@pytest.mark.parametrize("target", ENGINES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(VeraConfig(r=4, target_modules=["q_proj"]), id="vera"),
+        pytest.param(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), id="no tensors in layers"),
+    ],
+)
+def test_of_what_is_no_lora_nothing_more_is_said(
+    llama: nn.Module, tmp_path: Path, target: str, config: PeftConfig
+) -> None:
+    found = served(saved(llama, tmp_path, config), target, llama)
+    assert found["GK701"].severity is ERROR
+    assert {found[code].severity for code in CODES if code != "GK701"} == {UNKNOWN}
 
 
 def test_without_an_engine_the_rules_are_left_out(llama: nn.Module, tmp_path: Path) -> None:

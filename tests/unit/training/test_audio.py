@@ -16,6 +16,8 @@ from graftkit.training.audio import AudioCollator, at_rate
 from graftkit.training.chat import marked_template
 
 RATE = 16_000
+QUESTION = {"role": "user", "content": "Which tone?"}
+ANSWER = {"role": "assistant", "content": "A flat."}
 
 
 def sound(seconds: float) -> Any:
@@ -123,10 +125,6 @@ def test_plain_text_is_learned_but_for_the_sound() -> None:
     batch = AudioCollator(made, text_field="body")([{"audio": sound(0.2), "body": "<bos><|audio|>a tone<eos>"}])
     right(made, batch)
     assert text_of(made, batch, 0, learned=True) == "<bos><|audio><audio|>a tone<eos>"
-
-
-QUESTION = {"role": "user", "content": "Which tone?"}
-ANSWER = {"role": "assistant", "content": "A flat."}
 
 
 def test_messages_learn_the_answers_and_their_ends() -> None:

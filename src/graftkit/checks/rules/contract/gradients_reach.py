@@ -11,6 +11,7 @@ from graftkit.checks.checkpointing import InUse, Mode, can_checkpoint, in_use
 from graftkit.checks.facts import Facts
 from graftkit.checks.gradients import Backward
 from graftkit.checks.live import adapter_parameters
+from graftkit.checks.mending import written_at
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Fix, Severity
 from graftkit.recipes.training import Training
@@ -101,11 +102,12 @@ def _dead(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Observation:
     cut = causes.keys() & {_CUT.name} and seen.use.mode is Mode.REENTRANT and not seen.use.live
     mends = cut and seen.facts.recipe is not None and seen.use.because != "zero3"
     option = (seen.facts.training or Training()).reentrant_key
+    adapted = written_at(seen.facts, "target_modules") if _UNFED.name in causes else None
     return failed(
         message + "; ".join(f"{count} {name}" for name, count in counts.items()),
         where=_places(list(found)),
         help="; ".join(cause.help(seen) for cause in causes.values()),
-        key=option if mends else None,
+        key=option if mends else adapted,
         fix=Fix("recipe", sets={option: False}) if mends else None,
         causes=counts,
         **figures,
@@ -168,6 +170,7 @@ def _cut_help(seen: _Seen) -> str:
 
 
 _CUT = _Cause("cut off by activation checkpointing", _is_cut, _cut_help)
+_UNFED = _Cause("in a tower that the batch does not feed", _is_unfed, _unfed_help)
 # The first that applies is the cause.
 _CAUSES = (
     _Cause(
@@ -175,7 +178,7 @@ _CAUSES = (
         _is_read_past,
         lambda _: "leave the output head out of the targets: a fused loss multiplies with its weight itself",
     ),
-    _Cause("in a tower that the batch does not feed", _is_unfed, _unfed_help),
+    _UNFED,
     _Cause(
         "in a layer that is never called",
         _is_left_out,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.reach import always_fed
+from graftkit.checks.feeding import always_fed
 from graftkit.checks.rule import Observation, Rule, failed, held
 from graftkit.findings import Fix, Severity, Source
 from graftkit.planning.quantization import plan_quantization

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from graftkit.checks.facts import Facts
+from graftkit.checks.feeding import is_fed
 from graftkit.checks.mending import retargeted, written_at
-from graftkit.checks.reach import Reach, is_fed, with_reach
+from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held
 from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source

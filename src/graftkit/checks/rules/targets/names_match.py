@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 
 from graftkit.checks.facts import Facts
+from graftkit.checks.feeding import always_fed
 from graftkit.checks.mending import written_at
-from graftkit.checks.reach import Reach, always_fed, with_reach
+from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, Setting, failed, held, noted
 from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source

@@ -6,8 +6,9 @@ from collections import Counter
 from typing import Any
 
 from graftkit.checks.facts import Facts
+from graftkit.checks.feeding import always_fed, is_fed
 from graftkit.checks.mending import retargeted, written_at
-from graftkit.checks.reach import Reach, always_fed, is_fed, with_reach
+from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held, noted
 from graftkit.findings import Severity, Source
 from graftkit.planning.matching import rewritten_names

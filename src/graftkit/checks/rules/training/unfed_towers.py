@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.reach import Reach, is_fed, with_reach
+from graftkit.checks.feeding import is_fed
+from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held
 from graftkit.findings import Fix, Severity, Source
 from graftkit.recipes.training import Training

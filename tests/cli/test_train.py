@@ -1,0 +1,140 @@
+"""``graft train``: recipes to begin with, errors that name their place, and results in both forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.training.small import graft, save_model, word_tokenizer, write_rows
+
+from graftkit.recipes.recipe import read_recipe
+
+RECIPE = """\
+model: {model}
+adapter: {{targets: attention, r: 4}}
+data: {{path: rows.jsonl, eval_share: 0.2}}
+args:
+  bf16: false
+  activation_checkpointing: false
+  dataloader_pin_memory: false
+  max_steps: 50
+  logging_steps: 1
+  learning_rate: 1.0e-3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a recipe and its data; the model is missing."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(model="base"))
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(9)])
+    return tmp_path
+
+
+def refused(*words: str, cwd: Path) -> dict[str, Any]:
+    """The error of a command that cannot be done, in its JSON form."""
+    done = graft("train", *words, "--json", cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["schema_version"] == 1
+    error: dict[str, Any] = found["error"]
+    return error
+
+
+def test_without_a_recipe(tmp_path: Path) -> None:
+    error = refused(cwd=tmp_path)
+    assert error["code"] == "usage"
+    assert "--init" in error["help"]
+
+
+@pytest.mark.parametrize("trainer", ["sft", "dpo", "grpo"])
+def test_a_recipe_to_begin_with_can_be_read(tmp_path: Path, trainer: str) -> None:
+    done = graft("train", "--init", trainer, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "recipe.yaml").write_text(done.stdout)
+    assert read_recipe(tmp_path / "recipe.yaml").fields.trainer == trainer
+
+
+def test_a_recipe_to_begin_with_as_json(tmp_path: Path) -> None:
+    done = graft("train", "--init", "dpo", "--json", cwd=tmp_path)
+    assert "trainer: dpo" in json.loads(done.stdout)["recipe"]
+
+
+def test_a_trainer_that_is_none(tmp_path: Path) -> None:
+    error = refused("--init", "ppo", cwd=tmp_path)
+    assert error["code"] == "usage"
+    assert "grpo" in error["what"]
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    error = refused("nowhere.yaml", cwd=tmp_path)
+    assert error["code"] == "recipe-not-found"
+    assert "nowhere.yaml" in error["where"]
+
+
+def test_a_key_that_is_none_has_its_place(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE.format(model="base").replace("data:", "date:"))
+    error = refused("recipe.yaml", cwd=folder)
+    assert error["code"] == "recipe-invalid"
+    assert error["where"].endswith("recipe.yaml:3:1")
+    assert error["help"] == "did you mean data?"
+
+
+def test_an_argument_that_is_none_has_its_place_and_a_suggestion(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE.format(model="base").replace("learning_rate", "learnig_rate"))
+    error = refused("recipe.yaml", cwd=folder)
+    assert error["code"] == "recipe-invalid"
+    assert error["where"].endswith("recipe.yaml:10:3")
+    assert error["help"] == "did you mean learning_rate?"
+
+
+def test_a_recipe_is_read_before_processes_are_started(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE.format(model="base").replace("data:", "date:"))
+    done = graft("train", "recipe.yaml", "--launch", "2", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.count("recipe-invalid") == 1
+    assert "recipe.yaml:3:1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("pair", "code"),
+    [
+        ("args.max_steps", "recipe-override"),
+        ("args.max_step=3", "recipe-invalid"),
+        ("trainer=ppo", "recipe-invalid"),
+    ],
+    ids=["no value", "no such argument", "no such trainer"],
+)
+def test_an_override_that_means_nothing(folder: Path, pair: str, code: str) -> None:
+    assert refused("recipe.yaml", "--set", pair, cwd=folder)["code"] == code
+
+
+def test_a_model_that_is_not_there(folder: Path) -> None:
+    error = refused("recipe.yaml", cwd=folder)
+    assert "base" in error["what"]
+
+
+def test_nothing_to_resume(folder: Path) -> None:
+    error = refused("recipe.yaml", "--resume", cwd=folder)
+    assert error["code"] == "nothing-to-resume"
+    assert error["where"] == "out/recipe"
+
+
+def test_a_run_and_what_it_says(folder: Path) -> None:
+    save_model(folder / "base", word_tokenizer([*map(str, range(11)), "+", "="]))
+    done = graft("train", "recipe.yaml", "--json", "--set", "args.max_steps=3", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["schema_version"] == 1
+    assert told["steps"] == 3
+    assert [entry["step"] for entry in told["history"] if "loss" in entry] == [1, 2, 3]
+    assert told["metrics"]["eval_loss"] > 0
+    assert not {"eval_runtime", "epoch"} & told["metrics"].keys()
+    assert told["summary"]["error"] == 0
+    assert not told["interrupted"]
+    assert (folder / told["report"]).is_file()
+    assert (folder / told["folder"] / "adapter_model.safetensors").is_file()
+    assert "loading the model" in done.stderr
