@@ -16,6 +16,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow"
 
 test-distributed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[distributed]"
 	$(BIN)/python -m pytest -m "distributed"
 
 # GRAFTKIT_FUZZ_EXAMPLES says how many mutations each test tries.

@@ -45,29 +45,6 @@ def tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
-def marked_template(processor: Any) -> str:
-    """The template with which TRL masks all but the assistant's tokens: the model's own where it has marks.
-
-    Source: ``trl.trainer.sft_trainer.SFTTrainer.__init__``.
-
-    Raises:
-        TemplateRefusalError: there are no marks, and TRL has no template of its own in its place.
-        ImportError: TRL is not installed.
-    """
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
-    own = template_of(processor)
-    assert own is not None
-    if has_generation_markers(own):
-        return own
-    try:
-        return get_training_chat_template(processor) or own
-    except ValueError as error:
-        raise TemplateRefusalError(
-            "the template has no generation marks, and TRL has no template to train with in its place"
-        ) from error
-
-
 def render(processor: Any, messages: Sequence[Message], template: str | None = None) -> str:
     """The conversation as text. Templates that take content in parts get it in parts.
 

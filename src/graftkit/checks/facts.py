@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from graftkit.checks.saved import Fit, Saved, TensorData
     from graftkit.engines import Engine
     from graftkit.errors import AdapterError, GraftError
+    from graftkit.merging.verify import Evidence
     from graftkit.planning.plan import Plan
     from graftkit.recipes.recipe import Recipe
     from graftkit.recipes.training import Training
@@ -43,6 +44,7 @@ class Facts:
         training: what the recipe, or the caller, will train with.
         processor: the tokenizer or processor, with its chat template.
         checkpoint: a folder with the base's weights, or those of a saved full model.
+        merge: what comparing a merged checkpoint with its base and its adapters has found.
         folder: of a saved adapter.
         adapter: what that folder holds, read from headers alone; None where it cannot be read.
         refusal: why it cannot be read, or None. No rule needs it: it explains a missing adapter.
@@ -63,6 +65,7 @@ class Facts:
     training: Training | None = None
     processor: Any | None = None
     checkpoint: Path | None = None
+    merge: Evidence | None = None
     folder: Path | None = None
     adapter: AdapterFile | None = None
     refusal: AdapterError | None = None

@@ -243,7 +243,23 @@ def _watch(hooks: ExitStack, path: str, wrapper: nn.Module, layer: nn.Module, bi
 
 def without_adapter(model: PeftModel) -> nn.Module:
     """A copy of the base model as it was before PEFT put layers into it."""
-    return copy.deepcopy(model).unload()  # type: ignore[no-any-return]
+    copied = copy.deepcopy(model)
+    base: Any = copied.get_base_model()
+    # IA3 does not merge into packed weights, and by these marks refuses to take its layers off, too.
+    packed = [name for name in ("is_loaded_in_4bit", "is_loaded_in_8bit") if getattr(base, name, False)]
+    for name in packed:
+        setattr(base, name, False)
+    unloaded: nn.Module = copied.unload()
+    for name in packed:
+        setattr(unloaded, name, True)
+    return unloaded
+
+
+def sits_in_layers(model: PeftModel) -> bool:
+    """Whether the adapter is in the model's layers; methods of prompt learning keep tensors beside them."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    return isinstance(model.base_model, BaseTuner)
 
 
 def room_for_copy(model: nn.Module) -> str | None:

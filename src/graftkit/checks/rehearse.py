@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.attaching.inner import attach, attach_stock
 from graftkit.checks.doctor import STATIC, static_facts
 from graftkit.checks.facts import Facts
-from graftkit.checks.live import leaving_no_trace
+from graftkit.checks.live import leaving_no_trace, sits_in_layers
 from graftkit.checks.rule import Rule
 from graftkit.checks.rules import all_rules
 from graftkit.checks.runner import decidable, run
@@ -145,6 +145,8 @@ def _with_live(facts: Facts, place: _Place, on_twin: bool, seed: int) -> Facts:
         adapted = _adapted(place.live(on_twin, seed), facts.recipe)
     except (PlanError, AttachError) as error:
         return replace(facts, recipe_refusal=error)
+    if not sits_in_layers(adapted):
+        return facts
     _prepare(adapted, training)
     facts = replace(
         facts, model=adapted, base=survey(adapted), plan=None, checkpoint=None if on_twin else place.folder()

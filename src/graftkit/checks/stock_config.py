@@ -80,7 +80,7 @@ class StockConfig:
         """Why nothing can be said of this configuration; empty where it can be read."""
         if self.faults:
             return self.faults
-        if self.peft_type in _OF_ANY_MODULE:
+        if self._method is None or self.peft_type in _OF_ANY_MODULE:
             return (f"{some([self.peft_type])} adapts no layers that are known here",)
         if self.given.get("layer_replication"):
             return ("layer_replication makes a model with other layers than the base",)
@@ -89,8 +89,11 @@ class StockConfig:
     @cached_property
     def faults(self) -> tuple[str, ...]:
         """What is wrong with the fields themselves, whatever the base; empty where they can be used."""
+        from peft import PeftType
+
         if self._method is None:
-            return (f"{some([self.peft_type])} is no method of PEFT that adapts layers",)
+            known = self.peft_type in PeftType.__members__
+            return () if known else (f"PEFT has no method {some([self.peft_type])}",)
         # Where PEFT rewrites experts' names it runs patterns over the parameters, too.
         paths = (*self.base.module_paths, *self.base.parameter_paths)
         return config_problems(self.given, self.peft_type, paths, modules=len(self.base.module_paths))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.facts import Facts
-from graftkit.checks.live import adapted_layers, leaving_no_trace
+from graftkit.checks.live import adapted_layers, leaving_no_trace, sits_in_layers
 from graftkit.checks.rule import Rule
 from graftkit.checks.rules import all_rules, rules_of
 from graftkit.checks.runner import decidable, run
@@ -55,7 +55,7 @@ def verify(
         One finding for each rule that can be decided from what was given; "unknown" where one could not be.
 
     Raises:
-        VerifyError: the model carries no adapter, or one that is merged or disabled.
+        VerifyError: the model carries no adapter in its layers, or one that is merged or disabled.
     """
     from peft import PeftModel
 
@@ -65,6 +65,12 @@ def verify(
             why="verify looks at a PeftModel",
             help="model = gk.attach(model, plan), or PeftModel.from_pretrained(model, directory)",
             code="no-adapter",
+        )
+    if not sits_in_layers(model):
+        raise VerifyError(
+            "nothing to verify: the adapter is in none of the model's layers",
+            why=f"{model.active_peft_config.peft_type.value} keeps its tensors beside them",
+            code="no-layers",
         )
     _check_state(model)
     if batch is None:

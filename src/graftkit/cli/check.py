@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graftkit.cli import options, reporting
 from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.errors import GraftError
+
+if TYPE_CHECKING:
+    from graftkit.findings import Report
+    from graftkit.recipes.settings import CheckSettings
 
 
 def check(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapter's folder.", show_default=False)],
     base: Annotated[
         str | None, typer.Option("--base", help="The model it is for: as MODEL of the other commands.")
+    ] = None,
+    merged_from: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", "-a", help="ADAPTER is a checkpoint merged from --base and this."),
     ] = None,
     target: Annotated[
         str | None,
@@ -38,6 +47,11 @@ def check(
         from graftkit.surveying.walk import survey
 
         settings = reporting.settings_for(select, ignore)
+        if merged_from:
+            place = {"trust_remote_code": trust_remote_code, "revision": revision}
+            report = _merged(adapter, base, merged_from, settings, place)
+            reporting.conclude(output, report, f"graft check {adapter}", fail_level)
+            return
         fitted = None
         if base is not None:
             fitted = survey(base, trust_remote_code=trust_remote_code, revision=revision)
@@ -47,3 +61,15 @@ def check(
             adapter=Path(adapter).expanduser(),
         )
         reporting.conclude(output, report, f"graft check {adapter}", fail_level)
+
+
+def _merged(
+    merged: str, base: str | None, adapters: list[str], settings: CheckSettings, place: dict[str, Any]
+) -> Report:
+    from graftkit.checks.merged import check_merged
+
+    if base is None:
+        raise GraftError(
+            "a merged checkpoint is compared with its base, and none is named", help="--base MODEL", code="usage"
+        )
+    return check_merged(merged, base, dict(map(options.weighted, adapters)), settings=settings, **place)

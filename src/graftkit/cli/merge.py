@@ -79,7 +79,7 @@ def _places(folders: list[str], adapter: list[str] | None) -> tuple[dict[str, fl
     """
     if len(folders) != (1 if adapter else 2):
         raise _usage()
-    named = [_weighted(text) for text in adapter] if adapter else [(folders[0], 1.0)]
+    named = [options.weighted(text) for text in adapter] if adapter else [(folders[0], 1.0)]
     adapters = dict(named)
     if len(adapters) != len(named):
         raise GraftError("an adapter is named twice", where=named[0][0], help="add its weights up", code="usage")
@@ -93,15 +93,6 @@ def _usage() -> GraftError:
         help="graft merge BASE ADAPTER OUT; or graft merge BASE OUT --adapter A:0.7 --adapter B:0.3",
         code="usage",
     )
-
-
-def _weighted(text: str) -> tuple[str, float]:
-    """``DIR:0.7`` as a folder and a weight; without a number the weight is 1."""
-    folder, colon, number = text.rpartition(":")
-    try:
-        return (folder, float(number)) if colon and folder else (text, 1.0)
-    except ValueError:
-        return text, 1.0
 
 
 @contextmanager

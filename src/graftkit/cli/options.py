@@ -106,3 +106,12 @@ def split(values: list[str] | None) -> list[str] | None:
         return None
     parts = (part.strip() for value in values for part in re.split(r",(?![^\[({]*[\])}])", value))
     return [part for part in parts if part]
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """``DIR:0.7`` as a folder and a weight; without a number the weight is 1."""
+    folder, colon, number = text.rpartition(":")
+    try:
+        return (folder, float(number)) if colon and folder else (text, 1.0)
+    except ValueError:
+        return text, 1.0

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from graftkit.checks.conversations import Message, assistant, sample, template_of, user
+from graftkit.checks.conversations import Message, TemplateRefusalError, template_of
+from graftkit.checks.templates import found_template
 from graftkit.errors import TrainingError
 
 # Conversations of the data that a template is tried on.
@@ -31,10 +32,7 @@ def check_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> None:
 def marked_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> str:
     """A template with generation marks for a processor whose own has none, perhaps.
 
-    The model's own where it has marks, else the one that TRL has for exactly that text, else any of TRL's that
-    renders sample conversations and these rows as the model's own does: a revision of a template that TRL knows,
-    or a template that two models share, needs none of its own. (For Gemma 4's five, TRL 1.16 has no training
-    template; it has one for DiffusionGemma, which speaks alike.)
+    See :func:`graftkit.checks.templates.found_template`.
 
     Args:
         processor: a processor or tokenizer.
@@ -43,21 +41,12 @@ def marked_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> str:
     Raises:
         TrainingError: ``no-chat-template``: there is none, or none with marks.
     """
-    from trl.chat_template_utils import has_generation_markers
-
-    own = template_of(processor)
-    if own is None:
+    if template_of(processor) is None:
         raise _no_template("the tokenizer has no chat template")
-    if has_generation_markers(own):
-        return own
-    if (known := _known(processor)) is not None:
-        return known
-    conversations = [*_samples(), *_conversations(rows)]
-    rendered = [_rendered(processor, own, told) for told in conversations]
-    for template in _all_of_trl() if rendered[0] is not None else ():
-        if all(_rendered(processor, template, t) == r for t, r in zip(conversations, rendered, strict=True)):
-            return template
-    raise _no_template("the template marks nothing as the assistant's, and TRL has none that renders alike")
+    try:
+        return found_template(processor, _conversations(rows))
+    except TemplateRefusalError as refusal:
+        raise _no_template(f"{refusal}, nor one that renders alike") from refusal
 
 
 class OwnTemplate(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
@@ -86,46 +75,9 @@ def _no_template(why: str) -> TrainingError:
     )
 
 
-def _known(processor: Any) -> str | None:
-    from trl.chat_template_utils import get_training_chat_template
-
-    try:
-        found: str | None = get_training_chat_template(processor)
-    except ValueError:
-        return None
-    return found
-
-
-def _all_of_trl() -> tuple[str, ...]:
-    """TRL's training templates. It keeps each as a string in one module (trl.chat_template_utils)."""
-    from trl import chat_template_utils
-
-    texts = (value for value in vars(chat_template_utils).values() if isinstance(value, str))
-    return tuple(text for text in texts if chat_template_utils.has_generation_markers(text))
-
-
-def _samples() -> Iterable[Sequence[Message]]:
-    plain = sample()
-    yield plain
-    yield [{"role": "system", "content": "Be brief."}, *plain]
-    yield [user("  spaces \n"), assistant("  and\n\nlines ")]
-
-
 def _conversations(rows: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[Message]]:
     for _, row in zip(range(_TRIED), rows, strict=False):
         if "messages" in row:
             yield row["messages"]
         elif not isinstance(row.get("prompt", ""), str):
             yield [*row["prompt"], *row.get("completion", ())]
-
-
-def _rendered(processor: Any, template: str, conversation: Sequence[Message]) -> str | None:
-    """The text, or None where the template refuses."""
-    from jinja2 import TemplateError
-
-    tokenizer = getattr(processor, "tokenizer", processor)
-    try:
-        text: str = tokenizer.apply_chat_template(list(conversation), chat_template=template, tokenize=False)
-    except (TemplateError, TypeError, ValueError):
-        return None
-    return text

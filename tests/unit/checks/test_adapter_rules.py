@@ -215,6 +215,7 @@ def test_gk502_a_stranger_gets_no_prefix(good: Path, llama: nn.Module) -> None:
     seen = finding(check(good, llama), "GK502")
     assert seen.severity is ERROR
     assert "no other prefix" in seen.message
+    assert "None" not in str(seen.help)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -251,6 +251,12 @@ def test_a_model_without_adapter_is_an_error(batch: dict[str, torch.Tensor]) -> 
     assert caught.value.code == "no-adapter"
 
 
+def test_an_adapter_beside_the_layers_is_refused(twin_of: Callable[[str], nn.Module]) -> None:
+    model = get_peft_model(twin_of("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(VerifyError, match="PROMPT_TUNING"):
+        gk.verify(model)
+
+
 def test_a_trained_adapter_is_checked_as_it_is(batch: dict[str, torch.Tensor]) -> None:
     adapted = adapted_toy(Clamped(), ["first", "part.linear"])
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)

@@ -53,6 +53,7 @@ def test_reentrant_checkpointing_is_found_with_its_line(tmp_path: Path) -> None:
 def test_a_tower_that_no_batch_feeds_is_found(tmp_path: Path) -> None:
     found = rehearsed(tmp_path, GOOD.replace("[language]", "[language, vision]"))
     assert "GK203" in bad(found)
+    assert found["GK203"].line == 2
 
 
 def test_a_stock_configuration_that_peft_refuses_is_found(tmp_path: Path) -> None:
@@ -73,3 +74,19 @@ def test_a_quantized_base_is_rehearsed_quantized(tmp_path: Path) -> None:
     found = rehearsed(tmp_path, GOOD + "quantization: 4bit\n")
     assert bad(found) == set()
     assert "packed" in found["GK601"].message
+
+
+def test_gk508_silent_on_ia3_over_a_packed_base(tmp_path: Path) -> None:
+    """IA3 refuses to take its layers off such a base; loading what it saved works."""
+    pytest.importorskip("bitsandbytes")
+    found = rehearsed(tmp_path, "model: llama\nadapter: {method: ia3}\nquantization: 4bit\n")
+    assert found["GK508"].severity is Severity.OK, found["GK508"].message
+    assert found["GK115"].severity is Severity.OK, found["GK115"].message
+
+
+def test_prompt_learning_is_not_called_wrong(tmp_path: Path) -> None:
+    stock = "{peft_type: PROMPT_TUNING, task_type: CAUSAL_LM, num_virtual_tokens: 2}"
+    found = rehearsed(tmp_path, f"model: llama\nadapter: {{peft_config: {stock}}}\n")
+    assert bad(found) == set()
+    assert found["GK100"].severity is Severity.UNKNOWN
+    assert found["GK601"].evidence["missing"] == ("model", "batch")

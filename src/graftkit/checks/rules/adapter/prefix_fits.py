@@ -26,7 +26,8 @@ def _check(facts: Facts) -> Observation:
     fitting = next((pair for pair in islice(_prefixes(facts), _MOST_PREFIXES) if _fits(facts, *pair)), None)
     if fitting is None:
         message = f"none of {len(modules)} adapted modules is in the base, and no other prefix would help"
-        advice = f"name the base it was trained on ({some([facts.adapter.config.get('base_model_name_or_path')])})"
+        trained_on = facts.adapter.config.get("base_model_name_or_path")
+        advice = "name the base it was trained on" + (f": {some([trained_on])}" if trained_on else "")
         return failed(message, where=next(iter(modules)), help=advice, found=0)
     before, after = (_PEFT + part for part in fitting)
     return failed(

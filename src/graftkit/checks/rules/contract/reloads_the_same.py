@@ -44,10 +44,11 @@ def _check(facts: Facts) -> Observation:
             warnings.filterwarnings("ignore", message="Could not find a config file")
             model.save_pretrained(folder, save_embedding_layers=False)
         tensors = len(_saved_keys(Path(folder)))
+        base = without_adapter(model)
         with warnings.catch_warnings(record=True) as complaints:
             warnings.simplefilter("always")
             try:
-                again = _reload(without_adapter(model), Path(folder), model.active_adapter)
+                again = _reload(base, Path(folder), model.active_adapter)
             except (ValueError, RuntimeError, KeyError) as error:
                 return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
         equal = _tensors_equal(model, again)

@@ -11,11 +11,11 @@ from graftkit.checks.conversations import (
     TemplateRefusalError,
     answers_learned,
     everything_learned,
-    marked_template,
     template_of,
 )
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.templates import trained_template
 from graftkit.findings import Severity
 
 _KEY = "args.assistant_only_loss"
@@ -26,7 +26,7 @@ def _check(facts: Facts) -> Observation:
         return unknown("the tokenizer has no chat template")
     in_use = facts.training is not None and facts.training.assistant_only
     try:
-        seen = answers_learned(facts.processor, marked_template(facts.processor))
+        seen = answers_learned(facts.processor, trained_template(facts))
     except ImportError:
         return unknown("TRL, whose templates decide this, is not installed")
     except TemplateRefusalError as refusal:

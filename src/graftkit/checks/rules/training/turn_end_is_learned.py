@@ -11,12 +11,12 @@ from graftkit.checks.conversations import (
     TemplateRefusalError,
     answers_learned,
     everything_learned,
-    marked_template,
     template_of,
     tokenizer_of,
 )
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.templates import trained_template
 from graftkit.findings import Severity
 
 
@@ -28,7 +28,7 @@ def _check(facts: Facts) -> Observation:
         whole = _Ends.of(everything_learned(facts.processor), facts.processor)
     except TemplateRefusalError as refusal:
         return unknown(f"the template refuses a plain conversation: {refusal}")
-    masked = _masked(facts.processor)
+    masked = _masked(facts)
     if masked is None and assistant_only:
         return unknown("there is no loss mask to look at (GK206 says why)", **whole.evidence)
     in_use = masked if masked is not None and assistant_only else whole
@@ -75,10 +75,10 @@ class _Ends:
         return {"terminator": terminator, "eos_token": self.eos, "learned": self.seen.learned_text}
 
 
-def _masked(processor: Any) -> _Ends | None:
+def _masked(facts: Facts) -> _Ends | None:
     """The sample under assistant_only_loss, where TRL can mask it at all."""
     try:
-        return _Ends.of(answers_learned(processor, marked_template(processor)), processor)
+        return _Ends.of(answers_learned(facts.processor, trained_template(facts)), facts.processor)
     except (ImportError, TemplateRefusalError):
         return None
 

@@ -1,0 +1,39 @@
+"""A merged checkpoint must be the correctly rounded sum of its base and its adapters."""
+
+from __future__ import annotations
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.findings import Severity, Source
+
+
+def _check(facts: Facts) -> Observation:
+    seen = facts.merge
+    assert seen is not None
+    figures = {name: value for name, value in seen.to_dict().items() if name != "problems"}
+    if seen.problems:
+        more = f" and {len(seen.problems) - 1} more" if len(seen.problems) > 1 else ""
+        return failed(seen.problems[0] + more, problems=len(seen.problems), **figures)
+    return held(str(seen), **figures)
+
+
+RULE = Rule(
+    code="GK606",
+    title="the merged checkpoint is the exact merge, and the base's elsewhere",
+    severity=Severity.ERROR,
+    needs=("merge",),
+    check=_check,
+    why=(
+        "an update that is rounded twice, left out, or added to the wrong tensor gives a model that answers "
+        "otherwise than the adapter did, and no error"
+    ),
+    example=(
+        "PEFT computes the update of a bfloat16 adapter in bfloat16 and adds it in bfloat16: about a fifth of the "
+        "merged elements are not the nearest to the exact result."
+    ),
+    help="merge again: graft merge BASE ADAPTER OUT",
+    safety="A merge writes a new folder; base and adapter are only read.",
+    since="0.1.0",
+    sources=("peft.tuners.lora.layer.Linear.get_delta_weight", "graftkit.merging.verify"),
+    source=Source.FILE,
+)
