@@ -122,11 +122,15 @@ def train(
     check_parallelism(trainer)
     if base.plan is not None:
         hold_to_plan(trainer.model, base.plan)
+    run = _Run(recipe, base, trainer, watch, started)
     try:
         train_from(trainer, checkpoint)
+    except TrainingError:
+        run.tell(run.result({}, watch.guard.report))
+        raise
     finally:
         watch.interrupt.restore()
-    return _finished(recipe, base, data, trainer, watch, started)
+    return _finished(run, data)
 
 
 @dataclass(frozen=True)
@@ -160,32 +164,56 @@ def _trainer(recipe: Recipe, base: Base, data: Data, args: Any, callbacks: Seque
     return {"sft": sft_trainer, "dpo": dpo_trainer}[recipe.fields.trainer](base, data, args, callbacks)
 
 
-def _finished(
-    recipe: Recipe, base: Base, data: Data, trainer: Any, watch: _Watch, started: float
-) -> TrainingResult:
-    """Save, read back, measure, report."""
-    from graftkit.training.page import write_page
+@dataclass(frozen=True)
+class _Run:
+    """A run that has begun, and what is told of it."""
 
-    folder = Path(trainer.args.output_dir)
-    save_whole(trainer, folder)
-    measured = data.held_out is not None and not watch.interrupt.asked
-    metrics = trainer.evaluate() if measured else {}
-    first: bool = trainer.is_world_process_zero()
-    result = TrainingResult(
-        folder=folder,
-        trainer=recipe.fields.trainer,
-        steps=trainer.state.global_step,
-        history=tuple(trainer.state.log_history),
-        metrics={name: value for name, value in metrics.items() if _is_measure(name, value)},
-        findings=Report((*watch.guard.report, *(check(folder, base.map) if first else ()))),
-        seconds=time.monotonic() - started,
-        plan=base.plan,
-        interrupted=watch.interrupt.asked,
-    )
-    if first:
-        write_page(result, base.map, watch.guard.curves, REPORT_NAME)
+    recipe: Recipe
+    base: Base
+    trainer: Any
+    watch: _Watch
+    started: float
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.trainer.args.output_dir)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return bool(self.trainer.is_world_process_zero())
+
+    def result(self, metrics: Mapping[str, Any], findings: Report) -> TrainingResult:
+        return TrainingResult(
+            folder=self.folder,
+            trainer=self.recipe.fields.trainer,
+            steps=self.trainer.state.global_step,
+            history=tuple(self.trainer.state.log_history),
+            metrics={name: value for name, value in metrics.items() if _is_measure(name, value)},
+            findings=findings,
+            seconds=time.monotonic() - self.started,
+            plan=self.base.plan,
+            interrupted=self.watch.interrupt.asked,
+        )
+
+    def tell(self, result: TrainingResult) -> None:
+        """Write the report; that of a run that was stopped says why."""
+        from graftkit.training.page import write_page
+
+        if self.is_first:
+            write_page(result, self.base.map, self.watch.guard.curves, REPORT_NAME)
+
+
+def _finished(run: _Run, data: Data) -> TrainingResult:
+    """Save, read back, measure, report."""
+    save_whole(run.trainer, run.folder)
+    measured = data.held_out is not None and not run.watch.interrupt.asked
+    metrics = run.trainer.evaluate() if measured else {}
+    saved = check(run.folder, run.base.map) if run.is_first else Report(())
+    result = run.result(metrics, Report((*run.watch.guard.report, *saved)))
+    run.tell(result)
     # A launcher that sees one process end may end the others.
-    trainer.accelerator.wait_for_everyone()
+    run.trainer.accelerator.wait_for_everyone()
     _refuse_broken(result)
     return result
 

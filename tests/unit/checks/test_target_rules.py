@@ -397,6 +397,9 @@ def test_gk106_half_of_what_is_fused(twin_of: Twins, tmp_path: Path) -> None:
         pytest.param(
             "llama", {"target_modules": QV, "target_parameters": ["experts.w1"]}, "experts.w1", id="a parameter"
         ),
+        pytest.param(
+            "llama", {"target_modules": QV, "layers_to_transform": [0, 40]}, "layer 40", id="a layer too many"
+        ),
     ],
 )
 def test_gk107_a_name_matches_nothing(twin_of: Twins, name: str, config: dict[str, Any], where: str) -> None:

@@ -679,7 +679,7 @@ def test_a_dynamic_rule_leaves_no_trace(twin_of: Twins, name: str, code: str) ->
 
 def test_gk206_silent_where_a_recipe_is_given_a_template_that_renders_alike(tmp_path: Path) -> None:
     processor = tokenizer(shipped("gemma4"))
-    recipe = recipe_of(tmp_path, "args: {assistant_only_loss: true}\n")
+    recipe = recipe_of(tmp_path, "  assistant_only_loss: true\n")
     found = seen("GK206", processor=processor, recipe=recipe, training=training_of(recipe))
     assert found.severity is OK
     assert "The Tiber." in found.evidence["learned"]

@@ -54,7 +54,16 @@ def _unmatched(reach: Reach) -> dict[str, str]:
     found = {name: _advice(reach, name) for name in names[:_MOST_ADVISED]}
     found |= dict.fromkeys(names[_MOST_ADVISED:], "no module has this name")
     found |= {name: "no parameter has this name" for name, hit in reach.named_parameters.items() if not hit}
-    return found | {name: "no module has this name" for name, hit in reach.saved_whole.items() if not hit}
+    found |= {name: "no module has this name" for name, hit in reach.saved_whole.items() if not hit}
+    return found | {f"layer {index}": "no layer of this number has a target" for index in _empty_layers(reach)}
+
+
+def _empty_layers(reach: Reach) -> list[int]:
+    """Entries of ``layers_to_transform`` that no target is in."""
+    given = reach.given.get("layers_to_transform")
+    asked = [given] if isinstance(given, int) else given or []
+    numbers = {int(part) for path in reach.modules for part in path.split(".") if part.isdecimal()}
+    return [index for index in asked if index not in numbers][:_MOST_ADVISED]
 
 
 def _advice(reach: Reach, name: str) -> str:

@@ -1,0 +1,31 @@
+"""A run that would train the wrong thing does not begin, and its report says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.training.small import docstrings, save_model, trained_tokenizer, write_recipe
+
+from graftkit.errors import TrainingError
+from graftkit.recipes.recipe import read_recipe
+from graftkit.training.run import REPORT_NAME, train
+
+
+def test_reentrant_checkpointing_on_shared_keys_is_refused_with_a_report(tmp_path: Path) -> None:
+    rows = [{"prompt": signature, "completion": summary} for signature, summary in docstrings(32)]
+    tokenizer = trained_tokenizer([text for row in rows for text in row.values()])
+    base = save_model(tmp_path / "base", tokenizer, "gemma3n_text")
+    args = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "activation_checkpointing": True,
+        "activation_checkpointing_kwargs": {"use_reentrant": True},
+    }
+    recipe = read_recipe(write_recipe(tmp_path / "sft.yaml", base, rows, trainer="sft", args=args))
+    with pytest.raises(TrainingError, match="GK202"):
+        train(recipe)
+    page = (tmp_path / "out" / REPORT_NAME).read_text(encoding="utf-8")
+    assert "GK202" in page
+    assert not list((tmp_path / "out").glob("*.safetensors"))
