@@ -71,6 +71,8 @@ def _lacking(findings: Iterable[Finding]) -> list[str]:
 
 
 def _tally(report: Report) -> str:
+    if not len(report):
+        return "no rule was run"
     counted = [f"{number} {name}" for name, number in report.summary.items() if number]
     fixable = sum(f.fix is not None for f in report)
     return ", ".join(counted) + (f"; --fix mends {fixable}" if fixable else "")

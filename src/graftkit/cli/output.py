@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -126,7 +127,9 @@ def only_data_on_stdout(output_format: Format) -> Iterator[Output]:
     output = Output(output_format, sys.stdout)
     # It announces on import that an optional kernel is not installed: nothing the user asked about.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        # What libraries tell each other about their next version; nothing the user can act on.
+        warnings.simplefilter("ignore", FutureWarning)
         try:
             yield output
         except KeyboardInterrupt as stop:

@@ -359,7 +359,8 @@ def unknown_model_type(model_type: str, where: str | None, *, written_by: Any = 
 
 def _not_found(source: str | Path) -> SourceError:
     text = str(source)
-    is_word = isinstance(source, str) and text.replace("-", "_").replace(".", "_").isidentifier()
+    plain = text.replace("-", "_").replace(".", "_").isidentifier()
+    is_word = isinstance(source, str) and plain and not text.endswith(".json")
     if is_word:
         return unknown_model_type(text, None)
     return SourceError(

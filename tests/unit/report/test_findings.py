@@ -51,6 +51,10 @@ def test_people_read_the_worst_first(report: Report) -> None:
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_a_selection_that_leaves_nothing_is_told() -> None:
+    assert str(Report(())) == "no rule was run"
+
+
 def test_json_has_the_fields_that_scripts_rely_on(report: Report) -> None:
     fields = json.loads(json.dumps(report.to_dict()))
     contract = {"code", "severity", "title", "where", "message", "help", "url", "source", "fix"}

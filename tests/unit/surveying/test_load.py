@@ -122,6 +122,7 @@ def test_a_model_type_without_defaults(model_type: str) -> None:
         (Path("gemma4"), "an adapter", "not-a-model-directory"),
         (Path("llama"), "nothing", "not-found"),
         ("mine", "nothing", "model-type-unknown"),
+        ("mine.json", "nothing", "not-found"),
     ],
 )
 def test_a_directory_named_like_a_model_type(
