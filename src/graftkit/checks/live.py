@@ -64,10 +64,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     good, and cannot where their width is no multiple of 32 (bitsandbytes.nn.Linear4bit.forward). Nothing else in
     them depends on the mode.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for module, _ in modes:
-        module.training = quantization_of(module) == "bitsandbytes 4-bit"
+        # PEFT's layer shows the packed weight of the linear inside it, and may itself depend on the mode.
+        packed = quantization_of(module) == "bitsandbytes 4-bit"
+        module.training = packed and not isinstance(module, BaseTunerLayer)
     try:
         yield
     finally:
