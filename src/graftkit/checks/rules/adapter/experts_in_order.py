@@ -20,6 +20,8 @@ _PEFTS = "rank_major"
 
 def _check(facts: Facts) -> Observation:
     assert facts.adapter is not None
+    if facts.saved.problems:
+        return unknown(f"the configuration cannot be used: {facts.saved.problems[0]}")
     stacked = [name for name in facts.adapter.tensors if _is_stacked(facts, name)]
     if not stacked:
         return held("no stacked experts are adapted")
