@@ -63,7 +63,7 @@ def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
     import shutil
 
     target = Path(path).resolve()
-    _check_replaceable(target, ours)
+    check_replaceable(target, ours)
     with _told_where(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_writable(target)
@@ -77,7 +77,16 @@ def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _check_replaceable(target: Path, ours: str) -> None:
+def check_replaceable(target: Path, ours: str) -> None:
+    """Refuse a folder to write that would replace somebody's files.
+
+    Args:
+        target: the folder; one that exists may be replaced if it is empty or holds ``ours``.
+        ours: a file name that every folder written for this purpose holds.
+
+    Raises:
+        OutputError: ``output-is-a-file``, ``output-not-empty``, ``output-not-writable`` (not listable).
+    """
     if target.exists() and not target.is_dir():
         raise OutputError(
             "the output must be a folder",

@@ -16,7 +16,7 @@ from typing import Any
 from graftkit.adapters.file import AdapterFile
 from graftkit.adapters.landing import PEFT_PREFIX, Atlas
 from graftkit.checks.config_kinds import wrong_kinds
-from graftkit.planning.matching import LONGEST_NAME, rewritten_names, target_matcher
+from graftkit.planning.matching import LONGEST_NAME, rewritten_names, suffixes, target_matcher
 from graftkit.surveying.sites import ModelMap, Site
 
 # Beyond this many comparisons of a pattern's key with a module, the answer would take minutes.
@@ -293,12 +293,6 @@ def _norm(part: Any) -> float:
     if (fast > _TINY and math.isfinite(fast)) or not bool(part.any()):
         return fast
     return float(torch.linalg.vector_norm(part.double()))
-
-
-def suffixes(path: str) -> list[str]:
-    """Every dotted suffix of a path, the whole of it included."""
-    parts = path.split(".")
-    return [".".join(parts[at:]) for at in range(len(parts))]
 
 
 def some(items: Iterable[object], limit: int = 3) -> str:

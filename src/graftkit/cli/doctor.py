@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="As MODEL of the other commands. Default: the recipe's."),
-    ] = None,
+    model: options.RecipesModel = None,
     recipe: reporting.RecipeOption = None,
     adapter: Annotated[
         Path | None,

@@ -28,6 +28,10 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+RecipesModel = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="As MODEL of the other commands. Default: the recipe's."),
+]
 FormatOption = Annotated[
     Format, typer.Option("--format", help="How the result is written.", rich_help_panel="Output")
 ]

@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="As MODEL of the other commands. Default: the recipe's."),
-    ] = None,
+    model: options.RecipesModel = None,
     recipe: reporting.RecipeOption = None,
     twin: Annotated[
         bool, typer.Option("--twin", help="Check a tiny random twin of the architecture: needs no weights.")

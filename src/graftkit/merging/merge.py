@@ -15,12 +15,12 @@ from typing import Any
 
 from graftkit._version import __version__
 from graftkit.adapters.file import AdapterFile, read_adapter
-from graftkit.files import write_text
+from graftkit.files import check_replaceable, write_text
 from graftkit.merging.base import read_base
 from graftkit.merging.errors import MergeError
 from graftkit.merging.layout import Layout, lay_out
 from graftkit.merging.plan import MergePlan, Weighted, make_plan
-from graftkit.merging.publish import REPORT_NAME, Workplace, check_space, check_target, told_where, workplace
+from graftkit.merging.publish import REPORT_NAME, Workplace, check_space, told_where, workplace
 from graftkit.merging.report import MergeReport, Progress
 from graftkit.merging.shards import INDEX
 from graftkit.merging.ties import untied_config
@@ -71,7 +71,7 @@ def merge(
     started = time.perf_counter()
     target = Path(out).expanduser().resolve()
     _check_apart(target, [Path(path).expanduser().resolve() for path in (base, *_weights(adapter))])
-    check_target(target)
+    check_replaceable(target, REPORT_NAME)
     plan = plan_merge(base, adapter, out, tied=tied, trust_remote_code=trust_remote_code, revision=revision)
     with workplace(target) as place, told_where(target):
         fingerprint = _fingerprint(plan, tied, verify)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from graftkit.errors import OutputError
-from graftkit.files import write_text
+from graftkit.files import check_replaceable, write_text
 from graftkit.merging.errors import MergeError
 
 REPORT_NAME = "merge_report.json"
@@ -102,7 +102,7 @@ def workplace(out: str | Path) -> Iterator[Workplace]:
     """
     target = Path(out).expanduser().resolve()
     place = Workplace(target, target.parent / f".{target.name}.partial")
-    check_target(target)
+    check_replaceable(target, REPORT_NAME)
     with told_where(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_writable(target)
@@ -112,32 +112,6 @@ def workplace(out: str | Path) -> Iterator[Workplace]:
         _lock(lock, target)
         _put_back(place)
         yield place
-
-
-def check_target(target: Path) -> None:
-    """Refuse an output that would replace somebody's files.
-
-    Raises:
-        OutputError: ``output-is-a-file`` or ``output-not-empty``.
-    """
-    if target.exists() and not target.is_dir():
-        raise OutputError(
-            "the output must be a folder",
-            where=str(target),
-            why="a file of that name exists",
-            help="name another folder",
-            code="output-is-a-file",
-        )
-    with told_where(target):
-        foreign = target.is_dir() and any(target.iterdir()) and not (target / REPORT_NAME).is_file()
-    if foreign:
-        raise OutputError(
-            "the output folder holds files that are not from an earlier merge",
-            where=str(target),
-            why=f"it has no {REPORT_NAME}, and replacing it would lose what is there",
-            help="name a new folder, or empty this one",
-            code="output-not-empty",
-        )
 
 
 def _lock(file: IO[str], target: Path) -> None:

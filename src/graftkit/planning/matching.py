@@ -24,7 +24,7 @@ def matched_by(targets: str | Iterable[str], paths: Iterable[str]) -> list[str]:
         pattern = re.compile(targets)
         return [path for path in paths if pattern.fullmatch(path)]
     wanted = set(targets)
-    return [path for path in paths if any(suffix in wanted for suffix in _suffixes(path))]
+    return [path for path in paths if any(suffix in wanted for suffix in suffixes(path))]
 
 
 def suffix_finder(wanted: Collection[str]) -> Callable[[str], list[str]]:
@@ -117,8 +117,8 @@ def rewritten_names(model_type: str | None) -> frozenset[str]:
     return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
 
 
-def _suffixes(path: str) -> list[str]:
-    """Every dotted suffix, shortest first."""
+def suffixes(path: str) -> list[str]:
+    """Every dotted suffix of a path, the whole of it included, shortest first."""
     parts = path.split(".")
     return [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
 
@@ -126,10 +126,10 @@ def _suffixes(path: str) -> list[str]:
 def _as_suffixes(planned: Sequence[str], paths: Sequence[str]) -> list[str] | None:
     """The shortest suffix of each planned path that no other path shares; None where they are unwieldy."""
     wanted = set(planned)
-    taken = {suffix for path in paths if path not in wanted for suffix in _suffixes(path)}
+    taken = {suffix for path in paths if path not in wanted for suffix in suffixes(path)}
     chosen: set[str] = set()
     for path in planned:
-        suffix = next((s for s in _suffixes(path) if s not in taken), None)
+        suffix = next((s for s in suffixes(path) if s not in taken), None)
         if suffix is None or _numbered(suffix) or len(chosen) >= _LONGEST_SUFFIX_LIST:
             return None
         chosen.add(suffix)

@@ -7,8 +7,9 @@ from typing import Any
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import Saved, some, suffixes
+from graftkit.checks.saved import Saved, some
 from graftkit.findings import Severity
+from graftkit.planning.matching import suffixes
 
 
 def _check(facts: Facts) -> Observation:
