@@ -52,6 +52,19 @@ def test_of_two_fixes_for_one_key_the_first_is_written(recipe: Path) -> None:
     assert len(mended) == 2, "the other still stands in the next round"
 
 
+def test_a_second_fix_for_a_key_is_not_written_where_the_first_has_helped(recipe: Path) -> None:
+    both = tuple(
+        finding(code, Fix("recipe", {"args.packing": value})) for code, value in (("GK1", False), ("GK2", 0))
+    )
+
+    def check() -> Report:
+        return Report(both if read_document(recipe).plain()["args"]["packing"] is True else ())
+
+    report, mended = fix_all(check, recipe=recipe)
+    assert (len(report), [f.code for f in mended]) == (0, ["GK1"])
+    assert read_document(recipe).plain()["args"]["packing"] is False
+
+
 def test_a_fix_that_does_not_help_ends(recipe: Path) -> None:
     standing = finding("GK1", Fix("recipe", {"args.packing": False}))
     report, mended = fix_all(lambda: Report((standing,)), recipe=recipe)
