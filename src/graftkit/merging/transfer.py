@@ -1,4 +1,4 @@
-"""Bytes between files and tensors, without copies on the way and by position, so that threads overlap."""
+"""Bytes from files into tensors, without copies on the way and by position, so that threads overlap."""
 
 from __future__ import annotations
 
@@ -27,14 +27,6 @@ def read_into(fd: int, buffer: torch.Tensor, offset: int) -> None:
         count = os.preadv(fd, [view], offset)
         if count == 0:
             raise OSError(f"the file ended {len(view)} bytes early")
-        view, offset = view[count:], offset + count
-
-
-def write_from(fd: int, buffer: torch.Tensor, offset: int) -> None:
-    """Write ``buffer`` (uint8, contiguous) to ``offset`` of the file."""
-    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
-    while view:
-        count = os.pwritev(fd, [view], offset)
         view, offset = view[count:], offset + count
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from graftkit.merging.compute import Chunk, Scratch, chunks_of, row_bytes
 from graftkit.merging.layout import Layout
 from graftkit.merging.plan import MergePlan
+from graftkit.merging.stream import Room, rooms, stream
 from graftkit.merging.tensors import open_file
-from graftkit.merging.transfer import read_into, write_from
+from graftkit.merging.transfer import read_into
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +41,13 @@ class Crew:
         pool: reads, computes and writes.
         checkers: compare what is written, while ``pool`` is at the next file.
         scratch: buffers of ``pool``.
+        rooms: where bytes wait for the disk.
     """
 
     pool: ThreadPoolExecutor
     checkers: ThreadPoolExecutor
     scratch: Scratch
+    rooms: tuple[Room, ...]
 
 
 @contextmanager
@@ -55,7 +58,7 @@ def crew() -> Iterator[Crew]:
     before = torch.get_num_threads()
     try:
         with _pool(workers()) as pool, _pool(workers()) as checkers:
-            yield Crew(pool, checkers, Scratch(chunk_elements()))
+            yield Crew(pool, checkers, Scratch(chunk_elements()), rooms())
     finally:
         torch.set_num_threads(before)
 
@@ -91,15 +94,17 @@ def write_shard(plan: MergePlan, layout: Layout, path: Path, crew: Crew, tick: T
     Raises:
         OSError: reading or writing failed; what is at ``path`` is then not whole.
     """
-    with open_file(layout.shard) as source, _created(path) as target:
-        os.pwrite(target, layout.header, 0)
+    import torch
+
+    with open_file(layout.shard) as source, stream(path, crew.rooms) as target:
+        target.append(torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
         tick(len(layout.header))
         turns = Turns()
 
         def write(number: int, piece: _Piece) -> None:
             data = piece.read(source, crew.scratch)
             with turns.take(number):
-                write_from(target, data, piece.at)
+                target.append(data)
             tick(data.numel())
 
         pieces = sorted(_pieces(plan, layout, crew.scratch.elements), key=lambda piece: piece.at)
@@ -141,10 +146,7 @@ def _pieces(plan: MergePlan, layout: Layout, elements: int) -> Iterator[_Piece]:
 
 
 class Turns:
-    """Lets threads write in the file's order, while they read and compute in any.
-
-    A file that grows at its end was written faster, on ext4, than one whose size is set before.
-    """
+    """Lets threads write in the file's order, while they read and compute in any."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -187,15 +189,6 @@ class Turns:
 
 class StoppedError(Exception):
     """Another thread has failed, and tells why."""
-
-
-@contextmanager
-def _created(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def finish(futures: Iterable[Future[None]], stop: Callable[[], None] = lambda: None) -> None:

@@ -145,11 +145,11 @@ def test_the_need_for_space_is_known_before(made: Bench, adapter: Path, monkeypa
     assert not list(made.folder.glob(".out.partial/files/*"))
 
 
-@pytest.mark.parametrize("call", ["preadv", "pwritev", "fsync"])
+@pytest.mark.parametrize(("call", "good"), [("preadv", 12), ("pwrite", 3), ("fsync", 12)])
 def test_a_disk_that_fails(
-    call: str, made: Bench, adapter: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    call: str, good: int, made: Bench, adapter: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true, left = getattr(os, call), [12]
+    true, left = getattr(os, call), [good]
 
     def fails(*given: Any) -> Any:
         left[0] -= 1
