@@ -5,7 +5,8 @@ One trainer trains one adapter; stretches of steps with and without the guard al
 it takes to log once. What is compared is the fastest stretch of each kind, from the beginning of its first step
 to the beginning of the next stretch, logging and the guard's own work included; the check before the first step is
 timed by itself. ``own`` is the share of a step that the guard's callbacks take, hooks left out. Seconds are the
-process's own on the CPU, so that other work on the machine does not count.
+process's own on the CPU, so that other work on the machine does not count, of a single thread: threads that wait
+for each other would count, too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ LENGTH = 256
 
 def main() -> None:
     """Print one line per model."""
+    import torch
+
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     every = int(sys.argv[1]) if len(sys.argv) > 1 else 5
