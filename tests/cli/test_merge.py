@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import pytest
 from peft import LoraConfig, get_peft_model
 from torch import nn
+
+from graftkit.text import size
 
 
 def graft(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -67,6 +71,24 @@ def test_for_people(base: Path, adapter: Path, tmp_path: Path) -> None:
     assert "verified" in done.stdout
 
 
+def test_progress_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file, bytes of bytes, the rate, and the time left."""
+    from graftkit.cli.merge import _bar
+    from graftkit.merging.report import Progress
+
+    for name, value in {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with _bar() as show:
+        for done in (1_000_000, 2_000_000, 3_000_000):
+            show(Progress("model-00002-of-00004.safetensors", done, 8_000_000, 0.0))
+            time.sleep(0.05)  # a rate needs two moments
+    printed = capsys.readouterr()
+    assert "model-00002-of-00004.safetensors" in printed.err
+    assert "3.0/8.0 MB" in printed.err
+    assert re.search(r"\d (k|M|G)B/s 0:00:0\d", printed.err)
+    assert not printed.out
+
+
 def test_a_dry_run_writes_nothing(base: Path, adapter: Path, tmp_path: Path) -> None:
     done = graft("merge", base, adapter, tmp_path / "out", "--dry-run", "--json")
     fields = fields_of(done)
@@ -74,7 +96,10 @@ def test_a_dry_run_writes_nothing(base: Path, adapter: Path, tmp_path: Path) -> 
     assert fields["bytes"] == sum(p.stat().st_size for p in base.glob("*.safetensors"))
     assert [s["changed"] for s in fields["shards"]]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base"]
-    assert "will be written" in graft("merge", base, adapter, tmp_path / "out", "--dry-run").stdout
+    printed = graft("merge", base, adapter, tmp_path / "out", "--dry-run").stdout
+    assert f"{size(fields['bytes'])} will be written" in printed
+    for path in base.glob("*.safetensors"):
+        assert re.search(rf"{path.name} +{re.escape(size(path.stat().st_size))} ", printed)
 
 
 def test_several_adapters_with_weights(base: Path, adapter: Path, tmp_path: Path) -> None:

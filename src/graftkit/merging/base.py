@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import SourceError
-from graftkit.merging.errors import MergeError
+from graftkit.merging.errors import MergeError, base_unreadable
 from graftkit.merging.groups import Groups, group
 from graftkit.merging.shards import INDEX, SINGLE, Weights, read_weights
+from graftkit.merging.transfer import told_as
 from graftkit.surveying import hub
 from graftkit.surveying.build import build_on_meta, model_class_for
 from graftkit.surveying.load import load_config, remote_model_class
@@ -63,8 +64,13 @@ class Base:
 
     @property
     def companions(self) -> tuple[Path, ...]:
-        """The files to take along as they are."""
-        files = sorted(path for path in self.folder.iterdir() if path.is_file())
+        """The files to take along as they are.
+
+        Raises:
+            SourceError: ``not-readable``: the folder has gone.
+        """
+        with told_as(base_unreadable, self.folder):
+            files = sorted(path for path in self.folder.iterdir() if path.is_file())
         return tuple(p for p in files if p.suffix not in _WEIGHTS and not p.name.endswith(".index.json"))
 
 

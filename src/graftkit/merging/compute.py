@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from graftkit.merging.changes import Added, LowRank, Rows, Whole
 from graftkit.merging.dense import update_of
+from graftkit.merging.errors import base_unreadable
 from graftkit.merging.plan import Job, MergePlan, Part
 from graftkit.merging.rounding import rounded
 from graftkit.merging.shards import torch_dtype
-from graftkit.merging.tensors import open_file
 from graftkit.merging.terms import AddedTerm, DenseTerm, DoraTerm, LowRankTerm, RowsTerm, Term, WholeTerm, Window
-from graftkit.merging.transfer import buffer_of, read_into
+from graftkit.merging.transfer import Opened, buffer_of, opened
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,8 @@ class Terms:
         return WholeTerm(change, tensors, part.stacked, part.blocks, part.weight)
 
     def _read(self, begin: int, end: int) -> torch.Tensor:
-        with open_file(self.plan.base.weights.home[self.job.source]) as fd:
-            return read_rows(fd, self.job, begin, end).double()
+        with opened(self.plan.base.weights.home[self.job.source].path, base_unreadable) as file:
+            return read_rows(file, self.job, begin, end).double()
 
 
 def row_bytes(job: Job) -> int:
@@ -64,18 +64,18 @@ def row_bytes(job: Job) -> int:
     return job.stored.nbytes // job.rows
 
 
-def read_rows(fd: int, job: Job, begin: int, end: int, at: int | None = None) -> torch.Tensor:
+def read_rows(file: Opened, job: Job, begin: int, end: int, at: int | None = None) -> torch.Tensor:
     """Rows of a job's matrix, (end - begin, columns), as stored.
 
     Args:
-        fd: of the base's shard, or of the output's.
+        file: the base's shard, or the output's.
         job: whose rows.
         begin, end: which.
         at: where the tensor begins in the file, if not where the base has it.
     """
     width = row_bytes(job)
     raw = buffer_of((end - begin) * width)
-    read_into(fd, raw, (job.stored.begin if at is None else at) + begin * width)
+    file.read_into(raw, (job.stored.begin if at is None else at) + begin * width)
     return raw.view(torch_dtype(job.stored.dtype)).view(end - begin, job.columns)
 
 
@@ -124,14 +124,14 @@ class Chunk:
     begin: int
     end: int
 
-    def merge(self, source: int, scratch: Scratch) -> torch.Tensor:
+    def merge(self, source: Opened, scratch: Scratch) -> torch.Tensor:
         """The merged rows' bytes, in a buffer that the thread's next chunk will reuse."""
         import torch
 
         job = self.terms.job
         shape = self.end - self.begin, job.columns
         raw = scratch.take("raw", shape[0] * row_bytes(job), torch.uint8)
-        read_into(source, raw, job.stored.begin + self.begin * row_bytes(job))
+        source.read_into(raw, job.stored.begin + self.begin * row_bytes(job))
         values = raw.view(torch_dtype(job.stored.dtype)).view(shape)
         dtype = torch.float64 if job.in_double else torch.float32
         base = sums = scratch.take("sums", values.numel(), dtype).view(shape).copy_(values)

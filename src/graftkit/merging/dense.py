@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from graftkit.merging.blocks import Block, matrix_shape
 from graftkit.merging.changes import Added, Layer, LowRank, Rows, Whole
-from graftkit.merging.errors import MergeError
+from graftkit.merging.errors import MergeError, base_unreadable
 from graftkit.merging.groups import Group
 from graftkit.merging.plan import Job, MergePlan, Part
 from graftkit.merging.shards import torch_dtype
-from graftkit.merging.tensors import open_file
 from graftkit.merging.terms import DoraTerm, Window, factors
-from graftkit.merging.transfer import buffer_of, read_into
+from graftkit.merging.transfer import buffer_of, opened
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +65,10 @@ def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:
     if group.converter is not None or stored.begin % dtype.itemsize:
         return read_param(plan, param)
     shard = plan.base.weights.home[name]
-    storage = torch.UntypedStorage.from_file(str(shard.path), False, shard.size)
+    try:
+        storage = torch.UntypedStorage.from_file(str(shard.path), False, shard.size)
+    except RuntimeError as error:
+        raise base_unreadable(shard.path, str(error).splitlines()[0]) from error
     whole = torch.empty(0, dtype=dtype)
     whole.set_(storage, stored.begin // dtype.itemsize, stored.shape)  # type: ignore[call-overload]
     return whole.view(plan.base.shapes[param])
@@ -76,8 +78,8 @@ def read_disk(plan: MergePlan, name: str) -> torch.Tensor:
     """A whole disk tensor."""
     stored = plan.base.weights.stored(name)
     buffer = buffer_of(stored.nbytes)
-    with open_file(plan.base.weights.home[name]) as fd:
-        read_into(fd, buffer, stored.begin)
+    with opened(plan.base.weights.home[name].path, base_unreadable) as file:
+        file.read_into(buffer, stored.begin)
     return buffer.view(torch_dtype(stored.dtype)).view(stored.shape)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from graftkit.errors import GraftError
 from graftkit.merging.changes import Layer
 from graftkit.merging.effects import Effects, shares_state
 from graftkit.merging.errors import MergeError
@@ -87,8 +88,8 @@ def _peft(path: str) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
-    except MergeError:
-        raise
+    except GraftError:
+        raise  # of a file, or a tensor
     except Exception as error:
         raise MergeError(
             "PEFT cannot merge a layer of this adapter",

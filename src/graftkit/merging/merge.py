@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,14 @@ from graftkit._version import __version__
 from graftkit.adapters.file import AdapterFile, read_adapter
 from graftkit.files import check_replaceable, write_text
 from graftkit.merging.base import read_base
-from graftkit.merging.errors import MergeError
+from graftkit.merging.errors import MergeError, adapter_unreadable, base_unreadable
 from graftkit.merging.layout import Layout, lay_out
 from graftkit.merging.plan import MergePlan, Weighted, make_plan
 from graftkit.merging.publish import REPORT_NAME, Workplace, check_space, told_where, workplace
 from graftkit.merging.report import MergeReport, Progress
 from graftkit.merging.shards import INDEX
 from graftkit.merging.ties import untied_config
+from graftkit.merging.transfer import Unreadable, copy_file, opened, told_as
 from graftkit.merging.verify import Evidence, new_index, read_choice, verify_folder, verify_shard
 from graftkit.merging.write import Crew, crew, finish, write_shard
 
@@ -63,7 +63,8 @@ def merge(
         progress: called from time to time with how far it is, from any thread, one call at a time.
 
     Raises:
-        SourceError, BuildError, AdapterError: the base or an adapter cannot be read.
+        SourceError, BuildError, AdapterError: the base or an adapter cannot be read, or no longer: what is whole
+            by then stays for the next run.
         MergeError: an adapter cannot be merged, or does not fit: the code says why, the help what to do instead;
             ``merge-not-verified``: the result is wrong, and was not published.
         OutputError: the output cannot be written, or would replace files that are not a merge's.
@@ -77,11 +78,12 @@ def merge(
         fingerprint = _fingerprint(plan, tied, verify)
         whole = place.whole(fingerprint)
         place.start(fingerprint, whole)
-        check_space(target, plan.bytes - sum((place.files / name).stat().st_size for name in whole))
+        companions = plan.base.companions
+        check_space(target, plan.bytes + _sizes(companions) - sum(_size(place.files / name) for name in whole))
         run = _Run(plan, place, fingerprint, verify, dict(whole), _Meter(plan.bytes, progress))
         run.shards()
-        evidence = _evidence(run, target) if verify else None
-        _companions(plan, place)
+        evidence = run.evidence() if verify else None
+        _take_along(companions, plan, place)
         seconds = time.perf_counter() - started
         report = MergeReport(plan, target, tied, seconds, tuple(sorted(whole)), evidence)
         write_text(place.files / REPORT_NAME, json.dumps(report.to_dict(), indent=2) + "\n")
@@ -157,18 +159,34 @@ def _check_apart(out: Path, inputs: list[Path]) -> None:
 
 def _fingerprint(plan: MergePlan, tied: str | None, verify: bool) -> str:
     """What a merge depends on: a file from an interrupted run is used again only for the very same merge."""
-    base = [(str(s.path), _stat(s.path), hashlib.sha256(s.header).hexdigest()) for s in plan.base.weights.shards]
+    base = [
+        (str(s.path), _stat(s.path, base_unreadable), hashlib.sha256(s.header).hexdigest())
+        for s in plan.base.weights.shards
+    ]
     adapters = [(_adapter_print(w.file), w.weight) for w in plan.adapters]
     return hashlib.sha256(json.dumps([__version__, base, adapters, tied, verify]).encode()).hexdigest()
 
 
 def _adapter_print(file: AdapterFile) -> list[Any]:
-    return [str(file.folder.resolve()), _stat(file.weights_path), json.dumps(dict(file.config), sort_keys=True)]
+    return [
+        str(file.folder.resolve()),
+        _stat(file.weights_path, adapter_unreadable),
+        json.dumps(dict(file.config), sort_keys=True),
+    ]
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    stat = path.stat()
+def _stat(path: Path, unreadable: Unreadable) -> tuple[int, int]:
+    with told_as(unreadable, path):
+        stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
+
+
+def _sizes(companions: Iterable[Path]) -> int:
+    return sum(_stat(path, base_unreadable)[0] for path in companions)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 class _Meter:
@@ -235,37 +253,42 @@ class _Run:
         evidence = Evidence()
         if self.verify:
             evidence = verify_shard(self.plan, layout, self.place.part(name), threads.checkers)
+            self._check(evidence)
         self.place.finish(name)
         self.whole[name] = evidence.to_dict()
         self.place.note(self.fingerprint, self.whole)
 
+    def evidence(self) -> Evidence:
+        """All that the files' verification found.
 
-def _evidence(run: _Run, target: Path) -> Evidence:
-    """All that the files' verification found.
-
-    Raises:
-        MergeError: ``merge-not-verified``.
-    """
-    evidence = sum((Evidence.from_dict(note) for note in run.whole.values()), Evidence()).judged()
-    if evidence.ok:
+        Raises:
+            MergeError: ``merge-not-verified``.
+        """
+        evidence = sum((Evidence.from_dict(note) for note in self.whole.values()), Evidence()).judged()
+        self._check(evidence)
         return evidence
-    shutil.rmtree(run.place.root, ignore_errors=True)
-    raise MergeError(
-        "the merged checkpoint did not pass its verification, and was not published",
-        where=str(target),
-        why="; ".join(evidence.problems[:3]),
-        help="run it again; if it stays, report it with the output of `graft env`",
-        code="merge-not-verified",
-    )
+
+    def _check(self, evidence: Evidence) -> None:
+        if evidence.ok:
+            return
+        raise MergeError(
+            "the merged checkpoint did not pass its verification, and was not published",
+            where=str(self.place.target),
+            why="; ".join(evidence.problems[:3]),
+            help="run it again; if it stays, report it with the output of `graft env`",
+            code="merge-not-verified",
+        )
 
 
-def _companions(plan: MergePlan, place: Workplace) -> None:
+def _take_along(companions: Iterable[Path], plan: MergePlan, place: Workplace) -> None:
     """Configuration, tokenizer and the like as the base has them, and an index that tells the truth."""
-    for path in plan.base.companions:
+    for path in companions:
         if path.name != REPORT_NAME:
-            shutil.copyfile(path, place.files / path.name)
+            with opened(path, base_unreadable) as file:
+                copy_file(file, place.files / path.name)
     if plan.ties.untied:
         path = place.files / "config.json"
-        write_text(path, json.dumps(untied_config(json.loads(path.read_bytes())), indent=2) + "\n")
+        config = untied_config(plan.base.model, json.loads(path.read_bytes()))
+        write_text(path, json.dumps(config, indent=2) + "\n")
     if plan.base.weights.index is not None:
         write_text(place.files / INDEX, json.dumps(new_index(plan), indent=2) + "\n")

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,8 +20,8 @@ from graftkit.files import check_replaceable, write_text
 from graftkit.merging.errors import MergeError
 
 REPORT_NAME = "merge_report.json"
-_LEDGER = "ledger.json"
-# Room for the small files, whose sizes nobody has to know.
+_LEDGER, _LOCK, _OLD = "ledger.json", "lock", "old"
+# Room for the report, the ledger and the folders.
 _SPARE_BYTES = 2**20
 
 
@@ -44,20 +44,28 @@ class Workplace:
 
     def whole(self, fingerprint: str) -> dict[str, Any]:
         """File -> what was noted of it, for the files that an earlier run of the same merge has finished."""
+        whose, noted = self._ledger()
+        return noted if whose == fingerprint else {}
+
+    def _ledger(self) -> tuple[str | None, dict[str, Any]]:
+        """A merge's fingerprint, and what was noted of its files, without those that are gone."""
         try:
             ledger = json.loads((self.root / _LEDGER).read_bytes())
-            noted = ledger["whole"] if ledger["fingerprint"] == fingerprint else {}
-            return {name: note for name, note in noted.items() if (self.files / name).is_file()}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+            noted = {name: note for name, note in ledger["whole"].items() if (self.files / name).is_file()}
+            return str(ledger["fingerprint"]), noted
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None, {}
 
     def start(self, fingerprint: str, whole: Mapping[str, Any]) -> None:
         """Keep the files that are whole, and clear away all else."""
         self.files.mkdir(exist_ok=True)
+        self._keep(whole)
+        self.note(fingerprint, whole)
+
+    def _keep(self, whole: Mapping[str, Any]) -> None:
         for path in self.files.iterdir():
             if path.name not in whole:
                 path.unlink()
-        self.note(fingerprint, whole)
 
     def note(self, fingerprint: str, whole: Mapping[str, Any]) -> None:
         """Write down which files are whole."""
@@ -78,22 +86,49 @@ class Workplace:
         for path in self.files.iterdir():
             sync(path)
         sync(self.files)
-        old = self.root / "old"
         if self.target.exists():
-            self.target.replace(old)
-        try:
-            self.files.replace(self.target)
-        except BaseException:
-            if old.exists() and not self.target.exists():
-                old.replace(self.target)
-            raise
+            self.target.replace(self.root / _OLD)
+        self.files.replace(self.target)
         sync(self.target.parent)
-        shutil.rmtree(self.root, ignore_errors=True)
+        self.remove()
+
+    def put_back(self) -> None:
+        """The earlier output, where a failure or a kill came between the two renames that replace it."""
+        old = self.root / _OLD
+        if old.exists() and not self.target.exists():
+            old.replace(self.target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Leave what the next run of the same merge goes on with; where that is nothing, leave nothing.
+
+        The failure that came before is what is told, and not one in here.
+        """
+        with suppress(OSError):
+            self.put_back()
+            _, whole = self._ledger()
+            if whole:
+                self._keep(whole)
+            else:
+                self.remove()
+
+    def remove(self) -> None:
+        """Take the folder away, the lock last: until then no other run can begin in it."""
+        with suppress(OSError):
+            for path in sorted(self.root.iterdir(), key=lambda path: path.name == _LOCK):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+            self.root.rmdir()
 
 
 @contextmanager
 def workplace(out: str | Path) -> Iterator[Workplace]:
-    """Open, and lock, the folder beside ``out``. It is left behind unless it was published: the next run goes on.
+    """Open, and lock, the folder beside ``out``.
+
+    What was not published and is whole stays there, so that the next run goes on; after a refusal nothing stays,
+    since the same merge would be refused again.
 
     Raises:
         OutputError: ``output-is-a-file``, ``output-not-empty`` (a folder that no merge wrote), or
@@ -107,34 +142,51 @@ def workplace(out: str | Path) -> Iterator[Workplace]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_writable(target)
         place.root.mkdir(exist_ok=True)
-        lock = (place.root / "lock").open("w")
+        lock = (place.root / _LOCK).open("w")
     with lock:
-        _lock(lock, target)
-        _put_back(place)
-        yield place
+        _lock(lock, place)
+        with told_where(target):
+            place.put_back()
+        try:
+            yield place
+        except MergeError:
+            place.remove()
+            raise
+        finally:
+            # Once it is published, the folder of that name may be another run's.
+            if _is_at(lock, place.root / _LOCK):
+                place.tidy()
 
 
-def _lock(file: IO[str], target: Path) -> None:
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[str], place: Workplace) -> None:
+    """Take the lock. A run that has ended in this moment has taken the folder away: that is busy as well.
+
+    Raises:
+        MergeError: ``merge-busy``.
+    """
     import fcntl
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(file, place.root / _LOCK):
+            return
+        why = "it has just ended"
     except OSError as error:
-        raise MergeError(
-            "another process is merging into this folder",
-            where=str(target),
-            why=error.strerror,
-            help="wait for it, or name another folder",
-            code="merge-busy",
-        ) from error
-
-
-def _put_back(place: Workplace) -> None:
-    """A kill between the two renames of a replacement left the old output aside."""
-    old = place.root / "old"
-    if old.exists() and not place.target.exists():
-        old.replace(place.target)
-    shutil.rmtree(old, ignore_errors=True)
+        why = str(error.strerror)
+    raise MergeError(
+        "another process is merging into this folder",
+        where=str(place.target),
+        why=why,
+        help="wait for it, or name another folder",
+        code="merge-busy",
+    )
 
 
 def _check_writable(target: Path) -> None:
@@ -175,7 +227,7 @@ def told_where(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            "the merge stopped: a file cannot be written, or read",
+            "the merge stopped: a file cannot be written",
             where=str(target),
             why=error.strerror or str(error),
             help="mend that and run it again: it goes on after the last file that is whole",

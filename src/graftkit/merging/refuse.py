@@ -9,7 +9,7 @@ from graftkit.adapters.file import AdapterFile
 from graftkit.merging.errors import MergeError
 
 # Starting values that PEFT computes from the base weight and takes out of it: it does so again on loading.
-_REBUILT = ("pissa", "olora", "loftq")
+_REBUILT = ("pissa", "olora")
 # The same, from data or from random numbers that the adapter does not hold.
 _LOST = ("corda", "lora_ga", "pissa_niter")
 
@@ -94,4 +94,28 @@ def _lost_base(config: Any) -> _Reason | None:
     )
 
 
-_CHECKS: tuple[Callable[[Any], _Reason | None], ...] = (_prompt, _depends_on_input, _replication, _lost_base)
+def _quantized_base(config: Any) -> _Reason | None:
+    """LoftQ: PEFT rounds the base, and starts from what the rounding left over.
+
+    It needs a GPU for that, and from the second iteration on the rounding hangs on the last bits of a
+    decomposition: another machine may make another base. Source: ``peft.utils.loftq_utils.loftq_init``.
+    """
+    if not _init(config).startswith("loftq"):
+        return None
+    return (
+        "merge-base-lost",
+        "an adapter with init_lora_weights='loftq' does not belong to the base as it is published",
+        "PEFT put rounded weights in its place when training began, and the update makes up for the rounding: on "
+        "weights that were not rounded it is wrong",
+        "where it can be loaded with PEFT (on a GPU): base = model.unload(), base.save_pretrained(DIR), set "
+        "init_lora_weights to true in adapter_config.json, and merge onto DIR",
+    )
+
+
+_CHECKS: tuple[Callable[[Any], _Reason | None], ...] = (
+    _prompt,
+    _depends_on_input,
+    _replication,
+    _lost_base,
+    _quantized_base,
+)

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from graftkit.merging.errors import base_unreadable
+from graftkit.merging.transfer import told_as
 from graftkit.surveying.headers import read_headers
 
 if TYPE_CHECKING:
@@ -108,17 +110,31 @@ def read_weights(folder: Path) -> Weights:
     """Read the headers of a checkpoint folder.
 
     Raises:
-        SourceError: as :func:`graftkit.surveying.headers.read_headers`.
+        SourceError: as :func:`graftkit.surveying.headers.read_headers`; ``not-readable``: a file went since.
     """
     headers = read_headers(folder)
     single = (folder / SINGLE).is_file()
-    index = None if single else json.loads((folder / INDEX).read_bytes())
     names = [SINGLE] if single else sorted({tensor.file for tensor in headers.values()})
-    return Weights(folder, tuple(read_shard(folder / name) for name in names), index)
+    shards = tuple(_base_shard(folder / name) for name in names)
+    return Weights(folder, shards, None if single else _index(folder / INDEX))
+
+
+def _base_shard(path: Path) -> Shard:
+    with told_as(base_unreadable, path):
+        return read_shard(path)
+
+
+def _index(path: Path) -> Mapping[str, object]:
+    with told_as(base_unreadable, path):
+        return json.loads(path.read_bytes())  # type: ignore[no-any-return]
 
 
 def read_shard(path: Path) -> Shard:
-    """Read one file's header, which ``read_headers`` has checked."""
+    """Read one file's header, which ``read_headers`` has checked.
+
+    Raises:
+        OSError: it cannot be read any more.
+    """
     with path.open("rb") as file:
         length = file.read(_LENGTH_BYTES)
         header = length + file.read(int.from_bytes(length, "little"))

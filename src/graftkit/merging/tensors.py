@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from graftkit.adapters.file import AdapterFile
-from graftkit.merging.errors import MergeError
+from graftkit.merging.errors import MergeError, adapter_unreadable
 from graftkit.merging.shards import FLOATS, Shard, read_shard, torch_dtype
-from graftkit.merging.transfer import buffer_of, read_into
+from graftkit.merging.transfer import buffer_of, opened, told_as
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +41,8 @@ class AdapterTensors:
 
     @cached_property
     def _shard(self) -> Shard:
-        return read_shard(self.file.weights_path)
+        with told_as(adapter_unreadable, self.file.weights_path):
+            return read_shard(self.file.weights_path)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -56,6 +55,7 @@ class AdapterTensors:
         Raises:
             KeyError: there is none of that name.
             MergeError: ``merge-not-finite``: it holds a NaN or an infinity.
+            AdapterError: ``adapter-weights``: the file cannot be read any more.
         """
         return self.rows(name, 0, (self.shapes[name] or (1,))[0]).view(self.shapes[name])
 
@@ -78,12 +78,17 @@ class AdapterTensors:
         count = (stored.shape or (1,))[0]
         row = stored.nbytes // count if count else 0
         buffer = buffer_of((end - begin) * row)
-        with open_file(self._shard) as fd:
-            read_into(fd, buffer, stored.begin + begin * row)
+        with opened(self.file.weights_path, adapter_unreadable) as file:
+            file.read_into(buffer, stored.begin + begin * row)
         return _finite(name, buffer.view(torch_dtype(stored.dtype)).view(end - begin, *stored.shape[1:]))
 
     def _any_type(self, name: str) -> torch.Tensor:
-        tensor = self.file.tensor(name)
+        from safetensors import SafetensorError
+
+        try:
+            tensor = self.file.tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise adapter_unreadable(self.file.weights_path, str(error)) from error
         return tensor if tensor.dim() else tensor.view(1)
 
     def with_converted(self, converted: Mapping[str, torch.Tensor], gone: frozenset[str]) -> AdapterTensors:
@@ -117,13 +122,3 @@ def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
         help="take an earlier checkpoint of the training run",
         code="merge-not-finite",
     )
-
-
-@contextmanager
-def open_file(shard: Shard) -> Iterator[int]:
-    """A shard's file descriptor for positioned reads."""
-    fd = os.open(shard.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    try:
-        yield fd
-    finally:
-        os.close(fd)

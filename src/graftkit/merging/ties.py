@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 from graftkit.merging.changes import Change, LowRank, Rows, Whole
 from graftkit.merging.errors import MergeError
 from graftkit.merging.tensors import AdapterTensors
-from graftkit.surveying.build import build_on_meta
+from graftkit.surveying.build import build_on_meta, quiet_transformers
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from graftkit.merging.base import Base
     from graftkit.merging.effects import Effects
 
 CHOICES = ("share", "untie")
+_FLAG = "tie_word_embeddings"
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,52 @@ def settle(base: Base, effects: Sequence[tuple[Effects, float]], tied: str | Non
     return Ties(MappingProxyType(places), MappingProxyType(_untied(base, wanted)))
 
 
-def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``config.json`` that says that input and output embeddings are kept apart."""
-    made = {name: untied_config(v) if isinstance(v, dict) else v for name, v in config.items()}
-    is_model = "model_type" in config
-    return {**made, "tie_word_embeddings": False} if is_model else made
+def untied_config(model: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint that keeps input and output embeddings apart.
+
+    It says that they are apart only where that changes nothing else: some classes take it for a sign of how they
+    scale their outputs, and some do not take it at all. There it stays as it was, which is right too: transformers
+    does not tie weights that it finds in the files with different values (``PreTrainedModel.tie_weights``).
+
+    Args:
+        model: the base.
+        given: its ``config.json``.
+    """
+    apart = _with_flag_off(given)
+    with quiet_transformers():
+        before, after = (type(model.config).from_dict(copy.deepcopy(dict(c))).to_dict() for c in (given, apart))
+    taken = not any(_flags(after))
+    nothing_else = _with_flag_off(before) == _with_flag_off(after) and not _computes_by_flag(model)
+    return apart if taken and nothing_else else dict(given)
+
+
+def _with_flag_off(config: Mapping[str, Any]) -> dict[str, Any]:
+    made = {name: _with_flag_off(v) if isinstance(v, dict) else v for name, v in config.items()}
+    return {**made, _FLAG: False} if "model_type" in config else made
+
+
+def _flags(config: Mapping[str, Any]) -> Iterator[Any]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _flags(value)
+        elif name == _FLAG:
+            yield value
+
+
+def _computes_by_flag(model: PreTrainedModel) -> bool:
+    """Whether a module's forward computes something else where embeddings are tied."""
+    codes = (
+        getattr(inspect.unwrap(kind.forward), "__code__", None) for kind in {type(m) for m in model.modules()}
+    )
+    return any(code is not None and _FLAG in code.co_names for code in codes)
+
+
+def _configs(config: Any) -> Iterator[Any]:
+    """A configuration and all that are inside it."""
+    yield config
+    for name in getattr(config, "sub_configs", {}):
+        if (inner := getattr(config, name, None)) is not None:
+            yield from _configs(inner)
 
 
 def _untied(base: Base, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -85,9 +129,8 @@ def _untied(base: Base, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, str]
     if not wanted:
         return {}
     config = copy.deepcopy(base.model.config)
-    for one in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
-        if one is not None:
-            one.tie_word_embeddings = False
+    for one in _configs(config):
+        one.tie_word_embeddings = False
     apart = dict(build_on_meta(config, type(base.model)).named_parameters(remove_duplicate=False))
     untied = {}
     for names in dict.fromkeys(base.ties.values()):

@@ -1,12 +1,85 @@
-"""Bytes from files into tensors, without copies on the way and by position, so that threads overlap."""
+"""Bytes from files into tensors, without copies on the way and by position, so that threads overlap.
+
+A failure is told with the name of the file that was read: while one file is read another is written, and the
+system's own error names neither.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from graftkit.errors import GraftError
 
 if TYPE_CHECKING:
     import torch
+
+# The error that says that a file cannot be read, and why.
+Unreadable = Callable[[Path, str], GraftError]
+
+_STEP_BYTES = 4 * 2**20
+
+
+@contextmanager
+def told_as(unreadable: Unreadable, path: Path) -> Iterator[None]:
+    """Tell what the system says of reading ``path`` as ``unreadable`` does.
+
+    Raises:
+        GraftError: what ``unreadable`` makes.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error.strerror or str(error)) from error
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file that is open for positioned reads, by any number of threads.
+
+    Attributes:
+        fd: its descriptor.
+        path: its name.
+        unreadable: what a failure is told as.
+    """
+
+    fd: int
+    path: Path
+    unreadable: Unreadable
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        with told_as(self.unreadable, self.path):
+            return os.fstat(self.fd).st_size
+
+    def read_into(self, buffer: torch.Tensor, offset: int) -> None:
+        """Fill ``buffer`` (uint8, contiguous) from ``offset`` of the file.
+
+        Raises:
+            GraftError: the file ends before the buffer is full, or cannot be read.
+        """
+        with told_as(self.unreadable, self.path):
+            _read_into(self.fd, buffer, offset)
+
+
+@contextmanager
+def opened(path: Path, unreadable: Unreadable) -> Iterator[Opened]:
+    """Open a file for positioned reads.
+
+    Raises:
+        GraftError: it cannot be opened.
+    """
+    with told_as(unreadable, path):
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        yield Opened(fd, path, unreadable)
+    finally:
+        os.close(fd)
 
 
 def buffer_of(nbytes: int) -> torch.Tensor:
@@ -16,12 +89,7 @@ def buffer_of(nbytes: int) -> torch.Tensor:
     return torch.empty(nbytes, dtype=torch.uint8)
 
 
-def read_into(fd: int, buffer: torch.Tensor, offset: int) -> None:
-    """Fill ``buffer`` (uint8, contiguous) from ``offset`` of the file.
-
-    Raises:
-        OSError: the file ends before the buffer is full, or cannot be read.
-    """
+def _read_into(fd: int, buffer: torch.Tensor, offset: int) -> None:
     view = memoryview(buffer.numpy())  # type: ignore[arg-type]
     while view:
         count = os.preadv(fd, [view], offset)
@@ -30,16 +98,31 @@ def read_into(fd: int, buffer: torch.Tensor, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def same_bytes(one: int, other: int, begin: int, end: int, shift: int = 0) -> bool:
+def copy_file(source: Opened, target: Path) -> None:
+    """Write a file's bytes to ``target``.
+
+    Raises:
+        GraftError: the source cannot be read.
+        OSError: the target cannot be written.
+    """
+    end = source.size
+    with target.open("wb") as file:
+        for at in range(0, end, _STEP_BYTES):
+            buffer = buffer_of(min(_STEP_BYTES, end - at))
+            source.read_into(buffer, at)
+            file.write(memoryview(buffer.numpy()))  # type: ignore[arg-type]
+
+
+def same_bytes(one: Opened, other: Opened, begin: int, end: int, shift: int = 0) -> bool:
     """Whether a range of one file is the same as that of the other, ``shift`` bytes further on."""
     import torch
 
-    step = min(end - begin, 4 * 2**20)
+    step = min(end - begin, _STEP_BYTES)
     left, right = buffer_of(step), buffer_of(step)
     for at in range(begin, end, step or 1):
         count = min(step, end - at)
-        read_into(one, left[:count], at)
-        read_into(other, right[:count], at + shift)
+        one.read_into(left[:count], at)
+        other.read_into(right[:count], at + shift)
         # Eight bytes at a time: torch compares single bytes six times more slowly.
         words = count - count % 8
         same = torch.equal(left[:words].view(torch.int64), right[:words].view(torch.int64))

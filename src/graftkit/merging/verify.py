@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import SourceError
 from graftkit.merging.compute import Terms, exact_rows, read_rows
+from graftkit.merging.errors import base_unreadable, output_unreadable
 from graftkit.merging.layout import Layout, lay_out
 from graftkit.merging.plan import Job, MergePlan
 from graftkit.merging.rounding import rounded
-from graftkit.merging.shards import INDEX, read_shard
-from graftkit.merging.tensors import open_file
-from graftkit.merging.transfer import same_bytes
+from graftkit.merging.shards import INDEX
+from graftkit.merging.transfer import Opened, buffer_of, opened, same_bytes, told_as
 from graftkit.merging.write import workers
 from graftkit.text import percent, size
 
@@ -93,15 +93,15 @@ def verify_shard(plan: MergePlan, layout: Layout, path: Path, pool: Executor) ->
     """Check one output file against the base and the adapters, on the threads of ``pool``.
 
     Raises:
-        OSError: a file cannot be read.
+        SourceError, AdapterError, OutputError: a file cannot be read.
     """
-    found = path.stat().st_size
-    if found != layout.size:
-        return Evidence(problems=(f"{path.name}: {found} bytes, {layout.size} expected",))
-    shard = read_shard(path)
-    if shard.header != layout.header:
-        return Evidence(problems=(f"{path.name}: its header is not the base's",))
-    with open_file(layout.shard) as base, open_file(shard) as out:
+    with opened(layout.shard.path, base_unreadable) as base, opened(path, output_unreadable) as out:
+        if out.size != layout.size:
+            return Evidence(problems=(f"{path.name}: {out.size} bytes, {layout.size} expected",))
+        header = buffer_of(len(layout.header))
+        out.read_into(header, 0)
+        if header.numpy().tobytes() != layout.header:
+            return Evidence(problems=(f"{path.name}: its header is not the base's",))
 
         def unchanged(span: tuple[int, int]) -> Evidence:
             same = same_bytes(base, out, *span, layout.shift)
@@ -125,7 +125,7 @@ def _sampled(layout: Layout) -> Iterator[Job]:
             yield job
 
 
-def _changed(plan: MergePlan, job: Job, base: int, out: int, at: int) -> Evidence:
+def _changed(plan: MergePlan, job: Job, base: Opened, out: Opened, at: int) -> Evidence:
     terms = Terms(plan, job).get()
     evidence = Evidence(tensors=1)
     for row in _sample(job):
@@ -193,8 +193,18 @@ def _files(plan: MergePlan, folder: Path) -> Iterable[str]:
     index = folder / INDEX
     if not index.is_file():
         yield f"{INDEX} is missing"
-    elif json.loads(index.read_bytes()) != new_index(plan):
+    elif _json(index) != new_index(plan):
         yield f"{INDEX} does not describe the files"
+
+
+def _json(path: Path) -> Any:
+    """A file's content, None where it is no JSON."""
+    with told_as(output_unreadable, path):
+        content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
 
 
 def new_index(plan: MergePlan) -> dict[str, Any]:
@@ -223,6 +233,10 @@ def read_choice(folder: Path, report: str) -> str | None:
         choice = json.loads(path.read_bytes()).get("tied")
     except (ValueError, AttributeError) as error:
         raise SourceError(
-            "the merge's report cannot be read", where=str(path), why=str(error), code="merge-report"
+            "the merge's report cannot be read",
+            where=str(path),
+            why=str(error),
+            help="say what was chosen for tied weights (tied=), or remove the file if nothing was",
+            code="merge-report",
         ) from error
     return choice if isinstance(choice, str) else None

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.merging.compute import Chunk, Scratch, chunks_of, row_bytes
+from graftkit.merging.errors import base_unreadable
 from graftkit.merging.layout import Layout
 from graftkit.merging.plan import MergePlan
 from graftkit.merging.stream import Room, rooms, stream
-from graftkit.merging.tensors import open_file
-from graftkit.merging.transfer import read_into
+from graftkit.merging.transfer import Opened, opened
 
 if TYPE_CHECKING:
     import torch
@@ -92,11 +92,12 @@ def write_shard(plan: MergePlan, layout: Layout, path: Path, crew: Crew, tick: T
         tick: called with the number of bytes that have been written since its last call.
 
     Raises:
-        OSError: reading or writing failed; what is at ``path`` is then not whole.
+        SourceError, AdapterError, OSError: the base or an adapter cannot be read, or the file cannot be written;
+            what is at ``path`` is then not whole.
     """
     import torch
 
-    with open_file(layout.shard) as source, stream(path, crew.rooms) as target:
+    with opened(layout.shard.path, base_unreadable) as source, stream(path, crew.rooms) as target:
         target.append(torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
         tick(len(layout.header))
         turns = Turns()
@@ -124,7 +125,7 @@ class _Piece:
     at: int
     source: Chunk | tuple[int, int]
 
-    def read(self, base: int, scratch: Scratch) -> torch.Tensor:
+    def read(self, base: Opened, scratch: Scratch) -> torch.Tensor:
         """The bytes, in a buffer that the thread's next piece will reuse."""
         import torch
 
@@ -132,7 +133,7 @@ class _Piece:
             return self.source.merge(base, scratch)
         begin, end = self.source
         raw = scratch.take("raw", end - begin, torch.uint8)
-        read_into(base, raw, begin)
+        base.read_into(raw, begin)
         return raw
 
 

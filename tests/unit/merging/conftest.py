@@ -16,6 +16,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
+import graftkit as gk
 from graftkit.merging.merge import merge, verify_merge
 from graftkit.merging.rounding import rounded
 
@@ -137,10 +138,12 @@ def move(adapted: nn.Module, spread: float) -> None:
 def bench(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Callable[..., Bench]:
     """A twin saved as a base, in bfloat16 unless asked otherwise."""
 
-    def make(name: str, dtype: torch.dtype = torch.bfloat16, shard: str = "5GB") -> Bench:
+    def make(
+        name: str, dtype: torch.dtype = torch.bfloat16, shard: str = "5GB", overrides: dict[str, Any] | None = None
+    ) -> Bench:
         torch.manual_seed(0)
         with quiet():
-            model: Any = twin_of(name).to(dtype)
+            model: Any = (gk.twin(name, overrides=overrides) if overrides else twin_of(name)).to(dtype)
             model.save_pretrained(tmp_path / "base", max_shard_size=shard)
         return Bench(tmp_path, model)
 

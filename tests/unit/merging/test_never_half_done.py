@@ -36,6 +36,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != REPORT}
 
 
+def left_in(made: Bench) -> list[str]:
+    return sorted(p.name for p in made.folder.iterdir())
+
+
 @pytest.fixture
 def made(bench: Callable[..., Bench]) -> Bench:
     made = bench("llama", shard="60KB")
@@ -109,7 +113,7 @@ def test_kills_at_any_moment(made: Bench, adapter: Path, whole: dict[str, bytes]
     assert contents(made.base) == before
     made.merge(adapter)
     assert contents(made.out) == whole
-    assert sorted(p.name for p in made.folder.iterdir()) == ["adapter", "base", "out"]
+    assert left_in(made) == ["adapter", "base", "out"]
 
 
 def test_a_kill_while_an_earlier_merge_is_replaced(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
@@ -135,17 +139,22 @@ def test_a_full_disk_stops_it(made: Bench, adapter: Path, whole: dict[str, bytes
     assert 0 < len(report.resumed) < len(list(made.base.glob("*.safetensors")))
 
 
-def test_the_need_for_space_is_known_before(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tokenizer", [0, 8 * 2**20], ids=["weights", "a large tokenizer"])
+def test_the_need_for_space_is_known_before(
+    tokenizer: int, made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(p.stat().st_size for p in made.base.glob("*.safetensors"))
+    free = weights + 4 * 2**20 if tokenizer else weights - 1
+    (made.base / "tokenizer.json").write_bytes(b" " * tokenizer)
     usage = shutil.disk_usage(made.folder)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
     with pytest.raises(GraftError) as caught:
         made.merge(adapter)
     assert caught.value.code == "output-no-space"
-    assert not made.out.exists()
-    assert not list(made.folder.glob(".out.partial/files/*"))
+    assert left_in(made) == ["adapter", "base"]
 
 
-@pytest.mark.parametrize(("call", "good"), [("preadv", 12), ("pwrite", 3), ("fsync", 12)])
+@pytest.mark.parametrize(("call", "good"), [("pwrite", 3), ("fsync", 12)])
 def test_a_disk_that_fails(
     call: str, good: int, made: Bench, adapter: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +192,19 @@ def test_a_read_only_place(made: Bench, adapter: Path) -> None:
     assert not list(place.iterdir())
 
 
+def test_a_read_only_output(made: Bench, adapter: Path) -> None:
+    made.merge(adapter)
+    before = contents(made.out)
+    made.out.chmod(0o555)
+    try:
+        with pytest.raises(GraftError) as caught:
+            made.merge(adapter, weights=[0.5])
+    finally:
+        made.out.chmod(0o755)
+    assert caught.value.code == "output-not-writable"
+    assert contents(made.out) == before
+
+
 def test_an_interrupt_leaves_what_is_whole_for_the_next_run(
     made: Bench, adapter: Path, whole: dict[str, bytes]
 ) -> None:
@@ -212,9 +234,11 @@ def test_another_merge_starts_anew(made: Bench, adapter: Path, whole: dict[str, 
 def test_two_merges_into_one_folder(made: Bench, adapter: Path) -> None:
     from graftkit.merging.publish import workplace
 
-    with workplace(made.out), pytest.raises(GraftError) as caught:
+    with workplace(made.out) as place, pytest.raises(GraftError) as caught:
+        place.start("of another", {})
         made.merge(adapter)
     assert caught.value.code == "merge-busy"
+    assert left_in(made) == ["adapter", "base"], "a run that has finished no file leaves none"
 
 
 def test_an_earlier_merge_is_replaced(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
@@ -222,3 +246,103 @@ def test_an_earlier_merge_is_replaced(made: Bench, adapter: Path, whole: dict[st
     made.merge(adapter)
     assert contents(made.out) == whole
     assert not list(made.folder.glob(".*"))
+
+
+# ---- what is left beside the output ----
+
+
+def interrupted(made: Bench, adapter: Path) -> set[str]:
+    """Let a run fail at its last file; returns the files that it has left."""
+    os.waitpid(in_a_child(lambda: made.merge(adapter), limit=LIMIT), 0)
+    found = {p.name for p in made.folder.glob(".out.partial/files/*")}
+    assert len(found) > 2
+    return found
+
+
+def test_only_whole_files_wait_for_the_next_run(made: Bench, adapter: Path) -> None:
+    weights = {p.name for p in made.base.glob("*.safetensors")}
+    assert interrupted(made, adapter) == weights - {max(weights)}
+    assert {p.name for p in made.folder.glob(".out.partial/*")} == {"files", "ledger.json", "lock"}
+
+
+def test_a_failure_before_anything_is_whole_leaves_nothing(
+    made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", fails)
+    with pytest.raises(GraftError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "output-not-writable"
+    assert left_in(made) == ["adapter", "base"]
+
+
+def test_a_refusal_on_the_way_leaves_nothing(made: Bench, adapter: Path) -> None:
+    """The same merge would be refused again: what is whole by then is of no use."""
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[max(tensors)][0, 0] = torch.nan
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(GraftError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "merge-not-finite"
+    assert left_in(made) == ["adapter", "base"]
+
+
+def test_a_refusal_before_the_start_leaves_what_an_earlier_run_can_use(
+    made: Bench, adapter: Path, whole: dict[str, bytes]
+) -> None:
+    waiting = interrupted(made, adapter)
+    with pytest.raises(GraftError) as caught:
+        made.merge(adapter, tied="maybe")
+    assert caught.value.code == "merge-tied-choice"
+    report = made.merge(adapter)
+    assert set(report.resumed) == waiting
+    assert contents(made.out) == whole
+
+
+def test_what_another_merge_left_goes(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(made, adapter)
+    usage = shutil.disk_usage(made.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(GraftError) as caught:
+        made.merge(adapter, weights=[0.5])
+    assert caught.value.code == "output-no-space"
+    assert left_in(made) == ["adapter", "base"]
+
+
+def test_what_a_kill_left_of_the_small_files_goes(made: Bench, adapter: Path) -> None:
+    interrupted(made, adapter)
+    for name in (".ledger.json.a1b2", "files/.config.json.a1b2", "files/config.json"):
+        (made.folder / ".out.partial" / name).write_text("{")
+    made.merge(adapter)
+    assert left_in(made) == ["adapter", "base", "out"]
+
+
+def test_the_folder_of_the_next_run_is_left_alone(made: Bench) -> None:
+    """One run has published, and another has begun in a folder of the same name, before the first has returned."""
+    from graftkit.merging.publish import workplace
+
+    with workplace(made.out) as place:
+        place.remove()
+        place.files.mkdir(parents=True)
+        (place.root / "lock").touch()
+    assert place.files.is_dir()
+
+
+def test_a_run_that_ends_while_another_starts(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock that was waited for went with its folder: whoever comes next would get one of the same name."""
+    import fcntl
+
+    true = fcntl.flock
+
+    def late(*given: Any) -> None:
+        true(*given)
+        shutil.rmtree(made.folder / ".out.partial")
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(GraftError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "merge-busy"
+    assert left_in(made) == ["adapter", "base"]

@@ -44,7 +44,7 @@ def refusal(made: Bench, adapter: Path, **options: Any) -> GraftError:
     with pytest.raises(GraftError) as caught:
         made.merge(adapter, **options)
     assert caught.value.help
-    assert not made.out.exists()
+    assert sorted(p.name for p in made.folder.iterdir()) == ["adapter", "base"]
     return caught.value
 
 
@@ -54,6 +54,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "layer replication": ({"layer_replication": [[0, 2], [1, 2]]}, "merge-layer-replication"),
     "corda": ({"init_lora_weights": "corda"}, "merge-base-lost"),
     "lora-ga": ({"init_lora_weights": "lora_ga"}, "merge-base-lost"),
+    "loftq": (
+        {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}},
+        "merge-base-lost",
+    ),
     "a random decomposition": ({"init_lora_weights": "pissa_niter_4"}, "merge-base-lost"),
     "targets that match nothing": ({"target_modules": ["nowhere"]}, "merge-does-not-fit"),
     "another rank": ({"r": 8}, "merge-does-not-fit"),
@@ -103,6 +107,52 @@ def test_tensors_are_refused(name: str, made: Bench, adapter: Path) -> None:
     change, code = TENSORS[name]
     set_tensors(adapter, change)
     assert refusal(made, adapter).code == code
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _without_an_expert(tensors: Tensors) -> Tensors:
+    return {name: t for name, t in tensors.items() if ".experts.3.w1." not in name}
+
+
+def _other_names(tensors: Tensors) -> Tensors:
+    return {name.replace(".w1.", ".v1."): t for name, t in tensors.items()}
+
+
+def _all_in_one(tensors: Tensors) -> Tensors:
+    stem = "base_model.model.model.layers.0.mlp.experts.w1"
+    rest = {name: t for name, t in tensors.items() if ".experts." not in name}
+    return {**rest, f"{stem}.lora_A.weight": torch.ones(8, 64), f"{stem}.lora_B.weight": torch.ones(128, 8)}
+
+
+@pytest.mark.parametrize("change", [_without_an_expert, _other_names, _all_in_one], ids=lambda f: f.__name__)
+def test_experts_in_an_unknown_layout_are_refused(
+    change: Callable[[Tensors], Tensors], bench: Callable[..., Bench]
+) -> None:
+    made = bench("mixtral")
+    adapter = made.adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    set_config(adapter, target_modules=["q_proj", "w1", "w2", "w3"])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    for name, stored in made.stored(made.base).items():
+        if ".experts." in name:
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{stem}.lora_A.weight"] = torch.ones(2, stored.shape[1])
+            tensors[f"{stem}.lora_B.weight"] = torch.ones(stored.shape[0], 2)
+    save_file(change(tensors), adapter / "adapter_model.safetensors", {"format": "pt"})
+    assert refusal(made, adapter).code == "merge-does-not-fit"
+
+
+def test_a_base_whose_experts_are_not_all_there_is_refused(bench: Callable[..., Bench]) -> None:
+    made = bench("mixtral")
+    adapter = made.adapter(LoraConfig(r=2, target_parameters=["mlp.experts.down_proj"], init_lora_weights=False))
+    path = made.base / "model.safetensors"
+    kept = {name: t for name, t in load_file(path).items() if ".0.block_sparse_moe.experts.3.w2." not in name}
+    assert len(kept) == len(load_file(path)) - 1
+    save_file(kept, path, {"format": "pt"})
+    error = refusal(made, adapter)
+    assert error.code == "merge-layout"
+    assert "save_pretrained" in str(error.help)
 
 
 def test_prompts_are_refused(made: Bench) -> None:

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from transformers import Gemma2ForCausalLM
 
 import graftkit as gk
+from graftkit.adapters.file import read_adapter
 from graftkit.checks.live import difference, logits_of
+from graftkit.merging.base import Base
+from graftkit.merging.effects import read_effects
 from graftkit.merging.errors import MergeError
 from graftkit.merging.merge import verify_merge
+from graftkit.merging.shards import read_weights
+from graftkit.merging.ties import settle
+from graftkit.surveying.build import build_on_meta
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,6 +125,62 @@ def test_untying_leaves_no_name_without_a_weight(name: str, target: str, bench: 
         _, loaded = type(made.model).from_pretrained(made.out, output_loading_info=True)
     assert not loaded["missing_keys"]
     assert not loaded["unexpected_keys"]
+
+
+def flags_in(config: dict[str, Any]) -> list[bool]:
+    inner = [flag for value in config.values() if isinstance(value, dict) for flag in flags_in(value)]
+    return [*inner, *(value for name, value in config.items() if name == "tie_word_embeddings")]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "google/gemma-4-E2B-it"])
+def test_the_configuration_says_that_they_are_apart(name: str, bench: Callable[..., Bench]) -> None:
+    """So that engines which believe the configuration alone do not tie them again."""
+    made = bench(name)
+    made.merge(adapter_of(made, {"target_modules": ["lm_head"]}), tied="untie")
+    flags = flags_in(json.loads((made.out / "config.json").read_text()))
+    assert flags
+    assert not any(flags)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("t5", id="a configuration that forces the tie, and takes the flag for a scale"),
+        pytest.param("longt5", id="another"),
+        pytest.param("mt5", id="a configuration that forces the tie"),
+        pytest.param("switch_transformers", id="a forward that scales by the flag"),
+    ],
+)
+def test_a_flag_that_means_more_than_the_tie_stays(name: str, bench: Callable[..., Bench]) -> None:
+    made = bench(name, dtype=torch.float32)
+    path = made.base / "config.json"
+    fields = json.loads(path.read_text())
+    fields.pop("scale_decoder_outputs", None)  # only the newest transformers writes it
+    path.write_text(json.dumps(fields))
+    adapter = adapter_of(made, {"target_modules": ["lm_head"]})
+    made.merge(adapter, tied="untie")
+    assert difference(logits(made, made.base), logits(made, made.base, adapter)) > 0.02
+    assert difference(logits(made, made.base, adapter), logits(made, made.out)) < 1e-4
+    assert json.loads((made.out / "config.json").read_text()) == fields
+
+
+class Insists(Gemma2ForCausalLM):
+    """Its head is built on the embedding's weight, whatever the configuration says."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.lm_head.weight = self.model.embed_tokens.weight
+
+
+def test_a_class_that_insists_is_not_untied(made: Bench) -> None:
+    adapter = adapter_of(made, ONE_SIDED["lora on the head"])
+    base = Base("base", read_weights(made.base), build_on_meta(made.model.config, Insists))
+    effects = read_effects(read_adapter(adapter), base.model)
+    with pytest.raises(MergeError) as caught:
+        settle(base, [(effects, 1.0)], "untie")
+    assert caught.value.code == "merge-tied-choice"
+    assert "share" in str(caught.value.help)
+    assert settle(base, [(effects, 1.0)], "share").targets("lm_head.weight") == (EMBEDDING,)
 
 
 def test_a_choice_has_to_be_one_of_two(made: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from peft import LoraConfig, PeftModel
 
 import graftkit as gk
 from graftkit.merging.errors import MergeError
+from graftkit.merging.merge import merge
 from graftkit.planning.methods import method_named, method_names
 
 if TYPE_CHECKING:
@@ -82,6 +84,25 @@ def test_an_initializer_that_changes_the_base(name: str, bench: Callable[..., Be
     report = made.merge(adapter)
     _close(made, peft_in_single_precision(made, adapter))
     assert (report.to_dict()["through_peft"] > 0) == (name in ("pissa", "olora"))
+
+
+def test_the_way_out_where_the_base_was_changed(bench: Callable[..., Bench]) -> None:
+    """As told for LoftQ, which needs a GPU; PiSSA changes the base by the same means."""
+    made = bench("llama", dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")
+    adapter = made.adapter(config, spread=0.05)
+    right = peft_in_single_precision(made, adapter)
+    with made.quiet():
+        loaded: Any = PeftModel.from_pretrained(made.loaded(dtype=torch.float32), str(adapter))
+        loaded.unload().save_pretrained(made.folder / "changed")
+    fields = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**fields, "init_lora_weights": True}))
+    report = merge(made.folder / "changed", adapter, made.out)
+    assert report.to_dict()["through_peft"] == 0
+    _close(made, right)
+    made.merge(adapter)
+    with pytest.raises(AssertionError):
+        _close(made, right)
 
 
 def _close(made: Bench, expected: dict[str, torch.Tensor]) -> None:

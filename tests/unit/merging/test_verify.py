@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from graftkit.errors import SourceError
 from graftkit.merging import verify as verification
 from graftkit.merging.errors import MergeError
 from graftkit.merging.merge import verify_merge
@@ -124,13 +125,25 @@ def _other_index(out: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "metadata": {"total_size": 1}}))
 
 
+def _no_index(out: Path) -> None:
+    (out / "model.safetensors.index.json").write_text("{")
+
+
+def _no_header(out: Path) -> None:
+    with max(out.glob("*.safetensors")).open("r+b") as file:
+        file.seek(8)
+        file.write(b"#" * 20)
+
+
 def _cut(out: Path) -> None:
     path = max(out.glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-10])
 
 
 @pytest.mark.parametrize(
-    "spoil", [_no_file, _one_more, _other_names, _other_index, _cut], ids=lambda f: f.__name__
+    "spoil",
+    [_no_file, _one_more, _other_names, _other_index, _no_index, _no_header, _cut],
+    ids=lambda f: f.__name__,
 )
 def test_wrong_files_are_found(spoil: Callable[[Path], None], made: Bench, adapter: Path) -> None:
     made.merge(adapter)
@@ -155,6 +168,29 @@ def test_a_merge_that_fails_is_not_published(made: Bench, adapter: Path, monkeyp
     assert sorted(p.name for p in made.folder.iterdir()) == ["adapter", "base"]
 
 
+def test_a_wrong_file_is_never_taken_for_a_whole_one(
+    made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed after its verification has failed must not be gone on with."""
+    from graftkit.merging.publish import Workplace
+
+    finished: list[str] = []
+    true = Workplace.finish
+
+    def finish(place: Workplace, name: str) -> None:
+        finished.append(name)
+        true(place, name)
+
+    monkeypatch.setattr(Workplace, "finish", finish)
+    monkeypatch.setattr(verification, "exact_rows", lambda terms, base, first: base.double() + 1)
+    with pytest.raises(MergeError):
+        made.merge(adapter)
+    files = sorted(made.base.glob("*.safetensors"))
+    changed = [p.name for p in files if any("q_proj" in n or "up_proj" in n for n in load_file(p))]
+    assert changed
+    assert not set(changed) & set(finished)
+
+
 def test_the_report_is_left_beside_the_weights(made: Bench, adapter: Path) -> None:
     report = made.merge(adapter)
     fields = json.loads((made.out / "merge_report.json").read_text())
@@ -163,6 +199,16 @@ def test_the_report_is_left_beside_the_weights(made: Bench, adapter: Path) -> No
     assert fields["adapters"] == [{"path": str(adapter), "weight": 1.0}]
     assert fields["changed"] == 4
     assert fields["bytes"] == sum(p.stat().st_size for p in made.base.glob("*.safetensors"))
+
+
+def test_a_report_that_cannot_be_read(made: Bench, adapter: Path) -> None:
+    made.merge(adapter)
+    (made.out / "merge_report.json").write_text("[")
+    with pytest.raises(SourceError) as caught:
+        verify_merge(made.base, adapter, made.out)
+    assert caught.value.code == "merge-report"
+    assert "tied" in str(caught.value.help)
+    assert verify_merge(made.base, adapter, made.out, tied="share").ok
 
 
 def test_it_can_be_left_out(made: Bench, adapter: Path) -> None:
