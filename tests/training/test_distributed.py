@@ -110,9 +110,7 @@ def agrees(done: subprocess.CompletedProcess[str], alone: TrainingResult, base: 
 
 
 def test_launch_starts_processes_that_agree_with_one(tmp_path: Path, base: Path, alone: TrainingResult) -> None:
-    file = recipe(tmp_path, base)
-    graft = [sys.executable, "-m", "graftkit.cli.main", "train", str(file), "--launch", str(PROCESSES), "--json"]
-    done = ran(graft, tmp_path, {})
+    done = launched_by_graft(recipe(tmp_path, base))
     agrees(done, alone, base)
     json.loads(done.stdout)  # the first process alone speaks
     assert done.stderr.count("loading the model") == 1
@@ -134,6 +132,58 @@ def test_ctrl_c_stops_all_of_them_with_one_checkpoint(tmp_path: Path, base: Path
     seen = json.loads(out)
     assert seen["interrupted"]
     assert (tmp_path / "sft" / f"checkpoint-{seen['steps']}" / "trainer_state.json").is_file()
+
+
+# What transformers needs to take a base apart as it loads it, without accelerate's FSDP.
+IN_PARTS = {"model_init_kwargs": {"distributed_config": {"fsdp_size": PROCESSES}}, "save_only_model": True}
+
+
+def launched_by_graft(file: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "graftkit.cli.main", "train", str(file), "--launch", str(PROCESSES), "--json"]
+    return ran(words, file.parent, {})
+
+
+def compared_bit_for_bit(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether every saved adapter was held against the values in memory."""
+    kept = [finding for finding in told(done)["findings"] if finding["code"] == "GK403"]
+    return bool(kept) and all(finding["evidence"]["compared"] == "bits" for finding in kept)
+
+
+def test_fsdp2_of_a_base_that_is_loaded_in_parts(tmp_path: Path, base: Path, alone: TrainingResult) -> None:
+    done = launched_by_graft(recipe(tmp_path, base, args=IN_PARTS))
+    agrees(done, alone, base)
+    assert compared_bit_for_bit(done)
+
+
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers.")  # PEFT's, in the run to compare with
+@pytest.mark.parametrize(
+    ("model", "adapter"),
+    [
+        pytest.param("qwen3_moe", {"targets": ["attention", "experts"], "r": 4}, id="experts"),
+        pytest.param("qwen3", {"targets": ["attention", "embeddings"], "r": 4}, id="embeddings"),
+        pytest.param("qwen3", {"method": "vera", "r": None, "alpha": None}, id="buffers beside the parameters"),
+        pytest.param("qwen2", {"r": 4, "options": {"bias": "all"}}, id="biases of the base"),
+    ],
+)
+def test_fsdp2_of_other_adapters(tmp_path: Path, model: str, adapter: dict[str, Any]) -> None:
+    base = save_model(tmp_path / "base", words(), model)
+    alone = trained_alone(tmp_path / "alone", base, adapter=adapter)
+    agrees(launched_by_graft(recipe(tmp_path, base, adapter=adapter, args=IN_PARTS)), alone, base)
+
+
+def test_fsdp2_with_recomputation_keeps_the_gradients(tmp_path: Path, sharing: Path) -> None:
+    alone = trained_alone(tmp_path / "alone", sharing)
+    done = launched_by_graft(recipe(tmp_path, sharing, args={**IN_PARTS, "activation_checkpointing": True}))
+    agrees(done, alone, sharing)
+    norms = [entry["grad_norm"] for entry in told(done)["history"] if "grad_norm" in entry]
+    assert norms == pytest.approx([norm for _, norm in alone.curve("grad_norm")], rel=1e-3)
+
+
+def test_what_reads_whole_weights_is_refused_on_parts(tmp_path: Path, base: Path) -> None:
+    done = launched_by_graft(recipe(tmp_path, base, adapter={"method": "dora"}, args=IN_PARTS))
+    assert done.returncode != 0
+    assert told(done)["error"]["code"] == "sharding"
+    assert not (tmp_path / "sft").exists()
 
 
 @without_accelerator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,11 +14,24 @@ FSDP_PART = "_fsdp_wrapped_module."
 
 def in_parts(model: nn.Module) -> bool:
     """Whether any parameter is shared out over processes: by ZeRO-3, by FSDP, or as a DTensor."""
+    return has_parts(model, model.parameters())
+
+
+def has_parts(model: nn.Module, parameters: Iterable[Any]) -> bool:
+    """Whether any of these parameters of a model is shared out over processes.
+
+    What is added to a model that was taken apart as it was loaded stays whole, an adapter for one.
+    """
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         return True
-    return any(hasattr(p, "ds_id") or hasattr(p, "to_local") for p in model.parameters())
+    return any(is_part(parameter) for parameter in parameters)
+
+
+def is_part(tensor: Any) -> bool:
+    """Whether this process holds a part of the tensor: ZeRO-3's parameters, and DTensors."""
+    return hasattr(tensor, "ds_id") or hasattr(tensor, "to_local")
 
 
 def whole_shape(parameter: Any) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from graftkit.training.checkpoints import resume_point
 from graftkit.training.data import Data, load_data
 from graftkit.training.processes import check_parallelism, check_recomputation, check_together, save_whole
 from graftkit.training.resuming import train_from
+from graftkit.training.sharded import check_attachable, check_sharding
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -105,17 +106,20 @@ def train(
 
     Raises:
         RecipeError, DataError, SourceError, BuildError, PlanError: before anything is trained.
-        TrainingError: the guard stopped the run, there is nothing to resume, or the saved adapter is not whole.
+        TrainingError: the trainer refuses the run, the guard stopped it, there is nothing to resume, or the saved
+            adapter is not whole.
     """
     started = time.monotonic()
     args: Any = trainer_arguments(recipe)
     check_together(args)
     check_recomputation(args)
+    check_sharding(recipe, args, resume)
     checkpoint = resume_point(Path(args.output_dir)) if resume else None
     tell("reading the data")
     data = load_data(recipe)
     tell("loading the model")
     base = load_base(recipe, data.modalities, trust_remote_code=trust_remote_code)
+    check_attachable(base)
     watch = _Watch.of(base, recipe)
     tell("preparing the trainer")
     trainer = _trainer(recipe, base, data, args, [*watch.callbacks, *callbacks])
@@ -158,10 +162,19 @@ def _trainer(recipe: Recipe, base: Base, data: Data, args: Any, callbacks: Seque
     from graftkit.training.rewards import rewards_named
     from graftkit.training.sft import sft_trainer
 
-    if recipe.fields.trainer == "grpo":
-        rewards = rewards_named(recipe.fields.data.reward, recipe.path.parent)
-        return grpo_trainer(base, data, args, callbacks, rewards)
-    return {"sft": sft_trainer, "dpo": dpo_trainer}[recipe.fields.trainer](base, data, args, callbacks)
+    try:
+        if recipe.fields.trainer == "grpo":
+            rewards = rewards_named(recipe.fields.data.reward, recipe.path.parent)
+            return grpo_trainer(base, data, args, callbacks, rewards)
+        return {"sft": sft_trainer, "dpo": dpo_trainer}[recipe.fields.trainer](base, data, args, callbacks)
+    except ValueError as error:
+        raise TrainingError(
+            "the trainer refuses this run",
+            where=str(recipe.path),
+            why=str(error),
+            help="change what it names in the recipe",
+            code="trainer-refused",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.live import adapter_parameters
-from graftkit.checks.parts import FSDP_PART, in_parts, whole_shape
+from graftkit.checks.parts import FSDP_PART, has_parts, is_part, whole_shape
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import some
 from graftkit.findings import Severity
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,14 +30,14 @@ def _check(facts: Facts) -> Observation:
     figures: dict[str, Any] = {
         "tensors": len(facts.adapter.tensors),
         "in_memory": len(kept.shapes),
-        "compared": "names and shapes" if kept.values is None else "bits",
+        "compared": "bits" if kept.values else "names and shapes",
         **{name: len(found) for name, found in seen.faults.items()},
     }
     if any(seen.faults.values()):
         told = [f"{len(found)} {name} ({some(found, 1)})" for name, found in seen.faults.items() if found]
         where = next(found[0] for found in seen.faults.values() if found)
         return failed("not the adapter in memory: " + "; ".join(told), where=where, **figures)
-    if kept.values is None:
+    if not kept.values:
         return held(f"{len(kept.shapes)} tensors, each of the shape it has in memory", **figures)
     return held(f"{len(kept.shapes)} tensors, each bit for bit as in memory", **figures)
 
@@ -52,34 +52,49 @@ class _Kept:
     """The adapter in memory, under the names of its file.
 
     Attributes:
-        shapes: tensor -> its shape.
-        values: tensor -> its values, for weights of the base too; None where no process has all of them.
+        shapes: tensor of the adapter -> its shape.
+        names: of all tensors, those of the base too, which an adapter may bring along.
+        values: tensor -> its values, for those that this process has whole.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    values: Mapping[str, Tensor] | None
+    names: frozenset[str]
+    values: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, model: PeftModel, adapter: str) -> _Kept:
-        if in_parts(model):
-            return cls(dict(_shapes_of_parts(model, adapter)), None)
+        if has_parts(model, adapter_parameters(model).values()):
+            shapes = dict(_shapes_of_parts(model, adapter))
+            return cls(shapes, frozenset({*shapes, *_names(model, adapter)}), {})
         from peft import get_peft_model_state_dict
 
-        state = model.state_dict()
+        # PEFT gathers what is shared out, which takes every process at once; an adapter's own tensors are whole.
+        state = {name: tensor for name, tensor in model.state_dict().items() if not is_part(tensor)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT has to say, it said when it saved
             tensors = get_peft_model_state_dict(
                 model, state_dict=state, adapter_name=adapter, save_embedding_layers=False
             )
-        return cls({name: tuple(t.shape) for name, t in tensors.items()}, {**state, **tensors})
+        shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+        values = {**state, **tensors}
+        return cls(shapes, frozenset({*values, *_names(model, adapter)}), values)
 
 
 def _shapes_of_parts(model: PeftModel, adapter: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """From the parameters' names: gathering the values would need every process at once."""
     for name, parameter in adapter_parameters(model).items():
-        parts = name.replace(FSDP_PART, "").split(".")
-        if adapter in parts:
-            yield ".".join(part for part in parts if part != adapter), whole_shape(parameter)
+        if adapter in name.replace(FSDP_PART, "").split("."):
+            yield _in_file(name, adapter), whole_shape(parameter)
+
+
+def _names(model: PeftModel, adapter: str) -> Iterator[str]:
+    for name, _ in (*model.named_parameters(), *model.named_buffers()):
+        yield _in_file(name, adapter)
+
+
+def _in_file(name: str, adapter: str) -> str:
+    """What PEFT calls a tensor when it saves it."""
+    return ".".join(part for part in name.replace(FSDP_PART, "").split(".") if part != adapter)
 
 
 @dataclass(frozen=True)
@@ -90,18 +105,17 @@ class _Seen:
 
     @classmethod
     def of(cls, file: AdapterFile, kept: _Kept) -> _Seen:
-        known = kept.shapes if kept.values is None else kept.values
         shapes = {name: header.shape for name, header in file.tensors.items()}
         empty = [name for name, shape in shapes.items() if not math.prod(shape) and name in kept.shapes]
         resized = [n for n, s in shapes.items() if n in kept.shapes and n not in empty and s != kept.shapes[n]]
-        same = [name for name in shapes if name in known and name not in {*empty, *resized}]
+        same = [name for name in shapes if name in kept.values and name not in {*empty, *resized}]
         return cls(
             {
                 "empty": empty,
                 "missing": [name for name in kept.shapes if name not in shapes],
                 "of another shape": resized,
-                "that memory does not have": [name for name in shapes if name not in known],
-                "with other values": [] if kept.values is None else _different(file, same, kept.values),
+                "that memory does not have": [name for name in shapes if name not in kept.names],
+                "with other values": _different(file, same, kept.values),
             }
         )
 
