@@ -292,7 +292,7 @@ def numbers_of(method: Method, r: int | None, alpha: float | None, dropout: floa
     chosen: dict[str, Any] = {}
     for given, name, word in (
         (r, method.rank_field, "rank"),
-        (alpha, method.alpha_field, "alpha"),
+        (None if alpha is None else _whole(alpha), method.alpha_field, "alpha"),
         (dropout or None, method.dropout_field, "dropout"),
     ):
         if given is None:

@@ -91,6 +91,11 @@ def test_numbers_go_under_the_method_s_own_names(
     assert {name: getattr(config, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(("given", "kind"), [(8.0, int), (8, int), (8.5, float)])
+def test_a_whole_alpha_is_an_integer_as_peft_declares_it(given: float, kind: type) -> None:
+    assert type(numbers_of(method_named("loha"), 4, given, None)["alpha"]) is kind
+
+
 def test_ia3_scales_the_input_where_an_mlp_comes_back(e2b: nn.Module) -> None:
     plan = gk.plan(e2b, method="ia3", scope=["language", "vision"])
     adapted = get_peft_model(e2b, plan.peft_config)

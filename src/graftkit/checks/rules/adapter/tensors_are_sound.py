@@ -6,8 +6,8 @@ import math
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.saved import some
 from graftkit.findings import Severity
+from graftkit.text import some
 
 # The factors of an update: matrices, or kernels of a convolution. Source: peft.tuners.lora.layer.
 _MATRICES = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"})
@@ -45,12 +45,18 @@ def _check(facts: Facts) -> Observation:
 
 
 def _is_factor(name: str) -> bool:
-    return not _MATRICES.isdisjoint(name.split("."))
+    return _is_one_of(_MATRICES, name)
+
+
+def _is_one_of(factors: frozenset[str], name: str) -> bool:
+    """Whether it is such a factor itself: with ``lora_bias`` B has a vector beside its matrix."""
+    parts = name.split(".")
+    return not factors.isdisjoint(parts) and parts[-1] != "bias"
 
 
 def _zeros(facts: Facts) -> Observation:
     assert facts.data is not None
-    starting = [n for n in facts.data.stats if not _STARTS_AT_ZERO.isdisjoint(n.split("."))]
+    starting = [n for n in facts.data.stats if _is_one_of(_STARTS_AT_ZERO, n)]
     # Of an embedding's pair either factor may be the one that starts at zero, of a linear's always B.
     zero = [name for name in starting if facts.data.stats[name].square == 0]
     if not zero:
