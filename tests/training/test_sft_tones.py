@@ -1,4 +1,4 @@
-"""SFT with sound on a twin of Gemma 4 E2B: which of ten tones is played, heard by an adapted audio tower."""
+"""SFT with WAV files on a twin of Gemma 4 E2B: which of ten tones is played, heard by an adapted audio tower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tests.training import gemma
 from tests.training.proof import reloaded, run
 from tests.training.small import QUICK
-from tests.training.tones import save_tones
+from tests.training.tones import write_tones
 
 from graftkit.training.audio import AudioCollator
 
@@ -26,12 +26,12 @@ ARGS = {
 def test_tones_are_told_apart(tmp_path: Path) -> None:
     processor = gemma.processor()
     base = gemma.save_base(tmp_path / "base", processor)
-    save_tones(tmp_path / "train", 800, seed=0)
-    held_out = save_tones(tmp_path / "held out", 200, seed=1)
+    write_tones(tmp_path / "train", 800, seed=0)
+    held_out = write_tones(tmp_path / "held out", 200, seed=1)
     told = {
         "model": str(base),
         "adapter": {"scope": ["language", "audio"], "r": 16, "alpha": 32},
-        "data": {"path": "train", "eval_path": "held out"},
+        "data": {"path": "train/rows.jsonl", "eval_path": "held out/rows.jsonl"},
         "args": {**QUICK, **ARGS, "output_dir": str(tmp_path / "out")},
     }
     recipe = tmp_path / "tones.yaml"
@@ -45,6 +45,6 @@ def test_tones_are_told_apart(tmp_path: Path) -> None:
     moved = {name for name, up in model.named_parameters() if "lora_B" in name and up.detach().any()}
     assert moved == {name for name, _ in model.named_parameters() if "lora_B" in name}
     assert any("audio_tower" in name for name in moved)
-    batch = AudioCollator(processor)([held_out[row] for row in range(4)])
+    batch = AudioCollator(processor)(held_out[:4])
     batch["input_features_mask"] = batch["input_features_mask"].to(torch.bool)
     assert reloaded(model, base, result.folder, batch).faithful

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +42,28 @@ def save_tones(folder: Path, rows: int, seed: int) -> Any:
     )
     made.save_to_disk(folder)
     return made
+
+
+def write_tones(folder: Path, rows: int, seed: int) -> list[dict[str, Any]]:
+    """As many sounds of every tone: a WAV file each, beside a rows.jsonl that names them.
+
+    Returns:
+        The rows with their sounds as arrays instead.
+    """
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    made = [{"audio": sound(r % 10, random), "prompt": PROMPT, "completion": str(r % 10)} for r in range(rows)]
+    for at, row in enumerate(made):
+        _write_wave(folder / f"{at}.wav", row["audio"])
+    named = ({**row, "audio": f"{at}.wav"} for at, row in enumerate(made))
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in named))
+    return made
+
+
+def _write_wave(file: Path, samples: Any) -> None:
+    """In 16 bits, one channel."""
+    with wave.open(str(file), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(RATE)
+        out.writeframes((samples * 32767).astype("<i2").tobytes())

@@ -1,8 +1,9 @@
-"""What pydantic refuses, in one sentence, with the key and a suggestion."""
+"""What a recipe says that nobody knows, in one sentence, with the key and a suggestion."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,9 +16,14 @@ def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, tuple[
     if problem["type"] != "extra_forbidden":
         return problem["msg"], key, None
     known = _fields_at(model, key[:-1])
-    near = difflib.get_close_matches(str(key[-1]), known, n=1)
-    advice = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    advice = meant(str(key[-1]), known) or f"known keys: {', '.join(known)}"
     return f"there is no key {key[-1]!r} here", key, advice
+
+
+def meant(name: str, known: Sequence[str]) -> str | None:
+    """Which of the known names may have been meant, as a question; None where none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else None
 
 
 def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 from graftkit.files import write_text
+from graftkit.recipes.arguments import CONFIG_CLASSES
 from graftkit.recipes.recipe import RecipeFields
-
-_CLASSES = {"sft": "SFTConfig", "dpo": "DPOConfig", "grpo": "GRPOConfig"}
 
 
 def initial_recipe(trainer: str) -> str:
@@ -23,7 +22,7 @@ def initial_recipe(trainer: str) -> str:
         keep_trailing_newline=True,
     )
     template = environment.get_template("recipe.yaml.j2")
-    return template.render(trainer=trainer, config_class=_CLASSES[trainer])
+    return template.render(trainer=trainer, config_class=CONFIG_CLASSES[trainer])
 
 
 def recipe_schema() -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import RecipeError
+from graftkit.recipes.arguments import CONFIG_CLASSES, config_class, unknown_arguments
 from graftkit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-_CLASSES = {"sft": "SFTConfig", "dpo": "DPOConfig", "grpo": "GRPOConfig"}
 
 
 def trainer_arguments(recipe: Recipe) -> TrainingArguments:
@@ -24,47 +21,35 @@ def trainer_arguments(recipe: Recipe) -> TrainingArguments:
     Raises:
         RecipeError: ``recipe-invalid``, with the line of an argument that the class does not have, or the reason
             why it refuses a value.
+        MissingDependencyError: TRL is not installed.
     """
-    import trl
-
-    config_class = getattr(trl, _CLASSES[recipe.fields.trainer])
-    _check_names(recipe, config_class)
+    _check_names(recipe)
+    made = config_class(recipe.fields.trainer)
     given = {**_defaults(recipe), **recipe.args}
     given.pop("model_init_kwargs", None)
     try:
-        return config_class(**given)
+        return made(**given)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(
-            f"{config_class.__name__} refuses the recipe's arguments",
-            where=_where(recipe, "args"),
+            f"{made.__name__} refuses the recipe's arguments",
+            where=_where(recipe, recipe.document.place(("args",))),
             why=f"{type(error).__name__}: {str(error).strip()}",
             code="recipe-invalid",
         ) from error
 
 
-def argument_names(trainer: str) -> tuple[str, ...]:
-    """The arguments that a trainer's configuration class takes."""
-    import trl
-
-    return tuple(f.name for f in dataclasses.fields(getattr(trl, _CLASSES[trainer])) if f.init)
-
-
-def _check_names(recipe: Recipe, config_class: Any) -> None:
-    known = argument_names(recipe.fields.trainer)
-    strange = next((name for name in recipe.args if name not in known), None)
-    if strange is None:
-        return
-    near = difflib.get_close_matches(strange, known, n=1)
-    raise RecipeError(
-        f"{config_class.__name__} has no argument {strange!r}",
-        where=_where(recipe, f"args.{strange}"),
-        help=f"did you mean {near[0]}?" if near else f"python -c 'import trl; help(trl.{config_class.__name__})'",
-        code="recipe-invalid",
-    )
+def _check_names(recipe: Recipe) -> None:
+    unknown = next(iter(unknown_arguments(recipe)), None)
+    if unknown is not None:
+        raise RecipeError(
+            f"{CONFIG_CLASSES[recipe.fields.trainer]} has no argument {unknown.name!r}",
+            where=_where(recipe, unknown.place),
+            help=unknown.advice,
+            code="recipe-invalid",
+        )
 
 
-def _where(recipe: Recipe, key: str) -> str:
-    place = recipe.document.place(tuple(key.split(".")))
+def _where(recipe: Recipe, place: tuple[int, int] | None) -> str:
     return f"{recipe.path}:{place[0]}:{place[1]}" if place else str(recipe.path)
 
 

@@ -1,12 +1,15 @@
-"""A collator for samples with sound, which TRL has none for."""
+"""Samples with sound, read when they are asked for, and a collator for them, which TRL has none for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import DataError
+from graftkit.training.sound_columns import columns_of_files
+from graftkit.training.sounds import SoundFile
 
 if TYPE_CHECKING:
     import torch
@@ -19,10 +22,10 @@ _IGNORED = -100
 class AudioCollator:
     """Rows of sound and text -> a batch with labels.
 
-    A row has ``audio`` (one) or ``audios`` (several): float arrays of samples in [-1, 1], or what a ``datasets``
-    audio column gives. Its text is ``prompt`` and ``completion``, as strings with the processor's placeholders or
-    as messages, or ``messages`` or ``text`` alone. The completion, or the assistant's turns, are learned; of
-    ``text`` everything but the placeholders.
+    A row has ``audio`` (one) or ``audios`` (several): float arrays of samples in [-1, 1], or mappings with
+    ``array`` and ``sampling_rate``. Its text is ``prompt`` and ``completion``, as strings with the processor's
+    placeholders or as messages, or ``messages`` or ``text`` alone. The completion, or the assistant's turns, are
+    learned; of ``text`` everything but the placeholders.
 
     As in TRL's collator for pictures, strings are taken as they are: a completion spells its own end. Nothing is
     cut to a ``max_length``, which would part sounds from their tokens.
@@ -139,20 +142,27 @@ class AudioCollator:
 
 
 def at_rate(rows: Dataset, sampling_rate: int) -> Dataset:
-    """The rows with their audio columns decoded at this rate, in Hz.
+    """The rows with their files of sounds read at this rate, in Hz, whenever a row is asked for.
 
-    Columns of plain numbers stay as they are, and so do lists of sounds, whose rate ``datasets`` does not change.
+    Columns of arrays stay as they are.
     """
-    from datasets import Audio
+    names = columns_of_files(rows)
+    return rows.with_transform(partial(_read, names=names, sampling_rate=sampling_rate)) if names else rows
 
-    for name, feature in rows.features.items():
-        if isinstance(feature, Audio):
-            rows = rows.cast_column(name, Audio(sampling_rate=sampling_rate))
-    return rows
+
+def _read(batch: Mapping[str, Any], names: Iterable[str], sampling_rate: int) -> dict[str, Any]:
+    return {**batch, **{name: [_heard(sound, sampling_rate) for sound in batch[name]] for name in names}}
+
+
+def _heard(sound: Any, sampling_rate: int) -> Any:
+    """One sound, several or none."""
+    if isinstance(sound, list):
+        return [_heard(one, sampling_rate) for one in sound]
+    return None if sound is None else SoundFile.of(sound, "a row").read(sampling_rate)
 
 
 def _samples(sound: Any, sampling_rate: int) -> Any:
-    """A row's sound as an array: it is one, or has one under ``array``, as ``datasets`` gives it."""
+    """A row's sound as an array: it is one, or has one under ``array``."""
     import numpy as np
 
     if isinstance(sound, (list, tuple, np.ndarray)):
@@ -160,7 +170,7 @@ def _samples(sound: Any, sampling_rate: int) -> Any:
     if sound["sampling_rate"] != sampling_rate:
         raise DataError(
             f"a sound has {sound['sampling_rate']} samples a second, and the processor takes {sampling_rate}",
-            help=f"dataset.cast_column('audio', Audio(sampling_rate={sampling_rate})) and save that",
+            help="name the sound's file instead, which is read at any rate, or resample the array",
             code="data-audio",
         )
     return np.asarray(sound["array"], dtype=np.float32)

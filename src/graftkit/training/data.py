@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import Recipe
+from graftkit.training.contents import texts_kept
+from graftkit.training.sound_columns import sounds_found
+from graftkit.training.sound_folders import name_of, sounds_named, table_of_sounds
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,11 +46,13 @@ class Data:
 def load_data(recipe: Recipe) -> Data:
     """Read the recipe's data from this machine: local files, or a hub dataset in the cache.
 
-    Paths are relative to the recipe. Columns that the trainer does not take are left out, but for grpo, whose
-    rewards may read any.
+    Paths are relative to the recipe, and those of sounds that rows name to the file or folder of the data. Columns
+    that the trainer does not take are left out, but for grpo, whose rewards may read any.
 
     Raises:
-        DataError: ``data-missing``, ``data-unreadable``, ``data-columns``, ``data-modalities`` or ``data-empty``.
+        DataError: ``data-missing``, ``data-unreadable``, ``data-columns``, ``data-modalities``, ``data-empty`` or
+            ``data-audio``.
+        MissingDependencyError: the rows name files of sounds, and nothing reads them.
     """
     section = recipe.fields.data
     if section.path is None:
@@ -57,7 +62,7 @@ def load_data(recipe: Recipe) -> Data:
             help="data: {path: train.jsonl}",
             code="data-missing",
         )
-    train = _shaped(_read(section.path, section.split, recipe.path.parent), section.path, recipe)
+    train = _shaped(section.path, section.split, recipe)
     held_out = _held_out(recipe)
     if held_out is None and section.eval_share is not None:
         train, held_out = _parted(train, section.eval_share, recipe)
@@ -69,7 +74,7 @@ def _held_out(recipe: Recipe) -> Dataset | None:
     if section.eval_path is None and section.eval_split is None:
         return None
     path = section.eval_path or str(section.path)
-    return _shaped(_read(path, section.eval_split or "train", recipe.path.parent), path, recipe)
+    return _shaped(path, section.eval_split or "train", recipe)
 
 
 def _parted(rows: Dataset, share: float, recipe: Recipe) -> tuple[Dataset, Dataset]:
@@ -81,17 +86,20 @@ def _parted(rows: Dataset, share: float, recipe: Recipe) -> tuple[Dataset, Datas
     return parts["train"], parts["test"]
 
 
-def _read(path: str, split: str, home: Path) -> Dataset:
+def _read(path: str, split: str, place: Path) -> tuple[Dataset, Path]:
+    """The rows, and the folder that paths in them are relative to."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
-    place = home / Path(path).expanduser()
     try:
         if place.is_file():
-            return load_dataset(_builder(place), data_files=str(place), split=split)
+            return load_dataset(_builder(place), data_files=str(place), split=split), place.parent
         if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
             saved = load_from_disk(str(place))
-            return saved[split] if isinstance(saved, DatasetDict) else saved
-        return load_dataset(str(place) if place.is_dir() else path, split=split)
+            return saved[split] if isinstance(saved, DatasetDict) else saved, place
+        if place.is_dir() and (table := table_of_sounds(place, split)) is not None:
+            rows = load_dataset(_builder(table), data_files={name_of(split): str(table)}, split=split)
+            return sounds_named(rows), table.parent
+        return load_dataset(str(place) if place.is_dir() else path, split=split), place
     except DataError:
         raise
     except Exception as error:  # datasets raises many kinds, from its parsers and from the hub's client
@@ -123,15 +131,17 @@ def _builder(file: Path) -> str:
     return builder
 
 
-def _shaped(rows: Any, path: str, recipe: Recipe) -> Dataset:
-    """With the trainer's columns, no more rows than asked for, and a first one that can be read."""
+def _shaped(path: str, split: str, recipe: Recipe) -> Dataset:
+    """The rows with the trainer's columns, no more than asked for, with a first one that can be read."""
     section, trainer = recipe.fields.data, recipe.fields.trainer
+    rows, home = _read(path, split, recipe.path.parent / Path(path).expanduser())
     rows = _renamed(rows, section.columns, path)
     if section.limit is not None:
         rows = rows.select(range(min(section.limit, len(rows))))
     sample = _sample_columns(recipe, rows.column_names, path)
     if trainer != "grpo":
         rows = rows.select_columns([name for name in rows.column_names if name in {*sample, *_BESIDE}])
+    rows = sounds_found(texts_kept(rows), home, path)
     try:
         rows[0]
     except Exception as error:  # decoders raise what they like; a missing one is an ImportError

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from graftkit.errors import RecipeError
+from graftkit.recipes.arguments import argument_names
 from graftkit.recipes.recipe import Recipe, read_recipe
-from graftkit.training.arguments import argument_names, trainer_arguments
+from graftkit.training.arguments import trainer_arguments
 
 trl = pytest.importorskip("trl")
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Audio, Dataset, Features, List, Value
+from datasets import load_dataset
 from tests.training.gemma import processor, template
 
 from graftkit.errors import DataError
 from graftkit.training.audio import AudioCollator, at_rate
 from graftkit.training.chat import marked_template
+from graftkit.training.sound_columns import sounds_found
 
 RATE = 16_000
 QUESTION = {"role": "user", "content": "Which tone?"}
@@ -176,9 +179,24 @@ def test_rates_must_agree() -> None:
     right(processor(), AudioCollator(processor())([row]))
 
 
-def test_audio_columns_are_decoded_at_the_processors_rate() -> None:
-    features = Features({"audio": Audio(), "samples": List(Value("float32"))})
-    rows = Dataset.from_dict({"audio": [], "samples": []}, features=features)
-    cast = at_rate(rows, RATE).features
-    assert cast["audio"].sampling_rate == RATE
-    assert cast["samples"] == List(Value("float32"))
+@pytest.mark.parametrize("as_prompt", [False, True], ids=["messages", "prompt and completion"])
+def test_files_that_messages_name_are_learned_from(tmp_path: Path, as_prompt: bool) -> None:
+    """From files at another rate to a batch: each sound in its place, and the answers alone learned."""
+    soundfile = pytest.importorskip("soundfile")
+    for name, seconds in (("a", 0.3), ("b", 0.2)):
+        soundfile.write(tmp_path / f"{name}.wav", sound(seconds)[::2], RATE // 2)
+    hear, what = {"type": "text", "text": "Hear"}, {"type": "text", "text": "?"}
+    asked = [
+        {"role": "user", "content": [hear, {"type": "audio", "path": "a.wav"}, what]},
+        {"role": "user", "content": [{"type": "audio", "audio": "b.wav"}, what]},
+    ]
+    rows = [{"prompt": [q], "completion": [ANSWER]} if as_prompt else {"messages": [q, ANSWER]} for q in asked]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    read = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train")
+    heard = at_rate(sounds_found(read, tmp_path, "rows.jsonl"), RATE)
+    made = processor(template())
+    batch = AudioCollator(made, chat_template=marked_template(made, read))([heard[0], heard[1]])
+    right(made, batch)
+    assert [text_of(made, batch, row, learned=True) for row in (0, 1)] == ["A flat.<turn|>\n"] * 2
+    assert "Hear<|audio><audio|>?" in text_of(made, batch, 0, learned=False)
+    assert "\n<|audio><audio|>?" in text_of(made, batch, 1, learned=False)

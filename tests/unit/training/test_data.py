@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import shutil
@@ -14,6 +13,7 @@ import pytest
 
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import read_recipe
+from graftkit.training.audio import at_rate
 from graftkit.training.data import Data, load_data
 
 datasets = pytest.importorskip("datasets")
@@ -209,18 +209,83 @@ def sounds(folder: Path) -> str:
     return "sounds"
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("torchcodec") is None, reason="torchcodec decodes sounds for datasets"
-)
 def test_a_folder_of_sounds(tmp_path: Path) -> None:
     found = loaded(tmp_path, path=sounds(tmp_path))
     assert found.modalities == ("text", "audio")
-    assert len(found.train[0]["audio"]["array"]) == 800
+    assert len(at_rate(found.train, 8000)[0]["audio"]) == 800
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchcodec") is not None, reason="torchcodec is installed")
-def test_sounds_that_nothing_decodes_are_refused_with_what_is_missing(tmp_path: Path) -> None:
-    assert "torchcodec" in str(refused(tmp_path, "data-unreadable", path=sounds(tmp_path)).why)
+def test_a_folder_of_sounds_with_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "rows" / split).mkdir(parents=True)
+        home = tmp_path / "rows" / split / sounds(tmp_path / "rows" / split)
+        for file in home.iterdir():
+            file.rename(home.parent / file.name)
+        home.rmdir()
+    found = loaded(tmp_path, path="rows", split="train[:1]", eval_split="test")
+    assert found.held_out is not None
+    assert (len(found.train), len(found.held_out)) == (1, 2)
+    assert [Path(row["audio"]).parent.name for row in (found.train[0], found.held_out[1])] == ["train", "test"]
+    assert [row["completion"] for row in (found.train[0], found.held_out[1])] == ["0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "saved"])
+def test_rows_name_sounds_relative_to_their_own_file(tmp_path: Path, kind: str) -> None:
+    home = tmp_path / "data"
+    home.mkdir()
+    sounds(home)
+    rows = [{"audio": f"sounds/{at}.wav", "prompt": "which?", "completion": str(at)} for at in range(2)]
+    made = datasets.Dataset.from_list(rows)
+    if kind.startswith("json"):
+        made.to_json(home / f"rows.{kind}", lines=kind == "jsonl")
+    elif kind == "saved":
+        made.save_to_disk(home)
+    else:
+        getattr(made, f"to_{kind}")(home / f"rows.{kind}")
+    found = loaded(tmp_path, path="data" if kind == "saved" else f"data/rows.{kind}", eval_share=0.5)
+    assert found.modalities == ("text", "audio")
+    assert found.held_out is not None
+    for part in (found.train, found.held_out):
+        (row,) = at_rate(part, 16_000)
+        assert len(row["audio"]) == 1600
+
+
+def test_held_out_sounds_are_relative_to_the_held_out_file(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        sounds(tmp_path / name)
+    row = {"audio": "sounds/0.wav", "prompt": "which?", "completion": "0"}
+    one, two = (jsonl(tmp_path / name / "rows.jsonl", [row]) for name in ("one", "two"))
+    found = loaded(tmp_path, path=f"one/{one}", eval_path=f"two/{two}")
+    assert found.held_out is not None
+    assert found.train[0]["audio"] == str((tmp_path / "one" / "sounds" / "0.wav").resolve())
+    assert found.held_out[0]["audio"] == str((tmp_path / "two" / "sounds" / "0.wav").resolve())
+
+
+def test_messages_name_sounds(tmp_path: Path) -> None:
+    sounds(tmp_path)
+    question = [{"type": "audio", "path": "sounds/1.wav"}, {"type": "text", "text": "which?"}]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "1"}]
+    found = loaded(tmp_path, path=jsonl(tmp_path / "rows.jsonl", [{"messages": turns}]))
+    assert found.modalities == ("text", "audio")
+    assert [len(sound) for sound in at_rate(found.train, 8000)[0]["audios"]] == [800]
+    # Beside contents in parts, datasets would read the answer as a number.
+    assert found.train[0]["messages"][1]["content"] == [{"type": "text", "text": "1"}]
+
+
+def test_a_sound_that_is_not_there_is_refused_before_training(tmp_path: Path) -> None:
+    sounds(tmp_path)
+    rows = [{"audio": f"sounds/{at}.wav", "prompt": "which?", "completion": str(at)} for at in range(3)]
+    error = refused(tmp_path, "data-audio", path=jsonl(tmp_path / "rows.jsonl", rows))
+    assert error.where == "rows.jsonl, row 3"
+    assert "2.wav" in str(error.why)
+
+
+def test_sounds_that_preferences_name_are_for_sft_too(tmp_path: Path) -> None:
+    sounds(tmp_path)
+    asked = [{"role": "user", "content": [{"type": "audio", "path": "sounds/0.wav"}]}]
+    row = {"prompt": asked, "chosen": [CHAT[0]["messages"][1]], "rejected": [CHAT[0]["messages"][1]]}
+    refused(tmp_path, "data-modalities", trainer="dpo", path=jsonl(tmp_path / "rows.jsonl", [row]))
 
 
 def test_sounds_as_numbers_need_no_decoder(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Every argument of a recipe must be one that its trainer has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graftkit.checks.facts import Facts
+from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.errors import MissingDependencyError
+from graftkit.findings import Severity, Source
+from graftkit.recipes.arguments import CONFIG_CLASSES, UnknownArgument, unknown_arguments
+
+
+def _check(facts: Facts) -> Observation:
+    assert facts.recipe is not None
+    if not facts.recipe.args:
+        return held("the recipe gives no arguments")
+    name = CONFIG_CLASSES[facts.recipe.fields.trainer]
+    try:
+        strange = unknown_arguments(facts.recipe)
+    except MissingDependencyError as error:
+        return unknown(f"{error.what}: {error.why}", help=error.help)
+    if not strange:
+        return held(f"{name} has every argument of the recipe", arguments=len(facts.recipe.args))
+    return failed(
+        f"{name} has no argument {', '.join(_placed(argument) for argument in strange)}",
+        help=_advice(strange),
+        key=f"args.{strange[0].name}",
+        unknown={argument.name: argument.advice for argument in strange},
+    )
+
+
+def _placed(argument: UnknownArgument) -> str:
+    place = argument.place
+    return f"{argument.name!r} (line {place[0]}, column {place[1]})" if place else repr(argument.name)
+
+
+def _advice(strange: Sequence[UnknownArgument]) -> str:
+    if len(strange) == 1:
+        return strange[0].advice
+    return "; ".join(f"{argument.name}: {argument.advice}" for argument in strange)
+
+
+RULE = Rule(
+    code="GK212",
+    title="the trainer has every argument of the recipe",
+    severity=Severity.ERROR,
+    needs=("recipe",),
+    check=_check,
+    why="`graft train` refuses an argument that TRL's configuration class does not have: nothing is trained",
+    example="`learning_rat: 1.0e-4`, or `num_generations: 8`, which grpo has and sft has not.",
+    help="write the argument as TRL's configuration class has it",
+    safety="The recipe then says what was meant; until then it cannot be trained with at all.",
+    since="0.1.0",
+    sources=("trl: SFTConfig, DPOConfig, GRPOConfig of the installed version",),
+    source=Source.INTROSPECTION,
+)
