@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +68,7 @@ def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
     check_replaceable(target, ours)
     with _told_where(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_writable(target)
+        refuse_read_only(target)
         beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield beside
@@ -127,12 +129,16 @@ def _swap(beside: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_writable(target: Path) -> None:
-    """An existing folder whose mode forbids writing is meant to stay as it is, even where root could."""
-    if target.exists() and not target.stat().st_mode & 0o200:
-        raise PermissionError(13, "the folder is read-only", str(target))
-    if not target.parent.stat().st_mode & 0o200:
-        raise PermissionError(13, "the folder it would go into is read-only", str(target.parent))
+def refuse_read_only(target: Path) -> None:
+    """Refuse a place marked read-only: it is meant to stay as it is, even where a rename or root could replace it.
+
+    Raises:
+        OutputError: ``output-not-writable``: the place itself or the folder it lies in is, where they exist.
+    """
+    with _told_where(target):
+        for place in (target, target.parent):
+            if place.exists() and not place.stat().st_mode & stat.S_IWUSR:
+                raise PermissionError(errno.EACCES, f"{place} is read-only", str(place))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Plain-text tables and numbers, the same wherever a result prints itself."""
+"""Plain-text tables, numbers and quotations, the same wherever a result prints itself."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def count(number: int) -> str:
     return str(number)
 
 
+def grouped(number: int) -> str:
+    """1234567 -> "1,234,567"."""
+    return f"{number:,}"
+
+
 def size(number: int) -> str:
     """Bytes in decimal units: 62500000000 -> "62.5 GB"."""
     for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
@@ -48,3 +53,33 @@ def size(number: int) -> str:
 def percent(share: float) -> str:
     """0.931 -> "93.1 %"."""
     return f"{100 * share:.3g} %"
+
+
+def some(items: Iterable[object], limit: int = 3) -> str:
+    """The first few of a list, safe to print, and how many more there are."""
+    every = [quoted(item) for item in items]
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + more
+
+
+def printable(text: str, longest: int = 1000) -> str:
+    """Text with control characters written out, cut to a length that a report can show."""
+    plain = "".join(mark if mark.isprintable() or mark == "\n" else f"\\x{ord(mark):02x}" for mark in text)
+    return plain if len(plain) <= longest else f"{plain[: longest - 3]}..."
+
+
+def quoted(item: object) -> str:
+    """One thing out of a file, safe to print and cut to a clause: a string as it is, else as Python writes it."""
+    text = item if isinstance(item, str) and item.isprintable() and item else repr(item)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def first_line(error: BaseException | None) -> str:
+    """What an error says in its first line; what follows is advice and traces of other programs."""
+    return str(error).strip().partition("\n")[0].rstrip()
+
+
+def named(error: BaseException) -> str:
+    """An error's class and first line, "ValueError: no such thing"; the class alone where it says nothing."""
+    said = first_line(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -133,3 +133,46 @@ def test_a_nan_is_one_finding(adapter: Path) -> None:
     done = graft("check", str(adapter), "--json")
     assert done.returncode == 1
     assert [f["code"] for f in fields_of(done)["findings"] if f["severity"] == "error"] == ["GK503"]
+
+
+_LIGHT = """
+import sys
+from graftkit.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    heavy = {"torch", "transformers", "peft"} & set(sys.modules)
+    sys.exit(f"{sorted(heavy)} imported" if heavy else ended.code)
+"""
+
+
+def light(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command, which fails where it imports what takes seconds."""
+    return subprocess.run([sys.executable, "-c", _LIGHT, *words], capture_output=True, text=True, check=False)
+
+
+def test_headers_alone_need_neither_torch_nor_peft(adapter: Path) -> None:
+    done = light("check", str(adapter), "--headers-only", "--json")
+    assert done.returncode == 0, done.stderr
+    found = {f["code"]: f["severity"] for f in fields_of(done)["findings"]}
+    assert found == {
+        **dict.fromkeys(("GK401", "GK504", "GK505", "GK506", "GK604"), "ok"),
+        **dict.fromkeys(("GK501", "GK502", "GK503", "GK507"), "unknown"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "severity"),
+    [
+        pytest.param("target_modules", "k_proj", "error", id="a pattern that matches no tensor"),
+        pytest.param("rank_pattern", {"q_proj": 4}, "error", id="another rank for some"),
+        pytest.param("layers_to_transform", [5], "error", id="another layer"),
+        pytest.param("peft_type", "FOO", "error", id="a method that PEFT may know"),
+    ],
+)
+def test_peft_is_asked_where_its_answer_matters(adapter: Path, field: str, value: object, severity: str) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, field: value}))
+    done = light("check", str(adapter), "--headers-only", "--json")
+    assert {f["code"]: f["severity"] for f in fields_of(done)["findings"]}["GK504"] == severity
+    assert "peft" in done.stderr

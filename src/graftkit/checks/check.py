@@ -11,7 +11,7 @@ from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Rule
 from graftkit.checks.rules import rules_of
 from graftkit.checks.runner import run
-from graftkit.checks.saved import TensorData, printable
+from graftkit.checks.saved import TensorData
 from graftkit.engines import Engine, engine_named
 from graftkit.errors import AdapterError
 from graftkit.findings import Finding, Report, Source
@@ -71,11 +71,8 @@ def rules_on_files(*, served: bool) -> tuple[Rule, ...]:
 
 
 def _from_file(finding: Finding) -> Finding:
-    """A finding that quotes the files, safe to print: names in them may hold what a terminal would obey."""
-    where = None if finding.where is None else printable(finding.where)
-    advice = None if finding.help is None else printable(finding.help)
-    source = Source.FILE if finding.source is Source.PROBE else finding.source
-    return replace(finding, message=printable(finding.message), where=where, help=advice, source=source)
+    """No model is run here: what a rule would see on one, it has seen in the files."""
+    return replace(finding, source=Source.FILE) if finding.source is Source.PROBE else finding
 
 
 def _facts(adapter: str | Path | AdapterFile, *, data: bool) -> Facts:

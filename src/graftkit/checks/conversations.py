@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.text import first_line
+
 # Words that no template holds.
 QUESTIONS = ("Which river flows through Vienna?", "And which through Rome?")
 ANSWERS = ("The Danube.", "The Tiber.")
@@ -72,7 +74,7 @@ def _rendered(processor: Any, messages: Sequence[Message], template: str | None)
             return text, form
         best = best or (text, form)
     if best is None:
-        raise TemplateRefusalError(str(refusal).partition("\n")[0]) from refusal
+        raise TemplateRefusalError(first_line(refusal)) from refusal
     return best
 
 

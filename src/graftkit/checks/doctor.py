@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import training_of
 from graftkit.surveying.load import load_config
 from graftkit.surveying.sites import ModelMap
-from graftkit.surveying.walk import survey
+from graftkit.surveying.walk import survey, survey_loaded
 
 # What can be known without a live model, a batch or the data of an adapter.
 STATIC = ("environment", "config", "base", "peft_config", "plan", "recipe", "training", "processor", "checkpoint")
@@ -95,25 +95,20 @@ def static_facts(
 def _with_model(facts: Facts, source: Any, trust_remote_code: bool, revision: str | None) -> Facts:
     if isinstance(source, ModelMap):
         return replace(facts, base=source)
-    try:
-        base = survey(source, trust_remote_code=trust_remote_code, revision=revision)
-    except ModelTypeError as error:
-        if error.where is None:  # a word that the user typed, and nobody's configuration
-            raise
-        return replace(facts, config=error.config)
-    return replace(facts, base=base, config=_fields(source, trust_remote_code, revision))
-
-
-def _fields(source: Any, trust_remote_code: bool, revision: str | None) -> Mapping[str, Any] | None:
-    """The configuration as a mapping; None for a module that has none."""
     from torch import nn
 
     if isinstance(source, nn.Module):
         config = getattr(source, "config", None)
-    else:
-        config = load_config(source, trust_remote_code=trust_remote_code, revision=revision).config
-    fields: Mapping[str, Any] | None = config.to_dict() if config is not None else None
-    return fields
+        return replace(facts, base=survey(source), config=None if config is None else config.to_dict())
+    try:
+        loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
+    except ModelTypeError as error:
+        if error.where is None:  # a word that the user typed, and nobody's configuration
+            raise
+        return replace(facts, config=error.config)
+    # Before it is built: a model's class may write into the configuration that it is built from.
+    config = loaded.config.to_dict()
+    return replace(facts, base=survey_loaded(loaded), config=config)
 
 
 def _with_plan(facts: Facts, recipe: Recipe) -> Facts:

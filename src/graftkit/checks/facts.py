@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graftkit.adapters.file import AdapterFile
+    from graftkit.checks.fit import Fit
     from graftkit.checks.gradients import Gradients
     from graftkit.checks.reach import Reach
     from graftkit.checks.rule import Rule
-    from graftkit.checks.saved import Fit, Saved, TensorData
+    from graftkit.checks.saved import Saved, TensorData
     from graftkit.engines import Engine
     from graftkit.errors import AdapterError, GraftError
     from graftkit.merging.verify import Evidence
@@ -131,7 +132,7 @@ class Facts:
     @cached_property
     def fit(self) -> Fit:
         """The adapter held against the base."""
-        from graftkit.checks.saved import Fit
+        from graftkit.checks.fit import Fit
 
         assert self.base is not None
         return Fit(self.saved, self.base)

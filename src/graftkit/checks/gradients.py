@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.checkpointing import Mode, checkpointing
 from graftkit.checks.live import adapted_layers, adapter_parameters, evaluating, loss_of, probing
+from graftkit.text import first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,7 +71,7 @@ class Gradients:
                 if mode in {None, Mode.OFF}:
                     raise
                 # What is tried beside the settings in use may be more than the model's code can do.
-                self._known[mode] = Backward(float("nan"), {}, refusal=str(error).partition("\n")[0])
+                self._known[mode] = Backward(float("nan"), {}, refusal=first_line(error))
         return self._known[mode]
 
     def _pass(self, mode: Mode | None) -> Backward:
@@ -106,7 +107,7 @@ def backward(model: PeftModel, loss_now: Callable[[], Tensor]) -> Backward:
         except RuntimeError as error:
             if "out of memory" in str(error):
                 raise
-            refusal: str | None = str(error).partition("\n")[0]
+            refusal: str | None = first_line(error)
         else:
             refusal = None
         gradients = {n: p.grad for n, p in watched.items() if p.requires_grad}

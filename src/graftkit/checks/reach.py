@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from graftkit.checks.feeding import own_names
 from graftkit.checks.rule import Observation, unknown
-from graftkit.checks.saved import some
 from graftkit.checks.stock_config import Refusal, StockConfig, said
 from graftkit.planning.extras import saved_modules
 from graftkit.planning.matching import rewritten_names, suffix_finder, target_matcher
 from graftkit.planning.methods import not_on_parameters, refusal_of
 from graftkit.surveying.sites import Site
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from graftkit.checks.facts import Facts

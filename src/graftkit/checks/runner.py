@@ -13,6 +13,7 @@ from graftkit.checks.rule import Observation, Rule, unknown
 from graftkit.errors import RecipeError
 from graftkit.findings import Finding, Report, Severity
 from graftkit.recipes.settings import CheckSettings
+from graftkit.text import named, printable
 
 _log = logging.getLogger(__name__)
 _SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO)
@@ -50,7 +51,14 @@ def _run_one(rule: Rule, facts: Facts, severity: Severity | None) -> Finding:
             raise
         _log.debug("rule %s raised", rule.code, exc_info=True)
         seen = _crashed(error)
-    return _placed(rule.finding(seen, severity), seen, facts)
+    return _placed(_safe_to_print(rule.finding(seen, severity)), seen, facts)
+
+
+def _safe_to_print(finding: Finding) -> Finding:
+    """With control characters written out: what it quotes of a file may hold what a terminal would obey."""
+    where = None if finding.where is None else printable(finding.where)
+    advice = None if finding.help is None else printable(finding.help)
+    return replace(finding, message=printable(finding.message), where=where, help=advice)
 
 
 def _placed(finding: Finding, seen: Observation, facts: Facts) -> Finding:
@@ -61,11 +69,7 @@ def _placed(finding: Finding, seen: Observation, facts: Facts) -> Finding:
 
 
 def _crashed(error: Exception) -> Observation:
-    first_line = str(error).strip().partition("\n")[0]
-    return unknown(
-        f"the check could not finish: {type(error).__name__}: {first_line}",
-        help="GRAFT_DEBUG=1 shows where it stopped",
-    )
+    return unknown(f"the check could not finish: {named(error)}", help="GRAFT_DEBUG=1 shows where it stopped")
 
 
 def given_severity(rule: Rule, settings: CheckSettings) -> Severity | None:

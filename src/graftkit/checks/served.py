@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checks.fit import Fit
 from graftkit.checks.rule import Observation, failed, held, unknown
-from graftkit.checks.saved import Fit, Saved, some
+from graftkit.checks.saved import Saved
 from graftkit.engines import Engine, Fact, Feature, Stance
 from graftkit.findings import Severity
 from graftkit.surveying.sites import Site
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from graftkit.checks.facts import Facts

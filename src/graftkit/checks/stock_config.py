@@ -11,11 +11,12 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
-from graftkit.checks.saved import config_problems, some
+from graftkit.checks.config_problems import config_problems
 from graftkit.errors import PlanError
 from graftkit.planning.matching import rewritten_names, suffix_finder
 from graftkit.planning.methods import Method, method_named
 from graftkit.surveying.sites import ModelMap
+from graftkit.text import some
 
 ALL_LINEAR = "all-linear"
 # Methods that take modules of any kind, norms above all: the map does not say which of those there are.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.demo.digits import to_grey
 from graftkit.env import environment
-from graftkit.report.html import ReportData
+from graftkit.report.data import ReportData
 from graftkit.report.model import towers_of
 from graftkit.text import percent
 

@@ -51,8 +51,6 @@ def target_matcher(fields: Mapping[str, Any]) -> Callable[[str], bool]:
     Args:
         fields: the configuration's fields, ``target_modules`` a regular expression, a list, or None for none.
     """
-    from peft.tuners.tuners_utils import check_target_module_exists
-
     targets = fields.get("target_modules")
     # PEFT compiles these anew for every module, and Python keeps a few hundred compiled expressions only.
     saved = [re.compile(rf"(^|.*\.){name}($|\..*)").match for name in fields.get("modules_to_save") or ()]
@@ -61,7 +59,7 @@ def target_matcher(fields: Mapping[str, Any]) -> Callable[[str], bool]:
         config = SimpleNamespace(**others)
         return lambda path: (
             len(path) <= LONGEST_NAME
-            and bool(check_target_module_exists(config, path))
+            and _matched_by_peft(config, path)
             and not any(matches(path) for matches in saved)
         )
     near = suffix_finder(targets or ())
@@ -75,9 +73,16 @@ def target_matcher(fields: Mapping[str, Any]) -> Callable[[str], bool]:
             return False
         if not filtered:
             return True
-        return bool(check_target_module_exists(SimpleNamespace(**{**others, "target_modules": found}), path))
+        return _matched_by_peft(SimpleNamespace(**{**others, "target_modules": found}), path)
 
     return named
+
+
+def _matched_by_peft(config: SimpleNamespace, path: str) -> bool:
+    # Here, and not where a matcher is made: names alone never need it, and importing PEFT takes seconds.
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    return bool(check_target_module_exists(config, path))
 
 
 def smallest_exact(planned: Sequence[str], paths: Sequence[str], *, regex_is_safe: bool = True) -> str | list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from graftkit.findings import Finding, Report, Severity
 from graftkit.findings_text import place_of
-from graftkit.report.html import Check, ReportData, Verdict
+from graftkit.report.data import Check, ReportData, Verdict
 
 _VERDICTS: dict[Severity, Verdict] = {
     Severity.ERROR: "failed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftkit.report.html import ReportData, SiteCell, TowerMap
+from graftkit.report.data import ReportData, SiteCell, TowerMap
 from graftkit.text import count, percent
 
 if TYPE_CHECKING:

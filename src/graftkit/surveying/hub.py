@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.errors import SourceError
+from graftkit.text import named
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -203,7 +204,7 @@ def explain(error: Exception, repo_id: str, filename: str, revision: str | None)
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) or not isinstance(error, errors.HfHubHTTPError):
-        return _offline(repo_id, filename, revision, _first_line(error))
+        return _offline(repo_id, filename, revision, named(error))
     if isinstance(error, errors.RevisionNotFoundError):
         return _no_revision(repo_id, revision)
     if isinstance(error, errors.EntryNotFoundError):
@@ -220,16 +221,10 @@ def explain(error: Exception, repo_id: str, filename: str, revision: str | None)
     return SourceError(
         "the hub refused the request",
         where=repo_id,
-        why=_first_line(error),
+        why=named(error),
         help="try again later, or pass a directory",
         code="hub-error",
     )
-
-
-def _first_line(error: Exception) -> str:
-    # A request that was cut off has an empty message; its type is then all there is.
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _offline(repo_id: str, filename: str, revision: str | None, why: str) -> SourceError:

@@ -13,7 +13,7 @@ from graftkit.surveying.build import build_on_meta, model_class_for
 from graftkit.surveying.checkpoint import compare
 from graftkit.surveying.checkpoint_names import checkpoint_keys
 from graftkit.surveying.headers import read_headers
-from graftkit.surveying.load import load_config, remote_model_class
+from graftkit.surveying.load import Loaded, load_config, remote_model_class
 from graftkit.surveying.notes import noted
 from graftkit.surveying.quantized import features_of, quantization_of
 from graftkit.surveying.roles import role_of
@@ -23,6 +23,7 @@ from graftkit.surveying.wrappers import wrappers_of
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 # The configuration fields that count stacked experts.
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -52,12 +53,25 @@ def survey(
         model = _without_adapters(source)
         return _map(model, type(model).__name__, "live model")
     loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
-    model_class = remote_model_class(loaded) or model_class_for(loaded.config)
-    model = build_on_meta(loaded.config, model_class)
+    model = _described(loaded)
     found = _map(model, loaded.name, loaded.origin)
     if headers:
         found = replace(found, checkpoint=compare(model, read_headers(source, revision=revision)))
     return found
+
+
+def survey_loaded(loaded: Loaded) -> ModelMap:
+    """The map of a model whose configuration has been read already.
+
+    Raises:
+        SourceError: ``remote-code-failed``.
+        BuildError: it cannot be built.
+    """
+    return _map(_described(loaded), loaded.name, loaded.origin)
+
+
+def _described(loaded: Loaded) -> PreTrainedModel:
+    return build_on_meta(loaded.config, remote_model_class(loaded) or model_class_for(loaded.config))
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import BuildError
 from graftkit.surveying.build import model_class_for
 from graftkit.surveying.load import load_config, remote_model_class
+from graftkit.text import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +38,7 @@ def load_model(
         raise BuildError(
             "the model's weights cannot be loaded",
             where=name,
-            why=str(error).strip().partition("\n")[0],
+            why=first_line(error),
             help="name a directory that holds the weights, or check the architecture alone with --twin",
             code="weights-missing",
         ) from error

@@ -246,6 +246,15 @@ def test_gk503_an_untrained_adapter(llama: nn.Module, tmp_path: Path) -> None:
     assert "untrained" in seen.message
 
 
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
+@pytest.mark.filterwarnings("ignore:Adapter 'default'. 2 LoRA tensor")  # PEFT takes the biases for empty matrices
+def test_gk503_is_silent_about_the_biases_of_factors(llama: nn.Module, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True, init_lora_weights=False)
+    get_peft_model(llama, config).save_pretrained(tmp_path)
+    change(tmp_path, lambda name, tensor: tensor.zero_() if name.endswith("lora_B.bias") else tensor)
+    assert finding(check(tmp_path), "GK503").severity is OK
+
+
 def test_gk503_a_layer_that_was_not_trained(good: Path) -> None:
     change(good, lambda name, t: t.zero_() if "layers.1.mlp.down_proj.lora_B" in name else t)
     seen = finding(check(good), "GK503")
@@ -278,7 +287,7 @@ def test_gk503_a_layer_that_was_not_trained(good: Path) -> None:
 def test_gk504_a_configuration_of_something_else(
     good: Path, llama: nn.Module, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], said: str
 ) -> None:
-    monkeypatch.setattr("graftkit.checks.saved._PATIENCE", 1)
+    monkeypatch.setattr("graftkit.checks.config_patterns._PATIENCE", 1)
     edit(good, **fields)
     report = check(good, llama)
     seen = finding(report, "GK504")

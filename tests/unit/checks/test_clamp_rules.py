@@ -104,10 +104,10 @@ def test_gk305_silent_without_bounds(twin_of: Twins, tmp_path: Path) -> None:
 # ---- GK306: saturation ----
 
 
-def trained_too_fast(model: PeftModel, batch: dict[str, Any]) -> None:
-    """A few steps at a learning rate a thousand times too high."""
+def trained(model: PeftModel, batch: dict[str, Any], rate: float) -> None:
+    """A few steps."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.2)
+    optimizer = torch.optim.Adam(parameters, lr=rate)
     for _ in range(4):
         optimizer.zero_grad()
         model(**batch).loss.backward()
@@ -116,7 +116,7 @@ def trained_too_fast(model: PeftModel, batch: dict[str, Any]) -> None:
 
 def test_gk306_an_adapter_that_ends_on_the_bounds(e2b: nn.Module) -> None:
     model, batch = adapted(e2b, scope=["vision"]), gk.example_batch(e2b)
-    trained_too_fast(model, batch)
+    trained(model, batch, rate=0.2)  # a thousand times too high
     found = seen("GK306", model=model, batch=batch)
     assert found.severity is WARNING
     assert found.evidence["worst_increase"] > 0.2
@@ -126,12 +126,25 @@ def test_gk306_an_adapter_that_ends_on_the_bounds(e2b: nn.Module) -> None:
     assert seen("GK306", model=model, batch=batch, settings=lenient).severity is OK
 
 
-def test_gk306_silent_on_a_fresh_adapter(e2b: nn.Module) -> None:
+def test_gk306_unknown_on_a_fresh_adapter(e2b: nn.Module) -> None:
+    """It moves nothing, so that no limit could make the check fail: that says nothing of what it will learn."""
     model, batch = adapted(e2b, scope=["language", "vision", "audio"]), gk.example_batch(e2b)
+    strictest = CheckSettings(rules={"GK306": {"increase": 0.0}})
+    found = seen("GK306", model=model, batch=batch, settings=strictest)
+    assert found.severity is UNKNOWN
+    with model.disable_adapter():
+        shares = clamped_shares(model, batch)
+    assert clamped_shares(model, batch) == shares
+    assert found.evidence["share_base"] == pytest.approx(sum(shares.values()) / len(shares))
+    assert 0.03 < found.evidence["share_base"] < 0.15
+
+
+def test_gk306_silent_on_a_little_training(e2b: nn.Module) -> None:
+    model, batch = adapted(e2b, scope=["vision"]), gk.example_batch(e2b)
+    trained(model, batch, rate=1e-4)
     found = seen("GK306", model=model, batch=batch)
     assert found.severity is OK
-    assert found.evidence["share_adapted"] == found.evidence["share_base"]
-    assert 0.03 < found.evidence["share_base"] < 0.15
+    assert found.evidence["worst_increase"] < found.evidence["allowed_increase"]
 
 
 @pytest.mark.parametrize("name", ["llama", "google/gemma-4-31B-it", "mixtral"])

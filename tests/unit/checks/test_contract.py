@@ -140,7 +140,8 @@ def adapted_toy(part: nn.Module, targets: list[str], **options: Any) -> PeftMode
 
 def test_a_good_toy_passes(batch: dict[str, torch.Tensor]) -> None:
     report = gk.verify(adapted_toy(Clamped(), ["first", "part.linear"]), batch)
-    assert report.proven, str(report)
+    # What training will do to the clamps, a fresh adapter cannot tell.
+    assert {code: verdict for code, verdict in verdicts(report).items() if verdict is not OK} == {"GK306": UNKNOWN}
 
 
 def test_gk601_a_delta_that_escapes_the_clamp(batch: dict[str, torch.Tensor]) -> None:

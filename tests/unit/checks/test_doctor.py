@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import graftkit as gk
 from graftkit.attaching.inner import attach_stock
-from graftkit.checks.doctor import doctor
+from graftkit.checks.doctor import doctor, static_facts
 from graftkit.errors import AdapterError, SourceError
 from graftkit.findings import Severity
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.recipes.settings import CheckSettings
+from graftkit.surveying import load
 
 
 def recipe(folder: Path, text: str) -> Recipe:
@@ -117,3 +119,33 @@ def test_the_recipe_settings_hold(tmp_path: Path) -> None:
     assert codes
     assert all(code.startswith("GK1") and code != "GK103" for code in codes)
     assert by_code(doctor(recipe=quiet, settings=CheckSettings(select=("GK002",)))).keys() == {"GK002"}
+
+
+def test_names_in_an_adapters_configuration_are_safe_to_print(tmp_path: Path) -> None:
+    """As ``check`` does it: what a terminal would obey is written out."""
+    fields = {
+        "peft_type": "LORA",
+        "target_modules": ["q_proj", "\x1b]0;owned\x07"],
+        "r": 8,
+        "exclude_modules": ["\x1b[2J"],
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    report = doctor("llama", adapter=tmp_path)
+    assert "owned" in str(report)
+    assert not {"\x1b", "\x07"} & set(str(report))
+
+
+def test_the_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gk.twin("llama").config.save_pretrained(tmp_path)
+    read, seen = load._read_json, []
+    monkeypatch.setattr(load, "_read_json", lambda path, where: seen.append(path) or read(path, where))
+    found = by_code(doctor(tmp_path))
+    assert found["GK001"].severity is Severity.OK
+    assert seen == [tmp_path / "config.json"]
+
+
+def test_a_live_model_brings_its_configuration() -> None:
+    model = gk.twin("llama")
+    facts = static_facts(model)
+    assert facts.config == model.config.to_dict()
+    assert static_facts(torch.nn.Linear(2, 2)).config is None

@@ -221,7 +221,7 @@ def test_keys_decide_ranks_as_in_peft(twin_of: Callable[[str], nn.Module]) -> No
 def test_what_cannot_be_read_is_a_problem(
     twin_of: Callable[[str], nn.Module], fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graftkit.checks.saved._PATIENCE", 1)
+    monkeypatch.setattr("graftkit.checks.config_patterns._PATIENCE", 1)
     assert Reach(fields, gk.survey(twin_of("llama"))).problems
 
 

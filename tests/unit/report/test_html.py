@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from graftkit.errors import OutputError
-from graftkit.report import chart, html
+from graftkit.report import chart
 from graftkit.report.chart import drawn
 from graftkit.report.html import render_report, write_report
+from graftkit.report.picture import tower_rows
 
 FULL: dict[str, Any] = {
     "title": "A report",
@@ -106,7 +107,7 @@ class Page(HTMLParser):
 
 def test_every_section_is_shown() -> None:
     page = Page(render_report(FULL))
-    for words in ("81.4 %", "94.7 %", "ValueError: <no> & such", "GK202", "off by 0.4", "364.5 KB", "2.13.0"):
+    for words in ("81.4 %", "94.7 %", "ValueError: <no> & such", "GK202", "off by 0.4", "365 kB", "2.13.0"):
         assert words in page.text
     assert {a["id"] for a in page.all("h2")} == {a["aria-labelledby"] for a in page.all("section")}
     assert len(page.all("section")) == 9
@@ -176,7 +177,7 @@ def test_everything_is_escaped() -> None:
 
 
 def test_tower_picture_has_a_row_a_kind_and_a_column_a_layer() -> None:
-    ((vision,), (language,)) = html._tower_rows(FULL["towers"])
+    ((vision,), (language,)) = tower_rows(FULL["towers"])
     first, second, norm = language.cells
     assert (vision.name, language.name) == ("vision", "language")
     assert first.y == second.y < norm.y
@@ -189,7 +190,7 @@ def test_tower_picture_has_a_row_a_kind_and_a_column_a_layer() -> None:
 
 def test_many_layers_get_every_fifth_number() -> None:
     sites = [{"path": f"m.layers.{i}.q", "state": "adapted", "params": 1} for i in range(35)]
-    ((block,),) = html._tower_rows([{"name": "language", "sites": sites}])
+    ((block,),) = tower_rows([{"name": "language", "sites": sites}])
     assert [label for _, label in block.columns] == ["0", "5", "10", "15", "20", "25", "30"]
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
+from graftkit.checks.declared import declared
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import Saved, some
+from graftkit.checks.saved import Saved
 from graftkit.findings import Severity
 from graftkit.planning.matching import suffixes
+from graftkit.text import some
 
 
 def _check(facts: Facts) -> Observation:
@@ -88,15 +89,11 @@ def _other_ranks(saved: Saved) -> list[str]:
 
 
 def _fields(saved: Saved) -> Observation:
-    from peft import PeftType
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
     modules = len(saved.modules)
-    try:
-        known = {f.name for f in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(saved.file.peft_type)])}
-    except (KeyError, ValueError):
+    method = declared(saved.file.peft_type)
+    if method is None:
         return failed(f"the installed PEFT knows no method {some([saved.file.peft_type])}")
-    ignored = sorted(saved.file.config.keys() - known)
+    ignored = sorted(saved.file.config.keys() - method.fields.keys())
     if ignored:
         message = f"the tensors agree; the installed PEFT ignores the fields {some(ignored)}"
         advice = "an adapter from a newer PEFT may compute something else here: update peft"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,8 @@ from typing import Any
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.saved import some
 from graftkit.findings import Severity
-from graftkit.text import percent
+from graftkit.text import percent, some
 
 
 def _check(facts: Facts) -> Observation:

@@ -7,8 +7,8 @@ from itertools import islice
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.saved import some
 from graftkit.findings import Severity
+from graftkit.text import some
 
 _PEFT = "base_model.model."
 # The longest common endings come first, and a right one is among them.

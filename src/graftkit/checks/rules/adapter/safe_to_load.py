@@ -7,9 +7,9 @@ from pathlib import Path
 from graftkit.adapters.file import CONFIG_NAME, PICKLES, WEIGHTS_NAME
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import some
 from graftkit.findings import Severity
 from graftkit.planning.matching import LONGEST_NAME
+from graftkit.text import some
 
 
 def _check(facts: Facts) -> Observation:

@@ -6,8 +6,8 @@ import math
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import some
 from graftkit.findings import Severity
+from graftkit.text import some
 
 
 def _check(facts: Facts) -> Observation:

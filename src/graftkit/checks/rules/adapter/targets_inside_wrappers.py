@@ -5,9 +5,9 @@ from __future__ import annotations
 from graftkit.adapters.migrate import migrate
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.saved import some
 from graftkit.errors import AdapterError
 from graftkit.findings import Fix, Severity
+from graftkit.text import some
 
 
 def _check(facts: Facts) -> Observation:

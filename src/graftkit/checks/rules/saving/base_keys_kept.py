@@ -6,10 +6,10 @@ from typing import Any
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.saved import some
 from graftkit.errors import SourceError
 from graftkit.findings import Severity, Source
 from graftkit.surveying.headers import read_headers
+from graftkit.text import some
 
 
 def _check(facts: Facts) -> Observation:

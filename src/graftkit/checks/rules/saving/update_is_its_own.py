@@ -7,9 +7,9 @@ from typing import Any
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.saved import some
 from graftkit.checks.served import moving_initializer
 from graftkit.findings import Severity
+from graftkit.text import some
 
 # What stock PEFT does when it loads such an adapter onto the original base: seen with peft 0.21.2.
 _WHEN_LOADED = (

@@ -7,10 +7,11 @@ from typing import Any
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, unknown
-from graftkit.checks.saved import Saved, some
+from graftkit.checks.saved import Saved
 from graftkit.checks.served import features_of, verdict
 from graftkit.engines import Engine, Feature, Stance
 from graftkit.findings import Severity, Source
+from graftkit.text import some
 
 _BAD = frozenset({Stance.REFUSES, Stance.IGNORES})
 

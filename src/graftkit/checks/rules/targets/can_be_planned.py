@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from graftkit.checks.facts import Facts
 from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source
+from graftkit.text import some
 
 
 def _check(facts: Facts) -> Observation:

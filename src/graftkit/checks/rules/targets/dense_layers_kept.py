@@ -6,11 +6,10 @@ from graftkit.checks.facts import Facts
 from graftkit.checks.mending import more_parameters, written_at
 from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source
 from graftkit.planning.matching import rewritten_names
 from graftkit.planning.methods import not_on_parameters
-from graftkit.text import percent
+from graftkit.text import percent, some
 
 
 def _check(facts: Facts, reach: Reach) -> Observation:

@@ -9,9 +9,9 @@ from graftkit.checks.facts import Facts
 from graftkit.checks.mending import mended, written_at
 from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held, noted
-from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source
 from graftkit.planning.matching import suffix_finder
+from graftkit.text import some
 
 
 def _check(facts: Facts, reach: Reach) -> Observation:

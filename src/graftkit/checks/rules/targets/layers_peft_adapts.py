@@ -7,8 +7,8 @@ from graftkit.checks.feeding import is_fed
 from graftkit.checks.mending import retargeted, written_at
 from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source
+from graftkit.text import some
 
 # What else PEFT raises over; other rules speak of the rest.
 _OTHERS = frozenset({"config", "module", "parameter"})

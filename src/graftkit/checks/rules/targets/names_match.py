@@ -9,11 +9,11 @@ from graftkit.checks.feeding import always_fed
 from graftkit.checks.mending import written_at
 from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, Setting, failed, held, noted
-from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source
 from graftkit.planning.coverage import LayerReach, layers_reached
 from graftkit.planning.matching import LONGEST_NAME
 from graftkit.surveying.roles import role_of
+from graftkit.text import some
 
 _NOTHING = frozenset({"nothing", "no-default"})
 # Similar names are looked for among all of the model's: a list of thousands is no slip of the pen.

@@ -8,10 +8,10 @@ from graftkit.checks.facts import Facts
 from graftkit.checks.mending import written_at
 from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source
 from graftkit.surveying.roles import role_of
 from graftkit.surveying.sites import Site
+from graftkit.text import some
 
 
 def _check(facts: Facts, reach: Reach) -> Observation:

@@ -9,10 +9,10 @@ from graftkit.checks.facts import Facts
 from graftkit.checks.mending import mended, written_at
 from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import some
 from graftkit.errors import PlanError
 from graftkit.findings import Severity, Source
 from graftkit.planning.patterns import rekey
+from graftkit.text import some
 
 _PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
 

@@ -6,8 +6,8 @@ from graftkit.checks.facts import Facts
 from graftkit.checks.mending import retargeted, written_at
 from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import some
 from graftkit.findings import Severity, Source
+from graftkit.text import some
 
 # As surveying.adaptable says it.
 _OWN = "has a forward of its own"

@@ -6,9 +6,9 @@ from graftkit.checks.facts import Facts
 from graftkit.checks.mending import retargeted, written_at
 from graftkit.checks.reach import Reach, with_reach
 from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import some
 from graftkit.families import all_families
 from graftkit.findings import Severity, Source
+from graftkit.text import some
 
 
 def _check(facts: Facts, reach: Reach) -> Observation:

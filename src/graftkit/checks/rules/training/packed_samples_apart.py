@@ -11,6 +11,7 @@ from graftkit.checks.live import difference, logits_of, tolerance
 from graftkit.checks.rows import no_rows_for, packed, packed_as_trl, text_rows
 from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
 from graftkit.findings import Fix, Severity
+from graftkit.text import first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,7 +71,7 @@ class _Packed:
         try:
             logits = logits_of(model, collate(rows))
         except (ValueError, TypeError, NotImplementedError) as error:
-            return cls(float("nan"), str(error).partition("\n")[0])
+            return cls(float("nan"), first_line(error))
         return cls(difference(second, logits[:, rows[0].shape[1] :]))
 
 

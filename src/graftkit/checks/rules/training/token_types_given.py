@@ -10,6 +10,7 @@ from graftkit.checks.facts import Facts
 from graftkit.checks.live import difference, logits_of, tolerance
 from graftkit.checks.rule import Observation, Rule, failed, held
 from graftkit.findings import Severity
+from graftkit.text import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ def _compared(facts: Facts, key: str, types: Tensor, config: Any) -> Observation
     try:
         seen = logits_of(facts.model, facts.batch)
     except ValueError as error:
-        return failed(f"the batch has no {key}: {str(error).partition(chr(10))[0]}", where=key, **evidence)
+        return failed(f"the batch has no {key}: {first_line(error)}", where=key, **evidence)
     apart, allowed = difference(right, seen), tolerance(facts.model)
     evidence |= {"difference": apart, "tolerance": allowed}
     if apart <= allowed:

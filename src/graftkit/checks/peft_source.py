@@ -1,0 +1,128 @@
+"""PEFT's own source, read as text: importing PEFT brings torch and transformers with it, which takes seconds."""
+
+from __future__ import annotations
+
+import ast
+import enum
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import make_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_PLAIN: Mapping[str, Any] = {kind.__name__: kind for kind in (bool, int, float, str, list, dict, tuple, set)}
+_TYPING: Mapping[str, Any] = {name: getattr(typing, name) for name in ("Any", "Optional", "Union")}
+_DATACLASS, _ENUM, _REGISTER = "dataclass", "Enum", "register_peft_method"
+# A method's configuration is this class with fields of its own, where the text can be followed.
+_BASES = ("PeftConfigMixin", "PeftConfig")
+
+_Classes = Mapping[str, ast.ClassDef]
+
+
+def written_method(peft_type: str) -> tuple[str, Mapping[str, Any]] | None:
+    """How a method's tensors' names begin, and its configuration's fields with their annotations as types.
+
+    Classes that an annotation names are stand-ins of their kind: an enumeration, or a dataclass.
+    Sources: ``__init__.py`` and ``config.py`` of ``peft/tuners/<method>``, ``peft/config.py``,
+    ``peft/utils/peft_types.py``.
+
+    Returns:
+        None where the text does not tell, as of a class derived from another method's: PEFT has to be asked.
+    """
+    try:
+        return _read(peft_type)
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError):
+        return None
+
+
+def _read(peft_type: str) -> tuple[str, Mapping[str, Any]] | None:
+    peft = _home()
+    types = _classes(peft / "utils" / "peft_types.py")
+    if peft_type not in _members(types["PeftType"]):
+        return None
+    method = peft_type.lower()
+    registered = _registration(peft / "tuners" / method / "__init__.py", method)
+    shared, own = _classes(peft / "config.py"), _classes(peft / "tuners" / method / "config.py")
+    config = own[ast.unparse(registered["config_cls"])]
+    if [ast.unparse(base) for base in config.bases] != [_BASES[-1]]:
+        return None
+    names = {**_PLAIN, **_TYPING, **_stand_ins(types), **_stand_ins(own)}
+    fields: dict[str, Any] = {}
+    for cls in (*(shared[name] for name in _BASES), config):
+        fields |= {name: _type(annotation, names) for name, annotation in _fields(cls)}
+    # As register_peft_method does it.
+    prefix = ast.literal_eval(registered["prefix"]) if "prefix" in registered else f"{method}_"
+    return str(prefix), fields
+
+
+def _home() -> Path:
+    found = find_spec("peft")
+    if found is None or found.origin is None:
+        raise LookupError("peft has no source here")
+    return Path(found.origin).parent
+
+
+def _classes(path: Path) -> _Classes:
+    return {node.name: node for node in _statements(path) if isinstance(node, ast.ClassDef)}
+
+
+def _statements(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
+def _members(cls: ast.ClassDef) -> frozenset[str]:
+    """The values of an enumeration of strings."""
+    return frozenset(ast.literal_eval(node.value) for node in cls.body if isinstance(node, ast.Assign))
+
+
+def _registration(path: Path, method: str) -> dict[str, ast.expr]:
+    """The arguments with which the method is registered, by name."""
+    for node in _statements(path):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            given = {str(word.arg): word.value for word in node.value.keywords}
+            if ast.unparse(node.value.func) == _REGISTER and ast.literal_eval(given["name"]) == method:
+                return given
+    raise LookupError(f"{path} registers no {method}")
+
+
+def _fields(cls: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    """The fields that a dataclass's own body declares."""
+    if not _is_dataclass(cls):
+        raise LookupError(f"{cls.name} is no dataclass")
+    for node in cls.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, node.annotation
+
+
+def _is_dataclass(cls: ast.ClassDef) -> bool:
+    return any(ast.unparse(mark).partition("(")[0] == _DATACLASS for mark in cls.decorator_list)
+
+
+def _stand_ins(classes: _Classes) -> dict[str, Any]:
+    """For each enumeration and each dataclass, an empty one of its name."""
+    found: dict[str, Any] = {name: make_dataclass(name, ()) for name, cls in classes.items() if _is_dataclass(cls)}
+    enums = (name for name, cls in classes.items() if any(ast.unparse(b).endswith(_ENUM) for b in cls.bases))
+    return found | {name: enum.Enum(name, ()) for name in enums}
+
+
+def _type(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """The type that an annotation stands for.
+
+    Raises:
+        LookupError: it names something unknown here, or is put in a way that is.
+    """
+    match node:
+        case ast.Constant(value=None):
+            return None
+        case ast.Name(id=name):
+            return names[name]
+        case ast.Tuple(elts=parts):
+            return tuple(_type(part, names) for part in parts)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            return typing.Literal[ast.literal_eval(inner)]
+        case ast.Subscript(value=of, slice=inner):
+            return _type(of, names)[_type(inner, names)]
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return typing.Union[_type(left, names), _type(right, names)]  # noqa: UP007 (of values, not of names)
+    raise LookupError(ast.unparse(node))

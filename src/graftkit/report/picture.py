@@ -1,0 +1,136 @@
+"""The picture of a model: a grid of cells for each tower, a row a kind of weight, a column a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from graftkit.report.data import SiteCell, SiteState, TowerMap
+from graftkit.text import grouped
+
+_STATES: tuple[SiteState, ...] = ("adapted", "possible", "impossible")
+# What a batch passes first is drawn first.
+_STAGES = {"vision": 0, "audio": 0, "projector": 1, "language": 2, "other": 2, "head": 3}
+_STEP = 18  # a cell of 14 units and the gap to the next
+_HEAD = 16  # the height of the layers' numbers
+_LETTER = 6.8  # the width of a letter of the rows' names
+_LONGEST = 30
+_NARROW = 12
+
+
+@dataclass(frozen=True)
+class _Cell:
+    x: int
+    y: int
+    state: SiteState
+    label: str
+
+
+@dataclass(frozen=True)
+class TowerBlock:
+    """One tower drawn as a grid, ``width`` x ``height`` units: a row a kind of weight, a column a layer."""
+
+    name: str
+    caption: str | None
+    sites: int
+    left: int
+    cells: tuple[_Cell, ...]
+    rows: tuple[tuple[int, str], ...]
+    columns: tuple[tuple[int, str], ...]
+    width: int
+    height: int
+    counts: tuple[tuple[SiteState, int], ...]
+    params: int
+    shares: tuple[tuple[SiteState, float], ...]
+    reasons: tuple[tuple[str, int], ...]
+    description: str
+
+
+def tower_rows(towers: Iterable[TowerMap]) -> tuple[tuple[TowerBlock, ...], ...]:
+    """Towers in the order in which a batch passes them; those in one row stand side by side."""
+    rows: dict[int, list[TowerBlock]] = {}
+    for tower in towers:
+        rows.setdefault(_STAGES.get(tower["name"], 2), []).append(_block(tower))
+    return tuple(tuple(rows[stage]) for stage in sorted(rows))
+
+
+def _block(tower: TowerMap) -> TowerBlock:
+    sites = tower["sites"]
+    places = [_place(site["path"]) for site in sites]
+    rows = {key: at for at, key in enumerate(dict.fromkeys(key for key, _ in places))}
+    columns = {layer: at for at, layer in enumerate(sorted({layer for _, layer in places}))}
+    labels = [_shortened(text) for _, text in rows]
+    left = round(_LETTER * max(map(len, ("layer", *labels)))) + 10
+    top = _HEAD if len(columns) > 1 else 0
+    cells = tuple(
+        _cell(site, left + columns[layer] * _STEP, top + rows[key] * _STEP)
+        for site, (key, layer) in zip(sites, places, strict=True)
+    )
+    counts = {state: sum(site["state"] == state for site in sites) for state in _STATES}
+    params = {state: sum(site["params"] for site in sites if site["state"] == state) for state in _STATES}
+    total = sum(params.values())
+    return TowerBlock(
+        name=tower["name"],
+        caption=tower.get("caption"),
+        sites=len(sites),
+        left=left,
+        cells=cells,
+        rows=tuple((top + at * _STEP, label) for at, label in enumerate(labels)),
+        columns=_column_labels(columns, left) if top else (),
+        width=left + len(columns) * _STEP,
+        height=top + len(rows) * _STEP,
+        counts=tuple((state, counts[state]) for state in _STATES),
+        params=total,
+        shares=tuple((state, round(100 * params[state] / total, 1) if total else 0.0) for state in _STATES),
+        reasons=_reasons(sites),
+        description=f"{tower['name']}: {counts['adapted']} of {len(sites)} weights adapted, "
+        f"{counts['possible']} more could be, {counts['impossible']} cannot be",
+    )
+
+
+def _place(path: str) -> tuple[tuple[str, str], int]:
+    """A site's row (the part of its path before and after the layer's number) and its layer.
+
+    A site outside the layers has a row of its own, in the first column.
+    """
+    parts = path.split(".")
+    for at, part in enumerate(parts[:-1]):
+        if part.isdigit():
+            return (".".join(parts[:at]), ".".join(parts[at + 1 :])), int(part)
+    return (".".join(parts[:-1]), parts[-1]), 0
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else "…" + text[-(_LONGEST - 1) :]
+
+
+def _column_labels(columns: Mapping[int, int], left: int) -> tuple[tuple[int, str], ...]:
+    """The layers' numbers; of many, every fifth, so that they do not run into each other."""
+    every = 1 if len(columns) <= _NARROW else 5
+    return tuple((left + 7 + at * _STEP, str(layer)) for layer, at in columns.items() if at % every == 0)
+
+
+def _cell(site: SiteCell, x: int, y: int) -> _Cell:
+    state = site["state"]
+    if state not in _STATES:
+        raise ValueError(f"{site['path']}: state {state!r} is not one of {', '.join(_STATES)}")
+    words = f"{site['path']} — {_STATE_WORDS[state]}, {grouped(site['params'])} parameters"
+    reason = site.get("reason")
+    return _Cell(x, y, state, f"{words}: {reason}" if reason else words)
+
+
+_STATE_WORDS: dict[SiteState, str] = {
+    "adapted": "adapted",
+    "possible": "could be adapted",
+    "impossible": "cannot be adapted",
+}
+
+
+def _reasons(sites: Sequence[SiteCell]) -> tuple[tuple[str, int], ...]:
+    """Why sites of the tower are not adapted, most frequent first, with how many sites each concerns."""
+    counts: dict[str, int] = {}
+    for site in sites:
+        reason = site.get("reason")
+        if reason and site["state"] != "adapted":
+            counts[reason] = counts.get(reason, 0) + 1
+    return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
