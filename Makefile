@@ -15,9 +15,10 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow"
 
+# DeepSpeed builds with the ninja that it brings, which has to be found like a command.
 test-distributed: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[distributed]"
-	$(BIN)/python -m pytest -m "distributed"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "distributed"
 
 # GRAFTKIT_FUZZ_EXAMPLES says how many mutations each test tries.
 fuzz: $(STAMP)

@@ -19,7 +19,7 @@ def page(rule: Rule) -> str:
     """A rule's page as Markdown: what it finds, why that is bad, an example, the fix and how safe it is."""
     sections = (
         ("What it checks", f"{rule.title[0].upper()}{rule.title[1:]}."),
-        ("Why it matters", f"{rule.why[0].upper()}{rule.why[1:]}."),
+        ("Why it matters", f"{rule.why[0].upper()}{rule.why[1:].rstrip('.')}."),
         ("Example", rule.example),
         ("What to do", f"{rule.help[0].upper()}{rule.help[1:]}."),
         ("How safe that is", rule.safety),

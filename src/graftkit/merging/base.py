@@ -16,6 +16,7 @@ from graftkit.merging.transfer import told_as
 from graftkit.surveying import hub
 from graftkit.surveying.build import build_on_meta, model_class_for
 from graftkit.surveying.load import load_config, remote_model_class
+from graftkit.text import named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,7 +129,7 @@ def _fetched(repo_id: str, revision: str | None) -> Path:
         raise SourceError(
             "the base's weights are not on this machine",
             where=repo_id,
-            why=f"{type(error).__name__}: {error}".splitlines()[0],
+            why=named(error),
             help=f"fetch them with `hf download {repo_id}`, or name a folder",
             code="weights-not-local",
         ) from error

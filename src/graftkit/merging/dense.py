@@ -13,6 +13,7 @@ from graftkit.merging.plan import Job, MergePlan, Part
 from graftkit.merging.shards import torch_dtype
 from graftkit.merging.terms import DoraTerm, Window, factors
 from graftkit.merging.transfer import buffer_of, opened
+from graftkit.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:
     try:
         storage = torch.UntypedStorage.from_file(str(shard.path), False, shard.size)
     except RuntimeError as error:
-        raise base_unreadable(shard.path, str(error).splitlines()[0]) from error
+        raise base_unreadable(shard.path, first_line(error)) from error
     whole = torch.empty(0, dtype=dtype)
     whole.set_(storage, stored.begin // dtype.itemsize, stored.shape)  # type: ignore[call-overload]
     return whole.view(plan.base.shapes[param])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from graftkit.errors import OutputError
-from graftkit.files import check_replaceable, write_text
+from graftkit.files import check_replaceable, refuse_read_only, write_text
 from graftkit.merging.errors import MergeError
 
 REPORT_NAME = "merge_report.json"
@@ -140,7 +140,7 @@ def workplace(out: str | Path) -> Iterator[Workplace]:
     check_replaceable(target, REPORT_NAME)
     with told_where(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_writable(target)
+        refuse_read_only(target)
         place.root.mkdir(exist_ok=True)
         lock = (place.root / _LOCK).open("w")
     with lock:
@@ -187,13 +187,6 @@ def _lock(file: IO[str], place: Workplace) -> None:
         help="wait for it, or name another folder",
         code="merge-busy",
     )
-
-
-def _check_writable(target: Path) -> None:
-    """A folder whose mode forbids writing is meant to stay as it is, even where root could."""
-    for path in (target, target.parent):
-        if path.exists() and not path.stat().st_mode & 0o200:
-            raise PermissionError(13, "the folder is read-only", str(path))
 
 
 def check_space(target: Path, needed: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from graftkit.errors import RecipeError
 from graftkit.files import write_text
+from graftkit.text import first_line
 
 # A recipe is a page or two; naming a dataset or a weight file instead is an easy slip, and must not read it.
 _MAX_BYTES = 2**20
@@ -108,7 +109,7 @@ def _parse(text: str, path: Path) -> Any:
 
 def _from_parser(error: Any, path: Path) -> RecipeError:
     mark = getattr(error, "problem_mark", None)
-    why = getattr(error, "problem", None) or str(error).strip().partition("\n")[0]
+    why = getattr(error, "problem", None) or first_line(error)
     where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
     return RecipeError("the recipe is not valid YAML", where=where, why=why, code="recipe-syntax")
 

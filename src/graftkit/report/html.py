@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, get_args
 
 from graftkit.files import refuse_read_only, write_text
 from graftkit.report.chart import drawn
-from graftkit.report.data import Chart, Check, Figure, ReportData, SavedFile, Verdict
+from graftkit.report.data import Check, Figure, ReportData, Verdict
 from graftkit.report.picture import tower_rows
 from graftkit.report.sample import drawn_sample
 from graftkit.text import grouped, size
-
-__all__ = ["Chart", "ReportData", "SavedFile", "render_report", "write_report"]
 
 if TYPE_CHECKING:
     import os

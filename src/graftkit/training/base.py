@@ -15,6 +15,7 @@ from graftkit.surveying.build import quiet_transformers
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.walk import survey
 from graftkit.surveying.weights import load_model
+from graftkit.text import named
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -84,8 +85,7 @@ def _processor(name: str, modalities: tuple[str, ...], trust_remote_code: bool) 
         with quiet_transformers():
             found = loader.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # each kind of file has its own
-        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise _no_processor(name, modalities, why) from error
+        raise _no_processor(name, modalities, named(error)) from error
     # Where a processor's own class cannot be loaded, AutoProcessor hands out a part of it.
     if not isinstance(found, kind):
         raise _no_processor(name, modalities, f"what lies there is a {type(found).__name__}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import Recipe
+from graftkit.text import named
 from graftkit.training.contents import texts_kept
 from graftkit.training.sound_columns import sounds_found
 from graftkit.training.sound_folders import name_of, sounds_named, table_of_sounds
@@ -113,7 +114,7 @@ def _unreadable(path: str, error: Exception) -> DataError:
     return DataError(
         "the data cannot be read",
         where=path,
-        why=f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}",
+        why=named(cause),
         help="name a local file or folder, or a dataset that the cache holds; a split must exist",
         code="data-unreadable",
     )

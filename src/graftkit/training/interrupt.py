@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from graftkit.training.processes import any_asked
+from graftkit.training.processes import any_asked, launcher_is_gone
 
 # A launcher sends its processes what the terminal has sent them already: so soon after, it is the same wish.
 _SAME_WISH_S = 1.0
@@ -20,13 +21,15 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]  # transformers is
     """Turns the first interrupt into "save and stop".
 
     Several processes hear of it at different moments: at the end of each step they agree whether any of them has.
+    A launcher that was killed asks for the same.
 
     Attributes:
-        asked: whether the user pressed Ctrl-C.
+        asked: whether the user pressed Ctrl-C, or killed the launcher.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._parent = os.getppid()
         self._heard_at = 0.0
         self._before: Any = None
 
@@ -35,7 +38,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]  # transformers is
             self._before = signal.signal(signal.SIGINT, self._ask)
 
     def on_step_end(self, args: Any, _state: Any, control: Any, **_: Any) -> None:
-        self.asked = any_asked(self.asked, args)
+        self.asked = any_asked(self.asked or launcher_is_gone(self._parent), args)
         if self.asked:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False

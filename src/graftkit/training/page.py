@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.env import environment
 from graftkit.report.chart import Curve
+from graftkit.report.data import Chart, ReportData, SavedFile
 from graftkit.report.findings_page import checks_of
-from graftkit.report.html import Chart, ReportData, SavedFile, write_report
+from graftkit.report.html import write_report
 from graftkit.report.model import towers_of
 from graftkit.text import count
 

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import TrainingError
+from graftkit.training.checkpoints import Sharing
 from graftkit.training.ranks import summed
+
+# DeepSpeed's stages, as its checkpoints tell them apart.
+_STAGES = (Sharing.ZERO_0, Sharing.ZERO_2, Sharing.ZERO_2, Sharing.ZERO_3)
 
 
 def check_together(args: Any) -> None:
@@ -56,6 +60,19 @@ def check_recomputation(args: Any) -> None:
         )
 
 
+def sharing_of(args: Any) -> Sharing:
+    """How this run's processes share out what a checkpoint holds.
+
+    Args:
+        args: the trainer's, made in this process.
+    """
+    if args.deepspeed_plugin is not None:
+        return _STAGES[args.deepspeed_plugin.zero_stage]
+    # The trainer reads the one, and accelerate the other.
+    fsdp = args.fsdp_plugin_args is not None or _in_environment("ACCELERATE_USE_FSDP")
+    return Sharing.FSDP if fsdp else Sharing.NONE
+
+
 def check_parallelism(trainer: Any) -> None:
     """Check that FSDP or DeepSpeed, where it was asked for, is in effect.
 
@@ -76,7 +93,8 @@ def check_parallelism(trainer: Any) -> None:
             f"{missing} was asked for and is not in effect",
             where=f"accelerate: {actual}, {trainer.args.world_size} processes on {trainer.args.device.type}",
             why="accelerate takes it up between processes on accelerators; DeepSpeed on a CPU without use_cpu",
-            help="leave it out, or start the processes with accelerate launch on such a machine",
+            help="start the processes with accelerate launch on such a machine; in place of FSDP, on any device: "
+            "args: {model_init_kwargs: {distributed_config: {fsdp_size: N}}, save_only_model: true}",
             code="parallelism-off",
         )
 
@@ -88,6 +106,19 @@ def any_asked(here: bool, args: Any) -> bool:
     import torch
 
     return bool(summed(torch.tensor([float(here)], device=args.device)).item())
+
+
+def launcher_is_gone(parent: int) -> bool:
+    """Whether the launcher was killed and had no chance to end this process, which would train on unseen.
+
+    torchrun, which accelerate starts processes with, puts each into a session of its own
+    (``torch.distributed.elastic.multiprocessing.subprocess_handler``): what kills the launcher's process group
+    does not reach them, and a run that resumes theirs would share its folder with them.
+
+    Args:
+        parent: the process that this one was a child of when it began.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != parent
 
 
 def save_whole(trainer: Any, folder: Path) -> None:

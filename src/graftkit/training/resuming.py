@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import TrainingError
+from graftkit.training.checkpoints import Sharing, Written, written
+from graftkit.training.processes import sharing_of
 
 if TYPE_CHECKING:
-    from transformers import TrainerState
+    from transformers import TrainerCallback
+
+_log = logging.getLogger(__name__)
 
 
 def train_from(trainer: Any, checkpoint: Path | None) -> None:
@@ -19,30 +25,84 @@ def train_from(trainer: Any, checkpoint: Path | None) -> None:
 
     Args:
         trainer: a transformers trainer.
-        checkpoint: the whole one to go on from; None to begin.
-
-    Raises:
-        TrainingError: ``nothing-to-resume``: all steps are done, and what they left is in parts.
+        checkpoint: the whole one to go on from, which fits (:func:`check_fits`); None to begin.
     """
     if checkpoint is None:
         trainer.train()
         return
-    state = _state(checkpoint)
-    if not 0 < trainer.args.max_steps <= state.global_step:
+    trainer.add_callback(_ends_when_done())
+    try:
         trainer.train(resume_from_checkpoint=str(checkpoint))
-        return
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise TrainingError(
-            f"all {trainer.args.max_steps} steps are done",
-            where=str(checkpoint),
-            help="raise args.max_steps to train on; this checkpoint holds the result",
-            code="nothing-to-resume",
+    except _AllDone:
+        trainer._finalize_training(None, 0, time.time())
+
+
+def check_fits(checkpoint: Path, args: Any) -> None:
+    """Check that this run can go on from what another left.
+
+    Where each process holds everything, another number of processes is told, and goes on: of the random states
+    some are then missing.
+
+    Args:
+        checkpoint: a whole one.
+        args: the trainer's, made in this process.
+
+    Raises:
+        TrainingError: ``cannot-resume``: the state of the optimizer is not there, or was shared out otherwise than
+            it is in this run.
+    """
+    was, sharing = written(checkpoint), sharing_of(args)
+    if not was.trains_on:
+        raise _unfit(
+            "the checkpoint holds an adapter alone",
+            checkpoint,
+            "without the optimizer's state and its schedule the curve would not be the same",
+            "leave save_only_model out; or train the adapter on in a run of its own",
         )
-    trainer._load_from_checkpoint(str(checkpoint))
-    trainer.state = state
+    if was.sharing is not sharing:
+        raise _unfit(
+            "the checkpoint was written in another way than this run would read it",
+            checkpoint,
+            f"written under {was.sharing}; this run is under {sharing}",
+            "start it as the run that was cut was started",
+        )
+    if was.processes != args.world_size:
+        _check_number(checkpoint, was, args)
 
 
-def _state(checkpoint: Path) -> TrainerState:
-    from transformers import TrainerState
+def _check_number(checkpoint: Path, was: Written, args: Any) -> None:
+    if was.sharing in (Sharing.ZERO_2, Sharing.ZERO_3):
+        raise _unfit(
+            f"{was.processes} processes wrote the checkpoint, and {args.world_size} are to go on",
+            checkpoint,
+            "each holds a part of the optimizer's state, and DeepSpeed does not share it out anew",
+            f"start {was.processes} processes",
+        )
+    if args.process_index == 0:
+        _log.warning(
+            "%s was written by %d processes, and %d go on: the same curve needs as many, with as many rows each",
+            checkpoint.name,
+            was.processes,
+            args.world_size,
+        )
 
-    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+def _unfit(what: str, checkpoint: Path, why: str, help: str) -> TrainingError:
+    return TrainingError(what, where=str(checkpoint), why=why, help=help, code="cannot-resume")
+
+
+class _AllDone(Exception):  # noqa: N818  # no error: it leads out of the trainer's loop
+    """No step is left."""
+
+
+def _ends_when_done() -> TrainerCallback:
+    from transformers import TrainerCallback
+
+    class EndsWhenDone(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+        """The checkpoint is loaded by now, in every way that it can be shared out."""
+
+        def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            if state.global_step >= state.max_steps:
+                raise _AllDone
+
+    return EndsWhenDone()

@@ -19,7 +19,7 @@ from graftkit.training.base import Base, load_base
 from graftkit.training.checkpoints import resume_point
 from graftkit.training.data import Data, load_data
 from graftkit.training.processes import check_parallelism, check_recomputation, check_together, save_whole
-from graftkit.training.resuming import train_from
+from graftkit.training.resuming import check_fits, train_from
 from graftkit.training.sharded import check_attachable, check_sharding
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def train(
     check_recomputation(args)
     check_sharding(recipe, args, resume)
     checkpoint = resume_point(Path(args.output_dir)) if resume else None
+    if checkpoint is not None:
+        check_fits(checkpoint, args)
     tell("reading the data")
     data = load_data(recipe)
     tell("loading the model")
