@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import itertools
@@ -70,12 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _start_quickly() -> None:
-    """Most of a short command is imports, a fifth of which is avoidable."""
+    """Most of a short command is imports, a fifth of which is avoidable, and taking them down again."""
     # bitsandbytes asks for the compiler as it is imported, and with it for all of torch's inductor. Nothing that
     # graft runs is compiled.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Modules are made to stay: looking through them every 700 new objects finds nothing.
     gc.set_threshold(100_000, 20, 50)
+    # What is left at the end goes with the process: looking through it once more takes a second.
+    atexit.register(gc.freeze)
 
 
 def _run(words: list[str]) -> int:
