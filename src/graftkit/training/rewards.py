@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import DataError
+from graftkit.recipes.problems import meant
 
 Reward = Callable[..., list[float]]
 # A hyphen after a digit or a letter is no sign; commas part thousands.
@@ -56,10 +56,9 @@ def rewards_named(names: str | Sequence[str] | None, home: Path) -> list[Reward]
 def _imported(name: str, home: Path) -> Reward:
     module, colon, function = name.partition(":")
     if not colon:
-        near = difflib.get_close_matches(name, _BUILT_IN, n=1)
         raise DataError(
             f"no built-in reward {name!r}",
-            help=f"did you mean {near[0]}?" if near else f"one of {', '.join(_BUILT_IN)}, or module:function",
+            help=meant(name, tuple(_BUILT_IN)) or f"one of {', '.join(_BUILT_IN)}, or module:function",
             code="reward",
         )
     sys.path.insert(0, str(home))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import TrainingError
-from graftkit.recipes.problems import meant
+from graftkit.recipes.problems import meant_or_known
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -88,7 +88,7 @@ def _check_keys(asked: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(DistributedConfig)]
     strange = next((key for key in asked if key not in known), None)
     if strange is not None:
-        advice = meant(strange, known) or f"known keys: {', '.join(known)}"
+        advice = meant_or_known(strange, known)
         raise _refused(f"there is no key {strange!r} here", "transformers would ignore it", advice)
 
 

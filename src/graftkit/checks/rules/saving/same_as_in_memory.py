@@ -30,7 +30,7 @@ def _check(facts: Facts) -> Observation:
     figures: dict[str, Any] = {
         "tensors": len(facts.adapter.tensors),
         "in_memory": len(kept.shapes),
-        "compared": "bits" if kept.values else "names and shapes",
+        "compared": _how(facts.adapter, kept),
         **{name: len(found) for name, found in seen.faults.items()},
     }
     if any(seen.faults.values()):
@@ -40,6 +40,13 @@ def _check(facts: Facts) -> Observation:
     if not kept.values:
         return held(f"{len(kept.shapes)} tensors, each of the shape it has in memory", **figures)
     return held(f"{len(kept.shapes)} tensors, each bit for bit as in memory", **figures)
+
+
+def _how(file: AdapterFile, kept: _Kept) -> str:
+    """What was compared of the file's tensors: weights of a base in parts have no values here."""
+    if not kept.values:
+        return "names and shapes"
+    return "bits" if file.tensors.keys() <= kept.values.keys() else "bits, and names of the base's"
 
 
 def _adapter_in(file: AdapterFile, model: PeftModel) -> str:
@@ -68,16 +75,16 @@ class _Kept:
             return cls(shapes, frozenset({*shapes, *_names(model, adapter)}), {})
         from peft import get_peft_model_state_dict
 
+        every = model.state_dict()
         # PEFT gathers what is shared out, which takes every process at once; an adapter's own tensors are whole.
-        state = {name: tensor for name, tensor in model.state_dict().items() if not is_part(tensor)}
+        state = {name: tensor for name, tensor in every.items() if not is_part(tensor)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT has to say, it said when it saved
             tensors = get_peft_model_state_dict(
                 model, state_dict=state, adapter_name=adapter, save_embedding_layers=False
             )
         shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-        values = {**state, **tensors}
-        return cls(shapes, frozenset({*values, *_names(model, adapter)}), values)
+        return cls(shapes, frozenset({*every, *tensors}), {**state, **tensors})
 
 
 def _shapes_of_parts(model: PeftModel, adapter: str) -> Iterator[tuple[str, tuple[int, ...]]]:
