@@ -28,11 +28,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m graftkit.checks.pages docs/rules --check
+	$(BIN)/python -m graftkit.checks.engine.pages docs/rules --check
 	$(BIN)/python -m graftkit.recipes.write docs/recipe.schema.json --check
 
 docs: $(STAMP)
-	$(BIN)/python -m graftkit.checks.pages docs/rules
+	$(BIN)/python -m graftkit.checks.engine.pages docs/rules
 	$(BIN)/python -m graftkit.recipes.write docs/recipe.schema.json
 
 format: $(STAMP)

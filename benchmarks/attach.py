@@ -30,7 +30,7 @@ def main() -> None:
 def _cases() -> list[tuple[str, Any, list[str], str]]:
     from transformers import Qwen3MoeConfig
 
-    from graftkit.surveying.load import load_config
+    from graftkit.surveying.sources.config import load_config
 
     gemma = load_config("google/gemma-4-31B-it").config
     qwen = Qwen3MoeConfig(num_experts=64, num_experts_per_tok=8, num_hidden_layers=48)
@@ -42,7 +42,7 @@ def _measure(name: str, config: Any, targets: list[str], regex: str) -> None:
     from peft import LoraConfig, get_peft_model
 
     import graftkit as gk
-    from graftkit.surveying.build import build_on_meta
+    from graftkit.surveying.sources.build import build_on_meta
 
     plan = gk.plan(config, targets=targets)
     stock = LoraConfig(target_modules=regex, task_type="CAUSAL_LM", r=16)

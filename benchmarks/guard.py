@@ -80,7 +80,7 @@ def _measure(name: str, model: Any, batch: dict[str, Any], every: int) -> None:
     from transformers.trainer_callback import PrinterCallback
 
     import graftkit as gk
-    from graftkit.training.guard import Guard
+    from graftkit.training.guard.guard import Guard
 
     adapted = gk.attach(model, gk.plan(model, targets="all-linear", r=16))
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)

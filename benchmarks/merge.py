@@ -125,7 +125,7 @@ def _measure(code: str, folder: Path) -> dict[str, float]:
 
 def write_base(folder: Path, wanted: int) -> int:
     """Write a checkpoint of about ``wanted`` bytes; returns its true size."""
-    from graftkit.surveying.build import build_on_meta
+    from graftkit.surveying.sources.build import build_on_meta
 
     folder.mkdir()
     config = _config(wanted)
@@ -180,8 +180,8 @@ def write_adapter(base: Path, folder: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    from graftkit.surveying.build import build_on_meta
-    from graftkit.surveying.load import load_config
+    from graftkit.surveying.sources.build import build_on_meta
+    from graftkit.surveying.sources.config import load_config
 
     folder.mkdir()
     targets = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"

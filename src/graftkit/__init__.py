@@ -12,10 +12,10 @@ from graftkit._version import __version__
 
 if TYPE_CHECKING:
     from graftkit.adapters.migrate import migrate
+    from graftkit.attaching.as_linear import as_linear
+    from graftkit.attaching.attach import attach
+    from graftkit.attaching.enable import disable, enable
     from graftkit.attaching.initialize import initialize
-    from graftkit.attaching.inner import attach
-    from graftkit.attaching.names import disable, enable
-    from graftkit.attaching.subclass import as_linear
     from graftkit.attaching.unwrap import unwrap
     from graftkit.checks.check import check
     from graftkit.checks.doctor import doctor
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from graftkit.merging.merge import merge
     from graftkit.planning.plan import Plan, plan
     from graftkit.surveying.sites import ModelMap, Site
-    from graftkit.surveying.walk import survey
-    from graftkit.training.guard import Guard
+    from graftkit.surveying.survey import survey
+    from graftkit.training.guard.guard import Guard
     from graftkit.training.run import train
     from graftkit.twins.batch import example_batch
     from graftkit.twins.build import twin
@@ -62,24 +62,24 @@ __all__ = [
 _HOME = {
     "Finding": "findings",
     "GraftError": "errors",
-    "Guard": "training.guard",
+    "Guard": "training.guard.guard",
     "ModelMap": "surveying.sites",
     "Plan": "planning.plan",
     "Report": "findings",
     "Severity": "findings",
     "Site": "surveying.sites",
-    "as_linear": "attaching.subclass",
-    "attach": "attaching.inner",
+    "as_linear": "attaching.as_linear",
+    "attach": "attaching.attach",
     "check": "checks.check",
-    "disable": "attaching.names",
+    "disable": "attaching.enable",
     "doctor": "checks.doctor",
-    "enable": "attaching.names",
+    "enable": "attaching.enable",
     "example_batch": "twins.batch",
     "initialize": "attaching.initialize",
     "merge": "merging.merge",
     "migrate": "adapters.migrate",
     "plan": "planning.plan",
-    "survey": "surveying.walk",
+    "survey": "surveying.survey",
     "train": "training.run",
     "twin": "twins.build",
     "unwrap": "attaching.unwrap",

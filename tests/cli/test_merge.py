@@ -73,7 +73,7 @@ def test_for_people(base: Path, adapter: Path, tmp_path: Path) -> None:
 
 def test_progress_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The file, bytes of bytes, the rate, and the time left."""
-    from graftkit.cli.merge import _bar
+    from graftkit.cli.commands.merge import _bar
     from graftkit.merging.report import Progress
 
     for name, value in {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}.items():

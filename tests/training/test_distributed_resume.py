@@ -31,7 +31,7 @@ from tests.training.test_distributed import (
     zero,
 )
 
-from graftkit.training.checkpoints import last_whole_checkpoint, written
+from graftkit.training.checkpointing.checkpoints import last_whole_checkpoint, written
 
 pytestmark = pytest.mark.distributed
 

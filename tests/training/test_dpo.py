@@ -10,10 +10,10 @@ from tests.training.small import loads_in_stock_peft, preferences, save_model, t
 
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.training.arguments import trainer_arguments
-from graftkit.training.base import load_base
-from graftkit.training.data import load_data
-from graftkit.training.dpo import dpo_trainer
+from graftkit.training.data.load import load_data
+from graftkit.training.model import load_base
 from graftkit.training.run import train
+from graftkit.training.trainers.dpo import dpo_trainer
 
 PAIRS = 128
 ARGS = {

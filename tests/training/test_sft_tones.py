@@ -11,7 +11,7 @@ from tests.training.proof import reloaded, run
 from tests.training.small import QUICK
 from tests.training.tones import write_tones
 
-from graftkit.training.audio import AudioCollator
+from graftkit.training.data.audio_collator import AudioCollator
 
 ARGS = {
     "max_steps": 150,

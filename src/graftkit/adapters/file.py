@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AdapterError, SourceError
-from graftkit.surveying.headers import TensorHeader, parse_json, read_headers
+from graftkit.surveying.checkpoint.headers import TensorHeader, parse_json, read_headers
 
 if TYPE_CHECKING:
     import torch

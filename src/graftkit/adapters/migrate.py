@@ -21,12 +21,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, raw_header, read_adapter
-from graftkit.adapters.landing import Landing, land
+from graftkit.adapters.placement import Landing, land
 from graftkit.attaching.redirect import Scene, renamed, retargeted
 from graftkit.errors import AdapterError
 from graftkit.files import folder_when_whole, write_text
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap
-from graftkit.surveying.walk import survey
+from graftkit.surveying.survey import survey
 
 RECORD_NAME = "graftkit_migration.json"
 # What else of an adapter folder is worth taking along: model card, tokenizer, chat template.

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.inner import attach
+from graftkit.attaching.attach import attach
 from graftkit.errors import AttachError, MissingDependencyError
 from graftkit.planning.initializers import DATA_DRIVEN
 from graftkit.planning.plan import Plan

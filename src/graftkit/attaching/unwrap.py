@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.inner import adapted_sites
+from graftkit.attaching.attach import adapted_sites
 from graftkit.attaching.redirect import Scene, renamed, retargeted
 from graftkit.errors import AttachError
 

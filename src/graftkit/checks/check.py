@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile, read_adapter, unreadable, without_tensors
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Rule
+from graftkit.checks.adapter_files.view import TensorData
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Rule
+from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import rules_of
-from graftkit.checks.runner import run
-from graftkit.checks.saved import TensorData
 from graftkit.engines import Engine, engine_named
 from graftkit.errors import AdapterError
 from graftkit.findings import Finding, Report, Source
 from graftkit.recipes.settings import CheckSettings
 from graftkit.surveying.sites import ModelMap
-from graftkit.surveying.walk import survey
+from graftkit.surveying.survey import survey
 
 # The folder is an adapter's, and its weights are what is wrong: a finding, not a failure of the tool.
 _FINDINGS = frozenset({"adapter-pickle", "adapter-weights"})

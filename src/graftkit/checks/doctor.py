@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.adapters.file import CONFIG_NAME, read_config
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Rule
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Rule
+from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules
-from graftkit.checks.runner import decidable, run
 from graftkit.env import environment
 from graftkit.errors import ModelTypeError, PlanError
 from graftkit.findings import Report
@@ -19,9 +19,9 @@ from graftkit.planning.plan import config_dict
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import training_of
-from graftkit.surveying.load import load_config
 from graftkit.surveying.sites import ModelMap
-from graftkit.surveying.walk import survey, survey_loaded
+from graftkit.surveying.sources.config import load_config
+from graftkit.surveying.survey import survey, survey_loaded
 
 # What can be known without a live model, a batch or the data of an adapter.
 STATIC = ("environment", "config", "base", "peft_config", "plan", "recipe", "training", "processor", "checkpoint")

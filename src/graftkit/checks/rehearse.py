@@ -9,23 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.inner import attach, attach_stock
+from graftkit.attaching.attach import attach, attach_stock
 from graftkit.checks.doctor import STATIC, static_facts
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import leaving_no_trace, sits_in_layers
-from graftkit.checks.rule import Rule
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Rule
+from graftkit.checks.engine.runner import decidable, run
+from graftkit.checks.probes.forward import leaving_no_trace, sits_in_layers
 from graftkit.checks.rules import all_rules
-from graftkit.checks.runner import decidable, run
 from graftkit.errors import AttachError, BuildError, PlanError
 from graftkit.findings import Report
 from graftkit.planning.quantization import plan_quantization
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training, training_of
-from graftkit.surveying import hub
-from graftkit.surveying.build import quiet_transformers
-from graftkit.surveying.walk import survey
-from graftkit.surveying.weights import load_model
+from graftkit.surveying.sources import hub
+from graftkit.surveying.sources.build import quiet_transformers
+from graftkit.surveying.sources.live_model import load_model
+from graftkit.surveying.survey import survey
 from graftkit.twins.batch import example_batch
 from graftkit.twins.build import twin
 

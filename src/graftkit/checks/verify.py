@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import adapted_layers, leaving_no_trace, sits_in_layers
-from graftkit.checks.rule import Rule
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Rule
+from graftkit.checks.engine.runner import decidable, run
+from graftkit.checks.probes.forward import adapted_layers, leaving_no_trace, sits_in_layers
 from graftkit.checks.rules import all_rules, rules_of
-from graftkit.checks.runner import decidable, run
 from graftkit.errors import VerifyError
 from graftkit.findings import Report
 from graftkit.planning.plan import Plan, config_dict

@@ -57,7 +57,7 @@ def run_and_fix(
     """Run the checks; with ``fix``, write what can be mended, say so on stderr, and run them again."""
     if not fix:
         return check()
-    from graftkit.checks.fixing import fix_all
+    from graftkit.checks.engine.fixing import fix_all
 
     report, mended = fix_all(check, recipe=recipe, adapter=adapter)
     _tell(mended, {"recipe": recipe, "adapter": adapter})

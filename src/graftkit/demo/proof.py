@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.live import difference, logits_of, tolerance, wrapper_effect
+from graftkit.checks.probes.forward import difference, logits_of, tolerance, wrapper_effect
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.inner import attach
+from graftkit.attaching.attach import attach
 from graftkit.checks.verify import contract, verify
 from graftkit.demo.digits import DigitSplit, load_digit_split
 from graftkit.demo.page import page_of
@@ -24,7 +24,7 @@ from graftkit.findings import Report, Severity
 from graftkit.planning.plan import plan
 from graftkit.report.html import write_report
 from graftkit.surveying.sites import ModelMap
-from graftkit.surveying.walk import survey
+from graftkit.surveying.survey import survey
 from graftkit.text import percent, table
 from graftkit.twins.build import twin
 

@@ -15,17 +15,17 @@ from typing import Any
 from graftkit._version import __version__
 from graftkit.adapters.file import AdapterFile, read_adapter
 from graftkit.files import check_replaceable, write_text
-from graftkit.merging.base import read_base
+from graftkit.merging.checkpoint.base import read_base
+from graftkit.merging.checkpoint.shards import INDEX
+from graftkit.merging.checkpoint.tied_weights import untied_config
 from graftkit.merging.errors import MergeError, adapter_unreadable, base_unreadable
-from graftkit.merging.layout import Layout, lay_out
+from graftkit.merging.io.read import Unreadable, copy_file, opened, told_as
+from graftkit.merging.io.shard_layout import Layout, lay_out
+from graftkit.merging.io.shard_writer import Crew, crew, finish, write_shard
+from graftkit.merging.io.staging import REPORT_NAME, Workplace, check_space, told_where, workplace
 from graftkit.merging.plan import MergePlan, Weighted, make_plan
-from graftkit.merging.publish import REPORT_NAME, Workplace, check_space, told_where, workplace
 from graftkit.merging.report import MergeReport, Progress
-from graftkit.merging.shards import INDEX
-from graftkit.merging.ties import untied_config
-from graftkit.merging.transfer import Unreadable, copy_file, opened, told_as
 from graftkit.merging.verify import Evidence, new_index, read_choice, verify_folder, verify_shard
-from graftkit.merging.write import Crew, crew, finish, write_shard
 
 Adapters = str | Path | Mapping[str, float] | Mapping[Path, float]
 

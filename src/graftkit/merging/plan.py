@@ -10,16 +10,16 @@ from types import MappingProxyType
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile
-from graftkit.merging.base import Base
-from graftkit.merging.blocks import Block, Placed, matrix_shape, place
-from graftkit.merging.changes import Added, Change, Layer, LowRank, Rows, Whole
-from graftkit.merging.effects import Effects, read_effects
+from graftkit.merging.adapter.changes import Added, Change, Layer, LowRank, Rows, Whole
+from graftkit.merging.adapter.effects import Effects, read_effects
+from graftkit.merging.adapter.layerwise import LayerShop
+from graftkit.merging.arithmetic.terms import covers
+from graftkit.merging.checkpoint.base import Base
+from graftkit.merging.checkpoint.block_map import Block, Placed, matrix_shape, place
+from graftkit.merging.checkpoint.shards import FLOATS, Shard, Stored
+from graftkit.merging.checkpoint.tied_weights import Ties, settle
+from graftkit.merging.checkpoint.weight_conversion import Group
 from graftkit.merging.errors import MergeError
-from graftkit.merging.groups import Group
-from graftkit.merging.layerwise import LayerShop
-from graftkit.merging.shards import FLOATS, Shard, Stored
-from graftkit.merging.terms import covers
-from graftkit.merging.ties import Ties, settle
 from graftkit.text import percent, size, table
 
 # Single precision has 16 bits to spare over bfloat16. With so many products an element, less than one element in
@@ -181,7 +181,8 @@ def make_plan(base: Base, adapters: Sequence[Weighted], tied: str | None) -> Mer
             ``"share"`` to change them all, ``"untie"`` to give the adapted one a weight of its own.
 
     Raises:
-        MergeError: as :func:`graftkit.merging.effects.read_effects` and :func:`graftkit.merging.ties.settle`;
+        MergeError: as :func:`graftkit.merging.adapter.effects.read_effects` and
+            :func:`graftkit.merging.checkpoint.tied_weights.settle`;
             ``merge-missing-weight`` where the base's files do not hold a weight that is adapted, and
             ``merge-dtype`` where they hold it in a type that is not floating-point.
     """

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import SourceError
-from graftkit.merging.compute import Terms, exact_rows, read_rows
+from graftkit.merging.arithmetic.compute import Terms, exact_rows, read_rows
+from graftkit.merging.arithmetic.rounding import rounded
+from graftkit.merging.checkpoint.shards import INDEX
 from graftkit.merging.errors import base_unreadable, output_unreadable
-from graftkit.merging.layout import Layout, lay_out
+from graftkit.merging.io.read import Opened, buffer_of, opened, same_bytes, told_as
+from graftkit.merging.io.shard_layout import Layout, lay_out
+from graftkit.merging.io.shard_writer import workers
 from graftkit.merging.plan import Job, MergePlan
-from graftkit.merging.rounding import rounded
-from graftkit.merging.shards import INDEX
-from graftkit.merging.transfer import Opened, buffer_of, opened, same_bytes, told_as
-from graftkit.merging.write import workers
 from graftkit.text import percent, size
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from graftkit.planning.quantization import QuantizationPlan, plan_quantization
 from graftkit.planning.select import select
 from graftkit.planning.skeleton import Slot, ask, slots_of
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap, Site
-from graftkit.surveying.walk import survey
+from graftkit.surveying.survey import survey
 
 if TYPE_CHECKING:
     from peft import PeftConfig

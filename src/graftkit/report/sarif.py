@@ -10,8 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 from graftkit._version import __version__
-from graftkit.checks.pages import page
-from graftkit.checks.rule import Rule
+from graftkit.checks.engine.pages import page
+from graftkit.checks.engine.rule import Rule
 from graftkit.checks.rules import all_rules
 from graftkit.findings import Finding, Report, Severity
 

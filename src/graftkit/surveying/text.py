@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from graftkit.text import count, size, table
 
 if TYPE_CHECKING:
-    from graftkit.surveying.checkpoint import Checkpoint
+    from graftkit.surveying.checkpoint.missing import Checkpoint
     from graftkit.surveying.sites import ModelMap, Site
 
 

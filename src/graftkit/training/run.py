@@ -8,19 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.inner import hold_to_plan
+from graftkit.attaching.attach import hold_to_plan
 from graftkit.checks.check import check
 from graftkit.errors import TrainingError
 from graftkit.findings import Report
 from graftkit.planning.plan import Plan
 from graftkit.recipes.recipe import Recipe
 from graftkit.training.arguments import trainer_arguments
-from graftkit.training.base import Base, load_base
-from graftkit.training.checkpoints import resume_point
-from graftkit.training.data import Data, load_data
-from graftkit.training.processes import check_parallelism, check_recomputation, check_together, save_whole
-from graftkit.training.resuming import check_fits, train_from
-from graftkit.training.sharded import check_attachable, check_sharding
+from graftkit.training.checkpointing.checkpoints import resume_point
+from graftkit.training.checkpointing.resume import check_fits, train_from
+from graftkit.training.data.load import Data, load_data
+from graftkit.training.distributed.fsdp2 import check_attachable, check_sharding
+from graftkit.training.distributed.launch_checks import (
+    check_parallelism,
+    check_recomputation,
+    check_together,
+    save_whole,
+)
+from graftkit.training.model import Base, load_base
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -148,8 +153,8 @@ class _Watch:
 
     @classmethod
     def of(cls, base: Base, recipe: Recipe) -> _Watch:
-        from graftkit.training.guard import Guard
-        from graftkit.training.interrupt import SaveOnInterrupt
+        from graftkit.training.checkpointing.interrupt import SaveOnInterrupt
+        from graftkit.training.guard.guard import Guard
 
         return cls(Guard(base.plan, settings=recipe.fields.checks), SaveOnInterrupt())
 
@@ -159,10 +164,10 @@ class _Watch:
 
 
 def _trainer(recipe: Recipe, base: Base, data: Data, args: Any, callbacks: Sequence[TrainerCallback]) -> Trainer:
-    from graftkit.training.dpo import dpo_trainer
-    from graftkit.training.grpo import grpo_trainer
-    from graftkit.training.rewards import rewards_named
-    from graftkit.training.sft import sft_trainer
+    from graftkit.training.trainers.dpo import dpo_trainer
+    from graftkit.training.trainers.grpo import grpo_trainer
+    from graftkit.training.trainers.rewards import rewards_named
+    from graftkit.training.trainers.sft import sft_trainer
 
     try:
         if recipe.fields.trainer == "grpo":
@@ -213,7 +218,7 @@ class _Run:
 
     def tell(self, result: TrainingResult) -> None:
         """Write the report; that of a run that was stopped says why."""
-        from graftkit.training.page import write_page
+        from graftkit.training.report_page import write_page
 
         if self.is_first:
             write_page(result, self.base.map, self.watch.guard.curves, REPORT_NAME)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.families import family_of
-from graftkit.surveying.build import quiet_transformers
+from graftkit.surveying.sources.build import quiet_transformers
 
 if TYPE_CHECKING:
     import torch

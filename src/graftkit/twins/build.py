@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError, GraftError
-from graftkit.surveying.build import build_on_meta, model_class_for, quiet_transformers
-from graftkit.surveying.load import Loaded, load_config, remote_model_class
+from graftkit.surveying.sources.build import build_on_meta, model_class_for, quiet_transformers
+from graftkit.surveying.sources.config import Loaded, load_config, remote_model_class
 from graftkit.twins.batch import example_batch
 from graftkit.twins.bounds import calibrate, find_clamps
 from graftkit.twins.shrink import shrink

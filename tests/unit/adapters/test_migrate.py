@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import graftkit as gk
 from graftkit.adapters.migrate import RECORD_NAME, migrate
-from graftkit.attaching.names import enable
-from graftkit.checks.live import logits_of
+from graftkit.attaching.enable import enable
+from graftkit.checks.probes.forward import logits_of
 from graftkit.errors import AdapterError, OutputError
 
 E2B = "google/gemma-4-E2B-it"

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import graftkit as gk
-from graftkit.attaching.inner import adapted_sites
+from graftkit.attaching.attach import adapted_sites
 from graftkit.errors import AttachError
 
 
@@ -113,7 +113,7 @@ def test_a_stray_trainable_parameter_is_a_violation(twin_of: Callable[[str], nn.
     plan = gk.plan(model, targets=["attention"], r=2)
     config = LoraConfig(**{**plan.peft_config.to_dict(), "bias": "all", "task_type": None})
     adapted = get_peft_model(model, config)
-    from graftkit.attaching.inner import _violation
+    from graftkit.attaching.attach import _violation
 
     seen = _violation(adapted, plan, "default")
     assert seen is not None

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import graftkit as gk
+from graftkit.attaching.attach import adapted_sites
 from graftkit.attaching.initialize import initialize
-from graftkit.attaching.inner import adapted_sites
-from graftkit.checks.live import difference, logits_of
+from graftkit.checks.probes.forward import difference, logits_of
 from graftkit.errors import AttachError, MissingDependencyError
 
 DATA_DRIVEN = ("eva", "corda", "lora_ga")

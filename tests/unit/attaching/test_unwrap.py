@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import graftkit as gk
-from graftkit.attaching.inner import adapted_sites
+from graftkit.attaching.attach import adapted_sites
 from graftkit.attaching.unwrap import unwrap
-from graftkit.checks.live import logits_of
+from graftkit.checks.probes.forward import logits_of
 from graftkit.errors import AttachError
 
 E2B = "google/gemma-4-E2B-it"

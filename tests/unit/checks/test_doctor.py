@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import graftkit as gk
-from graftkit.attaching.inner import attach_stock
+from graftkit.attaching.attach import attach_stock
 from graftkit.checks.doctor import doctor, static_facts
 from graftkit.errors import AdapterError, SourceError
 from graftkit.findings import Severity
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.recipes.settings import CheckSettings
-from graftkit.surveying import load
+from graftkit.surveying.sources import config as load
 
 
 def recipe(folder: Path, text: str) -> Recipe:

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 import graftkit as gk
-from graftkit.checks.facts import Facts
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import all_rules
-from graftkit.checks.runner import run
 from graftkit.planning.plan import config_dict
 from graftkit.recipes.training import Training
 

@@ -69,7 +69,7 @@ BYPASSED = (
 def test_patterns_hit_the_mixer_and_nothing_of_the_attention(model_type, fields, leaves):
     from transformers import CONFIG_MAPPING
 
-    from graftkit.surveying.build import build_on_meta
+    from graftkit.surveying.sources.build import build_on_meta
     from graftkit.twins.shrink import shrink
 
     model = build_on_meta(shrink(CONFIG_MAPPING[model_type](**fields)))

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import graftkit as gk
+from graftkit.merging.arithmetic.rounding import rounded
 from graftkit.merging.merge import merge, verify_merge
-from graftkit.merging.rounding import rounded
 
 Tensors = dict[str, torch.Tensor]
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import graftkit as gk
-from graftkit.checks.live import difference, logits_of
+from graftkit.checks.probes.forward import difference, logits_of
 
 if TYPE_CHECKING:
     from tests.unit.merging.conftest import Bench

@@ -232,7 +232,7 @@ def test_another_merge_starts_anew(made: Bench, adapter: Path, whole: dict[str, 
 
 
 def test_two_merges_into_one_folder(made: Bench, adapter: Path) -> None:
-    from graftkit.merging.publish import workplace
+    from graftkit.merging.io.staging import workplace
 
     with workplace(made.out) as place, pytest.raises(GraftError) as caught:
         place.start("of another", {})
@@ -322,7 +322,7 @@ def test_what_a_kill_left_of_the_small_files_goes(made: Bench, adapter: Path) ->
 
 def test_the_folder_of_the_next_run_is_left_alone(made: Bench) -> None:
     """One run has published, and another has begun in a folder of the same name, before the first has returned."""
-    from graftkit.merging.publish import workplace
+    from graftkit.merging.io.staging import workplace
 
     with workplace(made.out) as place:
         place.remove()

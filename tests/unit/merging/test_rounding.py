@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftkit.merging.rounding import rounded
+from graftkit.merging.arithmetic.rounding import rounded
 
 TYPES = [torch.bfloat16, torch.float16, torch.float32]
 

@@ -13,14 +13,14 @@ from transformers import Gemma2ForCausalLM
 
 import graftkit as gk
 from graftkit.adapters.file import read_adapter
-from graftkit.checks.live import difference, logits_of
-from graftkit.merging.base import Base
-from graftkit.merging.effects import read_effects
+from graftkit.checks.probes.forward import difference, logits_of
+from graftkit.merging.adapter.effects import read_effects
+from graftkit.merging.checkpoint.base import Base
+from graftkit.merging.checkpoint.shards import read_weights
+from graftkit.merging.checkpoint.tied_weights import settle
 from graftkit.merging.errors import MergeError
 from graftkit.merging.merge import verify_merge
-from graftkit.merging.shards import read_weights
-from graftkit.merging.ties import settle
-from graftkit.surveying.build import build_on_meta
+from graftkit.surveying.sources.build import build_on_meta
 
 if TYPE_CHECKING:
     from pathlib import Path

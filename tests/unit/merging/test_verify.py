@@ -153,7 +153,7 @@ def test_wrong_files_are_found(spoil: Callable[[Path], None], made: Bench, adapt
 
 def test_a_merge_that_fails_is_not_published(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the arithmetic were wrong: the verification computes something else."""
-    from graftkit.merging.terms import Window
+    from graftkit.merging.arithmetic.terms import Window
 
     true = verification.exact_rows
 
@@ -172,7 +172,7 @@ def test_a_wrong_file_is_never_taken_for_a_whole_one(
     made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is killed after its verification has failed must not be gone on with."""
-    from graftkit.merging.publish import Workplace
+    from graftkit.merging.io.staging import Workplace
 
     finished: list[str] = []
     true = Workplace.finish

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 import graftkit as gk
-from graftkit.attaching.inner import adapted_sites
+from graftkit.attaching.attach import adapted_sites
 from graftkit.errors import PlanError
 from graftkit.planning.cost import trainable_params
 from graftkit.planning.initializers import names as initializer_names

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import graftkit as gk
-from graftkit.attaching.inner import adapted_sites
+from graftkit.attaching.attach import adapted_sites
 from graftkit.errors import PlanError
 
 E2B = "google/gemma-4-E2B-it"

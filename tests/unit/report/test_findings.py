@@ -139,7 +139,7 @@ def every_rule() -> Report:
 
 
 def rule_failed() -> Any:
-    from graftkit.checks.rule import failed
+    from graftkit.checks.engine.rule import failed
 
     return failed("it failed", where="somewhere")
 

@@ -274,25 +274,25 @@ import json, sys, time
 from graftkit.errors import SourceError
 
 def load(source, **options):
-    from graftkit.surveying.load import load_config
+    from graftkit.surveying.sources.config import load_config
     got = load_config(source, **options)
     return {"origin": got.origin, "name": got.name, "revision": got.revision, "code": got.code,
             "class": type(got.config).__name__, "config": got.config.to_dict(),
             "base": got.config.name_or_path}
 
 def model(source):
-    from graftkit.surveying.load import load_config, remote_model_class
+    from graftkit.surveying.sources.config import load_config, remote_model_class
     got = load_config(source, trust_remote_code=True)
     built = remote_model_class(got)._from_config(got.config)
     return {"class": type(built).__name__, "parameters": built.num_parameters()}
 
 def load_known(source, known, **options):
-    from graftkit.surveying import load as module
+    from graftkit.surveying.sources import config as module
     module.geometry = lambda hub_id: known if hub_id == source else None
     return load(source, **options)
 
 def headers(source, **options):
-    from graftkit.surveying.headers import read_headers
+    from graftkit.surveying.checkpoint.headers import read_headers
     got = read_headers(source, **options)
     return {"tensors": {name: list(tensor) for name, tensor in got.items()}, "bytes": got.total_bytes,
             "parameters": got.parameter_count, "revision": got.revision}
@@ -306,7 +306,7 @@ def marked():
     return {"yes": os.path.exists(os.environ["GRAFT_TEST_MARK"])}
 
 def config_file(source):
-    from graftkit.surveying.hub import fetch_config
+    from graftkit.surveying.sources.hub import fetch_config
     return {"commit": fetch_config(source).commit}
 
 answers = {}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from graftkit.errors import SourceError
-from graftkit.surveying.headers import TensorHeader, read_headers
+from graftkit.surveying.checkpoint.headers import TensorHeader, read_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

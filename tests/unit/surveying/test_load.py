@@ -10,8 +10,8 @@ import pytest
 from transformers import Gemma4Config, LlamaConfig
 
 from graftkit.errors import SourceError
-from graftkit.surveying import load
-from graftkit.surveying.load import Loaded, load_config, remote_model_class, unknown_model_type
+from graftkit.surveying.sources import config as load
+from graftkit.surveying.sources.config import Loaded, load_config, remote_model_class, unknown_model_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable

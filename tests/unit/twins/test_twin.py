@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from graftkit.errors import BuildError, SourceError
-from graftkit.surveying.build import build_on_meta, model_class_for
+from graftkit.surveying.sources.build import build_on_meta, model_class_for
 from graftkit.twins.batch import example_batch
 from graftkit.twins.bounds import find_clamps
 from graftkit.twins.build import twin

@@ -7,8 +7,8 @@ import importlib
 import pkgutil
 from functools import cache
 
-from graftkit.checks.rule import Rule
-from graftkit.checks.runner import given_severity
+from graftkit.checks.engine.rule import Rule
+from graftkit.checks.engine.runner import given_severity
 from graftkit.errors import RecipeError
 from graftkit.recipes.settings import CheckSettings
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.declared import declared
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.saved import Saved
+from graftkit.checks.adapter_files.view import Saved
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.peft_config.schema import declared
 from graftkit.findings import Severity
 from graftkit.planning.matching import suffixes
 from graftkit.text import some

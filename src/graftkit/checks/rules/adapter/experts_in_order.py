@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 

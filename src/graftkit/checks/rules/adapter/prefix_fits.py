@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity
 from graftkit.text import some
 

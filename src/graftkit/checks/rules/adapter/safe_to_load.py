@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from graftkit.adapters.file import CONFIG_NAME, PICKLES, WEIGHTS_NAME
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held
 from graftkit.findings import Severity
 from graftkit.planning.matching import LONGEST_NAME
 from graftkit.text import some

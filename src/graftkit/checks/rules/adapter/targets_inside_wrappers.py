@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from graftkit.adapters.migrate import migrate
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
 from graftkit.errors import AdapterError
 from graftkit.findings import Fix, Severity
 from graftkit.text import some

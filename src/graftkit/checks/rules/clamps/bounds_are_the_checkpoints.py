@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.clamps import bounded_wrappers
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, Setting, failed, held, noted
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, noted
+from graftkit.checks.probes.clamps import bounded_wrappers
 from graftkit.findings import Severity
-from graftkit.surveying.checkpoint_names import checkpoint_keys
-from graftkit.surveying.headers import read_headers
+from graftkit.surveying.checkpoint.headers import read_headers
+from graftkit.surveying.checkpoint.names import checkpoint_keys
 
 if TYPE_CHECKING:
     from torch import nn

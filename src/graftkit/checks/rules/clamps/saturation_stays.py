@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.clamps import bounded_wrappers, clamped_shares
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import adapted_layers, is_untrained
-from graftkit.checks.rule import Observation, Rule, Setting, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, unknown
+from graftkit.checks.probes.clamps import bounded_wrappers, clamped_shares
+from graftkit.checks.probes.forward import adapted_layers, is_untrained
 from graftkit.findings import Severity
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from graftkit.checks.checkpointing import InUse, Mode, can_checkpoint, in_use
-from graftkit.checks.facts import Facts
-from graftkit.checks.gradients import Backward
-from graftkit.checks.live import adapter_parameters
-from graftkit.checks.mending import written_at
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.peft_config.fixes import written_at
+from graftkit.checks.probes.checkpointing import InUse, Mode, can_checkpoint, in_use
+from graftkit.checks.probes.forward import adapter_parameters
+from graftkit.checks.probes.gradients import Backward
 from graftkit.findings import Fix, Severity
 from graftkit.recipes.training import Training
 from graftkit.surveying.towers import tower_finder

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import difference, is_untrained, logits_of, moved_base, room_for_copy, tolerance
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.probes.forward import (
+    difference,
+    is_untrained,
+    logits_of,
+    moved_base,
+    room_for_copy,
+    tolerance,
+)
 from graftkit.findings import Severity
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import (
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.probes.forward import (
     MergeRefusedError,
     difference,
     logits_of,
@@ -14,7 +15,6 @@ from graftkit.checks.live import (
     tolerance,
     wrapper_effect,
 )
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity
 
 

@@ -7,8 +7,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import (
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.probes.forward import (
     difference,
     logits_of,
     moved_base,
@@ -18,7 +19,6 @@ from graftkit.checks.live import (
     tolerance,
     without_adapter,
 )
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import MergeRefusedError, adapted_layers, merging, probing, tolerance
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.probes.forward import MergeRefusedError, adapted_layers, merging, probing, tolerance
 from graftkit.findings import Severity
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from packaging.version import Version
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.mending import written_at
-from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.peft_config.fixes import written_at
 from graftkit.env import version_of
 from graftkit.findings import Severity, Source
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity, Source
-from graftkit.surveying.build import quiet_transformers
+from graftkit.surveying.sources.build import quiet_transformers
 
 
 def _check(facts: Facts) -> Observation:

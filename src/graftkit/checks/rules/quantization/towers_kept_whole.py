@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.feeding import always_fed
-from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.probes.modality_inputs import always_fed
 from graftkit.findings import Fix, Severity, Source
 from graftkit.planning.quantization import plan_quantization
 from graftkit.surveying.sites import ModelMap, Site

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, Setting, failed, held
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held
 from graftkit.findings import Severity, Source
 from graftkit.planning.quantization import plan_quantization
 from graftkit.text import size

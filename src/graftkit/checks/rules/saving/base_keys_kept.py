@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
 from graftkit.errors import SourceError
 from graftkit.findings import Severity, Source
-from graftkit.surveying.headers import read_headers
+from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.text import some
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import adapter_parameters
-from graftkit.checks.parts import FSDP_PART, has_parts, is_part, whole_shape
-from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.probes.forward import adapter_parameters
 from graftkit.findings import Severity
+from graftkit.modeling.sharding import FSDP_PART, has_parts, is_part, whole_shape
 from graftkit.text import some
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.served import moving_initializer
+from graftkit.checks.adapter_files.engine_support import moving_initializer
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity
 from graftkit.text import some
 

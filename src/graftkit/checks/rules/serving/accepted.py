@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, unknown
-from graftkit.checks.saved import Saved
-from graftkit.checks.served import features_of, verdict
+from graftkit.checks.adapter_files.engine_support import features_of, verdict
+from graftkit.checks.adapter_files.view import Saved
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, unknown
 from graftkit.engines import Engine, Feature, Stance
 from graftkit.findings import Severity, Source
 from graftkit.text import some

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, held
-from graftkit.checks.served import Served, of_lora, verdict
+from graftkit.checks.adapter_files.engine_support import Served, of_lora, verdict
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, held
 from graftkit.engines import Feature, Stance
 from graftkit.findings import Severity, Source
 

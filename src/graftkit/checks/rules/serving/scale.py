@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held
-from graftkit.checks.served import Scale, of_lora, scales
+from graftkit.checks.adapter_files.engine_support import Scale, of_lora, scales
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held
 from graftkit.findings import Severity, Source
 
 

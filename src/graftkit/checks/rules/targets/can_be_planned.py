@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.feeding import is_fed
-from graftkit.checks.mending import retargeted, written_at
-from graftkit.checks.reach import Reach, with_reach
-from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.peft_config.fixes import retargeted, written_at
+from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.probes.modality_inputs import is_fed
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 

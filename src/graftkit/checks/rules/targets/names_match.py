@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.feeding import always_fed
-from graftkit.checks.mending import written_at
-from graftkit.checks.reach import Reach, with_reach
-from graftkit.checks.rule import Observation, Rule, Setting, failed, held, noted
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, noted
+from graftkit.checks.peft_config.fixes import written_at
+from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.probes.modality_inputs import always_fed
 from graftkit.findings import Severity, Source
 from graftkit.planning.coverage import LayerReach, layers_reached
 from graftkit.planning.matching import LONGEST_NAME

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.mending import written_at
-from graftkit.checks.reach import Reach, with_reach
-from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.peft_config.fixes import written_at
+from graftkit.checks.peft_config.resolved import Reach, with_reach
 from graftkit.findings import Severity, Source
 
 

@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.checkpointing import Mode
-from graftkit.checks.facts import Facts
-from graftkit.checks.gradients import Backward, backward, checkpointing_in_eval, compare
-from graftkit.checks.live import probing
-from graftkit.checks.rows import alone, no_rows_for, padded, text_rows
-from graftkit.checks.rule import Observation, Rule, Setting, failed, held, noted, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, noted, unknown
+from graftkit.checks.probes.checkpointing import Mode
+from graftkit.checks.probes.forward import probing
+from graftkit.checks.probes.gradients import Backward, backward, checkpointing_in_eval, compare
+from graftkit.checks.probes.text_batches import alone, no_rows_for, padded, text_rows
 from graftkit.findings import Severity
 
 if TYPE_CHECKING:

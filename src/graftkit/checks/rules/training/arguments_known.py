@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
 from graftkit.errors import MissingDependencyError
 from graftkit.findings import Severity, Source
 from graftkit.recipes.arguments import CONFIG_CLASSES, UnknownArgument, unknown_arguments

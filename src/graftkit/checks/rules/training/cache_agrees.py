@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import difference, evaluating, logits_of, tolerance
-from graftkit.checks.rows import no_rows_for, text_rows
-from graftkit.checks.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.probes.forward import difference, evaluating, logits_of, tolerance
+from graftkit.checks.probes.text_batches import no_rows_for, text_rows
 from graftkit.findings import Severity
 
 if TYPE_CHECKING:

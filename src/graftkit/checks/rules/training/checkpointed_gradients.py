@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.checkpointing import InUse, Mode, can_checkpoint, in_use
-from graftkit.checks.facts import Facts
-from graftkit.checks.gradients import Backward, Comparison, compare
-from graftkit.checks.rule import Observation, Rule, Setting, failed, held, noted, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, noted, unknown
+from graftkit.checks.probes.checkpointing import InUse, Mode, can_checkpoint, in_use
+from graftkit.checks.probes.gradients import Backward, Comparison, compare
 from graftkit.findings import Fix, Severity
 from graftkit.recipes.training import Training
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.checks.conversations import (
+from graftkit.checks.chat.conversations import (
     ANSWERS,
     QUESTIONS,
     Message,
@@ -17,8 +17,8 @@ from graftkit.checks.conversations import (
     template_of,
     user,
 )
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
 from graftkit.findings import Severity
 
 _THOUGHT = "Rivers and capitals come to mind."

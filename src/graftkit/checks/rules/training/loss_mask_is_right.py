@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.conversations import (
+from graftkit.checks.chat.conversations import (
     ANSWERS,
     QUESTIONS,
     Rendered,
@@ -13,9 +13,9 @@ from graftkit.checks.conversations import (
     everything_learned,
     template_of,
 )
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
-from graftkit.checks.templates import trained_template
+from graftkit.checks.chat.templates import trained_template
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
 from graftkit.findings import Severity
 
 _KEY = "args.assistant_only_loss"

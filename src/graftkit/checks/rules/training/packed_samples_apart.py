@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.facts import Facts
-from graftkit.checks.live import difference, logits_of, tolerance
-from graftkit.checks.rows import no_rows_for, packed, packed_as_trl, text_rows
-from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.probes.forward import difference, logits_of, tolerance
+from graftkit.checks.probes.text_batches import no_rows_for, packed, packed_as_trl, text_rows
 from graftkit.findings import Fix, Severity
 from graftkit.text import first_line
 

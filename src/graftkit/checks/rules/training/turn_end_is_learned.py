@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.checks.conversations import (
+from graftkit.checks.chat.conversations import (
     ANSWERS,
     Rendered,
     TemplateRefusalError,
@@ -14,9 +14,9 @@ from graftkit.checks.conversations import (
     template_of,
     tokenizer_of,
 )
-from graftkit.checks.facts import Facts
-from graftkit.checks.rule import Observation, Rule, failed, held, noted, unknown
-from graftkit.checks.templates import trained_template
+from graftkit.checks.chat.templates import trained_template
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
 from graftkit.findings import Severity
 
 

@@ -1,0 +1,206 @@
+"""Where each tensor of an adapter belongs in a base model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+from graftkit.adapters.file import AdapterFile
+from graftkit.errors import AdapterError
+from graftkit.surveying.checkpoint.headers import TensorHeader
+from graftkit.surveying.sites import ModelMap, Site
+
+# How PEFT's save_pretrained begins the name of a tensor that belongs to a module of the base.
+PEFT_PREFIX = "base_model.model."
+_OUT, _IN = 0, 1
+# Tensor of a linear's adapter -> (the axis that must fit, which side of the linear it must fit).
+# Sources: the layer classes under peft.tuners (lora, loha, ia3, vera), each an nn.Linear or a parameter.
+_AXES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "lora_A": (1, _IN),
+        "lora_B": (0, _OUT),
+        "lora_magnitude_vector": (0, _OUT),
+        "hada_w1_a": (0, _OUT),
+        "hada_w2_a": (0, _OUT),
+        "hada_w1_b": (1, _IN),
+        "hada_w2_b": (1, _IN),
+        "vera_lambda_b": (0, _OUT),
+    }
+)
+_RANK_AXIS: Mapping[str, int] = MappingProxyType({"lora_A": 0, "lora_embedding_A": 0})
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """One tensor and its place.
+
+    Attributes:
+        name: as it is in the file.
+        new_name: as stock PEFT wants it.
+        why: why it is renamed, or an empty string.
+        module: path of the module it adapts; None for what adapts no single module (stacked experts, saved
+            modules, tensors that all layers share).
+        spelled: what the file calls that module.
+        rank: the rank this tensor shows, or None where it shows none.
+    """
+
+    name: str
+    new_name: str
+    why: str = ""
+    module: str | None = None
+    spelled: str = ""
+    rank: int | None = None
+
+
+def land(file: AdapterFile, model_map: ModelMap) -> tuple[Landing, ...]:
+    """Place every tensor.
+
+    Raises:
+        AdapterError: ``adapter-does-not-fit``: a tensor has no place, another shape, or shares its place with
+            another tensor; ``adapter-config``: PEFT knows no such method.
+    """
+    atlas = Atlas(model_map, _tuner_prefix(file))
+    landings = []
+    misfits: dict[str, str] = {}
+    for name, header in file.tensors.items():
+        place = atlas.place(name, header)
+        if isinstance(place, Landing):
+            landings.append(place)
+        else:
+            misfits[name] = place
+    misfits.update(_collisions(landings))
+    if misfits:
+        raise _does_not_fit(misfits, file, model_map)
+    return tuple(landings)
+
+
+def _tuner_prefix(file: AdapterFile) -> str:
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    try:
+        return str(PEFT_TYPE_TO_PREFIX_MAPPING[PeftType(file.peft_type)])
+    except (KeyError, ValueError):
+        raise AdapterError(
+            f"adapters of type {file.peft_type!r:.80} belong to no module",
+            where=str(file.folder),
+            why="the installed PEFT keeps no tensors in a model's layers for this type",
+            help="such adapters name no modules, so there is nothing to migrate",
+            code="adapter-config",
+        ) from None
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The base model's names, for looking places up."""
+
+    model_map: ModelMap
+    tuner_prefix: str
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        return frozenset(self.model_map.module_paths)
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        """Site by each of its names: its own path, and those of its wrappers."""
+        return {name: site for site in self.model_map for name in site.names if site.kind != "parameter"}
+
+    @cached_property
+    def parameter_holders(self) -> frozenset[str]:
+        return frozenset(s.path.rpartition(".")[0] for s in self.model_map if s.kind == "parameter")
+
+    def place(self, name: str, header: TensorHeader) -> Landing | str:
+        """The tensor's place, or why it has none."""
+        if not name.startswith(PEFT_PREFIX):
+            # What all layers share is kept on the tuner itself: VeRA's projections are base_model.vera_A and _B.
+            shared = name.startswith("base_model.") and name.count(".") == 1
+            return Landing(name, name) if shared else f"its name does not begin with {PEFT_PREFIX}"
+        parts = name.removeprefix(PEFT_PREFIX).split(".")
+        at = next((i for i, part in enumerate(parts) if part.startswith(self.tuner_prefix)), None)
+        if not at:
+            return self._beside_the_adapter(name, parts)
+        holder, tensor = parts[:at], parts[at:]
+        # PEFT nests a layer a parameter on one module, and names the inner ones by these.
+        core = ".".join(part for part in holder if part != "base_layer")
+        if core in self.parameter_holders and core not in self.sites:
+            return Landing(name, name)
+        return self._on_site(name, core, tensor, header)
+
+    def _on_site(self, name: str, core: str, tensor: list[str], header: TensorHeader) -> Landing | str:
+        found, why = self._site(core)
+        if found is None:
+            return why
+        if (misfit := _misfit(found, tensor[0], header)) is not None:
+            return misfit
+        renamed = found.path != core
+        return Landing(
+            name=name,
+            new_name=".".join((f"{PEFT_PREFIX}{found.path}", *tensor)) if renamed else name,
+            why=why if renamed else "",
+            module=found.path,
+            spelled=core if core in self.sites else found.names[-1],
+            rank=_rank(tensor[0], header),
+        )
+
+    def _site(self, core: str) -> tuple[Site | None, str]:
+        site = self.sites.get(core)
+        if site is not None:
+            return site, f"the base holds this linear inside {site.wrapper.cls}" if site.wrapper else ""
+        if core in self.modules:
+            return None, f"{core} has no weight that an adapter could go on"
+        # A shim of the tool's own: one more component than the base has.
+        outer = core.rpartition(".")[0]
+        site = self.sites.get(outer)
+        if site is not None and site.wrapper is not None:
+            return site, f"the base has no {core.rpartition('.')[2]} between {outer} and its linear"
+        return None, f"the base has no module {core}"
+
+    def _beside_the_adapter(self, name: str, parts: list[str]) -> Landing | str:
+        """Weights saved whole: modules to save, biases, trained tokens."""
+        holder = [part for part in parts[:-1] if part not in {"base_layer", "token_adapter"}]
+        known = ".".join(holder) in self.modules
+        return Landing(name, name) if known else f"the base has no module {'.'.join(holder)}"
+
+
+def _misfit(site: Site, tensor: str, header: TensorHeader) -> str | None:
+    if tensor not in _AXES or not site.is_linear:
+        return None
+    axis, side = _AXES[tensor]
+    sides = site.shape if site.kind == "linear" else site.shape[::-1]
+    if axis < len(header.shape) and header.shape[axis] == sides[side]:
+        return None
+    return f"its shape is {list(header.shape)}, and {site.path} is {sides[_IN]} -> {sides[_OUT]}"
+
+
+def _rank(tensor: str, header: TensorHeader) -> int | None:
+    axis = _RANK_AXIS.get(tensor)
+    return header.shape[axis] if axis is not None and len(header.shape) > axis else None
+
+
+def _collisions(landings: Iterable[Landing]) -> dict[str, str]:
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for landing in landings:
+        by_name[landing.new_name].append(landing.name)
+    return {
+        n: f"it is one of {len(names)} for the same place"
+        for names in by_name.values()
+        if len(names) > 1
+        for n in names
+    }
+
+
+def _does_not_fit(misfits: Mapping[str, str], file: AdapterFile, model_map: ModelMap) -> AdapterError:
+    trained_on = file.config.get("base_model_name_or_path") or "its config does not name it"
+    listed = [f"{name}: {why}" for name, why in list(misfits.items())[:5]]
+    more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+    return AdapterError(
+        f"{len(misfits)} of {len(file.tensors)} tensors do not fit {model_map.model.name}",
+        where=str(file.folder),
+        why="; ".join(listed) + more,
+        help=f"name the base it was trained on ({trained_on})",
+        code="adapter-does-not-fit",
+    )

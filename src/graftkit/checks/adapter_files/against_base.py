@@ -1,0 +1,118 @@
+"""A saved adapter held against a base: what of it has a place there, and what stock PEFT leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from graftkit.adapters.placement import Atlas
+from graftkit.checks.adapter_files.view import Saved
+from graftkit.planning.matching import rewritten_names
+from graftkit.surveying.sites import ModelMap, Site
+
+
+@dataclass(frozen=True)
+class Fit:
+    """An adapter held against a base.
+
+    Attributes:
+        saved: the adapter.
+        base: the map of the base.
+    """
+
+    saved: Saved
+    base: ModelMap
+
+    @cached_property
+    def _atlas(self) -> Atlas:
+        assert self.saved.prefix is not None
+        return Atlas(self.base, self.saved.prefix)
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Site by each of its names: its own path, and those of its wrappers."""
+        return self._atlas.sites
+
+    def holds_parameters(self, core: str) -> bool:
+        """Whether a module's own parameters, stacked experts, can be adapted."""
+        return core in self._atlas.parameter_holders
+
+    @cached_property
+    def inner(self) -> Mapping[str, str]:
+        """Wrapper's path -> the path of the linear inside it."""
+        return {name: site.path for site in self.base if site.wrapper for name in site.names[1:]}
+
+    @cached_property
+    def wrapped(self) -> tuple[str, ...]:
+        """The wrappers that the saved targets name."""
+        return tuple(name for name in self.inner if self.saved.targets and self.saved.matches(name))
+
+    @cached_property
+    def planned(self) -> tuple[str, ...]:
+        """The sites that the saved targets reach, where a wrapper's name counts for what is inside it."""
+        reached = [p for p in self.base.module_paths if self.saved.matches(p) and not self._rewritten(p)]
+        paths = {self.inner.get(path, path) for path in reached}
+        return tuple(path for path in self.base.module_paths if path in paths and path in self.sites)
+
+    def _rewritten(self, path: str) -> bool:
+        """Whether PEFT takes this module's target for one of stacked experts when it loads the adapter.
+
+        Source: ``peft.utils.transformers_weight_conversion._convert_peft_config_moe``.
+        """
+        return self.saved.file.peft_type == "LORA" and path.rpartition(".")[2] in self.rewritten
+
+    @cached_property
+    def rewritten(self) -> frozenset[str]:
+        """Leaf names that PEFT takes for stacked experts on this base."""
+        return rewritten_names(self.base.model.model_type)
+
+    @cached_property
+    def lost(self) -> Mapping[str, str]:
+        """Tensor -> why stock PEFT leaves it out when it loads the adapter onto this base."""
+        planned = frozenset(self.planned) if self.saved.targets is not None else None
+        found = {}
+        for name in self.saved.file.tensors:
+            why = self._why_lost(name, planned)
+            if why:
+                found[name] = why
+        return found
+
+    def _why_lost(self, name: str, planned: frozenset[str] | None) -> str:
+        core = self.saved.module_of(name)
+        if core is not None and self._one_of_the_experts(core):
+            return ""
+        place = self._atlas.place(name, self.saved.file.tensors[name])
+        if isinstance(place, str):
+            return place
+        if place.new_name != name:
+            return place.why
+        if core is None or planned is None or core in self.saved.parameters or place.module in planned:
+            return ""
+        if place.module is None:
+            return f"no target names a parameter of {core}"
+        if self._rewritten(place.module):
+            return f"PEFT takes the target {place.module.rpartition('.')[2]} for stacked experts on this base"
+        return f"no target names {place.module}"
+
+    def _one_of_the_experts(self, core: str) -> bool:
+        """Whether PEFT stacks this tensor with those of the other experts when it loads the adapter."""
+        parts = core.split(".")
+        return (
+            len(parts) > 2
+            and parts[-1] in self.rewritten
+            and parts[-2].isdigit()
+            and ".".join(parts[:-2]) in self._atlas.parameter_holders
+        )
+
+    def places(self, name: str) -> bool:
+        """Whether the base has a place of a fitting shape for a tensor of this name, whatever is targeted."""
+        return not isinstance(self._atlas.place(name, self._header(name)), str)
+
+    def _header(self, name: str) -> Any:
+        return self.saved.file.tensors[name]
+
+    def fits_as(self, name: str, renamed: str) -> bool:
+        """Whether the tensor would fit under another name."""
+        return not isinstance(self._atlas.place(renamed, self._header(name)), str)

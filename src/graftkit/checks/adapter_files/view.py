@@ -1,0 +1,174 @@
+"""A saved adapter: what its configuration promises, and what its tensors hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from graftkit.adapters.file import AdapterFile
+from graftkit.adapters.placement import PEFT_PREFIX
+from graftkit.checks.peft_config.schema import declared
+from graftkit.checks.peft_config.validate import config_problems
+from graftkit.planning.matching import LONGEST_NAME, suffixes, target_matcher
+
+_CHUNK = 1 << 22
+# Below it, squares in single precision lose their digits.
+_TINY = 1e-15
+# Sources: peft.tuners.lora.layer (Linear, Conv, Embedding), one axis of each tensor is the rank.
+_RANK_AXES: Mapping[str, int] = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
+_DEFAULT_RANK = 8
+_DEFAULT_ALPHA = 8
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One adapter as it is described by its configuration and its header. No tensor data is read.
+
+    Attributes:
+        file: the adapter.
+        paths: further module paths that its patterns will be matched with: those of the base.
+    """
+
+    file: AdapterFile
+    paths: tuple[str, ...] = ()
+
+    @cached_property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the configuration's own fields, whatever the tensors are."""
+        return config_problems(
+            self.file.config, self.file.peft_type, (*self.modules, *self.paths), modules=len(self.file.tensors)
+        )
+
+    @cached_property
+    def prefix(self) -> str | None:
+        """How the method's tensors begin ("lora_"), or None where PEFT keeps none in a model's layers."""
+        method = declared(self.file.peft_type)
+        return None if method is None else method.prefix
+
+    @cached_property
+    def modules(self) -> Mapping[str, tuple[str, ...]]:
+        """Module path, as the file spells it -> the names of the tensors that adapt it."""
+        found: dict[str, list[str]] = {}
+        for name in self.file.tensors:
+            core = self.module_of(name)
+            if core is not None:
+                found.setdefault(core, []).append(name)
+        return {core: tuple(names) for core, names in found.items()}
+
+    def module_of(self, name: str) -> str | None:
+        """The module a tensor adapts, as the file spells it; None for a weight that was saved whole."""
+        if self.prefix is None or not name.startswith(PEFT_PREFIX):
+            return None
+        core, found, _ = name.removeprefix(PEFT_PREFIX).partition(f".{self.prefix}")
+        if not found or core.startswith(self.prefix):
+            return None
+        nested = "base_layer" in core
+        return ".".join(part for part in core.split(".") if part != "base_layer") if nested else core
+
+    @cached_property
+    def parameters(self) -> frozenset[str]:
+        """The modules that are adapted through ``target_parameters``."""
+        holders = {t.rpartition(".")[0] for t in self.file.config.get("target_parameters") or ()}
+        if not holders:
+            return frozenset()
+        return frozenset(m for m in self.modules if "" in holders or not holders.isdisjoint(suffixes(m)))
+
+    @cached_property
+    def targets(self) -> str | tuple[str, ...] | None:
+        """``target_modules`` as PEFT matches it, or None where it leaves the choice to PEFT."""
+        given = self.file.config.get("target_modules")
+        if given is None or given == "all-linear":
+            return None
+        return given if isinstance(given, str) else tuple(given)
+
+    def matches(self, path: str) -> bool:
+        """Whether the configuration's targets, with its filters, name this module.
+
+        Source: ``peft.tuners.tuners_utils.check_target_module_exists``.
+        """
+        return self._matcher(path)
+
+    @cached_property
+    def _matcher(self) -> Callable[[str], bool]:
+        return target_matcher({**self.file.config, "target_modules": self.targets})
+
+    def rank(self, path: str) -> int:
+        """The rank that the configuration promises for a module.
+
+        Source: ``peft.tuners.lora.model.LoraModel._create_and_replace``.
+        """
+        return int(self._by_pattern("rank_pattern", path, self.default_rank))
+
+    @property
+    def default_rank(self) -> int:
+        """The rank of the modules that no pattern names."""
+        return int(self.file.config.get("r", _DEFAULT_RANK))
+
+    def alpha(self, path: str) -> float:
+        """The alpha that the configuration promises for a module; for the empty path, that of all others.
+
+        Source: ``peft.tuners.lora.model.LoraModel._create_and_replace``.
+        """
+        default = self.file.config.get("lora_alpha", _DEFAULT_ALPHA)
+        return float(self._by_pattern("alpha_pattern", path, default) if path else default)
+
+    def _by_pattern(self, field: str, path: str, default: Any) -> Any:
+        pattern = self.file.config.get(field)
+        if not pattern:
+            return default
+        from peft.utils.other import get_pattern_key
+
+        key = get_pattern_key(pattern.keys(), path) if len(path) <= LONGEST_NAME else path
+        return pattern.get(key, default)
+
+    def shown_rank(self, name: str) -> int | None:
+        """The rank that a tensor's shape shows, or None where it shows none."""
+        shape: tuple[int, ...] = self.file.tensors[name].shape
+        axis = next((_RANK_AXES[part] for part in name.split(".") if part in _RANK_AXES), None)
+        return shape[axis] if axis is not None and len(shape) > axis and all(shape) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What the data of one tensor is like: its squared norm, and whether every value is finite."""
+
+    square: float
+    finite: bool
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """The adapter's data. It is read when it is first asked for, one tensor at a time.
+
+    Attributes:
+        file: the adapter.
+    """
+
+    file: AdapterFile
+
+    @cached_property
+    def stats(self) -> Mapping[str, Stat]:
+        """One ``Stat`` a tensor, by name."""
+        from safetensors import safe_open
+
+        with safe_open(str(self.file.weights_path), framework="pt") as opened:
+            return {name: _stat(opened.get_tensor(name)) for name in self.file.tensors}
+
+
+def _stat(tensor: Any) -> Stat:
+    parts = tensor.flatten().split(_CHUNK) if tensor.numel() else ()
+    square = sum(_norm(part.abs() if part.is_complex() else part) ** 2 for part in parts)
+    return Stat(square, math.isfinite(square))
+
+
+def _norm(part: Any) -> float:
+    """In single precision, which is many times faster, unless the squares leave its range."""
+    import torch
+
+    fast = float(torch.linalg.vector_norm(part.float()))
+    if (fast > _TINY and math.isfinite(fast)) or not bool(part.any()):
+        return fast
+    return float(torch.linalg.vector_norm(part.double()))

@@ -1,0 +1,76 @@
+"""The rules' pages, generated from the rules themselves.
+
+``python -m graftkit.checks.engine.pages FOLDER`` writes them; with ``--check`` it only says whether they are up to
+date.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from graftkit.checks.engine.rule import Rule
+from graftkit.checks.rules import all_rules
+from graftkit.files import write_text
+
+_GENERATED = "<!-- Generated from the rule by graftkit.checks.engine.pages: edit the rule, then `make docs`. -->"
+
+
+def page(rule: Rule) -> str:
+    """A rule's page as Markdown: what it finds, why that is bad, an example, the fix and how safe it is."""
+    sections = (
+        ("What it checks", f"{rule.title[0].upper()}{rule.title[1:]}."),
+        ("Why it matters", f"{rule.why[0].upper()}{rule.why[1:].rstrip('.')}."),
+        ("Example", rule.example),
+        ("What to do", f"{rule.help[0].upper()}{rule.help[1:]}."),
+        ("How safe that is", rule.safety),
+        ("Needs", ", ".join(rule.needs) + '. Without them the verdict is "unknown".'),
+        *((("Settings", _settings(rule)),) if rule.settings else ()),
+        ("Since", f"graftkit {rule.since}"),
+        ("Sources", "\n".join(f"- {source}" for source in rule.sources)),
+    )
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections)
+    return f"{_GENERATED}\n\n# {rule.code}: {rule.title}\n\nSeverity: {rule.severity}\n\n{body}\n"
+
+
+def _settings(rule: Rule) -> str:
+    head = f"`[tool.graftkit.rules.{rule.code}]` of pyproject.toml, or `checks: rules: {rule.code}:` of a recipe:"
+    lines = [f"- `{name}` ({setting.default}): {setting.meaning}" for name, setting in rule.settings.items()]
+    return "\n".join((head, "", *lines))
+
+
+def pages() -> dict[str, str]:
+    """File name -> text, the index included."""
+    rules = all_rules()
+    rows = "\n".join(f"| [{r.code}]({r.code}.md) | {r.severity} | {r.title} |" for r in rules)
+    index = f"{_GENERATED}\n\n# Rules\n\n| code | severity | the fact that must hold |\n|---|---|---|\n{rows}\n"
+    return {"README.md": index, **{f"{rule.code}.md": page(rule) for rule in rules}}
+
+
+def stale(folder: Path) -> list[str]:
+    """Names of pages in ``folder`` that are missing, differ from their rule, or belong to no rule."""
+    wanted = pages()
+    present = {path.name for path in folder.glob("*.md")} if folder.is_dir() else set()
+    differing = {
+        name for name in wanted if name not in present or (folder / name).read_text("utf-8") != wanted[name]
+    }
+    return sorted(differing | (present - wanted.keys()))
+
+
+def main(words: list[str]) -> int:
+    """Write the pages, or with ``--check`` report the stale ones and return 1."""
+    folder = Path(next(word for word in words if not word.startswith("-")))
+    if "--check" in words:
+        behind = stale(folder)
+        if behind:
+            sys.stderr.write(f"stale pages in {folder}: {', '.join(behind)}; run `make docs`\n")
+        return int(bool(behind))
+    for name, text in pages().items():
+        write_text(folder / name, text)
+    for name in stale(folder):
+        (folder / name).unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

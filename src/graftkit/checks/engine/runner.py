@@ -1,0 +1,108 @@
+"""Runs rules over facts. A rule that lacks facts is unknown; a rule that raises becomes a finding."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Observation, Rule, unknown
+from graftkit.errors import RecipeError
+from graftkit.findings import Finding, Report, Severity
+from graftkit.recipes.settings import CheckSettings
+from graftkit.text import named, printable
+
+_log = logging.getLogger(__name__)
+_SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+
+
+def decidable(rules: Iterable[Rule], supplied: Collection[str]) -> tuple[Rule, ...]:
+    """The rules that need nothing but facts a command can supply."""
+    return tuple(rule for rule in rules if set(rule.needs) <= set(supplied))
+
+
+def run(rules: Iterable[Rule], facts: Facts, *, progress: Callable[[Rule], None] | None = None) -> Report:
+    """Run every rule that the settings in ``facts`` want, in order; ``progress`` is called before each.
+
+    Raises:
+        RecipeError: ``settings``: a setting that its rule does not have, or a value of another type.
+    """
+    findings = []
+    wanted = [rule for rule in rules if facts.settings.wants(rule.code)]
+    severities = {rule.code: given_severity(rule, facts.settings) for rule in wanted}
+    for rule in wanted:
+        if progress is not None:
+            progress(rule)
+        findings.append(_run_one(rule, facts, severities[rule.code]))
+    return Report(tuple(findings))
+
+
+def _run_one(rule: Rule, facts: Facts, severity: Severity | None) -> Finding:
+    missing = facts.missing(rule.needs)
+    if missing:
+        return rule.finding(unknown(f"needs {', '.join(missing)}", missing=missing))
+    try:
+        seen = rule.check(facts)
+    except Exception as error:
+        if os.environ.get("GRAFT_DEBUG") == "1":
+            raise
+        _log.debug("rule %s raised", rule.code, exc_info=True)
+        seen = _crashed(error)
+    return _placed(_safe_to_print(rule.finding(seen, severity)), seen, facts)
+
+
+def _safe_to_print(finding: Finding) -> Finding:
+    """With control characters written out: what it quotes of a file may hold what a terminal would obey."""
+    where = None if finding.where is None else printable(finding.where)
+    advice = None if finding.help is None else printable(finding.help)
+    return replace(finding, message=printable(finding.message), where=where, help=advice)
+
+
+def _placed(finding: Finding, seen: Observation, facts: Facts) -> Finding:
+    """With the recipe's file and line, where a key of the recipe decides it."""
+    if seen.key is None or facts.recipe is None:
+        return finding
+    return replace(finding, file=str(facts.recipe.path), line=facts.recipe.line(seen.key))
+
+
+def _crashed(error: Exception) -> Observation:
+    return unknown(f"the check could not finish: {named(error)}", help="GRAFT_DEBUG=1 shows where it stopped")
+
+
+def given_severity(rule: Rule, settings: CheckSettings) -> Severity | None:
+    """The severity that the user gives a rule in place of its own, if any.
+
+    Raises:
+        RecipeError: ``settings``: a setting that the rule does not have, or a value of another type.
+    """
+    given: Mapping[str, Any] = settings.rules.get(rule.code, {})
+    for name, value in given.items():
+        if name != "severity":
+            _check_value(rule, name, value)
+    severity = given.get("severity")
+    if severity is not None and severity not in _SEVERITIES:
+        raise _refused(rule, "severity", f"{severity!r} is none of {', '.join(_SEVERITIES)}")
+    return None if severity is None else Severity(severity)
+
+
+def _check_value(rule: Rule, name: str, value: Any) -> None:
+    setting = rule.settings.get(name)
+    if setting is None:
+        known = ", ".join((*rule.settings, "severity"))
+        raise _refused(rule, name, f"{rule.code} has no such setting; it has {known}")
+    kind = type(setting.default)
+    if not (type(value) is kind or (kind is float and type(value) is int)):
+        raise _refused(rule, name, f"{value!r} is no {kind.__name__}")
+
+
+def _refused(rule: Rule, name: str, why: str) -> RecipeError:
+    return RecipeError(
+        "a rule's setting means nothing",
+        where=f"rules.{rule.code}.{name}",
+        why=why,
+        help=f"graft rules {rule.code}",
+        code="settings",
+    )

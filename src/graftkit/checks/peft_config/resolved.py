@@ -1,0 +1,284 @@
+"""What stock PEFT would do with a configuration on a base, read from the map alone: no model is built."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from graftkit.checks.engine.rule import Observation, unknown
+from graftkit.checks.peft_config.raw import Refusal, StockConfig, said
+from graftkit.checks.probes.modality_inputs import own_names
+from graftkit.planning.extras import saved_modules
+from graftkit.planning.matching import rewritten_names, suffix_finder, target_matcher
+from graftkit.planning.methods import not_on_parameters, refusal_of
+from graftkit.surveying.sites import Site
+from graftkit.text import some
+
+if TYPE_CHECKING:
+    from graftkit.checks.engine.context import Facts
+
+# As surveying.adaptable says it.
+_IN_GROUPS = re.compile(r"a convolution in (\d+) groups")
+
+
+@dataclass(frozen=True)
+class Reach(StockConfig):
+    """A stock PEFT configuration held against a base."""
+
+    # ---- modules ----
+
+    @cached_property
+    def _sites(self) -> Mapping[str, Site]:
+        return {site.path: site for site in self.base}
+
+    @cached_property
+    def inner(self) -> Mapping[str, Site]:
+        """Wrapper's path -> the site of the linear inside it."""
+        return {name: site for site in self.base if site.wrapper for name in site.names[1:]}
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that PEFT takes for targets, in the model's order, whatever they are."""
+        matches = target_matcher(self.fields)
+        named = [path for path in self.base.module_paths if matches(path)]
+        tied = self._tied_along(named)
+        return tuple(path for path in self.base.module_paths if path in tied) if tied else tuple(named)
+
+    def _tied_along(self, named: Iterable[str]) -> frozenset[str]:
+        """With ``ensure_weight_tying``: the named modules, the input embeddings and what is tied to them.
+
+        Source: ``peft.tuners.lora.model.LoraModel._add_targets_to_tie``.
+        """
+        from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+        fields = self.fields
+        if not (self.is_lora and fields.get("ensure_weight_tying")) or fields.get("modules_to_save"):
+            return frozenset()
+        targets = fields["target_modules"]
+        by_list = isinstance(targets, list) and any(t.rpartition(".")[2] in EMBEDDING_LAYER_NAMES for t in targets)
+        by_regex = isinstance(targets, str) and any(re.fullmatch(targets, name) for name in EMBEDDING_LAYER_NAMES)
+        shared = next((s for s in self.base if s.kind == "embedding" and s.tied_to), None)
+        if shared is None or not (by_list or by_regex):
+            return frozenset()
+        return frozenset((*named, shared.path, *shared.tied_to))
+
+    @cached_property
+    def named(self) -> Mapping[str, tuple[str, ...]]:
+        """Entry of ``target_modules``, as written -> the modules it names before anything is filtered out."""
+        if self.targets is None:
+            return {}
+        if isinstance(self.targets, str):
+            return {self.targets: tuple(filter(self._without_filters, self.base.module_paths))}
+        return _by_entry(self.targets, self.base.module_paths)
+
+    @cached_property
+    def _without_filters(self) -> Callable[[str], bool]:
+        return target_matcher({"target_modules": self.spelled})
+
+    @cached_property
+    def meant(self) -> tuple[str, ...]:
+        """The modules that the targets name as they are written, filters applied: before PEFT rewrites experts."""
+        if self.spelled is None or not rewritten_names(self.base.model.model_type):
+            return self.modules
+        matches = target_matcher({**self.fields, "target_modules": self.spelled})
+        return tuple(filter(matches, self.base.module_paths))
+
+    @cached_property
+    def before_exclusion(self) -> tuple[str, ...]:
+        """The modules that would be targets without ``exclude_modules``."""
+        if not self.fields.get("exclude_modules"):
+            return self.modules
+        matches = target_matcher({**self.fields, "exclude_modules": None})
+        return tuple(path for path in self.base.module_paths if matches(path))
+
+    @cached_property
+    def wrappers(self) -> tuple[str, ...]:
+        """The targeted modules that are wrappers around a linear."""
+        return tuple(path for path in self.modules if path in self.inner)
+
+    @cached_property
+    def saved_whole(self) -> Mapping[str, tuple[str, ...]]:
+        """Entry of ``modules_to_save`` -> the modules that are trained whole because of it."""
+        return {name: tuple(saved_modules(self.base, name)) for name in self.given.get("modules_to_save") or ()}
+
+    # ---- parameters ----
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The parameters that PEFT takes for targets, those it made of experts' names included."""
+        wanted = self.fields.get("target_parameters") if self.is_lora else None
+        near = suffix_finder(wanted or ())
+        return tuple(path for path in self.base.parameter_paths if near(path)) if wanted else ()
+
+    @cached_property
+    def named_parameters(self) -> Mapping[str, tuple[str, ...]]:
+        """Entry of ``target_parameters``, as written -> the parameters it names."""
+        return _by_entry(self.given.get("target_parameters") or (), self.base.parameter_paths)
+
+    # ---- what comes of it ----
+
+    @cached_property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What makes PEFT raise, in the order in which it would; empty where it attaches."""
+        found = [self._read[1]] if self._read[1] is not None else []
+        found += self._refused.values()
+        found += filter(None, map(self._parameter_refusal, self.parameters))
+        if not found and not self.modules and not self.parameters:
+            found.append(Refusal("nothing", self.shown_targets, "the targets match nothing in the base"))
+        return tuple(found)
+
+    @cached_property
+    def _refused(self) -> Mapping[str, Refusal]:
+        found = ((path, self._mixer_refusal(path) or self._module_refusal(path)) for path in self.modules)
+        return {path: refusal for path, refusal in found if refusal is not None}
+
+    def _mixer_refusal(self, path: str) -> Refusal | None:
+        why = self._barred.get(path.rpartition(".")[2])
+        return Refusal("mixer", path, why) if why else None
+
+    @cached_property
+    def _barred(self) -> Mapping[str, str]:
+        """Leaf names that PEFT does not adapt on this model type, and its reason."""
+        from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+        found = {}
+        config, model = SimpleNamespace(peft_type=self.peft_type), self._names_only
+        for leaf in {path.rpartition(".")[2] for path in self.modules}:
+            try:
+                _check_lora_target_modules_mamba(config, model, leaf)
+            except ValueError as error:
+                found[leaf] = said(error)
+        return found
+
+    def _module_refusal(self, path: str) -> Refusal | None:
+        if path in self.inner:
+            wrapper = self.inner[path].wrapper
+            return Refusal("wrapper", path, f"a {wrapper.cls if wrapper else 'wrapper'} is no layer PEFT adapts")
+        site = self._sites.get(path)
+        if site is None:
+            inside = self._sites.get(path.rpartition(".")[0])
+            if inside is not None and inside.kind == "multihead_attention":
+                return None
+            return Refusal("module", path, "it is no layer that PEFT adapts")
+        why = self._site_refusal(site)
+        return Refusal("module", path, why) if why else None
+
+    def _site_refusal(self, site: Site) -> str | None:
+        assert self._method is not None
+        if site.quantized and not site.adaptable:
+            return site.reason
+        groups = _groups(site) if self.is_lora else 1
+        if groups > 1 and self.rank(site.path) % groups:
+            return f"a convolution in {groups} groups takes no rank of {self.rank(site.path)}"
+        return refusal_of(self._method, site.kind, len(site.shape))
+
+    def _parameter_refusal(self, path: str) -> Refusal | None:
+        holder = path.rpartition(".")[0]
+        if not holder:
+            return Refusal("parameter", path, "a parameter of the model itself cannot be targeted")
+        if holder in self.targeted:
+            return Refusal("parameter", path, f"target_modules names {holder} as well")
+        site = self.site_of(path)
+        dimensions = len(site.shape) if site is not None else 1
+        if dimensions not in {2, 3}:
+            return Refusal("parameter", path, f"it has {dimensions} dimensions, and only 2 and 3 are supported")
+        options = not_on_parameters(self.given)
+        if options:
+            return Refusal("option", path, f"a bare parameter takes no {', '.join(options.values())}")
+        return None
+
+    @cached_property
+    def targeted(self) -> frozenset[str]:
+        """``modules`` as a set."""
+        return frozenset(self.modules)
+
+    def site_of(self, parameter: str) -> Site | None:
+        """The site whose weight a parameter is, or None."""
+        own = self._sites.get(parameter)
+        holder, _, name = parameter.rpartition(".")
+        return own if own is not None or name != "weight" else self._sites.get(holder)
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that PEFT would adapt, in the map's order; what it refuses is not among them."""
+        paths = {path for path in self.modules if path not in self._refused}
+        by_parameter = (self.site_of(path) for path in self.parameters)
+        paths |= {site.path for site in by_parameter if site is not None}
+        return tuple(site for site in self.base if site.path in paths)
+
+    @cached_property
+    def adapted(self) -> frozenset[str]:
+        """The paths of ``sites``."""
+        return frozenset(site.path for site in self.sites)
+
+    @cached_property
+    def by_tower(self) -> Mapping[str, tuple[Site, ...]]:
+        """Tower -> the sites that PEFT would adapt in it, in the map's order; towers without any are left out."""
+        found: dict[str, list[Site]] = defaultdict(list)
+        for site in self.sites:
+            found[site.tower].append(site)
+        return {tower: tuple(sites) for tower, sites in found.items()}
+
+    @cached_property
+    def mentioned(self) -> frozenset[str]:
+        """The towers that the targets mention, by the name of a module that holds nothing of another tower."""
+        targets = (self.targets,) if isinstance(self.targets, str) else self.targets or ()
+        named = (*targets, *(self.given.get("target_parameters") or ()))
+        words = set(re.findall(r"\w+", " ".join(named)))
+        return frozenset(tower for tower, names in own_names(self.base).items() if names & words)
+
+    # ---- patterns ----
+
+    def matched_by(self, pattern: str) -> Mapping[str, tuple[str, ...]]:
+        """Key of ``rank_pattern`` or ``alpha_pattern``, as written -> the adapted paths that it matches.
+
+        Source: ``peft.utils.other.get_pattern_key``.
+        """
+        paths = (*self.modules, *self.parameters)
+        found = {}
+        for key in self.given.get(pattern) or {}:
+            matches = re.compile(rf"(.*\.)?({key})$").match
+            found[key] = tuple(path for path in paths if matches(path))
+        return found
+
+    def rank(self, path: str) -> int:
+        """The rank PEFT would use at a targeted path."""
+        from peft.utils.other import get_pattern_key
+
+        pattern = self.fields.get("rank_pattern") or {}
+        return int(pattern.get(get_pattern_key(pattern.keys(), path), self.fields.get("r") or 0))
+
+
+def with_reach(check: Callable[[Facts, Reach], Observation]) -> Callable[[Facts], Observation]:
+    """A check of ``facts`` and their reach, made to say "unknown" where the configuration cannot be read."""
+
+    def checked(facts: Facts) -> Observation:
+        reach = facts.reach
+        if reach.problems:
+            return unknown(f"the configuration cannot be used: {some(reach.problems)}")
+        return check(facts, reach)
+
+    return checked
+
+
+def _groups(site: Site) -> int:
+    """How many groups a convolution has. One with an objection that sees a single channel is depthwise."""
+    said = _IN_GROUPS.match(site.reason or "")
+    if site.kind != "conv" or site.adaptable:
+        return 1
+    return int(said[1]) if said else site.shape[0] if site.shape[1] == 1 else 1
+
+
+def _by_entry(entries: Iterable[str], paths: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    """Entry -> the paths that are it, or end with it after a dot."""
+    found: dict[str, list[str]] = {entry: [] for entry in entries}
+    near = suffix_finder(found)
+    for path in paths:
+        for entry in near(path):
+            found[entry].append(path)
+    return {entry: tuple(named) for entry, named in found.items()}

@@ -1,0 +1,196 @@
+"""The adapter's gradients on one batch, under each mode of activation checkpointing, and how they compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checks.probes.checkpointing import Mode, checkpointing
+from graftkit.checks.probes.forward import adapted_layers, adapter_parameters, evaluating, loss_of, probing
+from graftkit.text import first_line
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What one backward pass left on the adapter.
+
+    Attributes:
+        loss: of the batch; not a number where there was none.
+        gradients: of every trainable adapter tensor, by name; None where nothing reached it.
+        reached: paths of the adapted layers that the forward pass called.
+        inputs_require_grad: whether the embedded inputs are part of the graph; None where no embedding was called.
+        refusal: what torch said, where there was no backward pass.
+    """
+
+    loss: float
+    gradients: Mapping[str, Tensor | None]
+    reached: frozenset[str] = frozenset()
+    inputs_require_grad: bool | None = None
+    refusal: str | None = None
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """The tensors that get no gradient, or only zeros."""
+        return tuple(name for name, grad in self.gradients.items() if grad is None or not grad.any())
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is something to compare with: finite gradients, and one at least that is not zero."""
+        return self.refusal is None and not self.wild and len(self.dead) < len(self.gradients)
+
+    @property
+    def wild(self) -> tuple[str, ...]:
+        """The tensors whose gradient is not finite."""
+        return tuple(n for n, grad in self.gradients.items() if grad is not None and not grad.isfinite().all())
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of one batch; each mode's backward pass is done once, when it is first asked for.
+
+    The passes run in eval mode, from one random state and with the adapter lifted off its start, so that they can
+    differ in nothing but the mode.
+    """
+
+    model: PeftModel
+    batch: Mapping[str, Any]
+    _known: dict[Mode | None, Backward] = field(default_factory=dict, repr=False)
+
+    def under(self, mode: Mode | None) -> Backward:
+        """The backward pass in this mode; None for the one that the model is in."""
+        if mode not in self._known:
+            try:
+                self._known[mode] = self._pass(mode)
+            except (AttributeError, TypeError, ValueError) as error:
+                if mode in {None, Mode.OFF}:
+                    raise
+                # What is tried beside the settings in use may be more than the model's code can do.
+                self._known[mode] = Backward(float("nan"), {}, refusal=first_line(error))
+        return self._known[mode]
+
+    def _pass(self, mode: Mode | None) -> Backward:
+        with checkpointing_in_eval(self.model, mode), probing(self.model):
+            return backward(self.model, lambda: loss_of(self.model, self.batch))
+
+
+@contextmanager
+def checkpointing_in_eval(model: nn.Module, mode: Mode | None) -> Iterator[None]:
+    """Eval mode with the model's layers recomputed in ``mode``, from a random state that is put back after."""
+    import torch
+
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)), evaluating(model), checkpointing(model, mode):
+        torch.manual_seed(0)
+        yield
+
+
+def backward(model: PeftModel, loss_now: Callable[[], Tensor]) -> Backward:
+    """One backward pass of ``loss_now()``; the gradients that the model holds are put back after."""
+    import torch
+
+    watched = adapter_parameters(model)
+    with ExitStack() as stack:
+        reached, embedded = _watch(stack, model)
+        stack.enter_context(_gradients_put_back(model))
+        stack.enter_context(torch.enable_grad())
+        loss = float("nan")
+        try:
+            value = loss_now()
+            loss = value.item()
+            value.backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise
+            refusal: str | None = first_line(error)
+        else:
+            refusal = None
+        gradients = {n: p.grad for n, p in watched.items() if p.requires_grad}
+    inputs = embedded[0] if embedded else None
+    return Backward(loss, gradients, frozenset(reached), inputs, refusal)
+
+
+@contextmanager
+def _gradients_put_back(model: nn.Module) -> Iterator[None]:
+    found = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in found:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, grad in found:
+            parameter.grad = grad
+
+
+def _watch(stack: ExitStack, model: PeftModel) -> tuple[set[str], list[bool]]:
+    """What the forward pass will have called, and whether the embedded text will have required gradients."""
+    reached: set[str] = set()
+    embedded: list[bool] = []
+
+    def called(path: str) -> Callable[..., None]:
+        return lambda *_: reached.add(path)
+
+    def after_embedding(_module: nn.Module, _args: Any, output: Any) -> None:
+        embedded.append(bool(getattr(output, "requires_grad", False)))
+
+    for path, layer in adapted_layers(model).items():
+        stack.callback(layer.register_forward_hook(called(path)).remove)
+    embedding = _input_embedding(model)
+    if embedding is not None:
+        stack.callback(embedding.register_forward_hook(after_embedding).remove)
+    return reached, embedded
+
+
+def _input_embedding(model: PeftModel) -> nn.Module | None:
+    base: Any = model.get_base_model()
+    try:
+        embedding: nn.Module | None = base.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return embedding if hasattr(embedding, "register_forward_hook") else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the gradients of one pass differ from those of another, tensor by tensor.
+
+    Attributes:
+        differences: tensor -> length of the difference over the length of the first's gradient.
+        cosines: tensor -> cosine of the two.
+    """
+
+    differences: Mapping[str, float]
+    cosines: Mapping[str, float]
+
+    def wrong(self, allowed: float) -> tuple[str, ...]:
+        """The tensors that differ by more than ``allowed``, the worst first."""
+        over = [name for name, value in self.differences.items() if not value <= allowed]
+        return tuple(sorted(over, key=lambda name: self.cosines[name]))
+
+
+# A gradient this much shorter than the longest is rounding, and its direction means nothing.
+_NOISE = 1e-6
+
+
+def compare(first: Backward, second: Backward) -> Comparison:
+    """The second pass against the first, over the tensors to which the first brought a gradient."""
+    lengths = {n: float(g.float().norm()) for n, g in first.gradients.items() if g is not None}
+    floor = _NOISE * max(lengths.values(), default=0.0)
+    told = [name for name, length in lengths.items() if length > floor]
+    pairs = {name: _apart(first.gradients[name], second.gradients[name]) for name in told}
+    return Comparison({n: pair[0] for n, pair in pairs.items()}, {n: pair[1] for n, pair in pairs.items()})
+
+
+def _apart(a: Tensor | None, b: Tensor | None) -> tuple[float, float]:
+    """(relative difference, cosine); a gradient that is missing is a gradient of zeros."""
+    assert a is not None
+    if b is None or not b.any():
+        return 1.0, 0.0
+    x, y = a.float().flatten(), b.float().flatten()
+    cosine = x.dot(y) / (x.norm() * y.norm())
+    return float((x - y).norm() / x.norm()), float(cosine)

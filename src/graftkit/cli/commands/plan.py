@@ -1,0 +1,70 @@
+"""``graft plan``: what would be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftkit.cli import options
+from graftkit.cli.output import Format, only_data_on_stdout, progress_console
+
+
+def plan(
+    model: options.Model,
+    targets: options.Targets = None,
+    scope: options.Scope = None,
+    method: options.MethodOption = "lora",
+    rank: options.Rank = None,
+    alpha: options.Alpha = None,
+    dropout: options.Dropout = None,
+    quantization: options.Quantization = None,
+    option: options.PeftOption = None,
+    allow_unmatched: options.AllowUnmatched = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", "-w", help="Write the PEFT configuration to this file.")
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", help="Tell everything about one site instead, by its path.")
+    ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    revision: options.Revision = None,
+    output_format: options.FormatOption = Format.HUMAN,
+    json: options.JsonOption = False,
+) -> None:
+    """Say what would be trained, what would not and why, and what it costs."""
+    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+        from graftkit.planning.explain import explain as tell_about
+        from graftkit.planning.plan import plan as make_plan
+        from graftkit.report.model import plan_page
+        from graftkit.surveying.survey import survey
+
+        model_map = survey(model, trust_remote_code=trust_remote_code, revision=revision)
+        made = make_plan(
+            model_map,
+            targets=options.split(targets) or "all-linear",
+            scope=options.split(scope),
+            method=method,
+            r=rank,
+            alpha=alpha,
+            dropout=dropout,
+            quantization=quantization,
+            allow_unmatched=allow_unmatched,
+            **options.peft_options(option),
+        )
+        if write is not None:
+            _write_config(made.to_dict()["peft_config"], write)
+        if explain is not None:
+            output.result(tell_about(made, explain))
+        else:
+            output.result(made, page=plan_page)
+
+
+def _write_config(config: dict[str, object], path: Path) -> None:
+    import json
+
+    from graftkit.files import write_text
+
+    written = write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    progress_console().print(f"wrote {written}", soft_wrap=True)

@@ -1,0 +1,64 @@
+"""``graft rules``: what a rule means and how to fix what it finds."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any
+
+import typer
+
+from graftkit.cli.options import FormatOption, JsonOption, chosen
+from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.errors import GraftError
+
+
+def rules(
+    code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="A rule's code, such as GK601.")] = None,
+    output_format: FormatOption = Format.HUMAN,
+    json: JsonOption = False,
+) -> None:
+    """List the rules, or show one rule's page."""
+    with only_data_on_stdout(chosen(output_format, json)) as output:
+        from graftkit.checks.engine.pages import page
+        from graftkit.checks.rules import all_rules
+        from graftkit.text import table
+
+        known = {rule.code: rule for rule in all_rules()}
+        if code is None:
+            rows = [(rule.code, rule.severity, rule.title) for rule in known.values()]
+            output.result(
+                {"rules": [_fields(rule) for rule in known.values()]},
+                table(("code", "severity", "the fact that must hold"), rows),
+            )
+            return
+        rule = known.get(code.upper())
+        if rule is None:
+            raise _no_such_rule(code, list(known))
+        output.result(_fields(rule), page(rule).partition("-->")[2].strip())
+
+
+def _fields(rule: Any) -> dict[str, Any]:
+    return {
+        "code": rule.code,
+        "title": rule.title,
+        "severity": str(rule.severity),
+        "why": rule.why,
+        "example": rule.example,
+        "help": rule.help,
+        "safety": rule.safety,
+        "needs": list(rule.needs),
+        "settings": {name: {"default": s.default, "meaning": s.meaning} for name, s in rule.settings.items()},
+        "since": rule.since,
+        "sources": list(rule.sources),
+        "url": rule.url,
+    }
+
+
+def _no_such_rule(code: str, known: list[str]) -> GraftError:
+    near = difflib.get_close_matches(code.upper(), known, n=1)
+    return GraftError(
+        f"there is no rule {code!r}",
+        why=f"the rules are {', '.join(known)}",
+        help=f"did you mean {near[0]}?" if near else "graft rules lists them",
+        code="rule-unknown",
+    )

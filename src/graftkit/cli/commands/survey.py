@@ -1,0 +1,29 @@
+"""``graft survey``: the model map."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from graftkit.cli.options import FormatOption, JsonOption, Model, Revision, TrustRemoteCode, chosen
+from graftkit.cli.output import Format, only_data_on_stdout
+
+
+def survey(
+    model: Model,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Also compare with the weight files' headers (never the weights).")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    revision: Revision = None,
+    output_format: FormatOption = Format.HUMAN,
+    json: JsonOption = False,
+) -> None:
+    """Show every place an adapter can go, per tower, without the model's weights."""
+    with only_data_on_stdout(chosen(output_format, json)) as output:
+        from graftkit.report.model import survey_page
+        from graftkit.surveying.survey import survey as make_map
+
+        found = make_map(model, trust_remote_code=trust_remote_code, revision=revision, headers=headers)
+        output.result(found, page=survey_page)

@@ -1,0 +1,373 @@
+"""What an adapter does to the base's parameters, as PEFT itself places it on a model without weights."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from graftkit.adapters.file import AdapterFile
+from graftkit.adapters.placement import PEFT_PREFIX
+from graftkit.merging.adapter.changes import Added, Change, Layer, LowRank, Rows, Whole
+from graftkit.merging.adapter.tensors import AdapterTensors
+from graftkit.merging.errors import MergeError
+from graftkit.merging.unsupported import rebuilds_base, refuse
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+_ADAPTER = "default"
+_TOKENS = "trainable_tokens_delta"
+
+
+@dataclass(frozen=True)
+class Effects:
+    """One adapter's changes.
+
+    Attributes:
+        tensors: the adapter's data.
+        config: its PEFT configuration.
+        changes: parameter -> what is done to it.
+    """
+
+    tensors: AdapterTensors
+    config: PeftConfig = field(repr=False)
+    changes: Mapping[str, tuple[Change, ...]] = field(repr=False)
+
+
+def read_effects(file: AdapterFile, model: PreTrainedModel) -> Effects:
+    """Find what each tensor of an adapter does.
+
+    Args:
+        file: the adapter.
+        model: the base on the meta device; it is left as it is.
+
+    Raises:
+        MergeError: ``merge-does-not-fit``: a tensor has no place, or a place no tensor; one of the refusals of
+            :func:`graftkit.merging.unsupported.refuse`.
+    """
+    config = read_config(file)
+    tensors = AdapterTensors(file)
+    tensors.check()
+    refuse(file, config)
+    if file.peft_type == "LORA":
+        adapted = attach_on_meta(model, config)
+        tensors = _as_peft_loads(tensors, adapted)
+        found = [*_lora(adapted, model, config, tensors)]
+    else:
+        found = [*_layers(config, model, tensors)]
+    found += _saved_whole(model, config, tensors, {name for _, change in found for name in change.tensors})
+    changes: dict[str, list[Change]] = defaultdict(list)
+    for param, change in found:
+        changes[param].append(change)
+    _check_claims(found, tensors)
+    return Effects(tensors, config, MappingProxyType({p: tuple(c) for p, c in changes.items()}))
+
+
+def read_config(file: AdapterFile) -> PeftConfig:
+    """The adapter's configuration as PEFT's own class.
+
+    Raises:
+        MergeError: ``merge-config``: the installed PEFT cannot read it.
+    """
+    from peft import PeftConfig
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return PeftConfig.from_pretrained(str(file.folder))
+    except Exception as error:
+        raise MergeError(
+            "PEFT cannot read the adapter's configuration",
+            where=str(file.folder),
+            why=f"{type(error).__name__}: {error}",
+            help="check the file, or install the PEFT that wrote it",
+            code="merge-config",
+        ) from error
+
+
+def attach_on_meta(model: PreTrainedModel, config: PeftConfig) -> Any:
+    """A copy of the model with the adapter's layers, without data, exactly where PEFT puts them.
+
+    Raises:
+        MergeError: ``merge-does-not-fit``: PEFT does not take this configuration for this model.
+    """
+    import torch
+    from peft import PeftModel
+
+    asked = copy.deepcopy(config)
+    for name, value in _LEFT_OUT.items():
+        if hasattr(asked, name):
+            setattr(asked, name, value)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            return PeftModel(copy.deepcopy(model), asked, adapter_name=_ADAPTER)
+    except Exception as error:
+        raise _does_not_fit(f"PEFT does not take it: {error}") from error
+
+
+# What is saved whole is found by name, and starting values are of no interest here.
+_LEFT_OUT = {
+    "task_type": None,
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+    "init_lora_weights": True,
+    "inference_mode": True,
+}
+
+
+def _as_peft_loads(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
+    """Adapters of experts that were saved one by one are stacked, as PEFT does on loading."""
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    expected = {f"{name}.{leaf}" for name, layer in _lora_layers(adapted) for leaf in _leaves(layer)}
+    lora = {name for name in tensors.shapes if ".lora_" in name}
+    if lora <= expected:
+        return tensors
+    loaded = {name: tensors.read(name) for name in tensors.shapes}
+    try:
+        made = convert_peft_adapter_state_dict_for_transformers(
+            adapted, adapted.peft_config[_ADAPTER], loaded, adapter_name=_ADAPTER
+        )
+    except Exception as error:
+        raise _does_not_fit(f"PEFT cannot convert its expert tensors: {error}") from error
+    new = {name: value for name, value in made.items() if name not in loaded}
+    return tensors.with_converted(new, frozenset(set(loaded) - set(made)))
+
+
+def _lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in adapted.named_modules():
+        if isinstance(module, LoraLayer) and _ADAPTER in module.scaling:
+            yield name, module
+
+
+def _leaves(layer: Any) -> Iterator[str]:
+    if _ADAPTER in layer.lora_embedding_A:
+        yield from ("lora_embedding_A", "lora_embedding_B")
+    else:
+        yield from ("lora_A.weight", "lora_B.weight")
+        if layer.lora_bias[_ADAPTER]:
+            yield "lora_B.bias"
+    if _ADAPTER in layer.lora_magnitude_vector:
+        yield "lora_magnitude_vector"
+
+
+def _lora(
+    adapted: Any, model: PreTrainedModel, config: Any, tensors: AdapterTensors
+) -> Iterator[tuple[str, Change]]:
+    """Every LoRA layer's change."""
+    layers = dict(_lora_layers(adapted))
+    if not layers:
+        raise _does_not_fit("its targets match no module")
+    through_peft = rebuilds_base(config)
+    for name, layer in layers.items():
+        core = core_path(name)
+        names = tuple(f"{name}.{leaf}" for leaf in _leaves(layer))
+        missing = [n for n in names if n not in tensors.shapes]
+        if missing:
+            raise _does_not_fit(f"it has no {missing[0]}")
+        own = [n for n in tensors.shapes if n.startswith(f"{name}.lora_")]
+        if through_peft or not _is_plain(layer) or set(own) != set(names):
+            yield from _through_peft(model, core, tuple(own))
+            continue
+        _check_shapes(names, layer, tensors)
+        yield from _one_lora(name, core, layer)
+
+
+def core_path(name: str) -> str:
+    """A module's path in the base, of one that PEFT has wrapped."""
+    parts = name.removeprefix(PEFT_PREFIX).split(".")
+    return ".".join(part for part in parts if part != "base_layer")
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether the layer's update is B @ A, or that with DoRA's magnitudes."""
+    from peft.tuners.lora import variants
+
+    variant = layer.lora_variant.get(_ADAPTER)
+    named = (getattr(variants, name) for name in dir(variants) if name.startswith("Dora"))
+    doras = tuple(kind for kind in named if isinstance(kind, type))
+    return variant is None or isinstance(variant, doras) or variant in doras
+
+
+def _check_shapes(names: tuple[str, ...], layer: Any, tensors: AdapterTensors) -> None:
+    known = layer.state_dict()
+    for name in names:
+        stem, _, leaf = name.rpartition(".lora_")
+        parts = f"lora_{leaf}".split(".")
+        key = ".".join([parts[0], _ADAPTER, *parts[1:]])
+        key = key if key in known else f"{key}.weight"
+        shape = tuple(known[key].shape)
+        if tensors.shapes[name] != shape:
+            why = f"{name} is {list(tensors.shapes[name])}, and {core_path(stem)} takes {list(shape)}"
+            raise _does_not_fit(why)
+
+
+def _one_lora(name: str, core: str, layer: Any) -> Iterator[tuple[str, Change]]:
+    from peft.tuners.lora.layer import Embedding, MultiheadAttention, ParamWrapper
+
+    scale = float(layer.scaling[_ADAPTER])
+    magnitude = f"{name}.lora_magnitude_vector" if _ADAPTER in layer.lora_magnitude_vector else None
+    a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+    if isinstance(layer, ParamWrapper):
+        stacked = layer.get_param().dim() == 3
+        experts = layer.num_experts if stacked else 0
+        flip = stacked and not layer._did_swap_in_out_features
+        yield f"{core}.{layer.parameter_name}", LowRank(a, b, scale, experts, flip)
+    elif isinstance(layer, Embedding):
+        a, b = f"{name}.lora_embedding_A", f"{name}.lora_embedding_B"
+        yield f"{core}.weight", LowRank(a, b, scale, flip=True, magnitude=magnitude)
+    elif isinstance(layer, MultiheadAttention):
+        yield f"{core}.in_proj_weight", LowRank(a, b, scale)
+    else:
+        _check_convolution(core, layer)
+        flip = bool(getattr(layer, "fan_in_fan_out", False))
+        yield f"{core}.weight", LowRank(a, b, scale, flip=flip, magnitude=magnitude)
+    if layer.lora_bias[_ADAPTER]:
+        if getattr(layer.get_base_layer(), "bias", None) is None:
+            raise MergeError(
+                "the adapter has a bias where the base has none",
+                where=core,
+                why="lora_bias=True on a layer without one: its bias has nowhere to go",
+                help="serve the adapter unmerged, or train it without lora_bias",
+                code="merge-no-bias",
+            )
+        yield f"{core}.bias", Added(f"{name}.lora_B.bias", scale)
+
+
+def _check_convolution(core: str, layer: Any) -> None:
+    if getattr(layer.get_base_layer(), "groups", 1) > 1:
+        raise MergeError(
+            "an adapter on a grouped convolution cannot be merged",
+            where=core,
+            why="its update mixes the groups, which the convolution keeps apart",
+            help="serve the adapter unmerged, or train it without this layer (exclude_modules)",
+            code="merge-grouped-convolution",
+        )
+
+
+def shares_state(config: Any) -> bool:
+    """Whether the tuner's layers have values in common, so that none of them can be built without the others."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    said = getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "uses_shared_state", False)
+    # Projections that are drawn at random once, as large as the largest layer needs them.
+    return bool(said) or hasattr(config, "projection_prng_key")
+
+
+def _layers(config: Any, model: PreTrainedModel, tensors: AdapterTensors) -> Iterator[tuple[str, Change]]:
+    """The layers of any other tuner: found by its tensors' names, or by its targets where layers share them."""
+    own = _own_tensors(config, tensors)
+    if shares_state(config):
+        every = tuple(name for names in own.values() for name in names)
+        for path in _targeted(config, model):
+            yield from _through_peft(model, path, every)
+        return
+    for path, names in own.items():
+        yield from _through_peft(model, path, names)
+
+
+def _own_tensors(config: Any, tensors: AdapterTensors) -> dict[str, tuple[str, ...]]:
+    """Module path -> the names of the tensors that adapt it; those that all layers share are under no path."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
+    own: dict[str, tuple[str, ...]] = {}
+    for name in tensors.shapes:
+        parts = name.removeprefix(PEFT_PREFIX).split(".")
+        at = next((i for i, part in enumerate(parts) if part.startswith(prefix)), None)
+        if not name.startswith(PEFT_PREFIX):
+            own[""] = (*own.get("", ()), name)
+        elif at is not None and not name.endswith(_TOKENS):
+            path = core_path(".".join(parts[:at]))
+            own[path] = (*own.get(path, ()), name)
+    return own
+
+
+def _targeted(config: Any, model: PreTrainedModel) -> Iterator[str]:
+    """The modules that PEFT's own matching takes for targets."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    for path, module in model.named_modules():
+        if path and not list(module.children()) and check_target_module_exists(config, path):
+            yield path
+
+
+def _through_peft(model: PreTrainedModel, path: str, names: tuple[str, ...]) -> Iterator[tuple[str, Change]]:
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        raise _does_not_fit(f"the base has no module {path}") from None
+    for part, _ in module.named_parameters():
+        yield f"{path}.{part}", Layer(path, part, names)
+
+
+def _saved_whole(
+    model: PreTrainedModel, config: Any, tensors: AdapterTensors, claimed: set[str]
+) -> Iterator[tuple[str, Change]]:
+    """Weights that were saved as they are: modules to save, biases, embeddings, and trained rows."""
+    state = model.state_dict(keep_vars=True)
+    for name, shape in tensors.shapes.items():
+        if name in claimed:
+            continue
+        param = core_path(name).replace(".token_adapter.", ".")
+        if param.endswith(f".{_TOKENS}"):
+            param = f"{param.removesuffix(_TOKENS)}weight"
+            rows = Rows(name, tuple(_indices(config, param)))
+            if param in state and shape == (len(rows.at), *state[param].shape[1:]):
+                yield param, rows
+            continue
+        if param not in state:
+            continue
+        if shape != tuple(state[param].shape):
+            raise _resized(param, shape, tuple(state[param].shape))
+        yield param, Whole(name)
+
+
+def _indices(config: Any, param: str) -> list[int]:
+    given = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
+    if isinstance(given, dict):
+        module = param.rpartition(".")[0]
+        given = next((v for key, v in given.items() if module == key or module.endswith(f".{key}")), [])
+    return [int(i) for i in given]
+
+
+def _check_claims(found: list[tuple[str, Change]], tensors: AdapterTensors) -> None:
+    claimed: dict[str, list[Change]] = defaultdict(list)
+    for _, change in found:
+        for name in change.tensors:
+            claimed[name].append(change)
+    homeless = [name for name in tensors.shapes if name not in claimed]
+    if homeless:
+        more = f" and {len(homeless) - 1} more" if len(homeless) > 1 else ""
+        raise _does_not_fit(f"{homeless[0]}{more} belong to nothing in the base")
+    double = [n for n, by in claimed.items() if len(by) > 1 and not all(isinstance(c, Layer) for c in by)]
+    if double:
+        raise _does_not_fit(f"{double[0]} has two places")
+
+
+def _resized(param: str, shape: tuple[int, ...], base: tuple[int, ...]) -> MergeError:
+    return MergeError(
+        "the adapter holds a weight of another size than the base",
+        where=param,
+        why=f"{list(shape)} in the adapter, {list(base)} in the base: the vocabulary was resized for training",
+        help="resize the base too: model.resize_token_embeddings(n), save_pretrained(), and merge onto that",
+        code="merge-resized",
+    )
+
+
+def _does_not_fit(why: str) -> MergeError:
+    return MergeError(
+        "the adapter does not fit this base",
+        why=why,
+        help="name the base it was trained on; an adapter that another tool made may need gk.migrate() first",
+        code="merge-does-not-fit",
+    )

@@ -1,0 +1,152 @@
+"""The base of a merge: a local folder with a configuration and safetensors weights, and its model without data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import SourceError
+from graftkit.merging.checkpoint.shards import INDEX, SINGLE, Weights, read_weights
+from graftkit.merging.checkpoint.weight_conversion import Groups, group
+from graftkit.merging.errors import MergeError, base_unreadable
+from graftkit.merging.io.read import told_as
+from graftkit.surveying.sources import hub
+from graftkit.surveying.sources.build import build_on_meta, model_class_for
+from graftkit.surveying.sources.config import load_config, remote_model_class
+from graftkit.text import named
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What a model folder holds besides weights: configuration, tokenizer, templates, code, licence.
+_WEIGHTS = frozenset(
+    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".tflite", ".npz", ".ot"}
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The checkpoint that an adapter is merged into.
+
+    Attributes:
+        name: as the user wrote it.
+        weights: its files.
+        model: its class on the meta device.
+    """
+
+    name: str
+    weights: Weights
+    model: PreTrainedModel = field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        return self.weights.folder
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Disk tensors and parameters that belong together."""
+        return group(self.model, self.weights.home)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter and buffer that is saved."""
+        return {name: tuple(t.shape) for name, t in self.model.state_dict(keep_vars=True).items()}
+
+    @cached_property
+    def ties(self) -> dict[str, tuple[str, ...]]:
+        """Parameter -> all names of it, for those that have several."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        return {name: tuple(every) for every in names.values() if len(every) > 1 for name in every}
+
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """The files to take along as they are.
+
+        Raises:
+            SourceError: ``not-readable``: the folder has gone.
+        """
+        with told_as(base_unreadable, self.folder):
+            files = sorted(path for path in self.folder.iterdir() if path.is_file())
+        return tuple(p for p in files if p.suffix not in _WEIGHTS and not p.name.endswith(".index.json"))
+
+
+def read_base(source: str | Path, *, trust_remote_code: bool = False, revision: str | None = None) -> Base:
+    """Resolve a directory or a hub id to a base.
+
+    Raises:
+        SourceError: as :func:`graftkit.surveying.sources.config.load_config` and
+            :func:`graftkit.surveying.checkpoint.headers.read_headers`; ``weights-not-local`` where the
+            hub's weights are not in the cache and cannot be fetched.
+        MergeError: ``merge-quantized-base``.
+    """
+    folder = _folder(source, revision)
+    _check_not_quantized(folder)
+    loaded = load_config(folder, trust_remote_code=trust_remote_code)
+    model = build_on_meta(loaded.config, remote_model_class(loaded) or model_class_for(loaded.config))
+    return Base(str(source), read_weights(folder), model)
+
+
+def _folder(source: str | Path, revision: str | None) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    text = str(source)
+    if isinstance(source, Path) or not (hub.is_hub_id(text) or hub.from_cache(text, "config.json", revision)):
+        raise SourceError(
+            "no such directory or hub id",
+            where=text,
+            help="name the folder that save_pretrained() wrote, or a hub id as owner/name",
+            code="not-found",
+        )
+    return _cached(text, revision) or _fetched(text, revision)
+
+
+def _cached(repo_id: str, revision: str | None) -> Path | None:
+    config = hub.from_cache(repo_id, "config.json", revision)
+    if config is None:
+        return None
+    folder = config.path.parent
+    if (folder / SINGLE).is_file():
+        return folder
+    if not (folder / INDEX).is_file():
+        return None
+    named = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
+    return folder if all((folder / name).is_file() for name in set(named)) else None
+
+
+def _fetched(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.md"]
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise SourceError(
+            "the base's weights are not on this machine",
+            where=repo_id,
+            why=named(error),
+            help=f"fetch them with `hf download {repo_id}`, or name a folder",
+            code="weights-not-local",
+        ) from error
+
+
+def _check_not_quantized(folder: Path) -> None:
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return  # load_config says it better
+    if not isinstance(config, dict) or not config.get("quantization_config"):
+        return
+    method = config["quantization_config"].get("quant_method", "unknown method")
+    raise MergeError(
+        "the base is quantized, and an update would be lost in its rounding",
+        where=str(folder),
+        why=f"its weights are packed ({method})",
+        help="merge into the 16-bit model that it was made from, then quantize the result",
+        code="merge-quantized-base",
+    )

@@ -1,0 +1,65 @@
+"""A model's own names on disk against those in its checkpoint, from safetensors headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftkit.surveying.checkpoint.headers import Headers
+from graftkit.surveying.checkpoint.names import checkpoint_keys
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the weight files hold, as their headers say.
+
+    Attributes:
+        tensors: how many.
+        bytes: of tensor data.
+        dtypes: safetensors dtype -> tensors.
+        unknown: keys that the model's class does not know (it ignores them on loading).
+        missing: keys that the model's class expects and no file holds (it starts them at random).
+    """
+
+    tensors: int
+    bytes: int
+    dtypes: tuple[tuple[str, int], ...]
+    unknown: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "tensors": self.tensors,
+            "bytes": self.bytes,
+            "dtypes": dict(self.dtypes),
+            "unknown": list(self.unknown),
+            "missing": list(self.missing),
+        }
+
+
+def compare(model: nn.Module, headers: Headers) -> Checkpoint:
+    """Compare the checkpoint with the model; of tied weights one name on disk is enough."""
+    expected = checkpoint_keys(model, list(model.state_dict()))
+    known = {key for keys in expected.values() for key in keys}
+    absent = {name for name, keys in expected.items() if not any(key in headers for key in keys)}
+    present = set(expected) - absent
+    excused = {name for group in _tied(model) if group & present for name in group}
+    missing = sorted(key for name in absent - excused for key in expected[name])
+    return Checkpoint(
+        tensors=len(headers),
+        bytes=headers.total_bytes,
+        dtypes=tuple(Counter(tensor.dtype for tensor in headers.values()).most_common()),
+        unknown=tuple(sorted(key for key in headers if key not in known)),
+        missing=tuple(missing),
+    )
+
+
+def _tied(model: nn.Module) -> list[set[str]]:
+    groups: dict[int, set[str]] = defaultdict(set)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups[id(parameter)].add(name)
+    return [group for group in groups.values() if len(group) > 1]

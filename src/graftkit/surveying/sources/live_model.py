@@ -1,0 +1,44 @@
+"""What the user names -> the live model, weights included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import BuildError
+from graftkit.surveying.sources.build import model_class_for
+from graftkit.surveying.sources.config import load_config, remote_model_class
+from graftkit.text import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None, **options: Any
+) -> PreTrainedModel:
+    """Load a model from a directory or hub id into the class its configuration names, in its own dtype.
+
+    Args:
+        name: a directory or a hub id.
+        trust_remote_code: let the model's own code run.
+        revision: branch, tag or commit of a hub id.
+        options: further arguments of ``from_pretrained``.
+
+    Raises:
+        SourceError: ``name`` names no model.
+        BuildError: ``weights-missing``: there is a configuration, and no weights that load into its class.
+    """
+    loaded = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
+    model_class = remote_model_class(loaded) or model_class_for(loaded.config)
+    try:
+        return model_class.from_pretrained(
+            name, config=loaded.config, revision=revision or "main", **{"dtype": "auto", **options}
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BuildError(
+            "the model's weights cannot be loaded",
+            where=name,
+            why=first_line(error),
+            help="name a directory that holds the weights, or check the architecture alone with --twin",
+            code="weights-missing",
+        ) from error

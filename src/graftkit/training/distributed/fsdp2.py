@@ -1,0 +1,112 @@
+"""A base that transformers takes apart as it loads it (FSDP2): what that asks for, and what goes with it.
+
+``args: {model_init_kwargs: {distributed_config: {fsdp_size: N}}}`` needs neither accelerate's FSDP nor a graphics
+processor. The adapter is attached to the parts; its own tensors stay whole on every process, and the trainer keeps
+them alike (``transformers.Trainer._sync_replicated_trainable_parameters``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import TrainingError
+from graftkit.recipes.problems import meant_or_known
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from graftkit.recipes.recipe import Recipe
+    from graftkit.training.model import Base
+
+_WHERE = "args.model_init_kwargs.distributed_config"
+# Initializers that draw the adapter's values without a look at the base's weights.
+_DRAWN = (True, False, "gaussian", "orthogonal")
+
+
+def check_sharding(recipe: Recipe, args: Any, resume: bool) -> None:
+    """Refuse, before anything is loaded, what does not go with a base that is loaded in parts.
+
+    Args:
+        recipe: that may ask for it.
+        args: the trainer's, made in this process.
+        resume: whether to go on from a checkpoint.
+
+    Raises:
+        TrainingError: ``sharding``.
+    """
+    asked = (recipe.args.get("model_init_kwargs") or {}).get("distributed_config")
+    if not isinstance(asked, Mapping):
+        return
+    _check_keys(asked)
+    _check_processes(asked, args.world_size)
+    if recipe.fields.quantization is not None:
+        raise _refused(
+            "a quantized base cannot be loaded in parts",
+            "transformers makes parts of the packed weights, and loses what says how to unpack them",
+            "leave quantization out, or train with DDP: graft train RECIPE --launch N without distributed_config",
+        )
+    if resume or (args.save_strategy != "no" and not args.save_only_model):
+        raise _refused(
+            "a run whose base is loaded in parts cannot be resumed",
+            "transformers does not save the optimizer's state of such a run (transformers.Trainer.__init__)",
+            "start it anew" if resume else "args: {save_only_model: true} saves the adapter alone",
+        )
+
+
+def check_attachable(base: Base) -> None:
+    """Refuse an adapter that PEFT cannot attach to the parts of a base.
+
+    Raises:
+        TrainingError: ``sharding``.
+    """
+    wanted = [word for word, needs in _needs_whole_weights(base.peft_config).items() if needs]
+    if wanted and getattr(base.model, "is_distributed_loading_by_transformers", False):
+        raise _refused(
+            f"{', '.join(wanted)} cannot be used on a base that is loaded in parts",
+            "PEFT reads or copies whole weights for it, of which each process has a part",
+            "use LoRA without it, or train with DDP: graft train RECIPE --launch N without distributed_config",
+        )
+
+
+def _needs_whole_weights(config: PeftConfig) -> dict[str, bool]:
+    init = getattr(config, "init_lora_weights", True)
+    return {
+        "DoRA": bool(getattr(config, "use_dora", False)),
+        f"init_lora_weights: {init}": init not in _DRAWN,
+        "modules_to_save": bool(getattr(config, "modules_to_save", None)),
+        "trainable_token_indices": bool(getattr(config, "trainable_token_indices", None)),
+        "ln_tuning": config.peft_type == "LN_TUNING",
+    }
+
+
+def _check_keys(asked: Mapping[str, Any]) -> None:
+    """transformers drops a key that it does not know, and loads the base whole."""
+    from transformers.distributed import DistributedConfig
+
+    known = [field.name for field in dataclasses.fields(DistributedConfig)]
+    strange = next((key for key in asked if key not in known), None)
+    if strange is not None:
+        advice = meant_or_known(strange, known)
+        raise _refused(f"there is no key {strange!r} here", "transformers would ignore it", advice)
+
+
+def _check_processes(asked: Mapping[str, Any], count: int) -> None:
+    from transformers.distributed import DistributedConfig
+
+    try:
+        config = DistributedConfig.from_dict(dict(asked))
+    except (TypeError, ValueError, OSError) as error:
+        raise _refused("transformers refuses these values", str(error), "fsdp_size: 2 is two processes") from error
+    needed = config.dp_size * config.tp_size * config.pp_size
+    if needed != count:
+        raise _refused(
+            f"these sizes are for {needed} processes, and {count} train together",
+            "each process holds one part",
+            f"graft train RECIPE --launch {needed}",
+        )
+
+
+def _refused(what: str, why: str, help: str) -> TrainingError:
+    return TrainingError(what, where=_WHERE, why=why, help=help, code="sharding")

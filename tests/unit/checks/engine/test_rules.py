@@ -1,0 +1,204 @@
+"""The registry of rules holds together: codes, pages, and cases that show each rule can fail."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import graftkit
+from graftkit.checks.engine import pages
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.rule import Rule, Setting, failed, held
+from graftkit.checks.engine.runner import decidable, run
+from graftkit.checks.rules import all_rules, check_settings
+from graftkit.errors import RecipeError
+from graftkit.findings import Severity
+from graftkit.recipes.recipe import read_recipe
+from graftkit.recipes.settings import CheckSettings
+
+RULES = all_rules()
+REPOSITORY = Path(__file__).parents[4]
+CASES = "".join(p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parents[1].rglob("test_*.py")))
+
+
+def test_rules_were_found() -> None:
+    assert len(RULES) >= 5
+
+
+def test_codes_are_unique_and_well_formed() -> None:
+    codes = [rule.code for rule in RULES]
+    assert len(set(codes)) == len(codes)
+    assert all(re.fullmatch(r"GK\d{3}", code) for code in codes)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_a_rule_is_whole(rule: Rule) -> None:
+    assert rule.severity in {Severity.ERROR, Severity.WARNING, Severity.INFO}
+    assert rule.needs
+    assert set(rule.needs) <= set(Facts.__dataclass_fields__)
+    for text in (rule.title, rule.why, rule.example, rule.help, rule.safety, rule.since):
+        assert text.strip()
+    assert rule.sources
+
+
+def _cases(code: str) -> tuple[list[str], list[str]]:
+    """The tests that provoke a rule, and those in which it has to stay silent, by name.
+
+    A test in which several rules stay silent names them all: ``test_gk101_gk104_to_gk106_silent_on_plans``.
+    """
+    names = [(name, _named(name)) for name in re.findall(r"^def (test_gk\w+)", CASES, re.MULTILINE)]
+    told = [(name, "_silent" in name) for name, codes in names if code in codes]
+    return [name for name, silent in told if not silent], [name for name, silent in told if silent]
+
+
+def _named(test: str) -> set[str]:
+    """The codes that a test's name begins with; ``_to_`` stands for those between."""
+    head = re.match(r"test((?:_to)?_gk\d{3})+", test)
+    first_to_last = re.findall(r"gk(\d{3})(?:_to_gk(\d{3}))?", head[0] if head else "")
+    return {f"GK{number:03}" for a, b in first_to_last for number in range(int(a), int(b or a) + 1)}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_a_rule_has_a_bad_case_and_a_good_one(rule: Rule) -> None:
+    bad, good = _cases(rule.code)
+    assert bad, f"no test provokes {rule.code}: test_{rule.code.lower()}_<what>"
+    assert good, f"no test says when it holds: test_{rule.code.lower()}_silent_<when>"
+
+
+def test_a_rule_without_cases_is_noticed() -> None:
+    assert _cases("GK999") == ([], [])
+    assert all(_cases("GK100"))
+    assert _named("test_gk101_gk104_to_gk106_silent_on_plans") == {"GK101", "GK104", "GK105", "GK106"}
+    assert _named("test_gk101_unlike_gk102") == {"GK101"}
+
+
+def test_pages_are_up_to_date() -> None:
+    folder = REPOSITORY / "docs" / "rules"
+    assert pages.stale(folder) == [], "run `make docs`"
+
+
+def test_a_stale_page_is_noticed(tmp_path: Path) -> None:
+    assert pages.main([str(tmp_path)]) == 0
+    assert pages.main([str(tmp_path), "--check"]) == 0
+    (tmp_path / f"{RULES[0].code}.md").write_text("old")
+    (tmp_path / "GK999.md").write_text("no such rule")
+    assert pages.stale(tmp_path) == sorted([f"{RULES[0].code}.md", "GK999.md"])
+    assert pages.main([str(tmp_path), "--check"]) == 1
+
+
+def _rule(check: object, needs: tuple[str, ...] = ()) -> Rule:
+    return Rule(
+        code="GK000",
+        title="a rule made for this test",
+        severity=Severity.WARNING,
+        needs=needs,
+        check=check,  # type: ignore[arg-type]
+        why="-",
+        example="-",
+        help="do something",
+        safety="-",
+        since="0.1.0",
+        sources=("-",),
+    )
+
+
+def _raise(_facts: Facts) -> None:
+    raise ValueError("broken rule")
+
+
+def test_a_rule_that_raises_becomes_a_finding_and_the_run_goes_on() -> None:
+    report = run([_rule(_raise), _rule(lambda _: held("fine"))], Facts())
+    assert [f.severity for f in report] == [Severity.UNKNOWN, Severity.OK]
+    assert "broken rule" in report.findings[0].message
+    assert not report.proven
+
+
+def test_a_rule_without_its_facts_is_unknown() -> None:
+    report = run([_rule(lambda _: held("fine"), needs=("model", "batch"))], Facts())
+    assert report.findings[0].severity is Severity.UNKNOWN
+    assert "model, batch" in report.findings[0].message
+
+
+def test_a_failed_rule_has_its_own_severity_and_help() -> None:
+    finding = run([_rule(lambda _: failed("bad", where="there", figure=3))], Facts()).findings[0]
+    assert (finding.severity, finding.where, finding.help) == (Severity.WARNING, "there", "do something")
+    assert finding.evidence == {"figure": 3}
+    assert finding.url == "docs/rules/GK000.md"
+
+
+def _limited() -> Rule:
+    rule = _rule(lambda facts: failed("bad", limit=facts.limit(rule, "share")))
+    rule = replace(rule, settings={"share": Setting(0.1, "the largest share")})
+    return rule
+
+
+def test_a_setting_has_a_default_that_the_user_may_replace() -> None:
+    assert run([_limited()], Facts()).findings[0].evidence == {"limit": 0.1}
+    settings = CheckSettings(rules={"GK000": {"share": 0.5, "severity": "info"}})
+    finding = run([_limited()], Facts(settings=settings)).findings[0]
+    assert (finding.evidence, finding.severity) == ({"limit": 0.5}, Severity.INFO)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"shares": 0.5}, id="no such setting"),
+        pytest.param({"share": "much"}, id="another type"),
+        pytest.param({"share": True}, id="a truth value is no number"),
+        pytest.param({"severity": "fatal"}, id="no such severity"),
+        pytest.param({"severity": "ok"}, id="a failure cannot be called ok"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="settings"):
+        run([_limited()], Facts(settings=CheckSettings(rules={"GK000": given})))
+
+
+def test_ignored_rules_do_not_run() -> None:
+    assert len(run([_rule(_raise)], Facts(settings=CheckSettings(ignore=("GK0",))))) == 0
+
+
+def test_only_rules_that_a_command_can_decide_are_run() -> None:
+    rules = [_rule(_raise, ("model",)), _rule(_raise, ("base", "model")), _rule(_raise, ("base",))]
+    assert [rule.needs for rule in decidable(rules, ("base", "recipe"))] == [("base",)]
+
+
+@pytest.mark.parametrize("name", ["GK999", "GX", "gk1"])
+def test_settings_for_what_is_no_rule_are_refused(name: str) -> None:
+    for settings in (CheckSettings(select=(name,)), CheckSettings(rules={name: {}})):
+        with pytest.raises(RecipeError, match="settings"):
+            check_settings(settings)
+    check_settings(CheckSettings(select=("GK1",), ignore=("GK",), rules={RULES[0].code: {}}))
+
+
+def test_a_setting_is_refused_though_its_rule_is_not_selected() -> None:
+    settings = CheckSettings(select=("GK1",), rules={"GK202": {"no_such": 1}})
+    with pytest.raises(RecipeError, match="no_such"):
+        check_settings(settings)
+
+
+def test_a_finding_about_a_key_names_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: x\nargs:\n  packing: true\n")
+    rule = _rule(lambda _: failed("bad", key="args.packing"))
+    finding = run([rule], Facts(recipe=read_recipe(file))).findings[0]
+    assert (finding.file, finding.line, finding.where) == (str(file), 3, "args.packing")
+    assert run([rule], Facts()).findings[0].file is None
+
+
+@pytest.mark.parametrize(
+    ("severity", "level", "counts"),
+    [
+        pytest.param(Severity.ERROR, Severity.ERROR, True, id="error at error"),
+        pytest.param(Severity.WARNING, Severity.ERROR, False, id="warning at error"),
+        pytest.param(Severity.WARNING, Severity.WARNING, True, id="warning at warning"),
+        pytest.param(Severity.UNKNOWN, Severity.INFO, False, id="unknown never counts"),
+        pytest.param(Severity.OK, Severity.INFO, False, id="ok never counts"),
+    ],
+)
+def test_fail_levels(severity: Severity, level: Severity, counts: bool) -> None:
+    finding = graftkit.Finding("GK000", severity, "t", "m")
+    assert graftkit.Report((finding,)).at_or_above(level) is counts

@@ -1,0 +1,70 @@
+"""What PEFT's source says of a method, read as text, is what PEFT itself says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from peft import PeftType
+
+from graftkit.checks.peft_config import peft_source
+from graftkit.checks.peft_config.peft_source import written_method
+from graftkit.checks.peft_config.schema import asked, declared
+
+METHODS = [kind.value for kind in PeftType]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_text_says_what_peft_says(method: str) -> None:
+    assert asked(method) is not None
+    assert declared(method) == asked(method)
+
+
+def test_the_text_tells_of_most_methods_and_of_the_usual_one() -> None:
+    told = [method for method in METHODS if written_method(method) is not None]
+    assert "LORA" in told
+    assert len(told) > len(METHODS) / 2
+
+
+@pytest.mark.parametrize(
+    "name", ["", "lora", "FOO", "../LORA", "LORA/../LORA", "LORA\x1b[31m\ud800", "\0"], ids=ascii
+)
+def test_what_is_no_method_is_none(name: str) -> None:
+    assert written_method(name) is None
+    assert declared(name) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("    r: int", "    r: Hertz", id="a type that is defined elsewhere"),
+        pytest.param("    r: int", '    r: "int"', id="a type in quotes"),
+        pytest.param("    r: int", "    r: int | ", id="no Python"),
+        pytest.param("@dataclass\nclass LoraConfig(", "class LoraConfig(", id="no dataclass"),
+        pytest.param("class LoraConfig(PeftConfig)", "class LoraConfig(Other)", id="another base"),
+        pytest.param("class LoraConfig(", "class LoRAConfig(", id="another name"),
+    ],
+)
+def test_a_source_that_cannot_be_followed_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    """PEFT is asked then: a guess would be worse than the seconds."""
+    installed = peft_source._home()
+    for name in ("config.py", "utils/peft_types.py", "tuners/lora/__init__.py", "tuners/lora/config.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((installed / name).read_bytes())
+    monkeypatch.setattr(peft_source, "_home", lambda: tmp_path)
+    assert written_method("LORA") is not None
+    file = tmp_path / "tuners/lora/config.py"
+    assert file.read_text().count(before)
+    file.write_text(file.read_text().replace(before, after))
+    assert written_method("LORA") is None
+
+
+def test_without_a_source_peft_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peft_source, "_home", lambda: tmp_path)
+    declared.cache_clear()
+    try:
+        assert declared("LORA") == asked("LORA")
+    finally:
+        declared.cache_clear()

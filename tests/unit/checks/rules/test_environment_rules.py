@@ -1,0 +1,123 @@
+"""The rules on installed versions, with environments made for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+import graftkit as gk
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.runner import run
+from graftkit.checks.rules import all_rules
+from graftkit.checks.rules.environment.versions_work_together import COMBINATIONS
+from graftkit.env import environment
+from graftkit.errors import ModelTypeError
+from graftkit.families import all_families
+from graftkit.findings import Finding
+
+ERROR, INFO, OK, UNKNOWN = gk.Severity.ERROR, gk.Severity.INFO, gk.Severity.OK, gk.Severity.UNKNOWN
+RULES = {rule.code: rule for rule in all_rules()}
+HERE = environment()["packages"]
+
+
+def seen(code: str, **facts: Any) -> Finding:
+    return next(iter(run([RULES[code]], Facts(**facts))))
+
+
+# ---- GK001 ----
+
+
+def test_gk001_a_model_type_from_the_future(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "from_the_future", "transformers_version": "99.1.0.dev0"}))
+    with pytest.raises(ModelTypeError) as caught:
+        gk.survey(str(file))
+    found = seen("GK001", config=caught.value.config, environment=HERE)
+    assert (found.severity, found.where) == (ERROR, "from_the_future")
+    assert found.help == "pip install 'transformers>=99.1.0'"
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict", "told"),
+    [
+        pytest.param(
+            {"model_type": "lama", "transformers_version": "4.40.0"}, ERROR, "misspelt", id="an old slip"
+        ),
+        pytest.param({"model_type": "lama"}, ERROR, "--upgrade", id="nobody says who wrote it"),
+        pytest.param(
+            {"model_type": "own", "auto_map": {"AutoModel": "m.M"}}, INFO, "trust_remote_code", id="own code"
+        ),
+        pytest.param({}, UNKNOWN, "", id="no model type"),
+    ],
+)
+def test_gk001_advice(fields: dict[str, Any], verdict: gk.Severity, told: str) -> None:
+    found = seen("GK001", config=fields, environment=HERE)
+    assert found.severity is verdict
+    assert told in str(found.help)
+
+
+def test_gk001_silent_on_what_is_known() -> None:
+    assert seen("GK001", config={"model_type": "llama"}, environment=HERE).severity is OK
+
+
+# ---- GK002 ----
+
+
+@pytest.mark.parametrize(
+    ("installed", "package"),
+    [
+        pytest.param({"peft": "0.19.0", "torch": "2.5.1+cu121"}, "peft", id="a type that torch does not have"),
+        pytest.param({"transformers": "5.10.2", "torch": "2.4.1"}, "transformers", id="the same in transformers"),
+        pytest.param({"peft": "0.18.0", "transformers": "4.51.3"}, "peft", id="peft is too new"),
+        pytest.param({"peft": "0.17.1", "transformers": "5.9.0"}, "peft", id="peft is too old"),
+    ],
+)
+def test_gk002_combinations_that_do_not_work(installed: dict[str, str], package: str) -> None:
+    found = seen("GK002", environment={**HERE, **installed})
+    assert (found.severity, found.where) == (ERROR, package)
+    assert "pip install" in str(found.help)
+    assert "https://" in str(found.help)
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [("5.4.0", ERROR), ("5.5.1", ERROR), ("5.5.2", OK), ("5.6.0.dev0", OK)]
+)
+def test_gk002_what_a_family_needs(version: str, verdict: gk.Severity) -> None:
+    config = {"model_type": "gemma4"}
+    assert seen("GK002", environment={**HERE, "transformers": version}, config=config).severity is verdict
+    assert seen("GK002", environment={**HERE, "transformers": version}).severity is OK
+
+
+@pytest.mark.parametrize(
+    ("installed", "verdict"),
+    [
+        pytest.param({}, OK, id="what is installed here"),
+        pytest.param({"peft": "0.19.0", "torch": "2.7.0"}, OK, id="torch that has the type"),
+        pytest.param({"peft": "0.19.1", "torch": "2.5.1"}, OK, id="peft that does without"),
+        pytest.param({"peft": None, "torch": None}, OK, id="not installed"),
+        pytest.param({"peft": "a fork", "torch": "2.5.1"}, UNKNOWN, id="no version at all"),
+    ],
+)
+def test_gk002_silent(installed: dict[str, Any], verdict: gk.Severity) -> None:
+    assert seen("GK002", environment={**HERE, **installed}, config={"model_type": "gemma4"}).severity is verdict
+
+
+def test_every_row_of_the_version_table_is_whole() -> None:
+    assert len(COMBINATIONS) >= 4
+    for row in COMBINATIONS:
+        assert row.source.startswith("https://")
+        assert len(row.versions) >= 2
+        assert all(SpecifierSet(versions) for versions in row.versions.values())
+
+
+def test_every_requirement_of_a_family_is_a_least_version() -> None:
+    needs = [need for family in all_families() for need in family.requires]
+    assert needs
+    for need in needs:
+        assert need.source.startswith("https://")
+        assert need.versions.startswith(">=")
+        assert SpecifierSet(need.versions)

@@ -1,0 +1,108 @@
+"""GK403: a saved adapter is the one in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import graftkit as gk
+from graftkit.adapters.file import WEIGHTS_NAME, read_adapter
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.runner import run
+from graftkit.checks.rules.saving.same_as_in_memory import RULE
+from graftkit.findings import Finding, Severity
+
+TwinOf = Callable[[str], nn.Module]
+
+
+@pytest.fixture
+def adapted(twin_of: TwinOf) -> PeftModel:
+    model = twin_of("qwen3")
+    return gk.attach(model, gk.plan(model, targets="attention", r=2))
+
+
+def seen(folder: Path, model: PeftModel) -> Finding:
+    return run([RULE], Facts(adapter=read_adapter(folder), model=model)).findings[0]
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    weights = folder / WEIGHTS_NAME
+    save_file(change(load_file(weights)), weights, metadata={"format": "pt"})
+    return folder
+
+
+def first(state: dict[str, Tensor]) -> str:
+    return next(iter(state))
+
+
+def _flip_one_bit(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    bits = state[first(state)].view(torch.int32)
+    bits[0, 0] ^= 1
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param(lambda s: {n: t.new_empty(0) for n, t in s.items()}, "empty", id="empty"),
+        pytest.param(lambda s: {n: t for n, t in s.items() if n != first(s)}, "1 missing", id="missing"),
+        pytest.param(lambda s: {**s, "lora.extra": torch.ones(1)}, "1 that memory does not have", id="extra"),
+        pytest.param(lambda s: {**s, first(s): s[first(s)][:1].clone()}, "1 of another shape", id="cut"),
+        pytest.param(_flip_one_bit, "1 with other values", id="one bit"),
+    ],
+)
+def test_gk403_a_file_that_is_not_the_adapter(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], told: str, adapted: PeftModel, tmp_path: Path
+) -> None:
+    adapted.save_pretrained(tmp_path)
+    finding = seen(rewritten(tmp_path, change), adapted)
+    assert finding.severity is Severity.ERROR
+    assert told in finding.message
+
+
+def test_gk403_an_adapter_that_was_trained_on(adapted: PeftModel, tmp_path: Path) -> None:
+    adapted.save_pretrained(tmp_path)
+    with torch.no_grad():
+        next(p for p in adapted.parameters() if p.requires_grad).add_(1e-3)
+    assert seen(tmp_path, adapted).severity is Severity.ERROR
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_gk403_silent_on_what_was_just_saved(method: str, twin_of: TwinOf, tmp_path: Path) -> None:
+    model = twin_of("qwen3")
+    adapted = gk.attach(model, gk.plan(model, targets="attention", method=method))
+    adapted.save_pretrained(tmp_path)
+    finding = seen(tmp_path, adapted)
+    assert finding.severity is Severity.OK
+    assert finding.evidence["tensors"] == finding.evidence["in_memory"] > 0
+
+
+def test_gk403_silent_on_a_file_in_another_type(adapted: PeftModel, tmp_path: Path) -> None:
+    adapted.save_pretrained(tmp_path)
+    rewritten(tmp_path, lambda state: {name: t.to(torch.bfloat16) for name, t in state.items()})
+    assert seen(tmp_path, adapted).severity is Severity.OK
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_gk403_silent_on_embeddings_saved_along(twin_of: TwinOf, tmp_path: Path) -> None:
+    config = LoraConfig(target_modules=["q_proj", "embed_tokens"], r=2, modules_to_save=["lm_head"])
+    adapted = get_peft_model(twin_of("qwen3"), config)
+    adapted.save_pretrained(tmp_path)
+    finding = seen(tmp_path, adapted)
+    assert finding.evidence["tensors"] > finding.evidence["in_memory"]
+    assert finding.severity is Severity.OK
+
+
+def test_gk403_each_adapter_against_its_own_folder(adapted: PeftModel, tmp_path: Path) -> None:
+    adapted.add_adapter("other", adapted.peft_config["default"])
+    adapted.save_pretrained(tmp_path)
+    assert [seen(f, adapted).severity for f in (tmp_path, tmp_path / "other")] == [Severity.OK, Severity.OK]
+    weights = tmp_path / "other" / WEIGHTS_NAME
+    weights.write_bytes((tmp_path / WEIGHTS_NAME).read_bytes())
+    assert seen(tmp_path / "other", adapted).severity is Severity.ERROR

@@ -1,0 +1,251 @@
+"""What saving loses: wrappers, keys of the base, the share an initializer took, and precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model, preprocess_loraga
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+import graftkit as gk
+from graftkit.checks.check import check
+from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.runner import run
+from graftkit.checks.rules import rules_of
+from graftkit.recipes.training import Training
+
+E2B = "google/gemma-4-E2B-it"
+OK, UNKNOWN, INFO = gk.Severity.OK, gk.Severity.UNKNOWN, gk.Severity.INFO
+ERROR, WARNING = gk.Severity.ERROR, gk.Severity.WARNING
+RULES = {rule.code: rule for rule in rules_of("saving")}
+
+
+def seen(code: str, **facts: Any) -> gk.Finding:
+    return next(iter(run([RULES[code]], Facts(**facts))))
+
+
+def unwrap_for_good(model: nn.Module) -> nn.Module:
+    """What circulates as a way past PEFT's refusal."""
+    for site in gk.survey(model):
+        if site.wrapper is not None:
+            parent, _, name = site.wrapper.path.rpartition(".")
+            setattr(model.get_submodule(parent), name, model.get_submodule(site.path))
+    return model
+
+
+@pytest.fixture
+def saved_e2b(e2b: nn.Module, tmp_path: Path) -> Path:
+    e2b.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+# ---- GK602 ----
+
+
+def test_gk602_a_checkpoint_without_wrappers(e2b: nn.Module, saved_e2b: Path, tmp_path: Path) -> None:
+    base = gk.survey(saved_e2b)
+    unwrap_for_good(e2b).save_pretrained(tmp_path / "out")
+    found = seen("GK602", base=base, checkpoint=tmp_path / "out")
+    assert found.severity is ERROR
+    wrapped = [site for site in base if site.wrapper]
+    assert found.evidence["unwrapped"] == len(wrapped) > 0
+    _, loading = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert {f"{site.path}.weight" for site in wrapped} <= set(loading["missing_keys"])
+    assert {f"{site.wrapper.path}.weight" for site in wrapped if site.wrapper} == set(loading["unexpected_keys"])
+
+
+def test_gk602_a_live_model_without_wrappers(e2b: nn.Module) -> None:
+    base = gk.survey(e2b)
+    model = get_peft_model(unwrap_for_good(e2b), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    found = seen("GK602", base=base, model=model)
+    assert found.severity is ERROR
+    assert "live model" in found.message
+
+
+def test_gk602_silent_on_a_model_that_keeps_them(e2b: nn.Module, saved_e2b: Path) -> None:
+    base = gk.survey(saved_e2b)
+    model = gk.attach(e2b, gk.plan(base, scope="all"))
+    assert seen("GK602", base=base, model=model, checkpoint=saved_e2b).severity is OK
+
+
+def test_gk602_silent_without_wrappers(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    assert seen("GK602", base=gk.survey("llama"), checkpoint=tmp_path).severity is OK
+
+
+@pytest.mark.parametrize(
+    "empty", [pytest.param(True, id="no weights"), pytest.param(False, id="of another model")]
+)
+def test_gk602_unknown_where_it_cannot_tell(saved_e2b: Path, tmp_path: Path, empty: bool) -> None:
+    (tmp_path / "out").mkdir()
+    if not empty:
+        save_file({"a": torch.zeros(1)}, tmp_path / "out" / "model.safetensors")
+    base = gk.survey(saved_e2b)
+    assert seen("GK602", base=base, checkpoint=tmp_path / "out").severity is UNKNOWN
+    assert seen("GK602", base=base).severity is UNKNOWN
+
+
+# ---- GK603 ----
+
+
+@pytest.fixture
+def shipped(saved_e2b: Path) -> Path:
+    """The base as its makers ship it: with keys of layers that share those of others."""
+    tensors = load_file(saved_e2b / "model.safetensors")
+    shared = [site.path for site in gk.survey(saved_e2b) if site.note and site.role == "attention.q"]
+    for path in shared:
+        tensors[path.replace("q_proj", "k_proj") + ".weight"] = torch.zeros(4, 4)
+    assert shared
+    save_file(tensors, saved_e2b / "model.safetensors", {"format": "pt"})
+    return saved_e2b
+
+
+def test_gk603_keys_that_the_class_does_not_load(shipped: Path, tmp_path: Path) -> None:
+    base = gk.survey(shipped, headers=True)
+    AutoModelForImageTextToText.from_pretrained(shipped).save_pretrained(tmp_path / "out")
+    found = seen("GK603", base=base, checkpoint=tmp_path / "out")
+    assert found.severity is WARNING
+    assert base.checkpoint is not None
+    assert found.evidence["dropped"] == len(base.checkpoint.unknown) > 0
+    assert "k_proj" in found.message
+
+
+def test_gk603_silent_where_they_are_copied(shipped: Path) -> None:
+    assert seen("GK603", base=gk.survey(shipped, headers=True), checkpoint=shipped).severity is OK
+
+
+def test_gk603_unknown_without_the_base_files(shipped: Path, tmp_path: Path) -> None:
+    assert seen("GK603", base=gk.survey(shipped), checkpoint=shipped).severity is UNKNOWN
+    assert seen("GK603", base=gk.survey(shipped, headers=True), checkpoint=tmp_path).severity is UNKNOWN
+
+
+# ---- GK604 ----
+
+
+@pytest.fixture
+def llama(twin_of: Callable[[str], nn.Module]) -> nn.Module:
+    return twin_of("llama").eval()
+
+
+def trained(model: PeftModel) -> PeftModel:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+    return model.eval()
+
+
+def lora(init: Any, **options: Any) -> LoraConfig:
+    return LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], init_lora_weights=init, **options)
+
+
+def update_alone(base: nn.Module, folder: Path, batch: dict[str, Any]) -> torch.Tensor:
+    """What anyone computes who adds B·A to the original base."""
+    plain = get_peft_model(copy.deepcopy(base), lora(True)).eval()
+    tensors = load_file(folder / "adapter_model.safetensors")
+    named = {name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
+    assert not plain.load_state_dict(named, strict=False).unexpected_keys
+    return plain(**batch).logits
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_gk604_an_update_that_needs_its_initializer(llama: nn.Module, tmp_path: Path, init: str) -> None:
+    batch = gk.example_batch(llama)
+    model = trained(get_peft_model(copy.deepcopy(llama), lora(init)))
+    model.save_pretrained(tmp_path)
+    found = next(f for f in check(tmp_path) if f.code == "GK604")
+    assert found.severity is WARNING
+    assert "stock PEFT makes that base again" in str(found.help)
+    want = model(**batch).logits
+    assert torch.allclose(PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path).eval()(**batch).logits, want)
+    assert (update_alone(llama, tmp_path, batch) - want).abs().max() > 0.1
+
+
+def test_gk604_an_initializer_that_draws(llama: nn.Module, tmp_path: Path) -> None:
+    batch = gk.example_batch(llama)
+    model = trained(get_peft_model(copy.deepcopy(llama), lora("pissa_niter_2")))
+    model.save_pretrained(tmp_path)
+    assert next(f for f in check(tmp_path) if f.code == "GK604").severity is ERROR
+    loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path).eval()
+    assert (loaded(**batch).logits - model(**batch).logits).abs().max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+def test_gk604_an_initializer_that_needs_data(llama: nn.Module, tmp_path: Path) -> None:
+    batch = gk.example_batch(llama)
+    base = copy.deepcopy(llama)
+    config = lora("lora_ga", lora_ga_config=LoraGAConfig())
+    preprocess_loraga(base, config, lambda: base(**batch).loss.backward())
+    model = trained(get_peft_model(base, config))
+    model.save_pretrained(tmp_path)
+    found = next(f for f in check(tmp_path) if f.code == "GK604")
+    assert found.severity is ERROR
+    assert "without a word" in found.message
+    loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path).eval()
+    assert (loaded(**batch).logits - model(**batch).logits).abs().max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:PiSSA changes the base weights:UserWarning")
+def test_gk604_silent_once_converted(llama: nn.Module, tmp_path: Path) -> None:
+    batch = gk.example_batch(llama)
+    model = get_peft_model(copy.deepcopy(llama), lora("pissa"))
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = "pissa"
+    trained(model).save_pretrained(tmp_path / "out", path_initial_model_for_weight_conversion=tmp_path / "start")
+    report = check(tmp_path / "out", llama)
+    assert all(f.severity is OK for f in report), str(report)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "out").eval()
+    assert torch.allclose(loaded(**batch).logits, model(**batch).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("init", [True, "gaussian", "orthogonal"])
+def test_gk604_silent_where_the_base_stays(llama: nn.Module, tmp_path: Path, init: Any) -> None:
+    trained(get_peft_model(copy.deepcopy(llama), lora(init))).save_pretrained(tmp_path)
+    assert next(f for f in check(tmp_path) if f.code == "GK604").severity is OK
+
+
+# ---- GK605 ----
+
+
+def as_quantized(base: gk.ModelMap, quantizer: str) -> gk.ModelMap:
+    return replace(base, sites=tuple(replace(s, quantized=quantizer) if s.is_linear else s for s in base))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "quantizer", "severity"),
+    [
+        pytest.param("4bit", None, INFO, id="4 bit onto 16 bit"),
+        pytest.param("8bit", "bitsandbytes 4-bit", WARNING, id="8 bit onto 4 bit"),
+        pytest.param(None, "bitsandbytes 4-bit", WARNING, id="16 bit onto 4 bit"),
+    ],
+)
+def test_gk605_another_precision(quantization: str | None, quantizer: str | None, severity: gk.Severity) -> None:
+    base = gk.survey("llama")
+    if quantizer is not None:
+        base = as_quantized(base, quantizer)
+    found = seen("GK605", base=base, training=Training(quantization=quantization))
+    assert found.severity is severity, found.message
+
+
+def test_gk605_silent_on_the_same_precision() -> None:
+    plain = gk.survey("llama")
+    assert seen("GK605", base=plain, training=Training()).severity is OK
+    packed = as_quantized(plain, "bitsandbytes 4-bit")
+    assert seen("GK605", base=packed, training=Training(quantization="4bit")).severity is OK
+
+
+def test_gk605_a_real_quantized_base(llama: nn.Module, tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    llama.model.layers[0].self_attn.q_proj = bitsandbytes.nn.Linear4bit(64, 64, bias=False).to("cpu")
+    found = seen("GK605", base=gk.survey(llama), training=Training(quantization=None))
+    assert found.severity is WARNING
+    assert found.evidence["base"] == "4bit"
+    assert AutoModelForCausalLM

@@ -1,0 +1,391 @@
+"""What engines make of adapters that stock PEFT saved: each rule finds its fault, and is silent without it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import graftkit as gk
+from graftkit.checks.adapter_files import engine_support as served_rules
+from graftkit.checks.check import check
+
+E2B, K_EQ_V = "google/gemma-4-E2B-it", "google/gemma-4-31B-it"
+WEIGHTS = "adapter_model.safetensors"
+OK, UNKNOWN = gk.Severity.OK, gk.Severity.UNKNOWN
+ERROR, WARNING = gk.Severity.ERROR, gk.Severity.WARNING
+CODES = ("GK701", "GK702", "GK703", "GK704", "GK705")
+ENGINES = ("vllm", "sglang", "llama_cpp")
+QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def lora(**options: Any) -> LoraConfig:
+    return LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": QKVO, **options})
+
+
+def saved(base: nn.Module, folder: Path, config: PeftConfig) -> Path:
+    model = get_peft_model(copy.deepcopy(base), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def served(folder: Path, target: str, base: Any = None) -> dict[str, gk.Finding]:
+    return {f.code: f for f in check(folder, base, target=target, data=False) if f.code in CODES}
+
+
+@pytest.fixture
+def llama(twin_of: Callable[[str], nn.Module]) -> nn.Module:
+    return twin_of("llama")
+
+
+# ---- what is served as it was trained ----
+
+
+@pytest.mark.parametrize("target", ENGINES)
+def test_gk701_to_gk705_silent_on_a_plain_adapter(llama: nn.Module, tmp_path: Path, target: str) -> None:
+    found = served(saved(llama, tmp_path, lora()), target, llama)
+    # Nobody has looked how SGLang and llama.cpp take keys that are values; no adapter here asks it.
+    assert {code: f.severity for code, f in found.items()} == dict.fromkeys(CODES, OK), found
+
+
+@pytest.mark.parametrize("target", ENGINES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(VeraConfig(r=4, target_modules=["q_proj"]), id="vera"),
+        pytest.param(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), id="no tensors in layers"),
+    ],
+)
+def test_of_what_is_no_lora_nothing_more_is_said(
+    llama: nn.Module, tmp_path: Path, target: str, config: PeftConfig
+) -> None:
+    found = served(saved(llama, tmp_path, config), target, llama)
+    assert found["GK701"].severity is ERROR
+    assert {found[code].severity for code in CODES if code != "GK701"} == {UNKNOWN}
+
+
+def test_without_an_engine_the_rules_are_left_out(llama: nn.Module, tmp_path: Path) -> None:
+    report = check(saved(llama, tmp_path, lora()), llama)
+    assert not {f.code for f in report} & set(CODES)
+
+
+def test_without_a_base_names_are_unknown(llama: nn.Module, tmp_path: Path) -> None:
+    found = served(saved(llama, tmp_path, lora()), "vllm")
+    assert {code: f.severity for code, f in found.items()} == {
+        "GK701": OK,
+        "GK702": UNKNOWN,
+        "GK703": UNKNOWN,
+        "GK704": OK,
+        "GK705": UNKNOWN,
+    }
+
+
+def test_a_version_that_nobody_read_is_unknown(llama: nn.Module, tmp_path: Path) -> None:
+    found = served(saved(llama, tmp_path, lora(use_dora=True, use_rslora=True)), "vllm==9.0", llama)
+    assert found["GK701"].severity is UNKNOWN
+    assert found["GK704"].severity is UNKNOWN
+
+
+# ---- GK701 ----
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "severity", "said"),
+    [
+        pytest.param({"use_dora": True}, "vllm", ERROR, "refuses DoRA", id="dora in vllm"),
+        pytest.param({"use_dora": True}, "sglang", ERROR, "refuses DoRA", id="dora in sglang"),
+        pytest.param({"use_dora": True}, "llama_cpp", ERROR, "Not a lora_A", id="dora in llama.cpp"),
+        pytest.param({"modules_to_save": ["lm_head"]}, "vllm", ERROR, "saved whole", id="a module saved whole"),
+        pytest.param({"modules_to_save": ["lm_head"]}, "sglang", UNKNOWN, "modules saved whole", id="not known"),
+        pytest.param({"bias": "lora_only"}, "vllm", ERROR, "trained biases", id="biases"),
+        pytest.param({"bias": "lora_only"}, "vllm==0.10.0", WARNING, "an option", id="biases behind an option"),
+        pytest.param({"bias": "lora_only"}, "vllm==0.11.0", UNKNOWN, "biases", id="biases where no source says"),
+        pytest.param(
+            {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"}, "vllm", ERROR, "invocation", id="alora"
+        ),
+        pytest.param(
+            {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"},
+            "llama_cpp",
+            OK,
+            "takes",
+            id="alora taken",
+        ),
+        pytest.param({"init_lora_weights": "pissa"}, "vllm", ERROR, "original base", id="pissa"),
+        pytest.param({"init_lora_weights": "olora"}, "llama_cpp", ERROR, "original base", id="olora"),
+        pytest.param({"init_lora_weights": "gaussian"}, "vllm", OK, "takes", id="one that moves nothing"),
+        pytest.param(
+            {"trainable_token_indices": [1, 2]}, "vllm", ERROR, "unsupported LoRA weight", id="trained tokens"
+        ),
+        pytest.param({"target_modules": ["embed_tokens", "q_proj"]}, "vllm", UNKNOWN, "embedd", id="embeddings"),
+        pytest.param({"target_modules": ["embed_tokens", "q_proj"]}, "llama_cpp", OK, "takes", id="taken"),
+        pytest.param({"layer_replication": [(0, 1), (0, 1)]}, "vllm", UNKNOWN, "variant", id="repeated layers"),
+        pytest.param({"r": 24}, "vllm", WARNING, "rank 24", id="a rank behind an option"),
+        pytest.param({"r": 16}, "vllm", OK, "takes", id="a rank that is taken"),
+    ],
+)
+def test_gk701_what_an_engine_does_not_take(
+    llama: nn.Module, tmp_path: Path, options: dict[str, Any], target: str, severity: gk.Severity, said: str
+) -> None:
+    found = served(saved(llama, tmp_path, lora(**options)), target, llama)["GK701"]
+    assert found.severity is severity, found.message
+    assert said in found.message
+    assert found.help or severity in {OK, UNKNOWN}
+
+
+def test_gk701_every_field_of_the_installed_peft_was_looked_at() -> None:
+    """A new PEFT brings new fields: each is read by a rule, is a variant, or changes nothing that is served."""
+    named = set(re.findall(r'"(\w+)"', Path(served_rules.__file__).read_text(encoding="utf-8")))
+    of_training = {"lora_dropout", "inference_mode", "ensure_weight_tying", "runtime_config", "qalora_group_size"}
+    of_targets = {
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "target_parameters",
+    }
+    of_initializers = {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
+    of_files = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
+    of_shapes = {"r", "lora_alpha", "fan_in_fan_out", "megatron_config", "megatron_core"}
+    known = named | of_training | of_targets | of_initializers | of_files | of_shapes
+    assert {field.name for field in dataclasses.fields(LoraConfig)} - known == set()
+
+
+def test_gk701_names_the_flag_for_the_rank(llama: nn.Module, tmp_path: Path) -> None:
+    found = served(saved(llama, tmp_path, lora(rank_pattern={"q_proj": 33})), "vllm", llama)["GK701"]
+    assert found.help == "start the server with --max-lora-rank 64"
+
+
+def test_gk701_a_rank_beyond_any_option(llama: nn.Module, tmp_path: Path) -> None:
+    found = served(saved(llama, tmp_path, lora(r=600)), "vllm", llama)["GK701"]
+    assert found.severity is ERROR
+    assert "512" in found.message
+
+
+def test_gk701_a_method_other_than_lora(llama: nn.Module, tmp_path: Path) -> None:
+    config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    found = served(saved(llama, tmp_path, config), "vllm", llama)
+    assert found["GK701"].severity is ERROR
+    assert "nothing but LoRA" in found["GK701"].message
+
+
+def test_gk701_an_output_layer_that_is_tied(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    base = twin_of(E2B)
+    with pytest.warns(UserWarning, match="tie"):
+        folder = saved(base, tmp_path, LoraConfig(r=2, target_modules=["lm_head"]))
+    found = served(folder, "llama_cpp", base)["GK701"]
+    assert found.severity is ERROR
+    assert "tied to the embeddings" in found.message
+
+
+# ---- GK702 ----
+
+
+def tower_adapter(base: nn.Module, folder: Path, scope: str = "vision") -> Path:
+    model = gk.attach(base, gk.plan(base, scope=[scope], r=2))
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def test_gk702_a_tower_behind_an_option(e2b: nn.Module, tmp_path: Path) -> None:
+    found = served(tower_adapter(e2b, tmp_path), "vllm", e2b)
+    assert found["GK702"].severity is WARNING
+    assert "--enable-tower-connector-lora" in str(found["GK702"].help)
+    assert found["GK705"].severity is OK
+
+
+def test_gk702_a_tower_where_no_option_was_seen(e2b: nn.Module, tmp_path: Path) -> None:
+    assert served(tower_adapter(e2b, tmp_path), "vllm==0.12.0", e2b)["GK702"].severity is UNKNOWN
+
+
+def test_gk702_a_tower_that_is_dropped(e2b: nn.Module, tmp_path: Path) -> None:
+    found = served(tower_adapter(e2b, tmp_path), "sglang", e2b)["GK702"]
+    assert found.severity is ERROR
+    assert "layer of the same number" in found.message
+
+
+def test_gk702_keys_without_the_inner_name(e2b: nn.Module, tmp_path: Path) -> None:
+    folder = tower_adapter(e2b, tmp_path)
+    tensors = {n.replace(".linear.lora_", ".lora_"): t for n, t in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    found = served(folder, "vllm", e2b)["GK702"]
+    assert found.severity is ERROR
+    assert "their own names" in found.message
+    assert "gk.migrate" in str(found.help)
+
+
+def test_gk702_names_of_the_text_only_class(e2b: nn.Module, tmp_path: Path) -> None:
+    model = gk.attach(e2b, gk.plan(e2b, scope=["language"], r=2))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    tensors = {n.replace("model.language_model.", "model."): t for n, t in load_file(tmp_path / WEIGHTS).items()}
+    save_file(tensors, tmp_path / WEIGHTS, {"format": "pt"})
+    assert served(tmp_path, "vllm", e2b)["GK702"].severity is ERROR
+
+
+def test_gk702_stacked_experts_are_unknown(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    base = twin_of("google/gemma-4-26B-A4B-it")
+    model = gk.attach(base, gk.plan(base, targets=["experts"], r=2))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    found = served(tmp_path, "vllm", twin_of("google/gemma-4-26B-A4B-it"))["GK702"]
+    assert found.severity is UNKNOWN
+    assert "stacked experts" in found.message
+
+
+# ---- GK703 ----
+
+
+@pytest.fixture
+def keyed(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> tuple[nn.Module, Path]:
+    """An adapter on every language projection of a model some of whose layers have no value projection."""
+    base = twin_of(K_EQ_V)
+    model = gk.attach(base, gk.plan(base, scope=["language"], r=2))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    return base, tmp_path
+
+
+@pytest.mark.parametrize(
+    ("target", "severity"),
+    [
+        pytest.param("vllm", ERROR, id="vllm"),
+        pytest.param("vllm==0.18.0", UNKNOWN, id="before the model was known"),
+        pytest.param("sglang", UNKNOWN, id="nobody looked"),
+    ],
+)
+def test_gk703_keys_that_make_the_values(
+    keyed: tuple[nn.Module, Path], target: str, severity: gk.Severity
+) -> None:
+    base, folder = keyed
+    found = served(folder, target, base)["GK703"]
+    assert found.severity is severity
+    assert "k_proj" in found.message
+
+
+def test_gk703_silent_where_the_pair_is_written_twice(keyed: tuple[nn.Module, Path]) -> None:
+    base, folder = keyed
+    lone = served(folder, "vllm", base)["GK703"].where
+    tensors = load_file(folder / WEIGHTS)
+    twice = {n.replace("k_proj", "v_proj"): t.clone() for n, t in tensors.items() if f".{lone}." in n}
+    assert len(twice) == 2
+    save_file({**tensors, **twice}, folder / WEIGHTS, {"format": "pt"})
+    assert served(folder, "vllm", base)["GK703"].severity is OK
+
+
+def test_gk703_silent_where_keys_are_not_adapted(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    base = twin_of(K_EQ_V)
+    folder = saved(base, tmp_path, LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj"))
+    assert served(folder, "vllm", base)["GK703"].severity is OK
+
+
+# ---- GK704 ----
+
+
+def peft_scale(base: nn.Module, folder: Path, module: str) -> float:
+    model = PeftModel.from_pretrained(copy.deepcopy(base), folder)
+    return float(model.get_base_model().get_submodule(module).scaling["default"])
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "served_scale"),
+    [
+        pytest.param({"r": 16, "use_rslora": True}, "sglang", 4 / 16, id="rslora in sglang"),
+        pytest.param({"r": 16, "use_rslora": True}, "llama_cpp", 4 / 16, id="rslora in llama.cpp"),
+        pytest.param({"rank_pattern": {"q_proj": 8}}, "vllm", 4 / 2, id="rank pattern in vllm"),
+        pytest.param({"alpha_pattern": {"q_proj": 8}}, "vllm", 4 / 2, id="alpha pattern in vllm"),
+        pytest.param({"alpha_pattern": {"q_proj": 1}}, "llama_cpp", 4 / 2, id="alpha pattern in llama.cpp"),
+    ],
+)
+def test_gk704_another_scale(
+    llama: nn.Module, tmp_path: Path, options: dict[str, Any], target: str, served_scale: float
+) -> None:
+    folder = saved(llama, tmp_path, lora(**options))
+    found = served(folder, target, llama)["GK704"]
+    assert found.severity is ERROR, found.message
+    assert found.evidence["served"] == pytest.approx(served_scale)
+    assert found.evidence["trained"] == pytest.approx(peft_scale(llama, folder, str(found.where)))
+
+
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        pytest.param({"r": 16, "use_rslora": True}, "vllm", id="rslora in vllm"),
+        pytest.param({"rank_pattern": {"q_proj": 8}}, "llama_cpp", id="rank pattern in llama.cpp"),
+        pytest.param({"r": 1, "use_rslora": True}, "sglang", id="rslora of rank 1 is no other scale"),
+        pytest.param({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}}, "vllm", id="both, in step"),
+    ],
+)
+def test_gk704_silent_where_the_scale_is_the_same(
+    llama: nn.Module, tmp_path: Path, options: dict[str, Any], target: str
+) -> None:
+    assert served(saved(llama, tmp_path, lora(**options)), target, llama)["GK704"].severity is OK
+
+
+def test_gk704_folding_the_scale_mends_it(llama: nn.Module, tmp_path: Path) -> None:
+    folder = saved(llama, tmp_path, lora(r=16, use_rslora=True, alpha_pattern={"q_proj": 8}))
+    batch = gk.example_batch(llama)
+    before = PeftModel.from_pretrained(copy.deepcopy(llama), folder).eval()(**batch).logits
+    tensors = load_file(folder / WEIGHTS)
+    for name, tensor in tensors.items():
+        if "lora_B" in name:
+            tensor.mul_((8 if "q_proj" in name else 4) / 16**0.5)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config.update(lora_alpha=16, use_rslora=False, alpha_pattern={})
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    after = PeftModel.from_pretrained(copy.deepcopy(llama), folder).eval()(**batch).logits
+    assert torch.allclose(before, after, atol=1e-5)
+    assert all(served(folder, target, llama)["GK704"].severity is OK for target in ENGINES)
+
+
+# ---- GK705 ----
+
+
+def test_gk705_layers_that_share_keys_and_values(e2b: nn.Module, tmp_path: Path) -> None:
+    model = gk.attach(e2b, gk.plan(e2b, scope=["language"], r=2))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    found = served(tmp_path, "sglang", e2b)["GK705"]
+    assert found.severity is ERROR
+    shared = [s.path for s in gk.survey(e2b) if s.note and s.role == "attention.q"]
+    assert found.where in shared
+    assert "zeros" in str(found.help)
+    assert served(tmp_path, "vllm", e2b)["GK705"].severity is OK
+
+
+def test_gk705_towers_that_have_no_place(e2b: nn.Module, tmp_path: Path) -> None:
+    found = served(tower_adapter(e2b, tmp_path), "llama_cpp", e2b)
+    assert found["GK705"].severity is ERROR
+    assert found["GK702"].severity is OK
+    assert "towers" in found["GK705"].message
+
+
+def test_gk705_silent_once_zeros_are_written(e2b: nn.Module, tmp_path: Path) -> None:
+    model = gk.attach(e2b, gk.plan(e2b, scope=["language"], r=2))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    tensors = load_file(tmp_path / WEIGHTS)
+    lone = [s.path for s in gk.survey(e2b) if s.note and s.role == "attention.q"]
+    for path in lone:
+        for part in ("lora_A", "lora_B"):
+            name = f"base_model.model.{path}.{part}.weight"
+            tensors[name.replace("q_proj", "v_proj")] = torch.zeros_like(tensors[name])
+    save_file(tensors, tmp_path / WEIGHTS, {"format": "pt"})
+    assert served(tmp_path, "sglang", e2b)["GK705"].severity is not ERROR

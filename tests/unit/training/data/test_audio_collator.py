@@ -1,0 +1,202 @@
+"""Batches with sound: what is learned, how long the placeholders are, and rates that do not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from tests.training.gemma import processor, template
+
+from graftkit.errors import DataError
+from graftkit.training.data.audio_collator import AudioCollator, at_rate
+from graftkit.training.data.audio_columns import sounds_found
+from graftkit.training.trainers.assistant_mask import marked_template
+
+RATE = 16_000
+QUESTION = {"role": "user", "content": "Which tone?"}
+ANSWER = {"role": "assistant", "content": "A flat."}
+
+
+def sound(seconds: float) -> Any:
+    return np.sin(np.arange(int(seconds * RATE)) / 9).astype(np.float32)
+
+
+def text_of(made: Any, batch: Mapping[str, Any], row: int, learned: bool) -> str:
+    """What is learned in a row, or all of it, without the sound's tokens."""
+    labels = batch["labels"] if learned else batch["input_ids"]
+    skip = {-100, made.tokenizer.pad_token_id, made.audio_token_id}
+    text: str = made.tokenizer.decode([int(token) for token in labels[row] if int(token) not in skip])
+    return text
+
+
+def right(made: Any, batch: Mapping[str, Any]) -> None:
+    """Shapes agree; types, features and placeholders are of the same sounds; padding is on the right."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert ids.shape == mask.shape == batch["labels"].shape == batch["mm_token_type_ids"].shape
+    assert torch.equal(batch["mm_token_type_ids"] == 3, ids == made.audio_token_id)
+    # Two convolutions of stride 2 (Gemma4Processor.replace_audio_token).
+    soft = batch["input_features_mask"][:, ::2][:, ::2].sum()
+    assert int((ids == made.audio_token_id).sum()) == int(soft) > 0
+    assert (mask.diff(dim=1) <= 0).all()
+    assert (batch["labels"][mask == 0] == -100).all()
+    assert (batch["labels"][ids == made.audio_token_id] == -100).all()
+
+
+def test_prompts_and_completions() -> None:
+    made = processor()
+    rows = [
+        {"audio": sound(0.2), "prompt": "<bos><|audio|>which?", "completion": "a tone<eos>"},
+        {"audio": sound(0.4).tolist(), "prompt": "<bos><|audio|>?", "completion": "b<eos>"},
+    ]
+    batch = AudioCollator(made)(rows)
+    right(made, batch)
+    assert text_of(made, batch, 0, learned=True) == "a tone<eos>"
+    assert text_of(made, batch, 1, learned=True) == "b<eos>"
+    assert text_of(made, batch, 0, learned=False) == "<bos><|audio><audio|>which?a tone<eos>"
+    assert batch["input_features"].shape[::2] == (2, 128)
+
+
+def test_several_sounds_a_row() -> None:
+    made = processor()
+    rows = [
+        {"audios": [sound(0.2), sound(0.3)], "prompt": "<|audio|><|audio|>", "completion": "two"},
+        {"audios": [], "prompt": "nothing", "completion": "none"},
+    ]
+    batch = AudioCollator(made)(rows)
+    right(made, batch)
+    assert batch["input_features"].shape[0] == 2
+    assert text_of(made, batch, 1, learned=True) == "none"
+
+
+def test_a_batch_without_any_sound() -> None:
+    batch = AudioCollator(processor())([{"audios": [], "prompt": "nothing", "completion": "none"}])
+    assert "input_features" not in batch
+    assert batch["labels"].shape == batch["input_ids"].shape
+
+
+def test_rows_without_a_sound_among_others() -> None:
+    made = processor()
+    rows = [
+        {"audio": None, "prompt": "nothing", "completion": "none"},
+        {"audio": sound(0.2), "prompt": "<|audio|>", "completion": "one"},
+    ]
+    batch = AudioCollator(made)(rows)
+    right(made, batch)
+    assert batch["input_features"].shape[0] == 1
+
+
+def test_prompts_are_learned_where_that_is_asked_for() -> None:
+    made = processor()
+    row = {"audio": sound(0.2), "prompt": "<bos><|audio|>which?", "completion": "a<eos>"}
+    batch = AudioCollator(made, completion_only=False)([row])
+    right(made, batch)
+    assert text_of(made, batch, 0, learned=True) == "<bos><|audio><audio|>which?a<eos>"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param({"prompt": "<|audio|><|audio|>", "completion": "a"}, id="more places in a prompt"),
+        pytest.param({"prompt": "none", "completion": "a"}, id="no place in a prompt"),
+        pytest.param({"text": "none"}, id="no place in a text"),
+        pytest.param(
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "audio"}] * 2},
+                    {"role": "assistant", "content": "a"},
+                ]
+            },
+            id="more places in messages",
+        ),
+        pytest.param({"messages": [{"role": "assistant", "content": "a"}]}, id="no user to ask"),
+    ],
+)
+def test_sounds_and_their_places_must_be_as_many(row: dict[str, Any]) -> None:
+    made = processor(template())
+    with pytest.raises(DataError, match="places"):
+        AudioCollator(made, chat_template=marked_template(made, []))([{"audio": sound(0.2), **row}])
+
+
+def test_plain_text_is_learned_but_for_the_sound() -> None:
+    made = processor()
+    batch = AudioCollator(made, text_field="body")([{"audio": sound(0.2), "body": "<bos><|audio|>a tone<eos>"}])
+    right(made, batch)
+    assert text_of(made, batch, 0, learned=True) == "<bos><|audio><audio|>a tone<eos>"
+
+
+def test_messages_learn_the_answers_and_their_ends() -> None:
+    made = processor(template())
+    marked = marked_template(made, [])
+    rows = [
+        {"audio": sound(0.3), "messages": [QUESTION, ANSWER, QUESTION, ANSWER]},
+        {"audio": sound(0.2), "messages": [QUESTION, {"role": "assistant", "content": "B."}]},
+    ]
+    batch = AudioCollator(made, chat_template=marked)(rows)
+    right(made, batch)
+    assert text_of(made, batch, 0, learned=True) == "A flat.<turn|>\nA flat.<turn|>\n"
+    assert text_of(made, batch, 1, learned=True) == "B.<turn|>\n"
+    said = text_of(made, batch, 1, learned=False)
+    assert said == "<bos><|turn>user\n<|audio><audio|>Which tone?<turn|>\n<|turn>model\nB.<turn|>\n"
+
+
+def test_messages_keep_the_places_of_their_sounds() -> None:
+    made = processor(template())
+    content = [{"type": "text", "text": "Hear"}, {"type": "audio", "audio": None}, {"type": "text", "text": "?"}]
+    rows = [{"audio": sound(0.2), "messages": [{"role": "user", "content": content}, ANSWER]}]
+    batch = AudioCollator(made, chat_template=marked_template(made, []))(rows)
+    right(made, batch)
+    assert "Hear<|audio><audio|>?" in text_of(made, batch, 0, learned=False)
+
+
+def test_prompts_and_completions_as_messages() -> None:
+    made = processor(template())
+    batch = AudioCollator(made)([{"audio": sound(0.2), "prompt": [QUESTION], "completion": [ANSWER]}])
+    right(made, batch)
+    assert text_of(made, batch, 0, learned=True) == "A flat.<turn|>\n"
+
+
+def test_a_prompt_that_renders_otherwise_alone() -> None:
+    # As Gemma 4 12B: the generation prompt ends with an empty thought that the conversation drops.
+    own = template().replace("{{- '<|turn>model\\n' -}}", "{{- '<|turn>model\\n(thinking)' -}}")
+    assert own != template()
+    made = processor(own)
+    batch = AudioCollator(made)([{"audio": sound(0.2), "prompt": [QUESTION], "completion": [ANSWER]}])
+    assert text_of(made, batch, 0, learned=True) == "A flat.<turn|>\n"
+    assert "thinking" not in text_of(made, batch, 0, learned=False)
+
+
+def test_rates_must_agree() -> None:
+    row = {"audio": {"array": sound(0.2), "sampling_rate": 8000}, "prompt": "<|audio|>", "completion": "a"}
+    with pytest.raises(DataError, match="8000"):
+        AudioCollator(processor())([row])
+    row["audio"] = {"array": sound(0.2), "sampling_rate": RATE}
+    right(processor(), AudioCollator(processor())([row]))
+
+
+@pytest.mark.parametrize("as_prompt", [False, True], ids=["messages", "prompt and completion"])
+def test_files_that_messages_name_are_learned_from(tmp_path: Path, as_prompt: bool) -> None:
+    """From files at another rate to a batch: each sound in its place, and the answers alone learned."""
+    soundfile = pytest.importorskip("soundfile")
+    for name, seconds in (("a", 0.3), ("b", 0.2)):
+        soundfile.write(tmp_path / f"{name}.wav", sound(seconds)[::2], RATE // 2)
+    hear, what = {"type": "text", "text": "Hear"}, {"type": "text", "text": "?"}
+    asked = [
+        {"role": "user", "content": [hear, {"type": "audio", "path": "a.wav"}, what]},
+        {"role": "user", "content": [{"type": "audio", "audio": "b.wav"}, what]},
+    ]
+    rows = [{"prompt": [q], "completion": [ANSWER]} if as_prompt else {"messages": [q, ANSWER]} for q in asked]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    read = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train")
+    heard = at_rate(sounds_found(read, tmp_path, "rows.jsonl"), RATE)
+    made = processor(template())
+    batch = AudioCollator(made, chat_template=marked_template(made, read))([heard[0], heard[1]])
+    right(made, batch)
+    assert [text_of(made, batch, row, learned=True) for row in (0, 1)] == ["A flat.<turn|>\n"] * 2
+    assert "Hear<|audio><audio|>?" in text_of(made, batch, 0, learned=False)
+    assert "\n<|audio><audio|>?" in text_of(made, batch, 1, learned=False)

@@ -1,0 +1,144 @@
+"""What watched steps show: norms, updates, dead tensors, clamped activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import graftkit as gk
+from graftkit.checks.probes.clamps import Bounded, clamped_shares
+from graftkit.training.guard.curves import Course, curves_of
+from graftkit.training.guard.saturation import Saturation
+from graftkit.training.guard.step_stats import Lives, Point, Sample, Tensors, Watch
+
+TwinOf = Callable[[str], nn.Module]
+
+
+@pytest.fixture
+def adapted(twin_of: TwinOf) -> nn.Module:
+    model = twin_of("qwen3")
+    return gk.attach(model, gk.plan(model, targets="attention", r=2))
+
+
+def test_norms_are_those_of_each_tensor_in_float32(adapted: nn.Module) -> None:
+    tensors = Tensors.of(adapted)
+    large = {name: torch.full_like(p, 60_000.0, dtype=torch.float16) for name, p in tensors.named.items()}
+    norms = tensors.norms(large)
+    assert norms == pytest.approx({name: float(t.float().norm()) for name, t in large.items()})
+    assert tensors.not_finite(norms) == ()
+    assert tensors.by_tower(norms)["language"] == pytest.approx(sum(n * n for n in norms.values()) ** 0.5)
+
+
+def test_a_tensor_that_is_not_finite_is_named(adapted: nn.Module) -> None:
+    watch = Watch(adapted)
+    name = list(watch.tensors.named)[3]
+    for parameter in watch.tensors.named.values():
+        parameter.grad = torch.zeros_like(parameter)
+    watch.tensors.named[name].grad[0, 0] = float("inf")
+    assert watch.gradients() == (name,)
+
+
+def test_an_update_is_measured_against_the_weights(adapted: nn.Module) -> None:
+    watch = Watch(adapted)
+    watch.begin()
+    with torch.no_grad():
+        for parameter in watch.tensors.named.values():
+            parameter.mul_(1.01)
+    point, wild = watch.end(1, learns=True)
+    assert wild == ()
+    assert point.update["language"] == pytest.approx(0.01 / 1.01, rel=1e-4)
+
+
+def test_the_change_of_a_large_tensor_is_estimated_from_a_sample() -> None:
+    wide = nn.Parameter(torch.randn(50, 1001))
+    tensors = Tensors({"wide": wide}, {"wide": "language"}, parted=False)
+    before, change = Sample.of(tensors.named), torch.randn_like(wide) * 0.1
+    assert before.values["wide"].numel() < wide.numel() / 10
+    with torch.no_grad():
+        wide.add_(change)
+    assert tensors.norms(before.moved(tensors.named))["wide"] == pytest.approx(float(change.norm()), rel=0.05)
+
+
+def lives(*steps: tuple[dict[str, float], dict[str, float], dict[str, float]]) -> Lives:
+    made = Lives(("a", "b"), frozenset({"b"}))
+    for gradients, weights, moved in steps:
+        made.note(gradients, weights, moved)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("step", "dead", "stuck"),
+    [
+        pytest.param(({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"a": 0.1, "b": 0.1}), (), False, id="alive"),
+        pytest.param(({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"b": 0.1}), ("a",), False, id="no gradient"),
+        pytest.param(({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 0.1}), ("b",), False, id="still zero"),
+        pytest.param(({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 0.0}), ("b",), True, id="nothing moves"),
+        pytest.param(({}, {"a": 1.0, "b": 0.5}, {"a": 0.1, "b": 0.1}), (), False, id="gradients out of sight"),
+    ],
+)
+def test_signs_of_life(
+    step: tuple[dict[str, float], dict[str, float], dict[str, float]], dead: tuple[str, ...], stuck: bool
+) -> None:
+    seen = lives(step)
+    assert (seen.dead, seen.stuck) == (dead, stuck)
+
+
+def test_one_step_with_a_gradient_is_enough() -> None:
+    still = ({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"b": 0.1})
+    assert lives(still, ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"a": 0.1}), still).dead == ()
+
+
+class Clamp(nn.Module):
+    """A linear with bounds around it."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8, bias=False)
+        nn.init.eye_(self.linear.weight)
+        self.register_buffer("low", torch.tensor(low))
+        self.register_buffer("high", torch.tensor(high))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).clamp(self.low, self.high)
+
+
+@given(low=st.floats(-2, -0.1), high=st.floats(0.1, 2), seed=st.integers(0, 99))
+def test_the_share_of_clamped_activations_is_exact_where_all_are_looked_at(
+    low: float, high: float, seed: int
+) -> None:
+    wrapper = Clamp(low, high)
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(seed))
+    seen = Saturation([Bounded("w", wrapper, wrapper.linear)])
+    seen.begin()
+    wrapper(x)
+    outside = ((x < low) | (x > high)).float().mean().item()
+    assert seen.end() == {"w": pytest.approx(outside / 2)}, "inputs count too, and none of them is clamped"
+    assert seen.end() == {}
+
+
+def test_a_sample_tells_the_share_that_counting_all_tells(twin_of: TwinOf) -> None:
+    model = twin_of("google/gemma-4-E2B-it")
+    batch = gk.example_batch(model)
+    adapted = gk.attach(model, gk.plan(model, targets="attention", scope=["language", "vision"], r=2))
+    course = Course(adapted)
+    adapted.eval()
+    course.begin()
+    adapted(**batch).loss.backward()
+    course.gradients()
+    course.end(1, learns=True)
+    counted = clamped_shares(adapted, batch)
+    towers = course.points[0].saturation
+    for tower in ("vision", "audio"):
+        of_tower = [share for path, share in counted.items() if f"{tower}_tower" in path]
+        assert towers[tower] == pytest.approx(sum(of_tower) / len(of_tower), abs=0.01)
+    assert not any(module._forward_hooks for module in adapted.modules())
+
+
+def test_what_is_not_finite_is_left_out_of_the_curves() -> None:
+    points = [Point(1, {"language": 2.0}, {"language": float("nan")}), Point(2, {"language": float("inf")}, {})]
+    assert curves_of(points) == {"Gradient norm": ({"label": "language", "points": ((1, 2.0),)},)}
