@@ -98,9 +98,9 @@ def test_verify_a_recipe_on_the_twin_then_fix_it(tmp_path: Path) -> None:
     wrong = graft("verify", "--recipe", "run.yaml", "--twin", "--format", "github", cwd=tmp_path)
     assert wrong.returncode == 1
     assert "::error file=run.yaml,line=8,title=GK202" in wrong.stdout
-    mended = graft("verify", "--recipe", "run.yaml", "--twin", "--fix", "--json", cwd=tmp_path)
-    assert mended.returncode == 0, mended.stdout
-    assert "fixed GK202 in run.yaml" in mended.stderr
+    config_fix = graft("verify", "--recipe", "run.yaml", "--twin", "--fix", "--json", cwd=tmp_path)
+    assert config_fix.returncode == 0, config_fix.stdout
+    assert "fixed GK202 in run.yaml" in config_fix.stderr
     assert file.read_text() == RECIPE.replace("use_reentrant: true", "use_reentrant: false")
 
 

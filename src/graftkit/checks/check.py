@@ -8,7 +8,7 @@ from typing import Any
 
 from graftkit.adapters.file import AdapterFile, read_adapter, unreadable, without_tensors
 from graftkit.checks.adapter_files.view import TensorData
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import rules_of
@@ -56,10 +56,10 @@ def check(
         SourceError, BuildError: the base cannot be surveyed.
     """
     engine = engine_named(target) if isinstance(target, str) else target
-    facts = replace(_facts(adapter, data=data), engine=engine, settings=settings or CheckSettings())
+    context = replace(_facts(adapter, data=data), engine=engine, settings=settings or CheckSettings())
     if base is not None:
-        facts = replace(facts, base=base if isinstance(base, ModelMap) else survey(base))
-    report = run(rules_on_files(served=engine is not None), facts)
+        context = replace(context, base=base if isinstance(base, ModelMap) else survey(base))
+    report = run(rules_on_files(served=engine is not None), context)
     return Report(tuple(_from_file(finding) for finding in report))
 
 
@@ -75,11 +75,11 @@ def _from_file(finding: Finding) -> Finding:
     return replace(finding, source=Source.FILE) if finding.source is Source.PROBE else finding
 
 
-def _facts(adapter: str | Path | AdapterFile, *, data: bool) -> Facts:
+def _facts(adapter: str | Path | AdapterFile, *, data: bool) -> CheckContext:
     if isinstance(adapter, AdapterFile):
         refusal = unreadable(adapter) if data else None
         readable = TensorData(adapter) if data and refusal is None else None
-        return Facts(folder=adapter.folder, adapter=adapter, refusal=refusal, data=readable)
+        return CheckContext(folder=adapter.folder, adapter=adapter, refusal=refusal, data=readable)
     folder = Path(adapter).expanduser()
     try:
         return _facts(read_adapter(folder), data=data)
@@ -87,4 +87,4 @@ def _facts(adapter: str | Path | AdapterFile, *, data: bool) -> Facts:
         if error.code not in _FINDINGS:
             raise
         empty = without_tensors(folder)
-        return Facts(folder=folder, adapter=empty, refusal=None if empty else error)
+        return CheckContext(folder=folder, adapter=empty, refusal=None if empty else error)

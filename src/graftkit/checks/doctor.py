@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.adapters.file import CONFIG_NAME, read_config
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules
@@ -56,7 +56,7 @@ def doctor(
             is a finding (GK001).
         AdapterError: the adapter's configuration cannot be read.
     """
-    facts = static_facts(
+    context = static_facts(
         model,
         recipe=recipe,
         adapter=adapter,
@@ -64,7 +64,7 @@ def doctor(
         trust_remote_code=trust_remote_code,
         revision=revision,
     )
-    return run(decidable(all_rules(), STATIC), facts, progress=progress)
+    return run(decidable(all_rules(), STATIC), context, progress=progress)
 
 
 def static_facts(
@@ -75,9 +75,9 @@ def static_facts(
     settings: CheckSettings | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
-) -> Facts:
+) -> CheckContext:
     """The facts that need no live model. Arguments and errors as in :func:`doctor`."""
-    facts = Facts(
+    context = CheckContext(
         environment=environment()["packages"],
         recipe=recipe,
         training=training_of(recipe) if recipe else None,
@@ -85,40 +85,40 @@ def static_facts(
     )
     source = model if model is not None or recipe is None else recipe.fields.model
     if source is not None:
-        facts = _with_model(facts, source, trust_remote_code, revision)
+        context = _with_model(context, source, trust_remote_code, revision)
     if adapter is not None:
         folder = Path(adapter).expanduser()
-        return replace(facts, folder=folder, peft_config=read_config(folder / CONFIG_NAME))
-    return facts if recipe is None else _with_plan(facts, recipe)
+        return replace(context, folder=folder, peft_config=read_config(folder / CONFIG_NAME))
+    return context if recipe is None else _with_plan(context, recipe)
 
 
-def _with_model(facts: Facts, source: Any, trust_remote_code: bool, revision: str | None) -> Facts:
+def _with_model(context: CheckContext, source: Any, trust_remote_code: bool, revision: str | None) -> CheckContext:
     if isinstance(source, ModelMap):
-        return replace(facts, base=source)
+        return replace(context, base=source)
     from torch import nn
 
     if isinstance(source, nn.Module):
         config = getattr(source, "config", None)
-        return replace(facts, base=survey(source), config=None if config is None else config.to_dict())
+        return replace(context, base=survey(source), config=None if config is None else config.to_dict())
     try:
         loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
     except ModelTypeError as error:
         if error.where is None:  # a word that the user typed, and nobody's configuration
             raise
-        return replace(facts, config=error.config)
+        return replace(context, config=error.config)
     # Before it is built: a model's class may write into the configuration that it is built from.
     config = loaded.config.to_dict()
-    return replace(facts, base=survey_loaded(loaded), config=config)
+    return replace(context, base=survey_loaded(loaded), config=config)
 
 
-def _with_plan(facts: Facts, recipe: Recipe) -> Facts:
+def _with_plan(context: CheckContext, recipe: Recipe) -> CheckContext:
     stock = recipe.fields.adapter.peft_config
     if stock is not None:
-        return replace(facts, peft_config=stock)
-    if facts.base is None:
-        return facts
+        return replace(context, peft_config=stock)
+    if context.base is None:
+        return context
     try:
-        made = recipe.plan(facts.base)
+        made = recipe.plan(context.base)
     except PlanError as error:
-        return replace(facts, recipe_refusal=error)
-    return replace(facts, plan=made, peft_config=config_dict(made.peft_config))
+        return replace(context, recipe_refusal=error)
+    return replace(context, plan=made, peft_config=config_dict(made.peft_config))

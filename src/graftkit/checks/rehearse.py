@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.attach import attach, attach_stock
 from graftkit.checks.doctor import STATIC, static_facts
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.probes.forward import leaving_no_trace, sits_in_layers
@@ -69,20 +69,20 @@ def rehearse(
     progress("reading the architecture")
     source = recipe.fields.model if model is None else model
     place = _Place(source, trust_remote_code, revision)
-    facts = static_facts(
+    context = static_facts(
         source, recipe=recipe, settings=settings, trust_remote_code=trust_remote_code, revision=revision
     )
-    facts = replace(facts, processor=place.processor())
-    live = facts
-    if facts.base is not None and facts.recipe_refusal is None:
+    context = replace(context, processor=place.processor())
+    live = context
+    if context.base is not None and context.recipe_refusal is None:
         progress("building the twin" if on_twin else "loading the model")
-        live = _with_live(facts, place, on_twin, seed)
+        live = _with_live(context, place, on_twin, seed)
     static, dynamic = _parted(all_rules())
 
     def tell(rule: Rule) -> None:
         progress(f"{rule.code} {rule.title}")
 
-    told = replace(facts, recipe_refusal=live.recipe_refusal, checkpoint=live.checkpoint)
+    told = replace(context, recipe_refusal=live.recipe_refusal, checkpoint=live.checkpoint)
     traceless = nullcontext() if live.model is None else leaving_no_trace(live.model)
     with quiet_transformers(), traceless:
         found = (*run(static, told, progress=tell), *run(dynamic, live, progress=tell))
@@ -137,24 +137,24 @@ class _Place:
         return None if found is None else found.path.parent
 
 
-def _with_live(facts: Facts, place: _Place, on_twin: bool, seed: int) -> Facts:
+def _with_live(context: CheckContext, place: _Place, on_twin: bool, seed: int) -> CheckContext:
     """With the model in the state in which training would begin, and a batch for it."""
-    assert facts.recipe is not None
-    training = training_of(facts.recipe)
+    assert context.recipe is not None
+    training = training_of(context.recipe)
     try:
-        adapted = _adapted(place.live(on_twin, seed), facts.recipe)
+        adapted = _adapted(place.live(on_twin, seed), context.recipe)
     except (PlanError, AttachError) as error:
-        return replace(facts, recipe_refusal=error)
+        return replace(context, recipe_refusal=error)
     if not sits_in_layers(adapted):
-        return facts
+        return context
     _prepare(adapted, training)
-    facts = replace(
-        facts, model=adapted, base=survey(adapted), plan=None, checkpoint=None if on_twin else place.folder()
+    context = replace(
+        context, model=adapted, base=survey(adapted), plan=None, checkpoint=None if on_twin else place.folder()
     )
     with suppress(BuildError):
         batch = example_batch(adapted.get_base_model(), seed=seed, modalities=training.modalities)
-        facts = replace(facts, batch=batch)
-    return facts
+        context = replace(context, batch=batch)
+    return context
 
 
 def _adapted(model: PreTrainedModel, recipe: Recipe) -> PeftModel:

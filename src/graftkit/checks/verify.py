@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.probes.forward import adapted_layers, leaving_no_trace, sits_in_layers
@@ -89,8 +89,8 @@ def verify(
             "batch": batch,
         }
         known = {name: fact for name, fact in given.items() if fact is not None}
-        facts = Facts(**known, settings=settings or CheckSettings())
-        return run(decidable(all_rules(), known), facts, progress=progress)
+        context = CheckContext(**known, settings=settings or CheckSettings())
+        return run(decidable(all_rules(), known), context, progress=progress)
 
 
 def contract() -> CheckSettings:

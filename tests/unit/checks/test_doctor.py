@@ -146,6 +146,6 @@ def test_the_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_live_model_brings_its_configuration() -> None:
     model = gk.twin("llama")
-    facts = static_facts(model)
-    assert facts.config == model.config.to_dict()
+    context = static_facts(model)
+    assert context.config == model.config.to_dict()
     assert static_facts(torch.nn.Linear(2, 2)).config is None

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 import graftkit as gk
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import all_rules
 from graftkit.planning.plan import config_dict
@@ -25,8 +25,8 @@ RULES = {rule.code: rule for rule in all_rules()}
 Twins = Callable[[str], nn.Module]
 
 
-def seen(code: str, **facts: Any) -> gk.Finding:
-    return run([RULES[code]], Facts(**facts)).findings[0]
+def seen(code: str, **context: Any) -> gk.Finding:
+    return run([RULES[code]], CheckContext(**context)).findings[0]
 
 
 def adapted(model: nn.Module, **plan: Any) -> PeftModel:

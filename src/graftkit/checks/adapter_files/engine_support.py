@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.adapter_files.against_base import Fit
 from graftkit.checks.adapter_files.view import Saved
-from graftkit.checks.engine.rule import Observation, failed, held, unknown
+from graftkit.checks.engine.rule import Observation, failed, passed, unknown
 from graftkit.engines import Engine, Fact, Feature, Stance
 from graftkit.findings import Severity
 from graftkit.surveying.sites import Site
 from graftkit.text import some
 
 if TYPE_CHECKING:
-    from graftkit.checks.engine.context import Facts
+    from graftkit.checks.engine.context import CheckContext
 
 # Parts of a model that serve other modalities than text. Engines treat them apart from the language model.
 _TOWERS = frozenset({"vision", "audio", "projector"})
@@ -42,18 +42,18 @@ _VARIANTS = (
 )
 
 
-def of_lora(check: Callable[[Facts], Observation]) -> Callable[[Facts], Observation]:
+def of_lora(check: Callable[[CheckContext], Observation]) -> Callable[[CheckContext], Observation]:
     """A check of what an engine does with LoRA's tensors, made to say "unknown" of an adapter that has none."""
 
-    def checked(facts: Facts) -> Observation:
-        saved = facts.saved
+    def checked(context: CheckContext) -> Observation:
+        saved = context.saved
         if saved.problems:
             return unknown(f"the configuration cannot be used: {some(saved.problems)}")
         if saved.file.peft_type != "LORA":
             return unknown(f"{some([saved.file.peft_type])} is no LoRA")
         if saved.prefix is None:
             return unknown("the adapter keeps no tensors in a model's layers")
-        return check(facts)
+        return check(context)
 
     return checked
 
@@ -159,26 +159,26 @@ _Asked = Mapping[Feature, Sequence[str]]
 
 def verdict(engine: Engine, asked: _Asked, bad: frozenset[Stance], good: str) -> Observation:
     """What an engine makes of what is asked of it: failed where a stance is ``bad``, else what is unknown."""
-    facts = {feature: engine.fact(feature) for feature in asked}
-    refused = [fact for fact in facts.values() if fact.stance in bad]
+    context = {feature: engine.fact(feature) for feature in asked}
+    refused = [fact for fact in context.values() if fact.stance in bad]
     if refused:
         return _refused(engine, refused, asked)
-    unsure = [fact for fact in facts.values() if fact.stance is Stance.UNKNOWN]
+    unsure = [fact for fact in context.values() if fact.stance is Stance.UNKNOWN]
     if unsure:
         return unknown(_told(engine, unsure, asked), help=unsure[0].help, engine=str(engine))
-    return held(good, engine=str(engine))
+    return passed(good, engine=str(engine))
 
 
-def _refused(engine: Engine, facts: list[Fact], asked: _Asked) -> Observation:
-    hard = [fact for fact in facts if fact.flag is None]
-    first = (hard or facts)[0]
-    advice = "; ".join(dict.fromkeys(filter(None, (_advice(fact) for fact in facts))))
+def _refused(engine: Engine, context: list[Fact], asked: _Asked) -> Observation:
+    hard = [fact for fact in context if fact.flag is None]
+    first = (hard or context)[0]
+    advice = "; ".join(dict.fromkeys(filter(None, (_advice(fact) for fact in context))))
     figures: dict[str, Any] = {
         "engine": str(engine),
-        "features": [fact.feature.value for fact in facts],
-        "sources": [fact.source for fact in facts],
+        "features": [fact.feature.value for fact in context],
+        "sources": [fact.source for fact in context],
     }
-    message = _told(engine, facts, asked)
+    message = _told(engine, context, asked)
     if hard:
         return failed(message, where=asked[first.feature][0], help=advice, **figures)
     # It depends on how the server is started, which is not known here.
@@ -191,8 +191,8 @@ def _advice(fact: Fact) -> str | None:
     return ", ".join(filter(None, (f"start the server with {fact.flag}", fact.help)))
 
 
-def _told(engine: Engine, facts: Iterable[Fact], asked: _Asked) -> str:
-    return "; ".join(f"{engine} {fact.says} ({some(asked[fact.feature])})" for fact in facts)
+def _told(engine: Engine, context: Iterable[Fact], asked: _Asked) -> str:
+    return "; ".join(f"{engine} {fact.says} ({some(asked[fact.feature])})" for fact in context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +218,11 @@ def scales(saved: Saved, engine: Engine) -> dict[str, Scale] | Observation:
     Source: ``peft.tuners.lora.layer.LoraLayer.update_layer``.
     """
     used = _scale_features(saved)
-    facts = {feature: engine.fact(feature) for feature in used}
-    unsure = [fact for fact in facts.values() if fact.stance is Stance.UNKNOWN]
+    context = {feature: engine.fact(feature) for feature in used}
+    unsure = [fact for fact in context.values() if fact.stance is Stance.UNKNOWN]
     if unsure:
         return unknown("; ".join(f"{engine} {fact.says}" for fact in unsure), engine=str(engine))
-    takes = {feature for feature, fact in facts.items() if fact.stance is Stance.TAKES}
+    takes = {feature for feature, fact in context.items() if fact.stance is Stance.TAKES}
     rooted = bool(saved.file.config.get("use_rslora"))
     rank, alpha = saved.default_rank, saved.alpha("")
     found = {}

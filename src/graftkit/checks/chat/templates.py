@@ -16,7 +16,7 @@ from graftkit.checks.chat.conversations import (
 )
 
 if TYPE_CHECKING:
-    from graftkit.checks.engine.context import Facts
+    from graftkit.checks.engine.context import CheckContext
 
 _UNKNOWN = "the template has no generation marks, and TRL has no template to train with in its place"
 
@@ -64,14 +64,14 @@ def found_template(processor: Any, conversations: Iterable[Sequence[Message]] = 
         return alike
 
 
-def trained_template(facts: Facts) -> str:
+def trained_template(context: CheckContext) -> str:
     """A recipe is trained with a template that graftkit looks for; everybody else's trainer has TRL's alone.
 
     Raises:
         TemplateRefusalError, ImportError: as :func:`found_template`.
     """
-    find = marked_template if facts.recipe is None else found_template
-    return find(facts.processor)
+    find = marked_template if context.recipe is None else found_template
+    return find(context.processor)
 
 
 def _alike(processor: Any, conversations: Sequence[Sequence[Message]]) -> str | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from graftkit.checks.adapter_files.against_base import Fit
     from graftkit.checks.adapter_files.view import Saved, TensorData
     from graftkit.checks.engine.rule import Rule
-    from graftkit.checks.peft_config.resolved import Reach
+    from graftkit.checks.peft_config.resolved import ResolvedTargets
     from graftkit.checks.probes.gradients import Gradients
     from graftkit.engines import Engine
     from graftkit.errors import AdapterError, GraftError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckContext:
     """What is known about one run. A field that is None is missing, and rules that need it stay unknown.
 
     Attributes:
@@ -85,13 +85,13 @@ class Facts:
         return self.settings.rules.get(rule.code, {}).get(name, rule.settings[name].default)
 
     @cached_property
-    def reach(self) -> Reach:
+    def resolved(self) -> ResolvedTargets:
         """What stock PEFT would do with the configuration on the base."""
-        from graftkit.checks.peft_config.resolved import Reach
+        from graftkit.checks.peft_config.resolved import ResolvedTargets
 
         assert self.peft_config is not None
         assert self.base is not None
-        return Reach(self.peft_config, self.base)
+        return ResolvedTargets(self.peft_config, self.base)
 
     @cached_property
     def base_logits(self) -> Tensor:

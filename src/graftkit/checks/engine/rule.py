@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.findings import Finding, Fix, Severity, Source
 
 if TYPE_CHECKING:
-    from graftkit.checks.engine.context import Facts
+    from graftkit.checks.engine.context import CheckContext
 
 
 # Relative to the repository: the pages are generated from the rules by checks/pages.py.
@@ -39,7 +39,7 @@ class Observation:
     key: str | None = None
 
 
-def held(message: str, **evidence: Any) -> Observation:
+def passed(message: str, **evidence: Any) -> Observation:
     """The check ran and its fact holds."""
     return Observation(Severity.OK, message, evidence=evidence)
 
@@ -57,7 +57,7 @@ def failed(
     return Observation(None, message, where, help, evidence, fix, key)
 
 
-def noted(message: str, *, where: str | None = None, help: str | None = None, **evidence: Any) -> Observation:
+def info(message: str, *, where: str | None = None, help: str | None = None, **evidence: Any) -> Observation:
     """The fact does not hold, and what the user does now is not touched by it: worth knowing, no more."""
     return Observation(Severity.INFO, message, where, help, evidence)
 
@@ -104,7 +104,7 @@ class Rule:
     title: str
     severity: Severity
     needs: tuple[str, ...]
-    check: Callable[[Facts], Observation]
+    check: Callable[[CheckContext], Observation]
     why: str
     example: str
     help: str

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, unknown
 from graftkit.errors import RecipeError
 from graftkit.findings import Finding, Report, Severity
@@ -24,34 +24,34 @@ def decidable(rules: Iterable[Rule], supplied: Collection[str]) -> tuple[Rule, .
     return tuple(rule for rule in rules if set(rule.needs) <= set(supplied))
 
 
-def run(rules: Iterable[Rule], facts: Facts, *, progress: Callable[[Rule], None] | None = None) -> Report:
+def run(rules: Iterable[Rule], context: CheckContext, *, progress: Callable[[Rule], None] | None = None) -> Report:
     """Run every rule that the settings in ``facts`` want, in order; ``progress`` is called before each.
 
     Raises:
         RecipeError: ``settings``: a setting that its rule does not have, or a value of another type.
     """
     findings = []
-    wanted = [rule for rule in rules if facts.settings.wants(rule.code)]
-    severities = {rule.code: given_severity(rule, facts.settings) for rule in wanted}
+    wanted = [rule for rule in rules if context.settings.wants(rule.code)]
+    severities = {rule.code: given_severity(rule, context.settings) for rule in wanted}
     for rule in wanted:
         if progress is not None:
             progress(rule)
-        findings.append(_run_one(rule, facts, severities[rule.code]))
+        findings.append(_run_one(rule, context, severities[rule.code]))
     return Report(tuple(findings))
 
 
-def _run_one(rule: Rule, facts: Facts, severity: Severity | None) -> Finding:
-    missing = facts.missing(rule.needs)
+def _run_one(rule: Rule, context: CheckContext, severity: Severity | None) -> Finding:
+    missing = context.missing(rule.needs)
     if missing:
         return rule.finding(unknown(f"needs {', '.join(missing)}", missing=missing))
     try:
-        seen = rule.check(facts)
+        seen = rule.check(context)
     except Exception as error:
         if os.environ.get("GRAFT_DEBUG") == "1":
             raise
         _log.debug("rule %s raised", rule.code, exc_info=True)
         seen = _crashed(error)
-    return _placed(_safe_to_print(rule.finding(seen, severity)), seen, facts)
+    return _placed(_safe_to_print(rule.finding(seen, severity)), seen, context)
 
 
 def _safe_to_print(finding: Finding) -> Finding:
@@ -61,11 +61,11 @@ def _safe_to_print(finding: Finding) -> Finding:
     return replace(finding, message=printable(finding.message), where=where, help=advice)
 
 
-def _placed(finding: Finding, seen: Observation, facts: Facts) -> Finding:
+def _placed(finding: Finding, seen: Observation, context: CheckContext) -> Finding:
     """With the recipe's file and line, where a key of the recipe decides it."""
-    if seen.key is None or facts.recipe is None:
+    if seen.key is None or context.recipe is None:
         return finding
-    return replace(finding, file=str(facts.recipe.path), line=facts.recipe.line(seen.key))
+    return replace(finding, file=str(context.recipe.path), line=context.recipe.line(seen.key))
 
 
 def _crashed(error: Exception) -> Observation:

@@ -43,7 +43,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class StockConfig:
+class RawPeftConfig:
     """A stock PEFT configuration as PEFT reads it on a base, before it matches anything.
 
     Attributes:

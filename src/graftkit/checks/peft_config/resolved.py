@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from graftkit.checks.engine.rule import Observation, unknown
-from graftkit.checks.peft_config.raw import Refusal, StockConfig, said
+from graftkit.checks.peft_config.raw import RawPeftConfig, Refusal, said
 from graftkit.checks.probes.modality_inputs import own_names
 from graftkit.planning.extras import saved_modules
 from graftkit.planning.matching import rewritten_names, suffix_finder, target_matcher
@@ -20,14 +20,14 @@ from graftkit.surveying.sites import Site
 from graftkit.text import some
 
 if TYPE_CHECKING:
-    from graftkit.checks.engine.context import Facts
+    from graftkit.checks.engine.context import CheckContext
 
 # As surveying.adaptable says it.
 _IN_GROUPS = re.compile(r"a convolution in (\d+) groups")
 
 
 @dataclass(frozen=True)
-class Reach(StockConfig):
+class ResolvedTargets(RawPeftConfig):
     """A stock PEFT configuration held against a base."""
 
     # ---- modules ----
@@ -254,14 +254,16 @@ class Reach(StockConfig):
         return int(pattern.get(get_pattern_key(pattern.keys(), path), self.fields.get("r") or 0))
 
 
-def with_reach(check: Callable[[Facts, Reach], Observation]) -> Callable[[Facts], Observation]:
+def with_resolved_targets(
+    check: Callable[[CheckContext, ResolvedTargets], Observation],
+) -> Callable[[CheckContext], Observation]:
     """A check of ``facts`` and their reach, made to say "unknown" where the configuration cannot be read."""
 
-    def checked(facts: Facts) -> Observation:
-        reach = facts.reach
-        if reach.problems:
-            return unknown(f"the configuration cannot be used: {some(reach.problems)}")
-        return check(facts, reach)
+    def checked(context: CheckContext) -> Observation:
+        resolved = context.resolved
+        if resolved.problems:
+            return unknown(f"the configuration cannot be used: {some(resolved.problems)}")
+        return check(context, resolved)
 
     return checked
 

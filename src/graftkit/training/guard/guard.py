@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.rules import all_rules, check_settings
 from graftkit.errors import GraftError, TrainingError
 from graftkit.findings import Finding, Report, Severity
@@ -223,7 +223,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
     def _note_saturation(self, course: Course) -> None:
         rule, grown = _rule("GK306"), course.grown_saturation
-        allowed = Facts(settings=self._settings).limit(rule, "increase")
+        allowed = CheckContext(settings=self._settings).limit(rule, "increase")
         worst = max(grown, key=lambda path: grown[path], default=None)
         if worst is not None and grown[worst] > allowed:
             message = f"since training began, {100 * grown[worst]:.1f} % more of its activations are clamped"
@@ -247,7 +247,7 @@ def _told_of(lives: Lives) -> Observation:
     tensors, dead = len(lives.names), lives.dead
     steps = f"{lives.steps} watched steps"
     if not dead:
-        return held(f"all {tensors} tensors were trained on {steps}", tensors=tensors, dead=0)
+        return passed(f"all {tensors} tensors were trained on {steps}", tensors=tensors, dead=0)
     return failed(
         f"{len(dead)} of {tensors} tensors had no gradient on {steps}, or are still the zeros they began as",
         where=dead[0].removeprefix("base_model.model."),

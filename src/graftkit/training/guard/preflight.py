@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.probes.forward import leaving_no_trace
@@ -72,13 +72,13 @@ def looked_at(
 
     Where the model's parameters are shared out over processes, what needs its forward pass stays unknown.
     """
-    facts = _static(model, args, plan, settings, processor)
+    context = _static(model, args, plan, settings, processor)
     if not runs_alone(model):
-        return run(rules_before_training(), facts)
+        return run(rules_before_training(), context)
     with leaving_no_trace(model), own_precision(model):
         batch = _batch(model, args, loader, processor)
         training = replace(_training(model, args), modalities=_modalities(batch))
-        return run(rules_before_training(), replace(facts, model=model, batch=batch, training=training))
+        return run(rules_before_training(), replace(context, model=model, batch=batch, training=training))
 
 
 def runs_alone(model: PeftModel) -> bool:
@@ -98,8 +98,8 @@ def runs_alone(model: PeftModel) -> bool:
 
 def _static(
     model: PeftModel, args: TrainingArguments, plan: Plan | None, settings: CheckSettings, processor: Any
-) -> Facts:
-    return Facts(
+) -> CheckContext:
+    return CheckContext(
         environment=environment()["packages"],
         config=model.config.to_dict() if hasattr(model.config, "to_dict") else None,
         base=_map(model, plan),

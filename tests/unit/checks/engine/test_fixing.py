@@ -30,9 +30,9 @@ def packing_must_be_off(file: Path) -> Report:
 
 
 def test_a_recipe_is_mended_and_looked_at_again(recipe: Path) -> None:
-    report, mended = fix_all(lambda: packing_must_be_off(recipe), recipe=recipe)
+    report, config_fix = fix_all(lambda: packing_must_be_off(recipe), recipe=recipe)
     assert len(report) == 0
-    assert [f.code for f in mended] == ["GK205"]
+    assert [f.code for f in config_fix] == ["GK205"]
     assert recipe.read_text() == "model: x\nargs:\n  packing: false # faster\n  fp16: true\n"
 
 
@@ -47,9 +47,9 @@ def test_keys_are_removed(recipe: Path) -> None:
 
 def test_of_two_fixes_for_one_key_the_first_is_written(recipe: Path) -> None:
     one, other = (finding(code, Fix("recipe", {"args.packing": code})) for code in ("GK1", "GK2"))
-    _, mended = fix_all(lambda: Report((one, other)), recipe=recipe)
-    assert mended[0] is one
-    assert len(mended) == 2, "the other still stands in the next round"
+    _, config_fix = fix_all(lambda: Report((one, other)), recipe=recipe)
+    assert config_fix[0] is one
+    assert len(config_fix) == 2, "the other still stands in the next round"
 
 
 def test_a_second_fix_for_a_key_is_not_written_where_the_first_has_helped(recipe: Path) -> None:
@@ -60,21 +60,21 @@ def test_a_second_fix_for_a_key_is_not_written_where_the_first_has_helped(recipe
     def check() -> Report:
         return Report(both if read_document(recipe).plain()["args"]["packing"] is True else ())
 
-    report, mended = fix_all(check, recipe=recipe)
-    assert (len(report), [f.code for f in mended]) == (0, ["GK1"])
+    report, config_fix = fix_all(check, recipe=recipe)
+    assert (len(report), [f.code for f in config_fix]) == (0, ["GK1"])
     assert read_document(recipe).plain()["args"]["packing"] is False
 
 
 def test_a_fix_that_does_not_help_ends(recipe: Path) -> None:
     standing = finding("GK1", Fix("recipe", {"args.packing": False}))
-    report, mended = fix_all(lambda: Report((standing,)), recipe=recipe)
-    assert (len(report), len(mended)) == (1, 1)
+    report, config_fix = fix_all(lambda: Report((standing,)), recipe=recipe)
+    assert (len(report), len(config_fix)) == (1, 1)
 
 
 def test_a_fix_for_a_file_that_is_not_there_is_left(recipe: Path) -> None:
     standing = finding("GK507", Fix("adapter", {"target_modules": ["a"]}))
-    report, mended = fix_all(lambda: Report((standing,)), recipe=recipe)
-    assert (len(report), len(mended)) == (1, 0)
+    report, config_fix = fix_all(lambda: Report((standing,)), recipe=recipe)
+    assert (len(report), len(config_fix)) == (1, 0)
 
 
 def test_an_adapters_configuration_is_mended(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 import graftkit
 from graftkit.checks.engine import pages
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Rule, Setting, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Rule, Setting, failed, passed
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules, check_settings
 from graftkit.errors import RecipeError
@@ -38,7 +38,7 @@ def test_codes_are_unique_and_well_formed() -> None:
 def test_a_rule_is_whole(rule: Rule) -> None:
     assert rule.severity in {Severity.ERROR, Severity.WARNING, Severity.INFO}
     assert rule.needs
-    assert set(rule.needs) <= set(Facts.__dataclass_fields__)
+    assert set(rule.needs) <= set(CheckContext.__dataclass_fields__)
     for text in (rule.title, rule.why, rule.example, rule.help, rule.safety, rule.since):
         assert text.strip()
     assert rule.sources
@@ -105,40 +105,40 @@ def _rule(check: object, needs: tuple[str, ...] = ()) -> Rule:
     )
 
 
-def _raise(_facts: Facts) -> None:
+def _raise(_facts: CheckContext) -> None:
     raise ValueError("broken rule")
 
 
 def test_a_rule_that_raises_becomes_a_finding_and_the_run_goes_on() -> None:
-    report = run([_rule(_raise), _rule(lambda _: held("fine"))], Facts())
+    report = run([_rule(_raise), _rule(lambda _: passed("fine"))], CheckContext())
     assert [f.severity for f in report] == [Severity.UNKNOWN, Severity.OK]
     assert "broken rule" in report.findings[0].message
     assert not report.proven
 
 
 def test_a_rule_without_its_facts_is_unknown() -> None:
-    report = run([_rule(lambda _: held("fine"), needs=("model", "batch"))], Facts())
+    report = run([_rule(lambda _: passed("fine"), needs=("model", "batch"))], CheckContext())
     assert report.findings[0].severity is Severity.UNKNOWN
     assert "model, batch" in report.findings[0].message
 
 
 def test_a_failed_rule_has_its_own_severity_and_help() -> None:
-    finding = run([_rule(lambda _: failed("bad", where="there", figure=3))], Facts()).findings[0]
+    finding = run([_rule(lambda _: failed("bad", where="there", figure=3))], CheckContext()).findings[0]
     assert (finding.severity, finding.where, finding.help) == (Severity.WARNING, "there", "do something")
     assert finding.evidence == {"figure": 3}
     assert finding.url == "docs/rules/GK000.md"
 
 
 def _limited() -> Rule:
-    rule = _rule(lambda facts: failed("bad", limit=facts.limit(rule, "share")))
+    rule = _rule(lambda context: failed("bad", limit=context.limit(rule, "share")))
     rule = replace(rule, settings={"share": Setting(0.1, "the largest share")})
     return rule
 
 
 def test_a_setting_has_a_default_that_the_user_may_replace() -> None:
-    assert run([_limited()], Facts()).findings[0].evidence == {"limit": 0.1}
+    assert run([_limited()], CheckContext()).findings[0].evidence == {"limit": 0.1}
     settings = CheckSettings(rules={"GK000": {"share": 0.5, "severity": "info"}})
-    finding = run([_limited()], Facts(settings=settings)).findings[0]
+    finding = run([_limited()], CheckContext(settings=settings)).findings[0]
     assert (finding.evidence, finding.severity) == ({"limit": 0.5}, Severity.INFO)
 
 
@@ -154,11 +154,11 @@ def test_a_setting_has_a_default_that_the_user_may_replace() -> None:
 )
 def test_a_setting_that_means_nothing_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="settings"):
-        run([_limited()], Facts(settings=CheckSettings(rules={"GK000": given})))
+        run([_limited()], CheckContext(settings=CheckSettings(rules={"GK000": given})))
 
 
 def test_ignored_rules_do_not_run() -> None:
-    assert len(run([_rule(_raise)], Facts(settings=CheckSettings(ignore=("GK0",))))) == 0
+    assert len(run([_rule(_raise)], CheckContext(settings=CheckSettings(ignore=("GK0",))))) == 0
 
 
 def test_only_rules_that_a_command_can_decide_are_run() -> None:
@@ -184,9 +184,9 @@ def test_a_finding_about_a_key_names_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("model: x\nargs:\n  packing: true\n")
     rule = _rule(lambda _: failed("bad", key="args.packing"))
-    finding = run([rule], Facts(recipe=read_recipe(file))).findings[0]
+    finding = run([rule], CheckContext(recipe=read_recipe(file))).findings[0]
     assert (finding.file, finding.line, finding.where) == (str(file), 3, "args.packing")
-    assert run([rule], Facts()).findings[0].file is None
+    assert run([rule], CheckContext()).findings[0].file is None
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import nn
 
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
-from graftkit.checks.peft_config.resolved import Reach
+from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.planning.matching import target_matcher
 
 E2B = "google/gemma-4-E2B-it"
@@ -138,19 +138,19 @@ def what_peft_does(model: nn.Module, fields: Mapping[str, Any]) -> set[str] | Ex
 )
 def test_reach_is_what_peft_does(twin_of: Callable[[str], nn.Module], name: str, fields: dict[str, Any]) -> None:
     model = twin_of(name)
-    reach = Reach(fields, gk.survey(model))
+    resolved = ResolvedTargets(fields, gk.survey(model))
     done = what_peft_does(model, fields)
-    assert reach.problems == ()
+    assert resolved.problems == ()
     if isinstance(done, Exception):
-        assert reach.refusals, f"PEFT raises {type(done).__name__}: {done}"
+        assert resolved.refusals, f"PEFT raises {type(done).__name__}: {done}"
         return
-    assert reach.refusals == ()
-    assert set(reach.modules) | set(reach.parameters) == done
+    assert resolved.refusals == ()
+    assert set(resolved.modules) | set(resolved.parameters) == done
     by_weight = {
-        path.removesuffix(".weight") if path.endswith(".weight") and path not in reach.adapted else path
+        path.removesuffix(".weight") if path.endswith(".weight") and path not in resolved.adapted else path
         for path in done
     }
-    assert reach.adapted == by_weight & {site.path for site in reach.base}
+    assert resolved.adapted == by_weight & {site.path for site in resolved.base}
 
 
 # ---- matching, for any names ----
@@ -188,20 +188,22 @@ def test_any_list_reaches_what_peft_adapts(
     tails = sorted({".".join(site.path.split(".")[-n:]) for site in base if site.is_linear for n in (1, 2, 3)})
     named = st.lists(st.sampled_from(tails), unique=True, max_size=4)
     fields = {"target_modules": data.draw(named), "exclude_modules": data.draw(named)}
-    reach, done = Reach(fields, base), what_peft_does(model, fields)
-    assert isinstance(done, Exception) == bool(reach.refusals)
+    resolved, done = ResolvedTargets(fields, base), what_peft_does(model, fields)
+    assert isinstance(done, Exception) == bool(resolved.refusals)
     if isinstance(done, set):
-        assert {*reach.modules, *reach.parameters} == done
+        assert {*resolved.modules, *resolved.parameters} == done
 
 
 def test_keys_decide_ranks_as_in_peft(twin_of: Callable[[str], nn.Module]) -> None:
     pattern = {r"layers\.0\..*q_proj": 2, "q_proj": 3, "^model.layers.1.self_attn.v_proj": 4, "none": 5}
-    reach = Reach({"target_modules": QV, "rank_pattern": pattern, "r": 6}, gk.survey(twin_of("llama")))
-    for path in reach.modules:
-        assert reach.rank(path) == pattern.get(get_pattern_key(pattern, path), 6)
-    matched = reach.matched_by("rank_pattern")
+    resolved = ResolvedTargets(
+        {"target_modules": QV, "rank_pattern": pattern, "r": 6}, gk.survey(twin_of("llama"))
+    )
+    for path in resolved.modules:
+        assert resolved.rank(path) == pattern.get(get_pattern_key(pattern, path), 6)
+    matched = resolved.matched_by("rank_pattern")
     assert {key for key, paths in matched.items() if not paths} == {"none"}
-    assert set(matched["q_proj"]) == {path for path in reach.modules if path.endswith("q_proj")}
+    assert set(matched["q_proj"]) == {path for path in resolved.modules if path.endswith("q_proj")}
 
 
 # ---- what a configuration may not do ----
@@ -222,12 +224,12 @@ def test_what_cannot_be_read_is_a_problem(
     twin_of: Callable[[str], nn.Module], fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("graftkit.checks.peft_config.regex_limits._PATIENCE", 1)
-    assert Reach(fields, gk.survey(twin_of("llama"))).problems
+    assert ResolvedTargets(fields, gk.survey(twin_of("llama"))).problems
 
 
 def test_very_many_names_are_looked_up(twin_of: Callable[[str], nn.Module]) -> None:
     names = [f"layers.{n}.{'x.' * (n % 50)}q_proj" for n in range(10**5)]
-    reach = Reach({"target_modules": [*names, "v_proj"]}, gk.survey(twin_of("llama")))
-    assert reach.problems == ()
-    assert {path.rpartition(".")[2] for path in reach.adapted} == {"v_proj"}
-    assert len(reach.named) == 10**5 + 1
+    resolved = ResolvedTargets({"target_modules": [*names, "v_proj"]}, gk.survey(twin_of("llama")))
+    assert resolved.problems == ()
+    assert {path.rpartition(".")[2] for path in resolved.adapted} == {"v_proj"}
+    assert len(resolved.named) == 10**5 + 1

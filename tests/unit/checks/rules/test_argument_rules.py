@@ -11,7 +11,7 @@ import pytest
 
 import graftkit as gk
 from graftkit.checks.doctor import doctor
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rehearse import rehearse
 from graftkit.checks.rules import all_rules
@@ -35,7 +35,7 @@ def recipe(folder: Path, args: str, trainer: str = "sft") -> Recipe:
 
 
 def seen(written: Recipe) -> Finding:
-    return next(iter(run([RULE], Facts(recipe=written))))
+    return next(iter(run([RULE], CheckContext(recipe=written))))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 import graftkit as gk
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
 from graftkit.checks.probes.clamps import bounded_wrappers, clamped_shares
 from graftkit.checks.rules import all_rules
@@ -29,8 +29,8 @@ BOUNDS = ("input_min", "input_max", "output_min", "output_max")
 Twins = Callable[[str], nn.Module]
 
 
-def seen(code: str, **facts: Any) -> gk.Finding:
-    return run([RULES[code]], Facts(**facts)).findings[0]
+def seen(code: str, **context: Any) -> gk.Finding:
+    return run([RULES[code]], CheckContext(**context)).findings[0]
 
 
 def adapted(model: nn.Module, **plan: Any) -> PeftModel:

@@ -368,9 +368,9 @@ def test_a_packed_base_is_left_as_it_was(twin_of: Callable[[str], nn.Module], tm
     )
     adapted = gk.attach(packed, gk.plan(packed, r=4))
     batch = gk.example_batch(packed)
-    held = {name: id(parameter) for name, parameter in adapted.named_parameters()}
+    passed = {name: id(parameter) for name, parameter in adapted.named_parameters()}
     report = gk.verify(adapted, batch)
-    assert {name: id(parameter) for name, parameter in adapted.named_parameters()} == held
+    assert {name: id(parameter) for name, parameter in adapted.named_parameters()} == passed
     assert "error" not in {str(f.severity) for f in report}, str(report)
     assert finding(report, "GK601").severity is UNKNOWN
     assert finding(report, "GK508").severity is OK

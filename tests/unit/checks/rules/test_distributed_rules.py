@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import graftkit as gk
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import all_rules
 from graftkit.findings import Finding
@@ -23,8 +23,8 @@ EXPERTS = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "
 PARTED = Training(zero_stage=3)
 
 
-def seen(**facts: Any) -> Finding:
-    return next(iter(run([RULE], Facts(**facts))))
+def seen(**context: Any) -> Finding:
+    return next(iter(run([RULE], CheckContext(**context))))
 
 
 def _take_apart(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 import graftkit as gk
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import all_rules
 from graftkit.checks.rules.environment.versions_work_together import COMBINATIONS
@@ -24,8 +24,8 @@ RULES = {rule.code: rule for rule in all_rules()}
 HERE = environment()["packages"]
 
 
-def seen(code: str, **facts: Any) -> Finding:
-    return next(iter(run([RULES[code]], Facts(**facts))))
+def seen(code: str, **context: Any) -> Finding:
+    return next(iter(run([RULES[code]], CheckContext(**context))))
 
 
 # ---- GK001 ----

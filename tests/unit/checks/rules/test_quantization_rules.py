@@ -18,7 +18,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.trainer_utils import validate_quantization_for_training
 
 import graftkit as gk
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.fixing import fix_all
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import all_rules
@@ -35,8 +35,8 @@ FOUR = Training(quantization="4bit")
 Twins = Callable[[str], nn.Module]
 
 
-def seen(code: str, **facts: Any) -> Finding:
-    return next(iter(run([RULES[code]], Facts(**facts))))
+def seen(code: str, **context: Any) -> Finding:
+    return next(iter(run([RULES[code]], CheckContext(**context))))
 
 
 # ---- GK301 and GK302: sizes ----
@@ -141,7 +141,7 @@ def test_gk303_the_fix_keeps_towers_whole(twin_of: Twins, tmp_path: Path) -> Non
 
     def check() -> Report:
         recipe = read_recipe(file)
-        return run([RULES["GK303"]], Facts(recipe=recipe, training=training_of(recipe), base=base))
+        return run([RULES["GK303"]], CheckContext(recipe=recipe, training=training_of(recipe), base=base))
 
     report, applied = fix_all(check, recipe=file)
     assert [finding.line for finding in applied] == [4]

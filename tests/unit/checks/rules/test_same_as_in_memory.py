@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import graftkit as gk
 from graftkit.adapters.file import WEIGHTS_NAME, read_adapter
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules.saving.same_as_in_memory import RULE
 from graftkit.findings import Finding, Severity
@@ -28,7 +28,7 @@ def adapted(twin_of: TwinOf) -> PeftModel:
 
 
 def seen(folder: Path, model: PeftModel) -> Finding:
-    return run([RULE], Facts(adapter=read_adapter(folder), model=model)).findings[0]
+    return run([RULE], CheckContext(adapter=read_adapter(folder), model=model)).findings[0]
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import graftkit as gk
 from graftkit.checks.check import check
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import rules_of
 from graftkit.recipes.training import Training
@@ -28,8 +28,8 @@ ERROR, WARNING = gk.Severity.ERROR, gk.Severity.WARNING
 RULES = {rule.code: rule for rule in rules_of("saving")}
 
 
-def seen(code: str, **facts: Any) -> gk.Finding:
-    return next(iter(run([RULES[code]], Facts(**facts))))
+def seen(code: str, **context: Any) -> gk.Finding:
+    return next(iter(run([RULES[code]], CheckContext(**context))))
 
 
 def unwrap_for_good(model: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from torch import nn
 
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.fixing import fix_all
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import run
@@ -39,9 +39,9 @@ OURS = [rule for code, rule in RULES.items() if "GK101" <= code <= "GK114"]
 Twins = Callable[[str], nn.Module]
 
 
-def seen(code: str, base: nn.Module | gk.ModelMap, config: Mapping[str, Any], **facts: Any) -> Finding:
+def seen(code: str, base: nn.Module | gk.ModelMap, config: Mapping[str, Any], **context: Any) -> Finding:
     base_map = base if isinstance(base, gk.ModelMap) else gk.survey(base)
-    return next(iter(run([RULES[code]], Facts(peft_config=config, base=base_map, **facts))))
+    return next(iter(run([RULES[code]], CheckContext(peft_config=config, base=base_map, **context))))
 
 
 def attach(model: nn.Module, config: Mapping[str, Any]) -> PeftModel:
@@ -61,10 +61,12 @@ def written(folder: Path, config: Mapping[str, Any], **more: Any) -> Path:
 def from_recipe(file: Path, base: gk.ModelMap, rules: list[Rule]) -> Report:
     recipe = read_recipe(file)
     stock = recipe.fields.adapter.peft_config
-    return run(rules, Facts(recipe=recipe, training=training_of(recipe), peft_config=stock, base=base))
+    return run(rules, CheckContext(recipe=recipe, training=training_of(recipe), peft_config=stock, base=base))
 
 
-def mended(model: nn.Module, config: Mapping[str, Any], code: str, folder: Path, **more: Any) -> Mapping[str, Any]:
+def config_fix(
+    model: nn.Module, config: Mapping[str, Any], code: str, folder: Path, **more: Any
+) -> Mapping[str, Any]:
     """The configuration after the rule's own fix, which must leave the rule nothing to say."""
     file, base = written(folder, config, **more), gk.survey(model)
     first = next(iter(from_recipe(file, base, [RULES[code]])))
@@ -109,7 +111,7 @@ GOOD: list[Any] = [
 @pytest.mark.parametrize(("name", "config"), [pytest.param(n, c, id=f"{n}: {title}") for n, c, title in GOOD])
 def test_gk101_to_gk114_silent_on_good_configurations(twin_of: Twins, name: str, config: dict[str, Any]) -> None:
     model = twin_of(name)
-    report = run(OURS, Facts(peft_config=config, base=gk.survey(model)))
+    report = run(OURS, CheckContext(peft_config=config, base=gk.survey(model)))
     assert [f.code for f in report] == [rule.code for rule in OURS]
     assert not [(f.code, f.message) for f in report if f.severity not in {OK, INFO}]
     assert adapted_sites(attach(model, config))
@@ -120,8 +122,8 @@ def test_all_are_silent_on_plans(twin_of: Twins, name: str) -> None:
     base = gk.survey(twin_of(name))
     for targets in (["all-linear"], ["attention"]):
         plan = gk.plan(base, targets=targets, r=4)
-        facts = Facts(peft_config=config_dict(plan.peft_config), base=base, plan=plan)
-        assert not [(f.code, f.message) for f in run(OURS, facts) if f.severity not in {OK, INFO}]
+        context = CheckContext(peft_config=config_dict(plan.peft_config), base=base, plan=plan)
+        assert not [(f.code, f.message) for f in run(OURS, context) if f.severity not in {OK, INFO}]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_all_are_silent_on_plans(twin_of: Twins, name: str) -> None:
     ],
 )
 def test_what_cannot_be_read_is_unknown(twin_of: Twins, config: dict[str, Any]) -> None:
-    report = run(OURS, Facts(peft_config=config, base=gk.survey(twin_of("llama"))))
+    report = run(OURS, CheckContext(peft_config=config, base=gk.survey(twin_of("llama"))))
     assert {f.severity for f in report} == {UNKNOWN}
     assert all("cannot be used" in f.message for f in report)
 
@@ -150,7 +152,7 @@ def test_long_lists_on_many_sites(twin_of: Twins) -> None:
         module_paths=tuple(paths),
         parameter_paths=tuple(f"{path}.weight" for path in paths),
     )
-    report = run(OURS, Facts(peft_config={"target_modules": paths}, base=base))
+    report = run(OURS, CheckContext(peft_config={"target_modules": paths}, base=base))
     assert {f.severity for f in report} == {OK}, str(report)
 
 
@@ -181,7 +183,7 @@ def test_gk101_the_fix_is_what_was_meant(
 ) -> None:
     model = twin_of(E2B)
     data = {"modalities": modalities} if modalities else {}
-    stock = mended(model, {"target_modules": targets}, "GK101", tmp_path, data=data)
+    stock = config_fix(model, {"target_modules": targets}, "GK101", tmp_path, data=data)
     base, reached = gk.survey(model), adapted_sites(attach(model, stock))
     ends = tuple(targets if isinstance(targets, list) else ["q_proj"])
     assert reached == {s.path for s in base if s.tower in towers and s.names[-1].endswith(ends)}
@@ -212,7 +214,7 @@ def test_gk101_a_saved_adapter_is_mended_in_its_own_file(twin_of: Twins, tmp_pat
 
     def check() -> Report:
         config = json.loads(file.read_text())
-        return run([RULES["GK101"]], Facts(folder=tmp_path, peft_config=config, base=gk.survey(model)))
+        return run([RULES["GK101"]], CheckContext(folder=tmp_path, peft_config=config, base=gk.survey(model)))
 
     report, applied = fix_all(check, adapter=tmp_path)
     assert [f.code for f in applied] == ["GK101"]
@@ -256,7 +258,7 @@ def test_gk102_all_linear_on_towers_nobody_named(twin_of: Twins) -> None:
 
 def test_gk102_text_alone_is_mended(twin_of: Twins, tmp_path: Path) -> None:
     model = twin_of(E2B)
-    stock = mended(model, {"target_modules": "all-linear"}, "GK102", tmp_path, data={"modalities": ["text"]})
+    stock = config_fix(model, {"target_modules": "all-linear"}, "GK102", tmp_path, data={"modalities": ["text"]})
     towers = {s.path: s.tower for s in gk.survey(model)}
     assert {towers[path] for path in adapted_sites(attach(model, stock))} == {"language"}
 
@@ -322,7 +324,7 @@ def test_gk103_experts_are_left_out(twin_of: Twins, name: str, targets: Any) -> 
 
 def test_gk103_the_fix_reaches_every_expert(twin_of: Twins, tmp_path: Path) -> None:
     model = twin_of("gpt_oss")
-    stock = mended(model, {"target_modules": SEVEN}, "GK103", tmp_path)
+    stock = config_fix(model, {"target_modules": SEVEN}, "GK103", tmp_path)
     experts = {s.path for s in gk.survey(model) if s.role == "expert"}
     assert experts <= adapted_sites(attach(model, stock))
 
@@ -342,7 +344,7 @@ def test_gk104_dense_layers_are_dropped(twin_of: Twins, name: str, tmp_path: Pat
     assert dense
     assert not dense & before
     assert (found.severity, found.evidence["dropped"]) == (ERROR, len(dense))
-    stock = mended(model, {"target_modules": SEVEN}, "GK104", tmp_path)
+    stock = config_fix(model, {"target_modules": SEVEN}, "GK104", tmp_path)
     after = adapted_sites(attach(model, stock))
     assert after == before | {f"{path}.weight" for path in dense}
 
@@ -366,7 +368,7 @@ def test_gk105_options_that_experts_cannot_take(
     with pytest.raises((ValueError, AttributeError), match=message):
         attach(model, config)
     assert seen("GK105", model, config).severity is ERROR
-    assert attach(model, mended(model, config, "GK105", tmp_path))
+    assert attach(model, config_fix(model, config, "GK105", tmp_path))
 
 
 def test_gk105_silent_where_only_modules_are_adapted(twin_of: Twins) -> None:
@@ -380,7 +382,7 @@ def test_gk106_half_of_what_is_fused(twin_of: Twins, tmp_path: Path) -> None:
     found = seen("GK106", model, config)
     assert (found.severity, found.evidence["missing"]) == (ERROR, ["up_proj"])
     assert seen("GK103", model, config).severity is UNKNOWN
-    assert attach(model, mended(model, config, "GK106", tmp_path))
+    assert attach(model, config_fix(model, config, "GK106", tmp_path))
 
 
 # ---- GK107 ----
@@ -454,7 +456,7 @@ def test_gk108_a_router_that_is_a_linear(twin_of: Twins, name: str, tmp_path: Pa
     found = seen("GK108", model, config)
     assert found.severity is ERROR
     assert "router" in str(found.where)
-    assert attach(model, mended(model, config, "GK108", tmp_path))(**batch).logits.isfinite().all()
+    assert attach(model, config_fix(model, config, "GK108", tmp_path))(**batch).logits.isfinite().all()
 
 
 def test_gk108_an_embedding_that_counts_otherwise(twin_of: Twins) -> None:
@@ -496,7 +498,9 @@ def test_gk110_a_weight_read_past_its_layer(twin_of: Twins, name: str, target: s
         assert torch.equal(adapted(**batch).logits, expected), "the adapter would have an effect"
     found = seen("GK110", model, config)
     assert (found.severity, str(found.where).rpartition(".")[2]) == (ERROR, target)
-    assert not [p for p in adapted_sites(attach(model, mended(model, config, "GK110", tmp_path))) if target in p]
+    assert not [
+        p for p in adapted_sites(attach(model, config_fix(model, config, "GK110", tmp_path))) if target in p
+    ]
 
 
 def test_gk110_a_projection_that_peft_bars(twin_of: Twins) -> None:
@@ -516,7 +520,7 @@ def test_gk111_a_list_that_excludes_no_tower(twin_of: Twins, tmp_path: Path) -> 
     assert any("vision_tower" in path for path in adapted_sites(attach(model, config)))
     assert seen("GK111", model, config).severity is ERROR
     before = adapted_sites(attach(model, config))
-    after = adapted_sites(attach(model, mended(model, config, "GK111", tmp_path)))
+    after = adapted_sites(attach(model, config_fix(model, config, "GK111", tmp_path)))
     assert after == {p for p in before if "_tower." not in p}
 
 
@@ -540,7 +544,7 @@ def test_gk112_a_pattern_for_wrapper_and_inner(twin_of: Twins, tmp_path: Path) -
         attach(model, config)
     assert seen("GK112", model, config).severity is ERROR
     inner = {s.path for s in gk.survey(model) if s.names[-1].endswith(tuple(QV))}
-    assert adapted_sites(attach(model, mended(model, config, "GK112", tmp_path))) == inner
+    assert adapted_sites(attach(model, config_fix(model, config, "GK112", tmp_path))) == inner
 
 
 @pytest.mark.parametrize("targets", [QV, ["self_attn.q_proj.linear"]], ids=["wrappers alone", "inner alone"])
@@ -603,7 +607,7 @@ def test_gk114_a_key_on_a_wrappers_name(twin_of: Twins, tmp_path: Path) -> None:
     ranks = {m.r["default"] for m in attach(model, config).modules() if isinstance(m, LoraLayer)}
     assert ranks == {8}
     assert seen("GK114", model, config).severity is ERROR
-    better = attach(model, mended(model, config, "GK114", tmp_path))
+    better = attach(model, config_fix(model, config, "GK114", tmp_path))
     assert {m.r["default"] for m in better.modules() if isinstance(m, LoraLayer)} == {4}
 
 

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 import graftkit as gk
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
 from graftkit.checks.probes.checkpointing import Mode, mode_of
 from graftkit.checks.rules import all_rules
@@ -34,8 +34,8 @@ E2B, A4B = "google/gemma-4-E2B-it", "google/gemma-4-26B-A4B-it"
 Twins = Callable[[str], nn.Module]
 
 
-def seen(code: str, **facts: Any) -> gk.Finding:
-    return run([RULES[code]], Facts(**facts)).findings[0]
+def seen(code: str, **context: Any) -> gk.Finding:
+    return run([RULES[code]], CheckContext(**context)).findings[0]
 
 
 def adapted(model: nn.Module, **plan: Any) -> PeftModel:
@@ -660,8 +660,8 @@ def _all_of(model: nn.Module) -> list[Any]:
         {n: v for n, v in vars(m).items() if isinstance(v, bool | int | float | str)} for m in model.modules()
     ]
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
-    held = [(id(p), p.requires_grad, p.grad is None) for p in model.parameters()]
-    return [fields, hooks, held]
+    passed = [(id(p), p.requires_grad, p.grad is None) for p in model.parameters()]
+    return [fields, hooks, passed]
 
 
 @pytest.mark.parametrize("code", DYNAMIC)

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from torch import nn
 
 import graftkit as gk
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.fixing import fix_all
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import all_rules
@@ -27,18 +27,18 @@ FP16 = Training(precision="fp16")
 ALL = {"target_modules": "all-linear"}
 
 
-def seen(code: str, **facts: Any) -> Finding:
-    return next(iter(run([RULES[code]], Facts(**facts))))
+def seen(code: str, **context: Any) -> Finding:
+    return next(iter(run([RULES[code]], CheckContext(**context))))
 
 
-def mended(code: str, file: Path, fields: dict[str, Any], **facts: Any) -> dict[str, Any]:
+def config_fix(code: str, file: Path, fields: dict[str, Any], **context: Any) -> dict[str, Any]:
     """The recipe's arguments after the rule's own fix, which must leave it nothing to say."""
     with file.open("w") as stream:
         YAML().dump({"model": "llama", **fields}, stream)
 
     def check() -> Report:
         recipe = read_recipe(file)
-        return run([RULES[code]], Facts(recipe=recipe, training=training_of(recipe), **facts))
+        return run([RULES[code]], CheckContext(recipe=recipe, training=training_of(recipe), **context))
 
     report, applied = fix_all(check, recipe=file)
     assert [finding.severity for finding in applied] == [WARNING]
@@ -72,7 +72,7 @@ def test_gk209_what_bfloat16_holds_is_infinite_in_half_precision() -> None:
 
 def test_gk209_the_fix_trains_in_bfloat16(tmp_path: Path) -> None:
     fields = {"args": {"fp16": True, "max_steps": 3}}
-    args = mended("GK209", tmp_path / "recipe.yaml", fields, config={"dtype": "bfloat16"})
+    args = config_fix("GK209", tmp_path / "recipe.yaml", fields, config={"dtype": "bfloat16"})
     assert args == {"fp16": False, "bf16": True, "max_steps": 3}
 
 
@@ -133,7 +133,7 @@ def test_gk211_the_fix_lets_ddp_look(tmp_path: Path) -> None:
             "gradient_checkpointing_kwargs": {"use_reentrant": True},
         },
     }
-    args = mended("GK211", tmp_path / "recipe.yaml", fields, base=gk.survey(E2B), peft_config=ALL)
+    args = config_fix("GK211", tmp_path / "recipe.yaml", fields, base=gk.survey(E2B), peft_config=ALL)
     assert args["ddp_find_unused_parameters"] is True
     assert args["gradient_checkpointing_kwargs"]["use_reentrant"] is False
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from graftkit.checks.adapter_files.view import Saved
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.schema import declared
 from graftkit.findings import Severity
 from graftkit.planning.matching import suffixes
 from graftkit.text import some
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.adapter is not None
-    saved = facts.saved
+def _check(context: CheckContext) -> Observation:
+    assert context.adapter is not None
+    saved = context.saved
     if saved.problems:
         return failed(
             f"its fields are not what PEFT expects: {some(saved.problems)}", problems=len(saved.problems)
         )
-    untargeted, ranks = _untargeted(facts), _other_ranks(saved)
-    unanswered = _due(facts, _unanswered(saved))
+    untargeted, ranks = _untargeted(context), _other_ranks(saved)
+    unanswered = _due(context, _unanswered(saved))
     seen = [
         f"no target names {len(untargeted)} adapted modules: {some(untargeted)}" if untargeted else "",
         f"no tensor answers the targets {some(unanswered)}" if unanswered else "",
@@ -32,7 +32,7 @@ def _check(facts: Facts) -> Observation:
         "unanswered": len(unanswered),
         "other_ranks": len(ranks),
     }
-    if facts.base is None and unanswered and not untargeted and not ranks:
+    if context.base is None and unanswered and not untargeted and not ranks:
         advice = "PEFT ignores a target that its base has no module for: --base tells whether a layer is missing"
         return Observation(Severity.WARNING, seen[1], unanswered[0], advice, figures)
     if any(seen):
@@ -40,23 +40,23 @@ def _check(facts: Facts) -> Observation:
     return _fields(saved)
 
 
-def _untargeted(facts: Facts) -> list[str]:
-    saved = facts.saved
+def _untargeted(context: CheckContext) -> list[str]:
+    saved = context.saved
     if saved.targets is None:
         return []
     by_wrapper: dict[str, str] = {}
-    if facts.base is not None and saved.prefix is not None:
+    if context.base is not None and saved.prefix is not None:
         # Named by its wrapper: that is what another rule reports.
-        by_wrapper = {inner: name for name, inner in facts.fit.inner.items()}
+        by_wrapper = {inner: name for name, inner in context.fit.inner.items()}
     stray = (core for core in saved.modules if core not in saved.parameters)
     return [c for c in stray if not saved.matches(c) and not (c in by_wrapper and saved.matches(by_wrapper[c]))]
 
 
-def _due(facts: Facts, targets: list[str]) -> list[str]:
+def _due(context: CheckContext, targets: list[str]) -> list[str]:
     """The targets that the base has, or may have, something for. Lists are shared between families of models."""
-    if not targets or facts.base is None or isinstance(facts.saved.targets, str):
+    if not targets or context.base is None or isinstance(context.saved.targets, str):
         return targets
-    known = {suffix for path in facts.base.module_paths for suffix in suffixes(path)}
+    known = {suffix for path in context.base.module_paths for suffix in suffixes(path)}
     return [target for target in targets if target in known]
 
 
@@ -98,7 +98,7 @@ def _fields(saved: Saved) -> Observation:
         message = f"the tensors agree; the installed PEFT ignores the fields {some(ignored)}"
         advice = "an adapter from a newer PEFT may compute something else here: update peft"
         return Observation(Severity.INFO, message, ignored[0], advice, {"ignored": len(ignored)})
-    return held(f"targets and ranks agree with the tensors of {modules} modules", modules=modules)
+    return passed(f"targets and ranks agree with the tensors of {modules} modules", modules=modules)
 
 
 RULE = Rule(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
@@ -18,46 +18,46 @@ _MARKER = "lora_B_layout"
 _PEFTS = "rank_major"
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.adapter is not None
-    if facts.saved.problems:
-        return unknown(f"the configuration cannot be used: {facts.saved.problems[0]}")
-    stacked = [name for name in facts.adapter.tensors if _is_stacked(facts, name)]
+def _check(context: CheckContext) -> Observation:
+    assert context.adapter is not None
+    if context.saved.problems:
+        return unknown(f"the configuration cannot be used: {context.saved.problems[0]}")
+    stacked = [name for name in context.adapter.tensors if _is_stacked(context, name)]
     if not stacked:
-        return held("no stacked experts are adapted")
-    marker = facts.adapter.config.get(_MARKER)
+        return passed("no stacked experts are adapted")
+    marker = context.adapter.config.get(_MARKER)
     if marker not in {None, _PEFTS}:
         return failed(f"the configuration says that lora_B is laid out as {marker!r}", where=stacked[0])
-    if facts.data is None:
+    if context.data is None:
         return _told(marker, "the data was not read")
-    seen = [_Columns.of(facts, name) for name in stacked]
+    seen = [_Columns.of(context, name) for name in stacked]
     wrong = [columns.name for columns in seen if columns.by_expert and not columns.by_rank]
     right = [columns.name for columns in seen if columns.by_rank and not columns.by_expert]
     if wrong:
         message = f"in {len(wrong)} of {len(stacked)} tensors whole experts are zero only if columns go by expert"
         return failed(f"{message}: {some(wrong)}", where=wrong[0], by_expert=len(wrong), by_rank=len(right))
     if right:
-        return held(f"experts that were never used are zero where PEFT looks, in {len(right)} tensors")
+        return passed(f"experts that were never used are zero where PEFT looks, in {len(right)} tensors")
     return _told(marker, "every expert was used, so the numbers do not tell")
 
 
 def _told(marker: Any, why: str) -> Observation:
     """What the configuration alone says."""
     if marker == _PEFTS:
-        return held("the configuration says that lora_B is laid out as PEFT reads it")
+        return passed("the configuration says that lora_B is laid out as PEFT reads it")
     return unknown(f"nothing says how lora_B is laid out, and {why}", help=_COMPARE)
 
 
-def _is_stacked(facts: Facts, name: str) -> bool:
-    module = facts.saved.module_of(name)
-    wide = len(facts.saved.file.tensors[name].shape) == 2 and ".lora_B." in name
-    return wide and module in facts.saved.parameters and _experts(facts, name) > 1
+def _is_stacked(context: CheckContext, name: str) -> bool:
+    module = context.saved.module_of(name)
+    wide = len(context.saved.file.tensors[name].shape) == 2 and ".lora_B." in name
+    return wide and module in context.saved.parameters and _experts(context, name) > 1
 
 
-def _experts(facts: Facts, name: str) -> int:
+def _experts(context: CheckContext, name: str) -> int:
     """How many experts share the tensor, by its width; 0 where that is no multiple of the rank."""
-    rank = facts.saved.rank(str(facts.saved.module_of(name)))
-    columns: int = facts.saved.file.tensors[name].shape[1]
+    rank = context.saved.rank(str(context.saved.module_of(name)))
+    columns: int = context.saved.file.tensors[name].shape[1]
     return columns // rank if rank > 1 and columns % rank == 0 else 0
 
 
@@ -76,10 +76,10 @@ class _Columns:
     by_expert: bool
 
     @classmethod
-    def of(cls, facts: Facts, name: str) -> _Columns:
-        assert facts.adapter is not None
-        zero = facts.adapter.tensor(name).eq(0).all(0)
-        experts = _experts(facts, name)
+    def of(cls, context: CheckContext, name: str) -> _Columns:
+        assert context.adapter is not None
+        zero = context.adapter.tensor(name).eq(0).all(0)
+        experts = _experts(context, name)
         return cls(name, _explained(zero.view(-1, experts).T), _explained(zero.view(experts, -1)))
 
 

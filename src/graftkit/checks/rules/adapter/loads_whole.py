@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity
 from graftkit.text import percent, some
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.adapter is not None
-    if facts.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
-    if facts.saved.prefix is None:
-        return unknown(f"adapters of type {some([facts.adapter.peft_type])} keep no tensors in a model's layers")
-    lost, total = facts.fit.lost, len(facts.adapter.tensors)
-    lacking = _lacking(facts)
+def _check(context: CheckContext) -> Observation:
+    assert context.adapter is not None
+    if context.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(context.saved.problems)}")
+    if context.saved.prefix is None:
+        return unknown(f"adapters of type {some([context.adapter.peft_type])} keep no tensors in a model's layers")
+    lost, total = context.fit.lost, len(context.adapter.tensors)
+    lacking = _lacking(context)
     figures: dict[str, Any] = {"tensors": total, "lost": len(lost), "lacking": len(lacking)}
     if lost:
-        share = _share(facts, lost)
+        share = _share(context, lost)
         figures["lost_square_share"] = share
         first = next(iter(lost))
         weight = "" if share is None else f", {percent(share)} of the squared norm"
@@ -31,23 +31,23 @@ def _check(facts: Facts) -> Observation:
         message = f"the targets name {len(lacking)} layers that the file has nothing for: {some(lacking)}"
         advice = "they stay as the base has them: save again on the process that holds every layer"
         return failed(message, where=lacking[0], help=advice, **figures)
-    return held(f"the base takes all {total} tensors, and no planned layer is without", **figures)
+    return passed(f"the base takes all {total} tensors, and no planned layer is without", **figures)
 
 
-def _lacking(facts: Facts) -> list[str]:
+def _lacking(context: CheckContext) -> list[str]:
     """Sites that the targets reach and no tensor is for."""
-    if facts.saved.targets is None:
+    if context.saved.targets is None:
         return []
-    sites = facts.fit.sites
-    present = {sites[core].path for core in facts.saved.modules if core in sites}
-    return [path for path in facts.fit.planned if path not in present]
+    sites = context.fit.sites
+    present = {sites[core].path for core in context.saved.modules if core in sites}
+    return [path for path in context.fit.planned if path not in present]
 
 
-def _share(facts: Facts, lost: Iterable[str]) -> float | None:
+def _share(context: CheckContext, lost: Iterable[str]) -> float | None:
     """How much of the file's squared norm is lost, or None where the data is not read or not finite."""
-    if facts.data is None:
+    if context.data is None:
         return None
-    stats = facts.data.stats
+    stats = context.data.stats
     total = sum(stat.square for stat in stats.values())
     finite = total > 0 and all(stat.finite for stat in stats.values())
     return sum(stats[name].square for name in lost) / total if finite else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity
 from graftkit.text import some
 
@@ -15,18 +15,18 @@ _PEFT = "base_model.model."
 _MOST_PREFIXES = 64
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.adapter is not None
-    if facts.saved.prefix is None or not facts.saved.modules:
+def _check(context: CheckContext) -> Observation:
+    assert context.adapter is not None
+    if context.saved.prefix is None or not context.saved.modules:
         return unknown("the file names no module of a base")
-    modules = facts.saved.modules
-    found = sum(facts.fit.places(names[0]) for names in modules.values())
+    modules = context.saved.modules
+    found = sum(context.fit.places(names[0]) for names in modules.values())
     if found:
-        return held(f"{found} of {len(modules)} adapted modules are in the base under their name", found=found)
-    fitting = next((pair for pair in islice(_prefixes(facts), _MOST_PREFIXES) if _fits(facts, *pair)), None)
+        return passed(f"{found} of {len(modules)} adapted modules are in the base under their name", found=found)
+    fitting = next((pair for pair in islice(_prefixes(context), _MOST_PREFIXES) if _fits(context, *pair)), None)
     if fitting is None:
         message = f"none of {len(modules)} adapted modules is in the base, and no other prefix would help"
-        trained_on = facts.adapter.config.get("base_model_name_or_path")
+        trained_on = context.adapter.config.get("base_model_name_or_path")
         advice = "name the base it was trained on" + (f": {some([trained_on])}" if trained_on else "")
         return failed(message, where=next(iter(modules)), help=advice, found=0)
     before, after = (_PEFT + part for part in fitting)
@@ -40,21 +40,21 @@ def _check(facts: Facts) -> Observation:
     )
 
 
-def _prefixes(facts: Facts) -> Iterator[tuple[str, str]]:
+def _prefixes(context: CheckContext) -> Iterator[tuple[str, str]]:
     """What the first module's path begins with, and what a site of the same ending begins with instead."""
-    parts = next(iter(facts.saved.modules)).split(".")
+    parts = next(iter(context.saved.modules)).split(".")
     for at in range(len(parts)):
         head, tail = parts[:at], ".".join(parts[at:])
-        for path in facts.fit.sites:
+        for path in context.fit.sites:
             if path == tail or path.endswith(f".{tail}"):
                 yield ".".join((*head, "")), path.removesuffix(tail)
 
 
-def _fits(facts: Facts, before: str, after: str) -> bool:
-    names = (name for names in facts.saved.modules.values() for name in names)
+def _fits(context: CheckContext, before: str, after: str) -> bool:
+    names = (name for names in context.saved.modules.values() for name in names)
     return all(
         name.startswith(_PEFT + before)
-        and facts.fit.fits_as(name, _PEFT + after + name.removeprefix(_PEFT + before))
+        and context.fit.fits_as(name, _PEFT + after + name.removeprefix(_PEFT + before))
         for name in names
     )
 

@@ -5,38 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 
 from graftkit.adapters.file import CONFIG_NAME, PICKLES, WEIGHTS_NAME
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.findings import Severity
 from graftkit.planning.matching import LONGEST_NAME
 from graftkit.text import some
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.folder is not None
-    if facts.refusal is not None:
-        seen = facts.refusal
+def _check(context: CheckContext) -> Observation:
+    assert context.folder is not None
+    if context.refusal is not None:
+        seen = context.refusal
         why = f": {seen.why}" if seen.why else ""
         return failed(f"{seen.what}{why}", where=seen.where, help=seen.help, refusal=seen.code)
-    assert facts.adapter is not None
-    strange = [name for name in facts.adapter.tensors if _is_strange(name)]
+    assert context.adapter is not None
+    strange = [name for name in context.adapter.tensors if _is_strange(name)]
     if strange:
         return failed(f"{len(strange)} tensors have names that no module has: {some(strange)}", names=len(strange))
-    twice = (*facts.adapter.repeated, *facts.adapter.repeated_fields)
+    twice = (*context.adapter.repeated, *context.adapter.repeated_fields)
     if twice:
-        holder = "header" if facts.adapter.repeated else "configuration"
+        holder = "header" if context.adapter.repeated else "configuration"
         message = f"the {holder} holds {len(twice)} names twice: {some(twice)}"
         return failed(message, where=twice[0], twice=len(twice))
-    links = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if _leads_out(facts.folder / name)]
+    links = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if _leads_out(context.folder / name)]
     if links:
         message = f"{some(links)} is a link to a file outside the adapter's folder"
         advice = "copy the file itself: what it leads to may change, or may not be the adapter's"
         return Observation(Severity.WARNING, message, links[0], advice, {"links": len(links)})
-    pickles = [name for name in PICKLES if (facts.folder / name).is_file()]
+    pickles = [name for name in PICKLES if (context.folder / name).is_file()]
     if pickles:
         message = f"there is a pickle of weights beside {WEIGHTS_NAME}: {some(pickles)}"
         return Observation(Severity.WARNING, message, pickles[0], "delete it: loading it can run code")
-    return held("safetensors with a sound header, and no pickle of weights beside it")
+    return passed("safetensors with a sound header, and no pickle of weights beside it")
 
 
 def _is_strange(name: str) -> bool:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.findings import Severity
 from graftkit.text import some
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.adapter is not None
-    tensors = facts.adapter.tensors
+def _check(context: CheckContext) -> Observation:
+    assert context.adapter is not None
+    tensors = context.adapter.tensors
     empty = [name for name, header in tensors.items() if not math.prod(header.shape)]
     if not tensors:
         return failed("the weights file holds no tensors", tensors=0, empty=0)
     if empty:
         message = f"{len(empty)} of {len(tensors)} tensors have size 0: {some(empty)}"
         return failed(message, where=empty[0], tensors=len(tensors), empty=len(empty))
-    return held(f"{len(tensors)} tensors, none of size 0", tensors=len(tensors), empty=0)
+    return passed(f"{len(tensors)} tensors, none of size 0", tensors=len(tensors), empty=0)
 
 
 RULE = Rule(

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from graftkit.adapters.migrate import migrate
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.errors import AdapterError
 from graftkit.findings import Fix, Severity
 from graftkit.text import some
 
 
-def _check(facts: Facts) -> Observation:
-    if facts.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
-    if facts.saved.targets is None:
-        return held("the configuration names no modules")
-    fit = facts.fit
+def _check(context: CheckContext) -> Observation:
+    if context.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(context.saved.problems)}")
+    if context.saved.targets is None:
+        return passed("the configuration names no modules")
+    fit = context.fit
     named = fit.wrapped
     if named:
         cls = next(site.wrapper.cls for site in fit.base if site.wrapper and named[0] in site.names)
         message = f"the targets name {len(named)} wrappers ({cls}), which stock PEFT refuses: {some(named)}"
-        return failed(message, where=named[0], fix=_fix(facts), wrappers=len(named))
-    return held(f"the targets name none of the base's {len(fit.inner)} wrappers", wrappers=0)
+        return failed(message, where=named[0], fix=_fix(context), wrappers=len(named))
+    return passed(f"the targets name none of the base's {len(fit.inner)} wrappers", wrappers=0)
 
 
-def _fix(facts: Facts) -> Fix | None:
+def _fix(context: CheckContext) -> Fix | None:
     """The configuration that names the linears inside; None where tensors would have to be renamed too."""
-    assert facts.adapter is not None
+    assert context.adapter is not None
     try:
-        fitted = migrate(facts.adapter, facts.base)
+        fitted = migrate(context.adapter, context.base)
     except AdapterError:
         return None
     return None if fitted.renamed else Fix("adapter", {item.field: item.after for item in fitted.rewritten})

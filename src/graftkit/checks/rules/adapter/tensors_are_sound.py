@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity
 from graftkit.text import some
 
@@ -17,9 +17,9 @@ _FLOATS = frozenset({"BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"})
 _STARTS_AT_ZERO = frozenset({"lora_B", "lora_embedding_A"})
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.adapter is not None
-    tensors = facts.adapter.tensors
+def _check(context: CheckContext) -> Observation:
+    assert context.adapter is not None
+    tensors = context.adapter.tensors
     empty = [name for name, header in tensors.items() if not math.prod(header.shape)]
     flat = [n for n, h in tensors.items() if len(h.shape) < 2 and _is_factor(n)]
     if empty or flat:
@@ -35,13 +35,13 @@ def _check(facts: Facts) -> Observation:
         kinds = sorted({tensors[name].dtype for name in strange})
         message = f"{len(strange)} tensors have a type that no adapter has ({some(kinds)}): {some(strange)}"
         return failed(message, where=strange[0], strange=len(strange))
-    if facts.data is None:
+    if context.data is None:
         return unknown(f"the shapes of {len(tensors)} tensors are sound, and the data was not read")
-    broken = [name for name, stat in facts.data.stats.items() if not stat.finite]
+    broken = [name for name, stat in context.data.stats.items() if not stat.finite]
     if broken:
         message = f"{len(broken)} of {len(tensors)} tensors hold NaN or infinite values: {some(broken)}"
         return failed(message, where=broken[0], not_finite=len(broken))
-    return _zeros(facts)
+    return _zeros(context)
 
 
 def _is_factor(name: str) -> bool:
@@ -54,13 +54,13 @@ def _is_one_of(factors: frozenset[str], name: str) -> bool:
     return not factors.isdisjoint(parts) and parts[-1] != "bias"
 
 
-def _zeros(facts: Facts) -> Observation:
-    assert facts.data is not None
-    starting = [n for n in facts.data.stats if _is_one_of(_STARTS_AT_ZERO, n)]
+def _zeros(context: CheckContext) -> Observation:
+    assert context.data is not None
+    starting = [n for n in context.data.stats if _is_one_of(_STARTS_AT_ZERO, n)]
     # Of an embedding's pair either factor may be the one that starts at zero, of a linear's always B.
-    zero = [name for name in starting if facts.data.stats[name].square == 0]
+    zero = [name for name in starting if context.data.stats[name].square == 0]
     if not zero:
-        return held(f"{len(facts.data.stats)} tensors, all finite, none that should have moved is zero")
+        return passed(f"{len(context.data.stats)} tensors, all finite, none that should have moved is zero")
     if len(zero) == len(starting):
         message = f"all {len(zero)} B tensors are zero: the adapter is untrained and adds nothing"
         advice = "check that the trained adapter was saved, and that it received gradients (graft verify)"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, noted
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
 from graftkit.checks.probes.clamps import bounded_wrappers
 from graftkit.findings import Severity
 from graftkit.surveying.checkpoint.headers import read_headers
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    assert facts.checkpoint is not None
-    base: nn.Module = facts.model.get_base_model()
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    assert context.checkpoint is not None
+    base: nn.Module = context.model.get_base_model()
     loaded = {
         f"{bounded.path}.{name}": float(value)
         for bounded in bounded_wrappers(base)
         for name, value in bounded.bounds.items()
     }
     if not loaded:
-        return held("the model has no bounds around its linears")
-    stored = _stored(base, facts.checkpoint, loaded)
+        return passed("the model has no bounds around its linears")
+    stored = _stored(base, context.checkpoint, loaded)
     bounds = [_Bound(name, value, stored.get(name)) for name, value in loaded.items()]
-    rounding = facts.limit(RULE, "rounding")
+    rounding = context.limit(RULE, "rounding")
     found = {wrong.name: [bound for bound in bounds if wrong.applies(bound, rounding)] for wrong in _WRONG}
     evidence: dict[str, Any] = {"bounds": len(bounds), **{name: len(of) for name, of in found.items()}}
     for name, of in found.items():
@@ -45,10 +45,10 @@ def _check(facts: Facts) -> Observation:
     if worst.error > 0:
         rounded = sum(bound.error > 0 for bound in bounds)
         message = f"{rounded} of {len(bounds)} bounds are rounded, by up to {100 * worst.error:.2f} %"
-        return noted(
+        return info(
             message, where=worst.name, help="load in float32 to clamp exactly where the base did", **evidence
         )
-    return held(f"all {len(bounds)} bounds are the checkpoint's", **evidence)
+    return passed(f"all {len(bounds)} bounds are the checkpoint's", **evidence)
 
 
 @dataclass(frozen=True)

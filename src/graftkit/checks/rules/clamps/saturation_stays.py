@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, passed, unknown
 from graftkit.checks.probes.clamps import bounded_wrappers, clamped_shares
 from graftkit.checks.probes.forward import adapted_layers, is_untrained
 from graftkit.findings import Severity
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    assert facts.batch is not None
-    if not bounded_wrappers(facts.model):
-        return held("the model has no bounds around its linears")
-    adapted = clamped_shares(facts.model, facts.batch)
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    assert context.batch is not None
+    if not bounded_wrappers(context.model):
+        return passed("the model has no bounds around its linears")
+    adapted = clamped_shares(context.model, context.batch)
     if not adapted:
-        return _unreached(facts.model)
+        return _unreached(context.model)
     if any(math.isnan(share) for share in adapted.values()):
         return unknown("activations are not finite")
-    if is_untrained(facts.model):
+    if is_untrained(context.model):
         return _fresh(_mean(adapted))
-    with facts.model.disable_adapter():
-        base = clamped_shares(facts.model, facts.batch)
+    with context.model.disable_adapter():
+        base = clamped_shares(context.model, context.batch)
     grown = {path: share - base.get(path, 0.0) for path, share in adapted.items()}
     worst = max(grown, key=lambda path: grown[path])
-    allowed = facts.limit(RULE, "increase")
+    allowed = context.limit(RULE, "increase")
     over = [path for path, more in grown.items() if not more <= allowed]
     evidence: dict[str, Any] = {
         "wrappers": len(adapted),
@@ -47,7 +47,7 @@ def _check(facts: Facts) -> Observation:
     if over:
         message = f"the adapter drives {len(over)} of {len(adapted)} linears into their bounds: {shares} with it"
         return failed(message, where=worst, **evidence)
-    return held(
+    return passed(
         f"the adapter clamps at most {100 * grown[worst]:.1f} % more of a linear's activations", **evidence
     )
 
@@ -56,7 +56,7 @@ def _unreached(model: PeftModel) -> Observation:
     layers = set(adapted_layers(model).values())
     if any(bounded.layer in layers for bounded in bounded_wrappers(model)):
         return unknown("the batch reaches none of the bounded linears")
-    return held("no adapted linear has bounds, and the batch reaches none that does")
+    return passed("no adapted linear has bounds, and the batch reaches none that does")
 
 
 def _fresh(share: float) -> Observation:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
-from graftkit.checks.peft_config.fixes import written_at
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
+from graftkit.checks.peft_config.fixes import recipe_key
 from graftkit.checks.probes.checkpointing import InUse, Mode, can_checkpoint, in_use
 from graftkit.checks.probes.forward import adapter_parameters
 from graftkit.checks.probes.gradients import Backward
@@ -18,61 +18,61 @@ from graftkit.recipes.training import Training
 from graftkit.surveying.towers import tower_finder
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    parameters = [n for n, p in adapter_parameters(facts.model).items() if p.requires_grad]
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    parameters = [n for n, p in adapter_parameters(context.model).items() if p.requires_grad]
     if not parameters:
         return unknown("no adapter tensor is trainable", help="load the adapter with is_trainable=True")
-    seen = _Seen.of(facts)
-    passed = seen.passed
+    seen = _Seen.of(context)
+    backward = seen.backward
     figures: dict[str, Any] = {
         "tensors": len(parameters),
-        "dead": len(passed.dead),
-        "not_finite": len(passed.wild),
-        "loss": passed.loss,
+        "dead": len(backward.dead),
+        "not_finite": len(backward.wild),
+        "loss": backward.loss,
         "checkpointing": (seen.use.mode or Mode.OFF).value,
         "towers": seen.table,
     }
-    if not passed.gradients:
+    if not backward.gradients:
         return failed(
-            f"there is no backward pass: {passed.refusal}", help="gradient_checkpointing=False", **figures
+            f"there is no backward pass: {backward.refusal}", help="gradient_checkpointing=False", **figures
         )
-    if passed.wild:
-        message = f"{len(passed.wild)} of {len(parameters)} gradients are not finite"
-        return failed(message, where=passed.wild[0], **figures)
-    if passed.dead:
+    if backward.wild:
+        message = f"{len(backward.wild)} of {len(parameters)} gradients are not finite"
+        return failed(message, where=backward.wild[0], **figures)
+    if backward.dead:
         return _dead(seen, len(parameters), figures)
-    return held(f"all {len(parameters)} adapter tensors get a gradient", **figures)
+    return passed(f"all {len(parameters)} adapter tensors get a gradient", **figures)
 
 
 @dataclass(frozen=True)
 class _Seen:
     """One backward pass under the settings in use, and what it takes to explain it."""
 
-    facts: Facts
+    context: CheckContext
     use: InUse
-    passed: Backward
+    backward: Backward
 
     @classmethod
-    def of(cls, facts: Facts) -> _Seen:
-        assert facts.model is not None
-        use = in_use(facts.model, facts.training)
-        if not can_checkpoint(facts.model):
+    def of(cls, context: CheckContext) -> _Seen:
+        assert context.model is not None
+        use = in_use(context.model, context.training)
+        if not can_checkpoint(context.model):
             use = InUse(Mode.OFF, live=False, because="model")
-        return cls(facts, use, facts.gradients.under(None if use.live else use.mode or Mode.OFF))
+        return cls(context, use, context.gradients.under(None if use.live else use.mode or Mode.OFF))
 
     @cached_property
     def towers(self) -> dict[str, str]:
         """Adapter tensor -> the tower it is in."""
-        assert self.facts.model is not None
-        tower_of = tower_finder(self.facts.model.get_base_model())
-        return {name: tower_of(name.removeprefix("base_model.model.")) for name in self.passed.gradients}
+        assert self.context.model is not None
+        tower_of = tower_finder(self.context.model.get_base_model())
+        return {name: tower_of(name.removeprefix("base_model.model.")) for name in self.backward.gradients}
 
     @cached_property
     def table(self) -> dict[str, dict[str, int]]:
         """Tower -> how many adapter tensors it has and how many of them are dead."""
         rows: dict[str, dict[str, int]] = {}
-        dead = set(self.passed.dead)
+        dead = set(self.backward.dead)
         for name, tower in self.towers.items():
             row = rows.setdefault(tower, {"tensors": 0, "dead": 0})
             row["tensors"] += 1
@@ -82,12 +82,12 @@ class _Seen:
     @cached_property
     def without(self) -> Backward:
         """The same pass with every activation kept."""
-        return self.facts.gradients.under(Mode.OFF)
+        return self.context.gradients.under(Mode.OFF)
 
     def reached(self, name: str) -> bool:
         """Whether the forward pass called the layer that this tensor belongs to."""
-        assert self.facts.model is not None
-        return name.partition(f".{self.facts.model.base_model.prefix}")[0] in self.passed.reached
+        assert self.context.model is not None
+        return name.partition(f".{self.context.model.base_model.prefix}")[0] in self.backward.reached
 
     def tower_is_fed(self, tower: str) -> bool:
         """Whether the forward pass called any adapted layer of the tower."""
@@ -95,14 +95,14 @@ class _Seen:
 
 
 def _dead(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Observation:
-    found = {name: _cause(seen, name) for name in seen.passed.dead}
+    found = {name: _cause(seen, name) for name in seen.backward.dead}
     causes = {cause.name: cause for cause in found.values()}
     counts = {name: sum(cause.name == name for cause in found.values()) for name in causes}
     message = f"{len(found)} of {tensors} adapter tensors get no gradient: "
     cut = causes.keys() & {_CUT.name} and seen.use.mode is Mode.REENTRANT and not seen.use.live
-    mends = cut and seen.facts.recipe is not None and seen.use.because != "zero3"
-    option = (seen.facts.training or Training()).reentrant_key
-    adapted = written_at(seen.facts, "target_modules") if _UNFED.name in causes else None
+    mends = cut and seen.context.recipe is not None and seen.use.because != "zero3"
+    option = (seen.context.training or Training()).reentrant_key
+    adapted = recipe_key(seen.context, "target_modules") if _UNFED.name in causes else None
     return failed(
         message + "; ".join(f"{count} {name}" for name, count in counts.items()),
         where=_places(list(found)),
@@ -146,7 +146,7 @@ def _is_left_out(seen: _Seen, name: str) -> bool:
 
 
 def _is_outside_the_graph(seen: _Seen, name: str) -> bool:
-    return _is_cut(seen, name) and seen.passed.inputs_require_grad is False and seen.towers[name] == "language"
+    return _is_cut(seen, name) and seen.backward.inputs_require_grad is False and seen.towers[name] == "language"
 
 
 def _is_cut(seen: _Seen, name: str) -> bool:
@@ -155,7 +155,7 @@ def _is_cut(seen: _Seen, name: str) -> bool:
 
 
 def _unfed_help(seen: _Seen) -> str:
-    towers = {seen.towers[n] for n in seen.passed.dead if _is_unfed(seen, n)}
+    towers = {seen.towers[n] for n in seen.backward.dead if _is_unfed(seen, n)}
     return f"put the inputs of the {', '.join(sorted(towers))} tower in the batch, or leave it out of the scope"
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.checks.probes.forward import (
     difference,
     is_untrained,
@@ -15,20 +15,20 @@ from graftkit.checks.probes.forward import (
 from graftkit.findings import Severity
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    assert facts.batch is not None
-    initializer = getattr(facts.model.active_peft_config, "init_lora_weights", True)
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    assert context.batch is not None
+    initializer = getattr(context.model.active_peft_config, "init_lora_weights", True)
     if initializer is False:
         return unknown("the initializer makes no such promise (init_lora_weights=False)")
-    if (moved := moved_base(facts.model)) is not None:
+    if (moved := moved_base(context.model)) is not None:
         return unknown(f"{moved} moves part of the base weights into the adapter, nothing is left to compare")
-    if (lacking := room_for_copy(facts.model)) is not None:
+    if (lacking := room_for_copy(context.model)) is not None:
         return unknown(lacking, help="run it on the twin: gk.twin(model)")
-    apart = difference(facts.pristine_logits, logits_of(facts.model, facts.batch))
-    if apart <= tolerance(facts.model):
-        return held(f"logits with and without the adapter differ by {apart:.1e}", difference=apart)
-    if not is_untrained(facts.model):
+    apart = difference(context.pristine_logits, logits_of(context.model, context.batch))
+    if apart <= tolerance(context.model):
+        return passed(f"logits with and without the adapter differ by {apart:.1e}", difference=apart)
+    if not is_untrained(context.model):
         return unknown("the adapter has been trained; its start can no longer be seen", difference=apart)
     return failed(f"logits with and without the fresh adapter differ by {apart:.1e}", difference=apart)
 

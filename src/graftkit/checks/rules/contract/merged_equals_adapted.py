@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.checks.probes.forward import (
     MergeRefusedError,
     difference,
@@ -18,10 +18,10 @@ from graftkit.checks.probes.forward import (
 from graftkit.findings import Severity
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    assert facts.batch is not None
-    model, batch = facts.model, facts.batch
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    assert context.batch is not None
+    model, batch = context.model, context.batch
     with probing(model):
         adapted = logits_of(model, batch)
         bounded, bitten = wrapper_effect(model, batch)
@@ -30,7 +30,7 @@ def _check(facts: Facts) -> Observation:
                 merged = logits_of(model, batch)
         except MergeRefusedError as refusal:
             return unknown(str(refusal))
-    apart, effect = difference(adapted, merged), difference(adapted, facts.base_logits)
+    apart, effect = difference(adapted, merged), difference(adapted, context.base_logits)
     allowed = tolerance(model)
     figures: dict[str, Any] = {
         "difference": apart,
@@ -50,7 +50,7 @@ def _check(facts: Facts) -> Observation:
             "equal, but the batch drives no wrapper into its bounds, so these were not tested", **figures
         )
     clamps = f", {bitten} of {bounded} bounded wrappers active" if bounded else ""
-    return held(f"merged and adapted logits differ by {apart:.1e}{clamps}", **figures)
+    return passed(f"merged and adapted logits differ by {apart:.1e}{clamps}", **figures)
 
 
 RULE = Rule(

@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.checks.probes.forward import (
     difference,
     logits_of,
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    assert facts.batch is not None
-    model = facts.model
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    assert context.batch is not None
+    model = context.model
     if (lacking := room_for_copy(model)) is not None:
         return unknown(lacking, help="run it on the twin: gk.twin(model)")
     if (moved := moved_base(model)) is not None:
@@ -38,7 +38,7 @@ def _check(facts: Facts) -> Observation:
             help="load the adapter on the base from disk and compare",
         )
     with probing(model), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
-        adapted = logits_of(model, facts.batch)
+        adapted = logits_of(model, context.batch)
         with warnings.catch_warnings():
             # PEFT looks for the base model's configuration on the hub to see whether its vocabulary grew.
             warnings.filterwarnings("ignore", message="Could not find a config file")
@@ -52,8 +52,8 @@ def _check(facts: Facts) -> Observation:
             except (ValueError, RuntimeError, KeyError) as error:
                 return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
         equal = _tensors_equal(model, again)
-        reloaded = logits_of(again, facts.batch)
-    apart, effect = difference(adapted, reloaded), difference(adapted, facts.base_logits)
+        reloaded = logits_of(again, context.batch)
+    apart, effect = difference(adapted, reloaded), difference(adapted, context.base_logits)
     lost = [str(w.message) for w in complaints if "adapter keys" in str(w.message)]
     allowed = tolerance(model)
     figures: dict[str, Any] = {
@@ -65,14 +65,14 @@ def _check(facts: Facts) -> Observation:
     }
     if equal and not lost and packed_layer(model) is not None:
         # A packed base is repacked by running it, so that two copies of it need not agree to the last digit.
-        return held(f"{tensors} tensors saved and loaded again bit for bit (the base is packed)", **figures)
+        return passed(f"{tensors} tensors saved and loaded again bit for bit (the base is packed)", **figures)
     if lost or not equal or not apart <= allowed:
         return failed(_what_differs(lost, equal, apart), **figures)
     if not effect > allowed:
         return unknown(
             f"the adapter changes the logits by {effect:.1e}, too little to tell a lost tensor", **figures
         )
-    return held(f"{tensors} tensors saved; logits differ by {apart:.1e} after stock reload", **figures)
+    return passed(f"{tensors} tensors saved; logits differ by {apart:.1e} after stock reload", **figures)
 
 
 def _what_differs(lost: list[str], equal: bool, apart: float) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.checks.probes.forward import MergeRefusedError, adapted_layers, merging, probing, tolerance
 from graftkit.findings import Severity
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _UNITS = 2.0
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    model = facts.model
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    model = context.model
     try:
         with probing(model), merging(model) as before:
             merged = _weights(model, before)
@@ -48,7 +48,7 @@ def _check(facts: Facts) -> Observation:
     if not drifts[lost] <= tolerance(model):
         message = f"the adapter outweighs the base: a weight comes back {100 * drifts[lost]:.2g} % of its size off"
         return failed(message, where=lost, **figures)
-    return held(
+    return passed(
         f"{exact} of {len(before)} weights come back bit for bit, the others within "
         f"{errors[worst]:.1f} units of rounding",
         **figures,

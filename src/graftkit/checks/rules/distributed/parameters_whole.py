@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from packaging.version import Version
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import written_at
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import recipe_key
 from graftkit.env import version_of
 from graftkit.findings import Severity, Source
 
@@ -14,15 +14,15 @@ from graftkit.findings import Severity, Source
 _READS_PARTED = Version("0.20.1")
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.training is not None
-    if facts.training.zero_stage != 3:
-        return held(f"ZeRO stage {facts.training.zero_stage} keeps parameters whole")
-    parameters = _parameters(facts)
+def _check(context: CheckContext) -> Observation:
+    assert context.training is not None
+    if context.training.zero_stage != 3:
+        return passed(f"ZeRO stage {context.training.zero_stage} keeps parameters whole")
+    parameters = _parameters(context)
     if not parameters:
-        return held("no parameter is adapted")
-    given = (facts.environment or {}).get("peft") or version_of("peft")
-    key = written_at(facts, "target_parameters")
+        return passed("no parameter is adapted")
+    given = (context.environment or {}).get("peft") or version_of("peft")
+    key = recipe_key(context, "target_parameters")
     if given is not None and Version(given) < _READS_PARTED:
         message = f"peft {given} raises IndexError over the {len(parameters)} adapted parameters under ZeRO-3"
         advice = f"pip install 'peft>={_READS_PARTED}'"
@@ -37,12 +37,12 @@ def _check(facts: Facts) -> Observation:
     )
 
 
-def _parameters(facts: Facts) -> tuple[str, ...]:
+def _parameters(context: CheckContext) -> tuple[str, ...]:
     """Those that PEFT would adapt on the base; without a base, those that the configuration names."""
-    assert facts.peft_config is not None
-    if facts.base is not None and not facts.reach.problems:
-        return facts.reach.parameters
-    return tuple(facts.peft_config.get("target_parameters") or ())
+    assert context.peft_config is not None
+    if context.base is not None and not context.resolved.problems:
+        return context.resolved.parameters
+    return tuple(context.peft_config.get("target_parameters") or ())
 
 
 RULE = Rule(

@@ -7,26 +7,26 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.findings import Severity, Source
 
 
-def _check(facts: Facts) -> Observation:
+def _check(context: CheckContext) -> Observation:
     from transformers import CONFIG_MAPPING
 
-    assert facts.config is not None
-    assert facts.environment is not None
-    model_type = facts.config.get("model_type")
-    installed = facts.environment.get("transformers")
+    assert context.config is not None
+    assert context.environment is not None
+    model_type = context.config.get("model_type")
+    installed = context.environment.get("transformers")
     if not isinstance(model_type, str):
         return unknown("the configuration names no model type")
     if model_type in CONFIG_MAPPING:
-        return held(f"transformers {installed} knows the model type {model_type}", model_type=model_type)
-    if facts.config.get("auto_map"):
+        return passed(f"transformers {installed} knows the model type {model_type}", model_type=model_type)
+    if context.config.get("auto_map"):
         advice = "read the code, then pass trust_remote_code=True"
-        return noted(f"the model type {model_type} comes with code of its own", where=model_type, help=advice)
-    writer = _release(facts.config)
+        return info(f"the model type {model_type} comes with code of its own", where=model_type, help=advice)
+    writer = _release(context.config)
     return failed(
         f"transformers {installed} does not know the model type {model_type}"
         + (f"; its configuration was written by {writer}" if writer else ""),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.families import family_of
 from graftkit.findings import Severity, Source
 
@@ -59,16 +59,16 @@ COMBINATIONS = (
 )
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.environment is not None
+def _check(context: CheckContext) -> Observation:
+    assert context.environment is not None
     try:
-        met = [c for c in (*COMBINATIONS, *_of_the_model(facts)) if _met(c, facts.environment)]
+        met = [c for c in (*COMBINATIONS, *_of_the_model(context)) if _met(c, context.environment)]
     except InvalidVersion as error:
         return unknown(f"a version cannot be read: {error}")
     if not met:
-        return held("no combination of versions that is known not to work", known=len(COMBINATIONS))
+        return passed("no combination of versions that is known not to work", known=len(COMBINATIONS))
     first = met[0]
-    versions = ", ".join(f"{package} {facts.environment[package]}" for package in first.versions)
+    versions = ", ".join(f"{package} {context.environment[package]}" for package in first.versions)
     return failed(
         f"{versions}: {first.why}",
         where=next(iter(first.versions)),
@@ -77,9 +77,9 @@ def _check(facts: Facts) -> Observation:
     )
 
 
-def _of_the_model(facts: Facts) -> Iterable[Combination]:
+def _of_the_model(context: CheckContext) -> Iterable[Combination]:
     """What the model's family needs, turned round."""
-    model_type = (facts.config or {}).get("model_type")
+    model_type = (context.config or {}).get("model_type")
     family = family_of(model_type) if isinstance(model_type, str) else None
     for need in family.requires if family is not None else ():
         wrong = ",".join(_opposite(part) for part in need.versions.split(","))

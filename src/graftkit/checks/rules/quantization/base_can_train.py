@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity, Source
 from graftkit.surveying.sources.build import quiet_transformers
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.config is not None
-    given = facts.config.get("quantization_config")
+def _check(context: CheckContext) -> Observation:
+    assert context.config is not None
+    given = context.config.get("quantization_config")
     if not isinstance(given, Mapping):
-        return held("the base is not quantized")
+        return passed("the base is not quantized")
     kind = str(given.get("quant_method") or "bitsandbytes")
     if given.get("dequantize"):
-        return held(f"the {kind} weights are unpacked while they are loaded", kind=kind)
+        return passed(f"the {kind} weights are unpacked while they are loaded", kind=kind)
     try:
         with quiet_transformers():
             trainable = _quantizer(given).is_trainable
@@ -26,7 +26,7 @@ def _check(facts: Facts) -> Observation:
         # Quantizers want packages and devices of their own, and say so with errors of every kind.
         return unknown(f"{kind}: {type(error).__name__}: {error}", kind=kind)
     if trainable:
-        return held(f"adapters can be trained on a {kind} base", kind=kind)
+        return passed(f"adapters can be trained on a {kind} base", kind=kind)
     unpacks = hasattr(_config(given), "dequantize")
     return failed(
         f"no adapter can be trained on a {kind} base: transformers refuses to",

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.probes.modality_inputs import always_fed
 from graftkit.findings import Fix, Severity, Source
 from graftkit.planning.quantization import plan_quantization
@@ -17,52 +17,54 @@ from graftkit.surveying.sites import ModelMap, Site
 _IN_ARGS = "args.model_init_kwargs.quantization_config"
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.base is not None
-    assert facts.training is not None
-    packed = [site for site in facts.base if site.quantized and _is_beside(site, facts.base)]
-    given = _given(facts)
+def _check(context: CheckContext) -> Observation:
+    assert context.base is not None
+    assert context.training is not None
+    packed = [site for site in context.base if site.quantized and _is_beside(site, context.base)]
+    given = _given(context)
     if not packed and given is None:
-        if _is_planned(facts):
-            return held("what is not packed is named when the base is loaded")
-        if facts.training.quantization is None:
-            return held("the base is not quantized")
+        if _is_planned(context):
+            return passed("what is not packed is named when the base is loaded")
+        if context.training.quantization is None:
+            return passed("the base is not quantized")
     if not packed:
-        packed = _would_pack(facts.base, (given or {}).get("llm_int8_skip_modules"))
+        packed = _would_pack(context.base, (given or {}).get("llm_int8_skip_modules"))
     if not packed:
-        return held("no linear outside the language model is packed")
-    skip = list(plan_quantization(facts.base, facts.training.quantization or "4bit").skip_modules)
+        return passed("no linear outside the language model is packed")
+    skip = list(plan_quantization(context.base, context.training.quantization or "4bit").skip_modules)
     towers = Counter(site.tower for site in packed)
     return failed(
         f"{len(packed)} linears beside the language model are packed: "
         + ", ".join(f"{number} in {tower}" for tower, number in towers.most_common()),
         where=packed[0].path,
         help=f"llm_int8_skip_modules={skip}",
-        fix=Fix("recipe", {f"{_IN_ARGS}.llm_int8_skip_modules": skip}) if _in_recipe(facts) is not None else None,
-        key=_IN_ARGS if _in_recipe(facts) is not None else None,
+        fix=Fix("recipe", {f"{_IN_ARGS}.llm_int8_skip_modules": skip})
+        if _in_recipe(context) is not None
+        else None,
+        key=_IN_ARGS if _in_recipe(context) is not None else None,
         packed=len(packed),
     )
 
 
-def _is_planned(facts: Facts) -> bool:
+def _is_planned(context: CheckContext) -> bool:
     """Whether graftkit loads the base: a plan, or a recipe's own key, names what is left whole."""
-    by_plan = facts.plan is not None and facts.plan.quantization is not None
-    return by_plan or (facts.recipe is not None and facts.recipe.fields.quantization is not None)
+    by_plan = context.plan is not None and context.plan.quantization is not None
+    return by_plan or (context.recipe is not None and context.recipe.fields.quantization is not None)
 
 
 def _is_beside(site: Site, base: ModelMap) -> bool:
     return site.tower not in always_fed(base)
 
 
-def _given(facts: Facts) -> Mapping[str, Any] | None:
+def _given(context: CheckContext) -> Mapping[str, Any] | None:
     """The options that bitsandbytes will be given, from the recipe or from the model's own configuration."""
-    own = (facts.config or {}).get("quantization_config")
+    own = (context.config or {}).get("quantization_config")
     bits = isinstance(own, dict) and (own.get("load_in_4bit") or own.get("load_in_8bit"))
-    return _in_recipe(facts) or (own if bits else None)
+    return _in_recipe(context) or (own if bits else None)
 
 
-def _in_recipe(facts: Facts) -> Mapping[str, Any] | None:
-    options = facts.recipe.args.get("model_init_kwargs") if facts.recipe is not None else None
+def _in_recipe(context: CheckContext) -> Mapping[str, Any] | None:
+    options = context.recipe.args.get("model_init_kwargs") if context.recipe is not None else None
     given = options.get("quantization_config") if isinstance(options, dict) else None
     return given if isinstance(given, dict) else None
 

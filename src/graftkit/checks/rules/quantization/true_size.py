@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, passed
 from graftkit.findings import Severity, Source
 from graftkit.planning.quantization import plan_quantization
 from graftkit.text import size
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.base is not None
-    assert facts.training is not None
-    bits = facts.training.quantization
+def _check(context: CheckContext) -> Observation:
+    assert context.base is not None
+    assert context.training is not None
+    bits = context.training.quantization
     if bits is None:
-        return held("the base is not quantized")
-    plan = plan_quantization(facts.base, bits)
+        return passed("the base is not quantized")
+    plan = plan_quantization(context.base, bits)
     stacked = sum(kept.params for kept in plan.kept if kept.role == "expert")
     kept_bytes = round(stacked * plan.kept_bytes / max(plan.kept_params, 1))
-    hoped = round(facts.base.model.params * plan.quantized_bytes / max(plan.quantized_params, 1))
+    hoped = round(context.base.model.params * plan.quantized_bytes / max(plan.quantized_params, 1))
     figures: dict[str, Any] = {"total_bytes": plan.total_bytes, "expert_bytes": kept_bytes, "hoped_bytes": hoped}
-    if kept_bytes <= facts.limit(RULE, "share") * plan.total_bytes:
-        return held(f"{bits} packs what can be packed: the base takes {size(plan.total_bytes)}", **figures)
+    if kept_bytes <= context.limit(RULE, "share") * plan.total_bytes:
+        return passed(f"{bits} packs what can be packed: the base takes {size(plan.total_bytes)}", **figures)
     return failed(
         f"{bits} leaves stacked experts of {size(kept_bytes)} in 16 bit: the base takes {size(plan.total_bytes)},"
         f" not {size(hoped)}",
-        key="quantization" if facts.recipe is not None else None,
+        key="quantization" if context.recipe is not None else None,
         help=f"plan for {size(plan.total_bytes)}, or use a release whose experts are quantized for training",
         **figures,
     )

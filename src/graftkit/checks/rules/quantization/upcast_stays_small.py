@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, noted
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
 from graftkit.findings import Severity, Source
 from graftkit.planning.quantization import plan_quantization
 from graftkit.text import size
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.base is not None
-    assert facts.training is not None
-    bits = facts.training.quantization
+def _check(context: CheckContext) -> Observation:
+    assert context.base is not None
+    assert context.training is not None
+    bits = context.training.quantization
     if bits is None:
-        return held("the base is not quantized")
-    plan = plan_quantization(facts.base, bits)
+        return passed("the base is not quantized")
+    plan = plan_quantization(context.base, bits)
     figures: dict[str, Any] = {"upcast_bytes": plan.upcast_bytes, "total_bytes": plan.total_bytes}
-    if plan.upcast_bytes <= facts.limit(RULE, "share") * plan.total_bytes:
-        return held(f"k-bit preparation would add {size(plan.upcast_bytes)}", **figures)
+    if plan.upcast_bytes <= context.limit(RULE, "share") * plan.total_bytes:
+        return passed(f"k-bit preparation would add {size(plan.upcast_bytes)}", **figures)
     largest = plan.kept[0]
     message = (
         f"prepare_model_for_kbit_training would add {size(plan.upcast_bytes)} to {size(plan.total_bytes)}:"
         f" most of it for {largest.tower} {largest.role} weights that stayed in 16 bit"
     )
-    if facts.recipe is not None:
-        return noted(message, help="TRL's trainers do not call it, and nothing needs it: do not either", **figures)
+    if context.recipe is not None:
+        return info(message, help="TRL's trainers do not call it, and nothing needs it: do not either", **figures)
     return failed(message, **figures)
 
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.errors import SourceError
 from graftkit.findings import Severity, Source
 from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.text import some
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.base is not None
-    assert facts.checkpoint is not None
-    original = facts.base.checkpoint
+def _check(context: CheckContext) -> Observation:
+    assert context.base is not None
+    assert context.checkpoint is not None
+    original = context.base.checkpoint
     if original is None:
         return unknown(
             "the headers of the base's own weights were not read", help="gk.survey(base, headers=True) reads them"
         )
     try:
-        saved = read_headers(facts.checkpoint)
+        saved = read_headers(context.checkpoint)
     except SourceError as error:
         return unknown(f"the saved model cannot be read: {error.why or error.what}")
     # What the class does not know it does not load, and so cannot save.
@@ -30,7 +30,7 @@ def _check(facts: Facts) -> Observation:
     if dropped:
         message = f"{len(dropped)} of the base's {original.tensors} tensors were not saved: {some(dropped)}"
         return failed(message, where=dropped[0], **figures)
-    return held(f"the base's {len(original.unknown)} tensors that its class does not load are kept", **figures)
+    return passed(f"the base's {len(original.unknown)} tensors that its class does not load are kept", **figures)
 
 
 RULE = Rule(

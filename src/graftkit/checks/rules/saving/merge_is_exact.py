@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.findings import Severity, Source
 
 
-def _check(facts: Facts) -> Observation:
-    seen = facts.merge
+def _check(context: CheckContext) -> Observation:
+    seen = context.merge
     assert seen is not None
     figures = {name: value for name, value in seen.to_dict().items() if name != "problems"}
     if seen.problems:
         more = f" and {len(seen.problems) - 1} more" if len(seen.problems) > 1 else ""
         return failed(seen.problems[0] + more, problems=len(seen.problems), **figures)
-    return held(str(seen), **figures)
+    return passed(str(seen), **figures)
 
 
 RULE = Rule(

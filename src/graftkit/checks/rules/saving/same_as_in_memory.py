@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.probes.forward import adapter_parameters
 from graftkit.findings import Severity
 from graftkit.modeling.sharding import FSDP_PART, has_parts, is_part, whole_shape
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from graftkit.adapters.file import AdapterFile
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.adapter is not None
-    assert facts.model is not None
-    kept = _Kept.of(facts.model, _adapter_in(facts.adapter, facts.model))
-    seen = _Seen.of(facts.adapter, kept)
+def _check(context: CheckContext) -> Observation:
+    assert context.adapter is not None
+    assert context.model is not None
+    kept = _Kept.of(context.model, _adapter_in(context.adapter, context.model))
+    seen = _Seen.of(context.adapter, kept)
     figures: dict[str, Any] = {
-        "tensors": len(facts.adapter.tensors),
+        "tensors": len(context.adapter.tensors),
         "in_memory": len(kept.shapes),
-        "compared": _how(facts.adapter, kept),
+        "compared": _how(context.adapter, kept),
         **{name: len(found) for name, found in seen.faults.items()},
     }
     if any(seen.faults.values()):
@@ -38,8 +38,8 @@ def _check(facts: Facts) -> Observation:
         where = next(found[0] for found in seen.faults.values() if found)
         return failed("not the adapter in memory: " + "; ".join(told), where=where, **figures)
     if not kept.values:
-        return held(f"{len(kept.shapes)} tensors, each of the shape it has in memory", **figures)
-    return held(f"{len(kept.shapes)} tensors, each bit for bit as in memory", **figures)
+        return passed(f"{len(kept.shapes)} tensors, each of the shape it has in memory", **figures)
+    return passed(f"{len(kept.shapes)} tensors, each bit for bit as in memory", **figures)
 
 
 def _how(file: AdapterFile, kept: _Kept) -> str:

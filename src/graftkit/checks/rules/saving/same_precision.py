@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed
 from graftkit.findings import Severity, Source
 
 _BITS = {"bitsandbytes 4-bit": "4bit", "bitsandbytes 8-bit": "8bit"}
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.base is not None
-    assert facts.training is not None
-    trained = facts.training.quantization
-    quantizers = sorted({site.quantized for site in facts.base if site.quantized})
+def _check(context: CheckContext) -> Observation:
+    assert context.base is not None
+    assert context.training is not None
+    trained = context.training.quantization
+    quantizers = sorted({site.quantized for site in context.base if site.quantized})
     held_in = _BITS.get(quantizers[0], quantizers[0]) if quantizers else None
     figures: dict[str, Any] = {"trained": trained, "base": held_in}
     if trained == held_in:
-        return held(f"trained on the precision that the base has ({trained or 'not quantized'})", **figures)
+        return passed(f"trained on the precision that the base has ({trained or 'not quantized'})", **figures)
     if held_in is None:
-        return noted(
+        return info(
             f"trained on the base in {trained}, and the base itself is not quantized: merged onto it, the outputs "
             "move by the quantizer's error",
             where="quantization",

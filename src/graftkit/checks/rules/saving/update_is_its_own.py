@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from graftkit.checks.adapter_files.engine_support import moving_initializer
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity
 from graftkit.text import some
 
@@ -26,13 +26,13 @@ _CONVERT = (
 )
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.adapter is not None
-    if facts.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(facts.saved.problems)}")
-    init = moving_initializer(facts.adapter.config)
+def _check(context: CheckContext) -> Observation:
+    assert context.adapter is not None
+    if context.saved.problems:
+        return unknown(f"the configuration cannot be used: {some(context.saved.problems)}")
+    init = moving_initializer(context.adapter.config)
     if init is None:
-        return held("its initializer left the base as it was")
+        return passed("its initializer left the base as it was")
     figures: dict[str, Any] = {"init_lora_weights": init}
     why = next((said for pattern, said in _WHEN_LOADED if re.fullmatch(pattern, init.lower())), None)
     if why is not None:

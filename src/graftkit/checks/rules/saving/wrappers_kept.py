@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.errors import SourceError
 from graftkit.findings import Severity, Source
 from graftkit.surveying.checkpoint.headers import read_headers
@@ -13,24 +13,24 @@ from graftkit.surveying.sites import ModelMap
 from graftkit.text import some
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.base is not None
-    if facts.model is None and facts.checkpoint is None:
+def _check(context: CheckContext) -> Observation:
+    assert context.base is not None
+    if context.model is None and context.checkpoint is None:
         return unknown("needs checkpoint, or model", missing=("checkpoint",))
-    wrapped = [site for site in facts.base if site.wrapper is not None]
+    wrapped = [site for site in context.base if site.wrapper is not None]
     if not wrapped:
-        return held("the base has no wrappers", wrappers=0)
-    if facts.model is not None:
-        names = _live_names(facts.model)
+        return passed("the base has no wrappers", wrappers=0)
+    if context.model is not None:
+        names = _live_names(context.model)
         expected = {f"{site.path}.weight": f"{site.wrapper.path}.weight" for site in wrapped if site.wrapper}
         seen = _compared("the live model", names, expected)
-        if seen.verdict is not Severity.OK or facts.checkpoint is None:
+        if seen.verdict is not Severity.OK or context.checkpoint is None:
             return seen
     try:
-        saved = read_headers(facts.checkpoint or "")
+        saved = read_headers(context.checkpoint or "")
     except SourceError as error:
         return unknown(f"the saved model cannot be read: {error.why or error.what}")
-    return _compared("the saved model", saved.tensors.keys(), _on_disk(facts.base))
+    return _compared("the saved model", saved.tensors.keys(), _on_disk(context.base))
 
 
 def _live_names(model: object) -> set[str]:
@@ -59,7 +59,7 @@ def _compared(what: str, names: Collection[str], expected: dict[str, str]) -> Ob
         return failed(message, where=bare[0], missing=len(missing), unwrapped=len(bare), wrappers=len(expected))
     if missing:
         return unknown(f"{what} lacks {len(missing)} of {len(expected)} wrapped weights: {some(missing)}")
-    return held(f"{what} has all {len(expected)} wrapped weights under their names", wrappers=len(expected))
+    return passed(f"{what} has all {len(expected)} wrapped weights under their names", wrappers=len(expected))
 
 
 RULE = Rule(

@@ -7,7 +7,7 @@ from typing import Any
 
 from graftkit.checks.adapter_files.engine_support import features_of, verdict
 from graftkit.checks.adapter_files.view import Saved
-from graftkit.checks.engine.context import Facts
+from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, unknown
 from graftkit.engines import Engine, Feature, Stance
 from graftkit.findings import Severity, Source
@@ -16,17 +16,17 @@ from graftkit.text import some
 _BAD = frozenset({Stance.REFUSES, Stance.IGNORES})
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.engine is not None
-    saved = facts.saved
+def _check(context: CheckContext) -> Observation:
+    assert context.engine is not None
+    saved = context.saved
     if saved.problems:
         return unknown(f"the configuration cannot be used: {some(saved.problems)}")
-    fit = None if facts.base is None or saved.prefix is None else facts.fit
+    fit = None if context.base is None or saved.prefix is None else context.fit
     asked: dict[Feature, Sequence[str]] = {f: (name,) for f, name in features_of(saved, fit).items()}
-    seen = verdict(facts.engine, asked, _BAD, f"{facts.engine} takes what this adapter is made of")
+    seen = verdict(context.engine, asked, _BAD, f"{context.engine} takes what this adapter is made of")
     if seen.verdict is not Severity.OK or Feature.OTHER_METHOD in asked:
         return seen
-    return _rank(facts.engine, saved) or seen
+    return _rank(context.engine, saved) or seen
 
 
 def _rank(engine: Engine, saved: Saved) -> Observation | None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from graftkit.checks.adapter_files.engine_support import Served, of_lora, verdict
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, passed
 from graftkit.engines import Feature, Stance
 from graftkit.findings import Severity, Source
 
 _ASKED = (Feature.OTHER_PREFIX, Feature.INNER_NAMES, Feature.TOWERS, Feature.STACKED_EXPERTS)
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.engine is not None
-    engine, modules = facts.engine, Served(facts.fit).modules
+def _check(context: CheckContext) -> Observation:
+    assert context.engine is not None
+    engine, modules = context.engine, Served(context.fit).modules
     asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
     # A refusal is loud: that is another rule's.
     asked = {f: cores for f, cores in asked.items() if engine.fact(f).stance is not Stance.REFUSES}
     if not asked:
-        return held(f"none of {len(facts.saved.modules)} adapted modules is one that {engine} passes over")
-    good = f"{engine} applies all {len(facts.saved.modules)} adapted modules"
+        return passed(f"none of {len(context.saved.modules)} adapted modules is one that {engine} passes over")
+    good = f"{engine} applies all {len(context.saved.modules)} adapted modules"
     return verdict(engine, asked, frozenset({Stance.IGNORES}), good)
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from graftkit.checks.adapter_files.engine_support import beside, of_lora, verdict
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, passed
 from graftkit.engines import Feature, Stance
 from graftkit.findings import Severity, Source
 from graftkit.surveying.notes import makes_values
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.engine is not None
-    modules, sites = facts.saved.modules, facts.fit.sites
+def _check(context: CheckContext) -> Observation:
+    assert context.engine is not None
+    modules, sites = context.saved.modules, context.fit.sites
     keys = [core for core in modules if (site := sites.get(core)) is not None and makes_values(site)]
     if not keys:
-        return held("no adapted key projection makes the values too", keys=0)
+        return passed("no adapted key projection makes the values too", keys=0)
     lone = [core for core in keys if beside(core, "k", "v") not in modules]
     if not lone:
-        return held(f"each of {len(keys)} key projections that make the values too has its pair as v_proj as well")
-    good = f"{facts.engine} makes the values from the adapted keys"
-    return verdict(facts.engine, {Feature.KEY_IS_VALUE: lone}, frozenset({Stance.IGNORES}), good)
+        return passed(
+            f"each of {len(keys)} key projections that make the values too has its pair as v_proj as well"
+        )
+    good = f"{context.engine} makes the values from the adapted keys"
+    return verdict(context.engine, {Feature.KEY_IS_VALUE: lone}, frozenset({Stance.IGNORES}), good)
 
 
 RULE = Rule(

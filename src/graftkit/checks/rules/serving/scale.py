@@ -6,24 +6,24 @@ import math
 from typing import Any
 
 from graftkit.checks.adapter_files.engine_support import Scale, of_lora, scales
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.findings import Severity, Source
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.engine is not None
-    found = scales(facts.saved, facts.engine)
+def _check(context: CheckContext) -> Observation:
+    assert context.engine is not None
+    found = scales(context.saved, context.engine)
     if isinstance(found, Observation):
         return found
     wrong = {core: scale for core, scale in found.items() if not math.isclose(scale.trained, scale.served)}
-    figures: dict[str, Any] = {"engine": str(facts.engine), "modules": len(found), "wrong": len(wrong)}
+    figures: dict[str, Any] = {"engine": str(context.engine), "modules": len(found), "wrong": len(wrong)}
     if not wrong:
-        return held(f"{facts.engine} scales all {len(found)} modules as PEFT does", **figures)
+        return passed(f"{context.engine} scales all {len(found)} modules as PEFT does", **figures)
     worst = max(wrong, key=lambda core: _distance(wrong[core]))
     scale = wrong[worst]
     message = (
-        f"{facts.engine} scales {len(wrong)} of {len(found)} modules otherwise: {scale.served:.3g} instead of "
+        f"{context.engine} scales {len(wrong)} of {len(found)} modules otherwise: {scale.served:.3g} instead of "
         f"{scale.trained:.3g}"
     )
     return failed(message, where=worst, ratio=scale.ratio, served=scale.served, trained=scale.trained, **figures)

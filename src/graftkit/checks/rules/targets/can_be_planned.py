@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.recipe is not None
-    if facts.recipe_refusal is not None:
-        error = facts.recipe_refusal
+def _check(context: CheckContext) -> Observation:
+    assert context.recipe is not None
+    if context.recipe_refusal is not None:
+        error = context.recipe_refusal
         return failed(
             ": ".join(part for part in (error.what, error.why) if part),
             where=error.where,
             help=error.help,
-            key="adapter.options" if facts.recipe.fields.adapter.options else "adapter",
+            key="adapter.options" if context.recipe.fields.adapter.options else "adapter",
             error=error.code,
         )
-    if facts.plan is None:
-        return _stock(facts)
-    return held(f"{len(facts.plan.attached)} sites are adapted, as asked", sites=len(facts.plan.attached))
+    if context.plan is None:
+        return _stock(context)
+    return passed(f"{len(context.plan.attached)} sites are adapted, as asked", sites=len(context.plan.attached))
 
 
-def _stock(facts: Facts) -> Observation:
+def _stock(context: CheckContext) -> Observation:
     """A stock configuration is not planned: PEFT takes its fields, or refuses them."""
-    if facts.folder is not None or facts.peft_config is None:
+    if context.folder is not None or context.peft_config is None:
         return unknown("a saved adapter's configuration is looked at, and not the recipe's")
     key = "adapter.peft_config"
-    if facts.reach.faults:
-        return failed(f"the configuration cannot be used: {some(facts.reach.faults)}", key=key)
-    if facts.reach.problems:
-        return unknown(f"what PEFT makes of it is not known: {some(facts.reach.problems)}")
-    if facts.reach.ignored:
-        name, near = next(iter(facts.reach.ignored.items()))
+    if context.resolved.faults:
+        return failed(f"the configuration cannot be used: {some(context.resolved.faults)}", key=key)
+    if context.resolved.problems:
+        return unknown(f"what PEFT makes of it is not known: {some(context.resolved.problems)}")
+    if context.resolved.ignored:
+        name, near = next(iter(context.resolved.ignored.items()))
         advice = f"did you mean {near}?" if near else None
         return failed(f"PEFT ignores {name}: its class has no such field", help=advice, key=f"{key}.{name}")
-    if facts.reach.refusals:
-        first = facts.reach.refusals[0]
+    if context.resolved.refusals:
+        first = context.resolved.refusals[0]
         return failed(f"PEFT refuses {first.where}: {first.why}", key=key)
-    return held("PEFT takes the stock configuration as it is")
+    return passed("PEFT takes the stock configuration as it is")
 
 
 RULE = Rule(

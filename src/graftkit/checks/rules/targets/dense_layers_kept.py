@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import more_parameters, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import more_parameters, recipe_key
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.planning.matching import rewritten_names
 from graftkit.planning.methods import not_on_parameters
 from graftkit.text import percent, some
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    if not reach.is_lora or not rewritten_names(reach.base.model.model_type):
-        return held("PEFT reads the targets as they are written")
-    dropped = set(reach.meant) - reach.targeted
-    sites = [site for site in reach.base if site.path in dropped and site.path not in reach.adapted]
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    if not resolved.is_lora or not rewritten_names(resolved.base.model.model_type):
+        return passed("PEFT reads the targets as they are written")
+    dropped = set(resolved.meant) - resolved.targeted
+    sites = [site for site in resolved.base if site.path in dropped and site.path not in resolved.adapted]
     if not sites:
-        return held("no linear that the targets name is dropped")
+        return passed("no linear that the targets name is dropped")
     names = sorted({site.path.rpartition(".")[2] for site in sites})
-    share = sum(site.params for site in sites) / max(reach.base.model.params, 1)
+    share = sum(site.params for site in sites) / max(resolved.base.model.params, 1)
     parameters = [f"{site.path}.weight" for site in sites]
     return failed(
         f"{len(sites)} linears ({percent(share)} of the weights) that the targets name get no adapter: PEFT takes"
         f" {some(names)} for stacked experts",
         where=sites[0].path,
-        fix=more_parameters(facts, reach, parameters) if not not_on_parameters(reach.given) else None,
-        key=written_at(facts, "target_modules"),
+        fix=more_parameters(context, resolved, parameters) if not not_on_parameters(resolved.given) else None,
+        key=recipe_key(context, "target_modules"),
         dropped=len(sites),
         share=round(share, 4),
     )
@@ -38,7 +38,7 @@ RULE = Rule(
     title="no linear is dropped because its name is taken for experts",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why=(
         "on some model types PEFT turns names such as `gate_proj` into the stacked experts, wherever they stand:"
         " dense layers and shared experts of that name are then left alone, without a word"

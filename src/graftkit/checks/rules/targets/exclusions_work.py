@@ -5,26 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted
-from graftkit.checks.peft_config.fixes import mended, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed
+from graftkit.checks.peft_config.fixes import config_fix, recipe_key
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.planning.matching import suffix_finder
 from graftkit.text import some
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    entries = reach.given.get("exclude_modules")
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    entries = resolved.given.get("exclude_modules")
     if not entries:
-        return held("nothing is to be excluded")
-    excluded = len(reach.before_exclusion) - len(reach.modules)
+        return passed("nothing is to be excluded")
+    excluded = len(resolved.before_exclusion) - len(resolved.modules)
     if isinstance(entries, str):
         if excluded:
-            return held(f"{excluded} targets are excluded", excluded=excluded)
-        return noted("the regular expression excludes none of the targets", where="exclude_modules")
-    idle = _idle(entries, reach.before_exclusion)
-    holding = {entry: _held_by(entry, reach.modules) for entry in idle}
+            return passed(f"{excluded} targets are excluded", excluded=excluded)
+        return info("the regular expression excludes none of the targets", where="exclude_modules")
+    idle = _idle(entries, resolved.before_exclusion)
+    holding = {entry: _held_by(entry, resolved.modules) for entry in idle}
     broken = {entry: held_by for entry, held_by in holding.items() if held_by}
     if broken:
         told = ", ".join(f"{entry} ({len(paths)})" for entry, paths in broken.items())
@@ -32,14 +32,14 @@ def _check(facts: Facts, reach: Reach) -> Observation:
             f"{len(broken)} entries exclude nothing, and the targets inside them are adapted: {told}",
             where=next(iter(broken)),
             help="use a regular expression, which PEFT matches with the whole path",
-            fix=mended(facts, {"exclude_modules": _as_regex(entries, broken)}),
-            key=written_at(facts, "exclude_modules"),
+            fix=config_fix(context, {"exclude_modules": _as_regex(entries, broken)}),
+            key=recipe_key(context, "exclude_modules"),
             adapted=sum(map(len, broken.values())),
             excluded=excluded,
         )
     if idle:
-        return noted(f"{some(idle)} exclude none of the targets", where=idle[0], excluded=excluded)
-    return held(f"{excluded} targets are excluded", excluded=excluded)
+        return info(f"{some(idle)} exclude none of the targets", where=idle[0], excluded=excluded)
+    return passed(f"{excluded} targets are excluded", excluded=excluded)
 
 
 def _idle(entries: Iterable[str], targets: Iterable[str]) -> list[str]:
@@ -72,7 +72,7 @@ RULE = Rule(
     title="every entry of exclude_modules excludes what lies inside it",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why=(
         "an entry of a list excludes a module whose path ends with it, and nothing inside that module: naming a"
         " tower excludes none of its layers"

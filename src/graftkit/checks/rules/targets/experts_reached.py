@@ -5,46 +5,46 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
-from graftkit.checks.peft_config.fixes import more_parameters, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
+from graftkit.checks.peft_config.fixes import more_parameters, recipe_key
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.planning.methods import not_on_parameters
 from graftkit.surveying.roles import role_of
 from graftkit.text import percent
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    experts = [site for site in reach.base if site.role == "expert" and site.kind == "parameter"]
-    missed = [site for site in experts if site.path not in reach.adapted]
-    if any(refusal.kind == "fused" for refusal in reach.refusals):
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    experts = [site for site in resolved.base if site.role == "expert" and site.kind == "parameter"]
+    missed = [site for site in experts if site.path not in resolved.adapted]
+    if any(refusal.kind == "fused" for refusal in resolved.refusals):
         return unknown("PEFT refuses the names that it fuses before it comes to the experts")
     if not missed:
-        return held(f"all {len(experts)} expert parameters are adapted" if experts else "there are none")
-    share = sum(site.params for site in missed) / max(reach.base.model.params, 1)
+        return passed(f"all {len(experts)} expert parameters are adapted" if experts else "there are none")
+    share = sum(site.params for site in missed) / max(resolved.base.model.params, 1)
     figures: dict[str, Any] = {"experts": len(experts), "missed": len(missed), "share": round(share, 4)}
     weights = f"{percent(share)} of the model's weights"
-    if facts.plan is not None or not _asked(reach):
+    if context.plan is not None or not _asked(resolved):
         message = f"{len(missed)} expert parameters, {weights}, are not adapted, and none was asked for"
-        return noted(message, where=missed[0].path, help="target_parameters adapts them", **figures)
+        return info(message, where=missed[0].path, help="target_parameters adapts them", **figures)
     paths = [site.path for site in missed]
     return failed(
         f"the targets leave out {len(missed)} of {len(experts)} expert parameters, {weights}: they are stacked"
         " parameters, and the targets name modules",
         where=missed[0].path,
-        fix=more_parameters(facts, reach, paths) if not not_on_parameters(reach.given) else None,
-        key=written_at(facts, "target_modules"),
+        fix=more_parameters(context, resolved, paths) if not not_on_parameters(resolved.given) else None,
+        key=recipe_key(context, "target_modules"),
         **figures,
     )
 
 
-def _asked(reach: Reach) -> bool:
+def _asked(resolved: ResolvedTargets) -> bool:
     """Whether the targets name the layers that experts are made of: "all-linear", or any part of an MLP."""
-    if reach.is_all_linear:
+    if resolved.is_all_linear:
         return True
-    targets = (reach.targets,) if isinstance(reach.targets, str) else reach.targets or ()
-    parts = {site.path.rpartition(".")[2] for site in reach.base if site.role == "expert"}
+    targets = (resolved.targets,) if isinstance(resolved.targets, str) else resolved.targets or ()
+    parts = {site.path.rpartition(".")[2] for site in resolved.base if site.role == "expert"}
     words = set(re.findall(r"\w+", " ".join(targets)))
     return any(word in parts or role_of((word,), "linear").startswith("mlp.") for word in words)
 
@@ -54,7 +54,7 @@ RULE = Rule(
     title="no experts are left out by targets that name MLP layers",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why=(
         "stacked experts are one parameter each, which a list of module names never reaches: most of the model"
         " stays as it is, and the loss goes down all the same"

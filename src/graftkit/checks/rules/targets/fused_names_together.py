@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import mended, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import config_fix, recipe_key
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Fix, Severity, Source
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    refusal = next((refusal for refusal in reach.refusals if refusal.kind == "fused"), None)
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    refusal = next((refusal for refusal in resolved.refusals if refusal.kind == "fused"), None)
     if refusal is None:
-        return held("what PEFT fuses is named together")
-    missing = _missing(reach)
+        return passed("what PEFT fuses is named together")
+    missing = _missing(resolved)
     return failed(
         refusal.why,
         where=refusal.where,
         help=f"add {', '.join(missing)}, or leave out what it is fused with" if missing else None,
-        fix=_fix(facts, reach, missing),
-        key=written_at(facts, "target_modules"),
+        fix=_fix(context, resolved, missing),
+        key=recipe_key(context, "target_modules"),
         missing=missing,
     )
 
 
-def _missing(reach: Reach) -> list[str]:
+def _missing(resolved: ResolvedTargets) -> list[str]:
     """The other names of each parameter that the written names stand for in part."""
     from peft.utils import transformers_weight_conversion as conversion
 
-    pattern = conversion._MODEL_TO_CONVERSION_PATTERN[reach.base.model.model_type]
-    present = {target.rpartition(".")[2] for target in reach.targets or () if isinstance(reach.targets, tuple)}
+    pattern = conversion._MODEL_TO_CONVERSION_PATTERN[resolved.base.model.model_type]
+    present = {
+        target.rpartition(".")[2] for target in resolved.targets or () if isinstance(resolved.targets, tuple)
+    }
     fused = conversion._MOE_FUSED_TARGETS[pattern].values()
     return [name for names in fused if present & set(names) for name in names if name not in present]
 
 
-def _fix(facts: Facts, reach: Reach, missing: list[str]) -> Fix | None:
-    if not missing or not isinstance(reach.targets, tuple):
+def _fix(context: CheckContext, resolved: ResolvedTargets, missing: list[str]) -> Fix | None:
+    if not missing or not isinstance(resolved.targets, tuple):
         return None
-    return mended(facts, {"target_modules": [*reach.targets, *missing]})
+    return config_fix(context, {"target_modules": [*resolved.targets, *missing]})
 
 
 RULE = Rule(
@@ -45,7 +47,7 @@ RULE = Rule(
     title="names that PEFT fuses are named together",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why="the experts hold gate and up projection in one parameter: PEFT raises where only one of them is named",
     example=(
         '`target_modules: ["q_proj", "gate_proj"]` on a mixture of experts: "Cannot convert PEFT target(s)'

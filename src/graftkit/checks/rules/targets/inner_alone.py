@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import retargeted, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import recipe_key, retargeted
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    both = [path for path in reach.wrappers if reach.inner[path].path in reach.targeted]
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    both = [path for path in resolved.wrappers if resolved.inner[path].path in resolved.targeted]
     if not both:
-        return held("no wrapper is named together with the linear inside it")
+        return passed("no wrapper is named together with the linear inside it")
     return failed(
         f"the targets match {len(both)} linears and also their wrappers, which PEFT refuses: {some(both)}",
         where=both[0],
-        fix=retargeted(facts, reach, (path for path in reach.modules if path not in reach.inner), saved=True),
-        key=written_at(facts, "target_modules"),
+        fix=retargeted(
+            context, resolved, (path for path in resolved.modules if path not in resolved.inner), saved=True
+        ),
+        key=recipe_key(context, "target_modules"),
         wrappers=len(both),
     )
 
@@ -28,7 +30,7 @@ RULE = Rule(
     title="no wrapper is named together with the linear inside it",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why="the linear alone is what PEFT can adapt; the wrapper that the pattern also matches makes it raise",
     example=r"`.*\.(q_proj|v_proj)(\.linear)?` is meant for plain and wrapped layers, and matches every wrapper.",
     help="match the linears alone",

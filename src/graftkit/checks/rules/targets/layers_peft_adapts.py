@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import retargeted, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import recipe_key, retargeted
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.checks.probes.modality_inputs import is_fed
 from graftkit.findings import Severity, Source
 from graftkit.text import some
@@ -14,39 +14,41 @@ from graftkit.text import some
 _OTHERS = frozenset({"config", "module", "parameter"})
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    key = written_at(facts, "target_modules")
-    if reach.wrappers:
-        wrapper = reach.inner[reach.wrappers[0]].wrapper
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    key = recipe_key(context, "target_modules")
+    if resolved.wrappers:
+        wrapper = resolved.inner[resolved.wrappers[0]].wrapper
         return failed(
-            f"{len(reach.wrappers)} of {len(reach.modules)} targets are wrappers"
-            f" ({wrapper.cls if wrapper else ''}), which PEFT refuses: {some(reach.wrappers)}",
-            where=reach.wrappers[0],
-            help=f"name the linear inside, such as {reach.inner[reach.wrappers[0]].path}",
-            fix=retargeted(facts, reach, _inner(facts, reach), saved=True),
+            f"{len(resolved.wrappers)} of {len(resolved.modules)} targets are wrappers"
+            f" ({wrapper.cls if wrapper else ''}), which PEFT refuses: {some(resolved.wrappers)}",
+            where=resolved.wrappers[0],
+            help=f"name the linear inside, such as {resolved.inner[resolved.wrappers[0]].path}",
+            fix=retargeted(context, resolved, _inner(context, resolved), saved=True),
             key=key,
-            wrappers=len(reach.wrappers),
-            targets=len(reach.modules),
+            wrappers=len(resolved.wrappers),
+            targets=len(resolved.modules),
         )
-    other = next((refusal for refusal in reach.refusals if refusal.kind in _OTHERS), None)
+    other = next((refusal for refusal in resolved.refusals if refusal.kind in _OTHERS), None)
     if other is not None:
         advice = "leave it out of the targets" if other.kind != "config" else "change the field it names"
         return failed(f"PEFT refuses {other.where}: {other.why}", where=other.where, help=advice, key=key)
-    named = len(reach.modules) + len(reach.parameters)
-    return held(f"each of the {named} targets is something that PEFT adapts", targets=named)
+    named = len(resolved.modules) + len(resolved.parameters)
+    return passed(f"each of the {named} targets is something that PEFT adapts", targets=named)
 
 
-def _inner(facts: Facts, reach: Reach) -> set[str]:
+def _inner(context: CheckContext, resolved: ResolvedTargets) -> set[str]:
     """The linears that are meant: a bare name means those of the towers that are fed, as it does in a plan.
 
     What a saved adapter names has been trained, and so has each layer that the targets name inside its wrapper.
     """
-    meant = {reach.inner[path].path if path in reach.inner else path for path in reach.modules}
-    if facts.folder is not None or any(reach.inner[path].path in reach.targeted for path in reach.wrappers):
+    meant = {resolved.inner[path].path if path in resolved.inner else path for path in resolved.modules}
+    if context.folder is not None or any(
+        resolved.inner[path].path in resolved.targeted for path in resolved.wrappers
+    ):
         return meant
-    modalities = (facts.training.modalities if facts.training else None) or ()
-    towers = {tower.name for tower in reach.base.towers if is_fed(reach.base, tower.name, modalities)}
-    fed = {site.path for site in reach.base if site.tower in towers | reach.mentioned}
+    modalities = (context.training.modalities if context.training else None) or ()
+    towers = {tower.name for tower in resolved.base.towers if is_fed(resolved.base, tower.name, modalities)}
+    fed = {site.path for site in resolved.base if site.tower in towers | resolved.mentioned}
     return meant & fed or meant
 
 
@@ -55,7 +57,7 @@ RULE = Rule(
     title="every target is a layer that PEFT adapts",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why="`get_peft_model` raises over the first module it does not know, whether the batches ever use it or not",
     example=(
         '`target_modules: ["q_proj"]` on a model whose vision tower keeps its linears inside wrappers: "Target '

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, noted
-from graftkit.checks.peft_config.fixes import written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
+from graftkit.checks.peft_config.fixes import recipe_key
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.checks.probes.modality_inputs import always_fed
 from graftkit.findings import Severity, Source
 from graftkit.planning.coverage import LayerReach, layers_reached
@@ -20,78 +20,80 @@ _NOTHING = frozenset({"nothing", "no-default"})
 _MOST_ADVISED = 20
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    nothing = next((refusal for refusal in reach.refusals if refusal.kind in _NOTHING), None)
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    nothing = next((refusal for refusal in resolved.refusals if refusal.kind in _NOTHING), None)
     if nothing is not None:
-        return failed(f"PEFT refuses: {nothing.why}", where=nothing.where, key=_key(facts))
-    unmatched = _unmatched(reach)
+        return failed(f"PEFT refuses: {nothing.why}", where=nothing.where, key=_key(context))
+    unmatched = _unmatched(resolved)
     wanted = {name: why for name, why in unmatched.items() if why}
     if wanted:
         name, why = next(iter(wanted.items()))
         message = f"{len(wanted)} of the names asked for match nothing, and PEFT says no word: {some(wanted)}"
-        return failed(message, where=name, help=why, key=_key(facts), unmatched=len(wanted))
+        return failed(message, where=name, help=why, key=_key(context), unmatched=len(wanted))
     # A plan was told which sites are meant, and lists the layers it reaches.
-    thin = _thin(facts, reach) if facts.plan is None else None
+    thin = _thin(context, resolved) if context.plan is None else None
     if thin is not None:
         message = f"only {thin.reached} of {thin.layers} layers in the {thin.tower} tower carry an adapter"
         advice = "the other layers have other names: graft plan MODEL shows them"
         figures = {"layers": thin.layers, "reached": thin.reached}
-        return Observation(Severity.WARNING, message, thin.tower, advice, figures, key=_key(facts))
+        return Observation(Severity.WARNING, message, thin.tower, advice, figures, key=_key(context))
     if unmatched:
         message = f"{some(unmatched)} match nothing, and no linear of their kind is left without an adapter"
-        return noted(message, unmatched=len(unmatched))
-    return held("every name that is asked for matches")
+        return info(message, unmatched=len(unmatched))
+    return passed("every name that is asked for matches")
 
 
-def _key(facts: Facts) -> str | None:
-    return written_at(facts, "target_modules")
+def _key(context: CheckContext) -> str | None:
+    return recipe_key(context, "target_modules")
 
 
-def _unmatched(reach: Reach) -> dict[str, str]:
+def _unmatched(resolved: ResolvedTargets) -> dict[str, str]:
     """Name -> what to do about it; an empty text for one that this model does not need."""
-    names = [] if reach.is_all_linear else [name for name, hit in reach.named.items() if not hit]
-    names = [name for name in names if name not in reach.rewritten]
-    found = {name: _advice(reach, name) for name in names[:_MOST_ADVISED]}
+    names = [] if resolved.is_all_linear else [name for name, hit in resolved.named.items() if not hit]
+    names = [name for name in names if name not in resolved.rewritten]
+    found = {name: _advice(resolved, name) for name in names[:_MOST_ADVISED]}
     found |= dict.fromkeys(names[_MOST_ADVISED:], "no module has this name")
-    found |= {name: "no parameter has this name" for name, hit in reach.named_parameters.items() if not hit}
-    found |= {name: "no module has this name" for name, hit in reach.saved_whole.items() if not hit}
-    return found | {f"layer {index}": "no layer of this number has a target" for index in _empty_layers(reach)}
+    found |= {name: "no parameter has this name" for name, hit in resolved.named_parameters.items() if not hit}
+    found |= {name: "no module has this name" for name, hit in resolved.saved_whole.items() if not hit}
+    return found | {f"layer {index}": "no layer of this number has a target" for index in _empty_layers(resolved)}
 
 
-def _empty_layers(reach: Reach) -> list[int]:
+def _empty_layers(resolved: ResolvedTargets) -> list[int]:
     """Entries of ``layers_to_transform`` that no target is in."""
-    given = reach.given.get("layers_to_transform")
+    given = resolved.given.get("layers_to_transform")
     asked = [given] if isinstance(given, int) else given or []
-    numbers = {int(part) for path in reach.modules for part in path.split(".") if part.isdecimal()}
+    numbers = {int(part) for path in resolved.modules for part in path.split(".") if part.isdecimal()}
     return [index for index in asked if index not in numbers][:_MOST_ADVISED]
 
 
-def _advice(reach: Reach, name: str) -> str:
+def _advice(resolved: ResolvedTargets, name: str) -> str:
     """What may have been meant; nothing for a name from other families whose layers are adapted anyway."""
     area = role_of((name,), "linear").partition(".")[0]
     if area == "other":
-        leaves = dict.fromkeys(path.rpartition(".")[2] for path in reach.base.module_paths)
+        leaves = dict.fromkeys(path.rpartition(".")[2] for path in resolved.base.module_paths)
         near = difflib.get_close_matches(name[:LONGEST_NAME], leaves, n=1)
         return f"did you mean {near[0]}?" if near else "no module has this name: leave it out"
-    fed = always_fed(reach.base)
-    left = [s for s in reach.base if s.is_linear and s.tower in fed and s.role.partition(".")[0] == area]
-    spelled = {s.names[-1].rpartition(".")[2]: s for s in left if s.path not in reach.adapted}
+    fed = always_fed(resolved.base)
+    left = [s for s in resolved.base if s.is_linear and s.tower in fed and s.role.partition(".")[0] == area]
+    spelled = {s.names[-1].rpartition(".")[2]: s for s in left if s.path not in resolved.adapted}
     return f"this model has {some(spelled)} there" if spelled else ""
 
 
-def _thin(facts: Facts, reach: Reach) -> LayerReach | None:
+def _thin(context: CheckContext, resolved: ResolvedTargets) -> LayerReach | None:
     """The first tower in which fewer layers carry an adapter than the limit, though no layer was singled out."""
-    text = reach.targets if isinstance(reach.targets, str) else " ".join(reach.targets or ())
-    if any(part.isdigit() for part in text.replace("\\", ".").split(".")) or "layers_to_transform" in _set(reach):
+    text = resolved.targets if isinstance(resolved.targets, str) else " ".join(resolved.targets or ())
+    if any(part.isdigit() for part in text.replace("\\", ".").split(".")) or "layers_to_transform" in _set(
+        resolved
+    ):
         return None
-    share = facts.limit(RULE, "layers")
-    rows = layers_reached(reach.base, reach.adapted)
-    fed = always_fed(reach.base)
+    share = context.limit(RULE, "layers")
+    rows = layers_reached(resolved.base, resolved.adapted)
+    fed = always_fed(resolved.base)
     return next((r for r in rows if r.tower in fed and 0 < r.reached < share * r.layers), None)
 
 
-def _set(reach: Reach) -> set[str]:
-    return {name for name, value in reach.given.items() if value not in (None, [], "")}
+def _set(resolved: ResolvedTargets) -> set[str]:
+    return {name for name, value in resolved.given.items() if value not in (None, [], "")}
 
 
 RULE = Rule(
@@ -99,7 +101,7 @@ RULE = Rule(
     title="every name that is asked for matches, in most layers",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why="PEFT raises only when nothing at all matches: of seven names, six may name nothing, and training goes on",
     example=(
         "The usual attention names on a hybrid of state-space and attention layers: 4 of 56 layers are adapted,"

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import recipe_key
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.surveying.roles import role_of
 from graftkit.surveying.sites import Site
 from graftkit.text import some
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    if facts.plan is not None:
-        return held("the plan chose each layer by itself, and wrote the names that match them")
-    if not isinstance(reach.targets, tuple):
-        return held("the targets are no list of names")
-    by_path = {site.path: site for site in reach.sites}
-    for name, paths in reach.named.items():
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    if context.plan is not None:
+        return passed("the plan chose each layer by itself, and wrote the names that match them")
+    if not isinstance(resolved.targets, tuple):
+        return passed("the targets are no list of names")
+    by_path = {site.path: site for site in resolved.sites}
+    for name, paths in resolved.named.items():
         foreign = _foreign(name, [by_path[path] for path in paths if path in by_path])
         if foreign:
             parents = sorted({site.path.split(".")[-2] for site in foreign if "." in site.path})
@@ -28,11 +28,11 @@ def _check(facts: Facts, reach: Reach) -> Observation:
                 f"{name} also names {len(foreign)} layers of another kind, in {some(parents)}",
                 where=foreign[0].path,
                 help=f"name it with its parent, such as {_with_parent(by_path, paths, foreign)}",
-                key=written_at(facts, "target_modules"),
+                key=recipe_key(context, "target_modules"),
                 name=name,
                 foreign=len(foreign),
             )
-    return held("each name stands for one kind of layer")
+    return passed("each name stands for one kind of layer")
 
 
 def _foreign(name: str, sites: list[Site]) -> list[Site]:
@@ -56,7 +56,7 @@ RULE = Rule(
     title="each name stands for one kind of layer",
     severity=Severity.WARNING,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why="a name is matched wherever it stands: an MLP's `gate_proj` may also be a part of the attention",
     example="`gate_proj` on a model whose attention compresses its cache with a linear of that name.",
     help="name the layer with its parent",

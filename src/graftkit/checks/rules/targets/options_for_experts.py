@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import mended, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import config_fix, recipe_key
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.planning.methods import not_on_parameters
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    if not reach.parameters:
-        return held("no parameter is adapted, so every option can be used")
-    options = not_on_parameters(reach.given)
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    if not resolved.parameters:
+        return passed("no parameter is adapted, so every option can be used")
+    options = not_on_parameters(resolved.given)
     if not options:
-        return held(f"the options suit the {len(reach.parameters)} adapted parameters")
+        return passed(f"the options suit the {len(resolved.parameters)} adapted parameters")
     named = ", ".join(options.values())
-    made = f"; PEFT makes {', '.join(sorted(reach.rewritten))} into parameters here" if reach.rewritten else ""
+    made = (
+        f"; PEFT makes {', '.join(sorted(resolved.rewritten))} into parameters here" if resolved.rewritten else ""
+    )
     return failed(
-        f"{named} cannot be used on the {len(reach.parameters)} parameters that are adapted{made}",
-        where=reach.parameters[0],
+        f"{named} cannot be used on the {len(resolved.parameters)} parameters that are adapted{made}",
+        where=resolved.parameters[0],
         help=f"drop {named}, or leave the experts out of the targets",
-        fix=mended(facts, removes=options),
-        key=written_at(facts, next(iter(options))),
-        parameters=len(reach.parameters),
+        fix=config_fix(context, removes=options),
+        key=recipe_key(context, next(iter(options))),
+        parameters=len(resolved.parameters),
         options=sorted(options),
     )
 
@@ -34,7 +36,7 @@ RULE = Rule(
     title="adapted experts get no option that a parameter cannot take",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why="`get_peft_model` raises: PEFT adapts a parameter by adding to it, and has no input to drop or to scale",
     example=(
         "`lora_dropout: 0.05` with the usual seven names on a mixture of experts whose names PEFT rewrites:"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import mended, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import config_fix, recipe_key
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.errors import PlanError
 from graftkit.findings import Severity, Source
 from graftkit.planning.patterns import rekey
@@ -17,34 +17,34 @@ from graftkit.text import some
 _PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    idle = {name: [k for k, paths in reach.matched_by(name).items() if not paths] for name in _PATTERNS}
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    idle = {name: [k for k, paths in resolved.matched_by(name).items() if not paths] for name in _PATTERNS}
     wrong = {name: keys for name, keys in idle.items() if keys}
     if not wrong:
-        count = sum(len(reach.given.get(name) or ()) for name in _PATTERNS)
-        return held(f"each of the {count} keys matches an adapted layer" if count else "there are no patterns")
+        count = sum(len(resolved.given.get(name) or ()) for name in _PATTERNS)
+        return passed(f"each of the {count} keys matches an adapted layer" if count else "there are no patterns")
     name, keys = next(iter(wrong.items()))
-    used = reach.fields.get(_PATTERNS[name])
-    mends = {n: _rekeyed(reach, n, k) for n, k in wrong.items()}
+    used = resolved.fields.get(_PATTERNS[name])
+    mends = {n: _rekeyed(resolved, n, k) for n, k in wrong.items()}
     return failed(
         f"{len(keys)} keys of {name} match no adapted layer: {some(keys)}; {_PATTERNS[name]}={used} is used there",
         where=keys[0],
-        fix=mended(facts, mends) if all(mends.values()) else None,
-        key=written_at(facts, name),
+        fix=config_fix(context, mends) if all(mends.values()) else None,
+        key=recipe_key(context, name),
         unmatched=sum(map(len, wrong.values())),
     )
 
 
-def _rekeyed(reach: Reach, name: str, idle: list[str]) -> dict[str, Any] | None:
+def _rekeyed(resolved: ResolvedTargets, name: str, idle: list[str]) -> dict[str, Any] | None:
     """The pattern with the keys that a user's name means, where it means an adapted layer at all."""
-    pattern: Mapping[str, Any] = reach.given[name]
+    pattern: Mapping[str, Any] = resolved.given[name]
     keyed: dict[str, Any] = {}
     for key, value in pattern.items():
         if key not in idle:
             keyed[key] = value
             continue
         try:
-            keyed |= rekey(name, {key: value}, reach.base, reach.sites)
+            keyed |= rekey(name, {key: value}, resolved.base, resolved.sites)
         except PlanError:
             return None
     return keyed
@@ -55,7 +55,7 @@ RULE = Rule(
     title="every key of rank_pattern and alpha_pattern matches an adapted layer",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why="PEFT uses the default rank and alpha where no key matches, with a warning at most",
     example='`rank_pattern: {"q_proj": 4}` where the adapted layers are called `q_proj.linear`: rank 8 is used.',
     help="write the key as the end of the adapted layer's path",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import retargeted, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import recipe_key, retargeted
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
@@ -13,16 +13,16 @@ from graftkit.text import some
 _OWN = "has a forward of its own"
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    strange = [site for site in reach.sites if _OWN in (site.reason or "")]
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    strange = [site for site in resolved.sites if _OWN in (site.reason or "")]
     if not strange:
-        return held(f"none of the {len(reach.sites)} adapted layers has a forward of its own")
+        return passed(f"none of the {len(resolved.sites)} adapted layers has a forward of its own")
     left_out = {site.path for site in strange}
     return failed(
         f"{len(strange)} adapted layers: {strange[0].reason}: {some(site.path for site in strange)}",
         where=strange[0].path,
-        fix=retargeted(facts, reach, (path for path in reach.modules if path not in left_out)),
-        key=written_at(facts, "target_modules"),
+        fix=retargeted(context, resolved, (path for path in resolved.modules if path not in left_out)),
+        key=recipe_key(context, "target_modules"),
         layers=len(strange),
     )
 
@@ -32,7 +32,7 @@ RULE = Rule(
     title="no adapter is on a layer with a forward of its own",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why=(
         "PEFT accepts any subclass of a linear, and its layer then returns one tensor where the model expects what"
         " the subclass returns: the first forward crashes, or computes something else"

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import recipe_key
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    shared = [site for site in reach.sites if site.tied_to]
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    shared = [site for site in resolved.sites if site.tied_to]
     if not shared:
-        return held(f"none of the {len(reach.sites)} adapted weights is shared")
-    twice = bool(reach.is_lora and reach.fields.get("ensure_weight_tying"))
+        return passed(f"none of the {len(resolved.sites)} adapted weights is shared")
+    twice = bool(resolved.is_lora and resolved.fields.get("ensure_weight_tying"))
     after = "adds the adapter twice" if twice else "changes the other module too"
     return failed(
         f"{shared[0].path} shares its weight with {shared[0].tied_to[0]}: merging {after}",
         where=shared[0].path,
-        key=written_at(facts, "ensure_weight_tying" if twice else "target_modules"),
+        key=recipe_key(context, "ensure_weight_tying" if twice else "target_modules"),
         shared=len(shared),
     )
 
@@ -28,7 +28,7 @@ RULE = Rule(
     title="no adapter is on a weight that another module shares",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why=(
         "the adapter is trained on one of the two, and merging writes it into the weight of both; with"
         " ensure_weight_tying it is written twice, so that the merged model is not the trained one"

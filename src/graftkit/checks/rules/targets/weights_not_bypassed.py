@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.fixes import retargeted, written_at
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.fixes import recipe_key, retargeted
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.families import all_families
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
     known = {weight.reason for family in all_families() for weight in family.bypassed}
-    refused = {refusal.where: refusal.why for refusal in reach.refusals if refusal.kind == "mixer"}
-    ignored = {site.path: site.reason or "" for site in reach.sites if site.reason in known}
+    refused = {refusal.where: refusal.why for refusal in resolved.refusals if refusal.kind == "mixer"}
+    ignored = {site.path: site.reason or "" for site in resolved.sites if site.reason in known}
     bad = {**refused, **ignored}
     if not bad:
-        return held(f"every weight of the {len(reach.sites)} adapted layers is read through its layer")
+        return passed(f"every weight of the {len(resolved.sites)} adapted layers is read through its layer")
     first = next(iter(bad))
     verdict = "PEFT refuses them" if refused else "what is trained there has no effect, or not always"
     return failed(
         f"{len(bad)} targets are read past their layer, and {verdict}: {bad[first]}: {some(bad)}",
         where=first,
-        fix=retargeted(facts, reach, (path for path in reach.modules if path not in bad)),
-        key=written_at(facts, "target_modules"),
+        fix=retargeted(context, resolved, (path for path in resolved.modules if path not in bad)),
+        key=recipe_key(context, "target_modules"),
         layers=len(bad),
     )
 
@@ -34,7 +34,7 @@ RULE = Rule(
     title="no adapter is on a weight that the model reads past its layer",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why=(
         "a fused kernel, or the model itself, takes the layer's weight and leaves the layer out: the adapter gets"
         " no gradient, or works in one mode and not in the other"

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, noted, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed, unknown
 from graftkit.checks.probes.checkpointing import Mode
 from graftkit.checks.probes.forward import probing
 from graftkit.checks.probes.gradients import Backward, backward, checkpointing_in_eval, compare
@@ -26,15 +26,15 @@ _TWICE = 1.5
 _IGNORES = "the model ignores num_items_in_batch: its gradient grows with gradient_accumulation_steps; set it to 1"
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    assert facts.batch is not None
-    model = facts.model
-    if facts.training is not None and facts.training.trainer != "sft":
-        return held(f"{facts.training.trainer} takes the mean over samples, or scales its loss itself")
-    if "labels" not in facts.batch:
-        return held("the batch has no labels, so the model computes no loss")
-    samples = _samples(model, facts.batch)
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    assert context.batch is not None
+    model = context.model
+    if context.training is not None and context.training.trainer != "sft":
+        return passed(f"{context.training.trainer} takes the mean over samples, or scales its loss itself")
+    if "labels" not in context.batch:
+        return passed("the batch has no labels, so the model computes no loss")
+    samples = _samples(model, context.batch)
     if samples is None:
         return unknown("the batch cannot be cut into its samples")
     whole, single = samples
@@ -44,7 +44,7 @@ def _check(facts: Facts) -> Observation:
             together = _pass(model, [whole], accepts)
             apart = _pass(model, single, accepts)
         except _NoLossError:
-            return held("the model computes no loss")
+            return passed("the model computes no loss")
     if not together.usable:
         return unknown("the adapter gets no finite gradient from these samples, so there is nothing to compare")
     worst = max(compare(together, apart).differences.values(), default=0.0)
@@ -55,16 +55,16 @@ def _check(facts: Facts) -> Observation:
         "accepts_loss_kwargs": accepts,
         "samples": len(single),
     }
-    if worst <= facts.limit(RULE, "difference"):
-        return held(f"gradients of one batch and of its samples, accumulated, differ by {worst:.1e}", **evidence)
+    if worst <= context.limit(RULE, "difference"):
+        return passed(f"gradients of one batch and of its samples, accumulated, differ by {worst:.1e}", **evidence)
     message = (
         f"gradients of {len(single)} accumulated samples differ from those of one batch by {100 * worst:.0f} % "
         f"(loss {apart.loss:.3f} and {together.loss:.3f})"
     )
     advice = _IGNORES if accepts and apart.loss > _TWICE * together.loss else RULE.help
-    if facts.training is None or facts.training.accumulation == 1:
-        return noted(message, help=advice, **evidence)
-    key = "args.gradient_accumulation_steps" if facts.recipe is not None else None
+    if context.training is None or context.training.accumulation == 1:
+        return info(message, help=advice, **evidence)
+    key = "args.gradient_accumulation_steps" if context.recipe is not None else None
     return failed(message, key=key, help=advice, **evidence)
 
 

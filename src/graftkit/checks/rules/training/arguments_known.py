@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.errors import MissingDependencyError
 from graftkit.findings import Severity, Source
 from graftkit.recipes.arguments import CONFIG_CLASSES, UnknownArgument, unknown_arguments
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.recipe is not None
-    if not facts.recipe.args:
-        return held("the recipe gives no arguments")
-    name = CONFIG_CLASSES[facts.recipe.fields.trainer]
+def _check(context: CheckContext) -> Observation:
+    assert context.recipe is not None
+    if not context.recipe.args:
+        return passed("the recipe gives no arguments")
+    name = CONFIG_CLASSES[context.recipe.fields.trainer]
     try:
-        strange = unknown_arguments(facts.recipe)
+        strange = unknown_arguments(context.recipe)
     except MissingDependencyError as error:
         return unknown(f"{error.what}: {error.why}", help=error.help)
     if not strange:
-        return held(f"{name} has every argument of the recipe", arguments=len(facts.recipe.args))
+        return passed(f"{name} has every argument of the recipe", arguments=len(context.recipe.args))
     return failed(
         f"{name} has no argument {', '.join(_placed(argument) for argument in strange)}",
         help=_advice(strange),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.probes.forward import difference, evaluating, logits_of, tolerance
 from graftkit.checks.probes.text_batches import no_rows_for, text_rows
 from graftkit.findings import Severity
@@ -17,29 +17,31 @@ if TYPE_CHECKING:
 _TOKENS = 8
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    assert facts.batch is not None
-    model = facts.model
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    assert context.batch is not None
+    model = context.model
     base: Any = model.get_base_model()
     if not callable(getattr(base, "can_generate", None)) or not base.can_generate():
-        return held("the model generates nothing, so it has no cache")
-    without = logits_of(model, {**facts.batch, "use_cache": False})
-    whole = difference(without, logits_of(model, {**facts.batch, "use_cache": True}))
+        return passed("the model generates nothing, so it has no cache")
+    without = logits_of(model, {**context.batch, "use_cache": False})
+    whole = difference(without, logits_of(model, {**context.batch, "use_cache": True}))
     allowed = tolerance(model)
     evidence: dict[str, Any] = {"difference": whole, "tolerance": allowed}
     if not whole <= allowed:
         return failed(f"logits with and without a cache differ by {whole:.1e}", **evidence)
     if no_rows_for(model) is not None or not _generates_as_usual(base):
-        return held(f"logits with and without a cache differ by {whole:.1e}", **evidence)
+        return passed(f"logits with and without a cache differ by {whole:.1e}", **evidence)
     prompt, step = _one_step(model)
     if not prompt <= allowed:
         message = f"logits with and without a cache differ by {whole:.1e}; later tokens change earlier ones"
-        return held(message, **evidence)
+        return passed(message, **evidence)
     evidence["difference_of_next_token"] = step
     if not step <= allowed:
         return failed(f"the next token's logits from the cache differ by {step:.1e}", **evidence)
-    return held(f"logits differ by {whole:.1e}, those of the next token from the cache by {step:.1e}", **evidence)
+    return passed(
+        f"logits differ by {whole:.1e}, those of the next token from the cache by {step:.1e}", **evidence
+    )
 
 
 def _generates_as_usual(base: Any) -> bool:

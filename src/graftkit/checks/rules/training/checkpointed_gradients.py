@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, held, noted, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed, unknown
 from graftkit.checks.probes.checkpointing import InUse, Mode, can_checkpoint, in_use
 from graftkit.checks.probes.gradients import Backward, Comparison, compare
 from graftkit.findings import Fix, Severity
 from graftkit.recipes.training import Training
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    if not can_checkpoint(facts.model):
-        return held("none of the model's layers recomputes its activations")
-    use = in_use(facts.model, facts.training)
-    allowed = facts.limit(RULE, "difference")
-    plain = facts.gradients.under(Mode.OFF)
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    if not can_checkpoint(context.model):
+        return passed("none of the model's layers recomputes its activations")
+    use = in_use(context.model, context.training)
+    allowed = context.limit(RULE, "difference")
+    plain = context.gradients.under(Mode.OFF)
     if not plain.usable:
         return unknown("without checkpointing the adapter gets no finite gradient, so there is nothing to compare")
-    figures = {mode.value: _figures(plain, _pass(facts, use, mode), allowed) for mode in _modes(use)}
+    figures = {mode.value: _figures(plain, _pass(context, use, mode), allowed) for mode in _modes(use)}
     evidence: dict[str, Any] = {
         "in_use": None if use.mode is None else use.mode.value,
         "allowed": allowed,
@@ -29,13 +29,13 @@ def _check(facts: Facts) -> Observation:
     }
     wrong = [mode for mode, seen in figures.items() if seen["wrong"]]
     if use.mode is not None and use.mode.value in wrong:
-        return _wrong_in_use(facts, use, figures[use.mode.value], evidence)
+        return _wrong_in_use(context, use, figures[use.mode.value], evidence)
     if use.mode is Mode.OFF:
         message = "activations are kept, so the gradients are right"
-        return _beside(message, wrong, figures, evidence) if wrong else held(message, **evidence)
+        return _beside(message, wrong, figures, evidence) if wrong else passed(message, **evidence)
     if use.mode is not None:
         worst = figures[use.mode.value]["worst_difference"]
-        return held(f"{use.mode.value} checkpointing changes the gradients by {worst:.1e}", **evidence)
+        return passed(f"{use.mode.value} checkpointing changes the gradients by {worst:.1e}", **evidence)
     return _open(wrong, figures, evidence)
 
 
@@ -43,9 +43,9 @@ def _modes(use: InUse) -> tuple[Mode, ...]:
     return (use.mode,) if use.mode is Mode.CUSTOM else (Mode.NON_REENTRANT, Mode.REENTRANT)
 
 
-def _pass(facts: Facts, use: InUse, mode: Mode) -> Backward:
+def _pass(context: CheckContext, use: InUse, mode: Mode) -> Backward:
     """The mode that the model is in is run as the model has it, with its own function and hooks."""
-    return facts.gradients.under(None if use.live and use.mode is mode else mode)
+    return context.gradients.under(None if use.live and use.mode is mode else mode)
 
 
 def _figures(plain: Backward, tried: Backward, allowed: float) -> dict[str, Any]:
@@ -64,13 +64,15 @@ def _figures(plain: Backward, tried: Backward, allowed: float) -> dict[str, Any]
     }
 
 
-def _wrong_in_use(facts: Facts, use: InUse, seen: dict[str, Any], evidence: dict[str, Any]) -> Observation:
+def _wrong_in_use(
+    context: CheckContext, use: InUse, seen: dict[str, Any], evidence: dict[str, Any]
+) -> Observation:
     assert use.mode is not None
     # A mode that the model alone is in was not set by the recipe, and is not mended there.
-    written = facts.recipe is not None and not use.live
+    written = context.recipe is not None and not use.live
     forced = use.because == "zero3"
     mends = written and not forced and use.mode is Mode.REENTRANT
-    option = (facts.training or Training()).reentrant_key
+    option = (context.training or Training()).reentrant_key
     return failed(
         _told(use.mode.value, seen),
         where=next(iter(seen.get("worst", ())), None),
@@ -97,14 +99,14 @@ def _help(use: InUse) -> str:
 
 def _open(wrong: list[str], figures: dict[str, Any], evidence: dict[str, Any]) -> Observation:
     if not wrong:
-        return held("gradients are the same with activation checkpointing, re-entrant or not", **evidence)
+        return passed("gradients are the same with activation checkpointing, re-entrant or not", **evidence)
     return _beside("nothing says whether activations will be recomputed", wrong, figures, evidence)
 
 
 def _beside(message: str, wrong: list[str], figures: dict[str, Any], evidence: dict[str, Any]) -> Observation:
     """A mode fails that is not known to be in use."""
     told = _told(wrong[0], figures[wrong[0]])
-    return noted(f"{message}; {told}", help=f"do not train with {wrong[0]} checkpointing", **evidence)
+    return info(f"{message}; {told}", help=f"do not train with {wrong[0]} checkpointing", **evidence)
 
 
 def _told(mode: str, seen: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ from graftkit.checks.chat.conversations import (
     template_of,
     user,
 )
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.findings import Severity
 
 _THOUGHT = "Rivers and capitals come to mind."
@@ -67,23 +67,23 @@ def _fields() -> tuple[_Field, ...]:
     )
 
 
-def _check(facts: Facts) -> Observation:
-    if template_of(facts.processor) is None:
+def _check(context: CheckContext) -> Observation:
+    if template_of(context.processor) is None:
         return unknown("the tokenizer has no chat template")
     fields = _fields()
-    fates = {field.name: _fate(facts.processor, field) for field in fields}
+    fates = {field.name: _fate(context.processor, field) for field in fields}
     dropped = [name for name, fate in fates.items() if fate == "dropped"]
     evidence: dict[str, Any] = {"fields": fates}
     if any(fates[field.name] != "rendered" for field in fields if field.always):
         return failed("the template does not render what the messages say", where="chat_template", **evidence)
     if dropped:
         message = f"the template drops {', '.join(dropped)} without a word"
-        return noted(
+        return info(
             message, help="where the data has it, put it into content, or take another template", **evidence
         )
     refused = [name for name, fate in fates.items() if fate == "refused"]
     kept = len(fates) - len(refused)
-    return held(f"{kept} of {len(fates)} kinds of content are rendered, the others refused", **evidence)
+    return passed(f"{kept} of {len(fates)} kinds of content are rendered, the others refused", **evidence)
 
 
 def _fate(processor: Any, field: _Field) -> str:

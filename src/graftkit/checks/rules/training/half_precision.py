@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Fix, Severity, Source
 
 _LARGEST = 65_504
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.config is not None
-    assert facts.training is not None
-    if facts.training.precision != "fp16":
-        return held(f"the forward pass is in {facts.training.precision}")
-    made_for = _dtype(facts.config)
+def _check(context: CheckContext) -> Observation:
+    assert context.config is not None
+    assert context.training is not None
+    if context.training.precision != "fp16":
+        return passed(f"the forward pass is in {context.training.precision}")
+    made_for = _dtype(context.config)
     if made_for is None:
         return unknown("the model's configuration does not say which type it was made for")
     if made_for != "bfloat16":
-        return held(f"the model was made for {made_for}")
+        return passed(f"the model was made for {made_for}")
     return failed(
         f"training is in float16, the model was made for bfloat16: activations over {_LARGEST:,} are infinite",
-        fix=Fix("recipe", {"args.bf16": True, "args.fp16": False}) if facts.recipe is not None else None,
+        fix=Fix("recipe", {"args.bf16": True, "args.fp16": False}) if context.recipe is not None else None,
         key="args.fp16",
         largest=_LARGEST,
     )

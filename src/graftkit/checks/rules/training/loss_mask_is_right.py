@@ -14,30 +14,30 @@ from graftkit.checks.chat.conversations import (
     template_of,
 )
 from graftkit.checks.chat.templates import trained_template
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.findings import Severity
 
 _KEY = "args.assistant_only_loss"
 
 
-def _check(facts: Facts) -> Observation:
-    if template_of(facts.processor) is None:
+def _check(context: CheckContext) -> Observation:
+    if template_of(context.processor) is None:
         return unknown("the tokenizer has no chat template")
-    in_use = facts.training is not None and facts.training.assistant_only
+    in_use = context.training is not None and context.training.assistant_only
     try:
-        seen = answers_learned(facts.processor, trained_template(facts))
+        seen = answers_learned(context.processor, trained_template(context))
     except ImportError:
         return unknown("TRL, whose templates decide this, is not installed")
     except TemplateRefusalError as refusal:
-        return _wrong(in_use, str(refusal), facts)
+        return _wrong(in_use, str(refusal), context)
     if (fault := _fault(seen)) is not None:
-        return _wrong(in_use, fault, facts, seen)
+        return _wrong(in_use, fault, context, seen)
     if in_use:
-        return held(f"learned of a sample: {seen.learned_text!r}", learned=seen.learned_text)
-    return held(
+        return passed(f"learned of a sample: {seen.learned_text!r}", learned=seen.learned_text)
+    return passed(
         "without assistant_only_loss, every token of a conversation is learned",
-        learned=everything_learned(facts.processor).learned_text,
+        learned=everything_learned(context.processor).learned_text,
         learned_with_assistant_only=seen.learned_text,
     )
 
@@ -54,11 +54,11 @@ def _fault(seen: Rendered) -> str | None:
     return None
 
 
-def _wrong(in_use: bool, fault: str, facts: Facts, seen: Rendered | None = None) -> Observation:
+def _wrong(in_use: bool, fault: str, context: CheckContext, seen: Rendered | None = None) -> Observation:
     evidence: dict[str, Any] = {} if seen is None else {"learned": seen.learned_text, "tokens": sum(seen.learned)}
     if in_use:
-        return failed(fault, where="chat_template", key=_KEY if facts.recipe is not None else None, **evidence)
-    return noted(f"with assistant_only_loss, {fault}", help="do not set assistant_only_loss", **evidence)
+        return failed(fault, where="chat_template", key=_KEY if context.recipe is not None else None, **evidence)
+    return info(f"with assistant_only_loss, {fault}", help="do not set assistant_only_loss", **evidence)
 
 
 RULE = Rule(

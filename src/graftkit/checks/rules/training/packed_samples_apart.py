@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.checks.probes.forward import difference, logits_of, tolerance
 from graftkit.checks.probes.text_batches import no_rows_for, packed, packed_as_trl, text_rows
 from graftkit.findings import Fix, Severity
@@ -22,11 +22,11 @@ _LENGTHS = (7, 5)
 _OPTIONS = ("packing", "padding_free")
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    model = facts.model
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    model = context.model
     if (reason := no_rows_for(model)) is not None:
-        return held(f"its samples are not packed: {reason}")
+        return passed(f"its samples are not packed: {reason}")
     rows = text_rows(model, _LENGTHS)
     second = logits_of(model, {"input_ids": rows[1], "use_cache": False})
     trl = _Packed.of(model, packed_as_trl, rows, second)
@@ -39,18 +39,20 @@ def _check(facts: Facts) -> Observation:
         "attention": getattr(model.get_base_model().config, "_attn_implementation", None),
     }
     if trl.refusal is not None:
-        return _seen(facts, f"the model refuses packed rows: {trl.refusal}", {**evidence, "refusal": trl.refusal})
+        return _seen(
+            context, f"the model refuses packed rows: {trl.refusal}", {**evidence, "refusal": trl.refusal}
+        )
     if not trl.difference <= allowed:
-        if (flash := _flash_elsewhere(facts)) is not None:
+        if (flash := _flash_elsewhere(context)) is not None:
             return unknown(f"samples leak with this attention; {flash} is not at hand to try", **evidence)
         message = f"a packed sample sees the one before it: its logits differ by {trl.difference:.1e}"
-        return _seen(facts, message, evidence)
+        return _seen(context, message, evidence)
     together = logits_of(model, {"input_ids": packed(rows)["input_ids"], "use_cache": False})
     if not difference(second, together[:, rows[0].shape[1] :]) > allowed:
         return unknown(
             "a sample's logits hardly depend on what is before it, so a leak could not be seen", **evidence
         )
-    return held(f"packed and separate logits differ by {trl.difference:.1e}", **evidence)
+    return passed(f"packed and separate logits differ by {trl.difference:.1e}", **evidence)
 
 
 @dataclass(frozen=True)
@@ -75,22 +77,22 @@ class _Packed:
         return cls(difference(second, logits[:, rows[0].shape[1] :]))
 
 
-def _flash_elsewhere(facts: Facts) -> str | None:
+def _flash_elsewhere(context: CheckContext) -> str | None:
     """The flash attention that the recipe asks for, where the model at hand computes its attention otherwise."""
-    assert facts.model is not None
-    if facts.recipe is None:
+    assert context.model is not None
+    if context.recipe is None:
         return None
-    options = facts.recipe.args.get("model_init_kwargs")
+    options = context.recipe.args.get("model_init_kwargs")
     wanted = str(options.get("attn_implementation", "")) if isinstance(options, Mapping) else ""
-    own = str(getattr(facts.model.get_base_model().config, "_attn_implementation", ""))
+    own = str(getattr(context.model.get_base_model().config, "_attn_implementation", ""))
     return wanted if "flash" in wanted and "flash" not in own else None
 
 
-def _seen(facts: Facts, message: str, evidence: Mapping[str, Any]) -> Observation:
+def _seen(context: CheckContext, message: str, evidence: Mapping[str, Any]) -> Observation:
     """An error where samples are packed, otherwise something to know."""
-    if facts.training is None or not facts.training.packing:
-        return noted(message, help="do not pack samples for this model", **evidence)
-    set_ = [f"args.{name}" for name in _OPTIONS if facts.recipe is not None and facts.recipe.args.get(name)]
+    if context.training is None or not context.training.packing:
+        return info(message, help="do not pack samples for this model", **evidence)
+    set_ = [f"args.{name}" for name in _OPTIONS if context.recipe is not None and context.recipe.args.get(name)]
     return failed(
         message,
         key=next(iter(set_), None),

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.probes.forward import difference, logits_of, tolerance
 from graftkit.findings import Severity
 from graftkit.text import first_line
@@ -21,21 +21,21 @@ _TYPES = {"image": 1, "video": 2, "audio": 3}
 _FLAG = "use_bidirectional_attention"
 
 
-def _check(facts: Facts) -> Observation:
-    assert facts.model is not None
-    assert facts.batch is not None
-    base: Any = facts.model.get_base_model()
+def _check(context: CheckContext) -> Observation:
+    assert context.model is not None
+    assert context.batch is not None
+    base: Any = context.model.get_base_model()
     key = next((name for name in _KEYS if name in inspect.signature(type(base).forward).parameters), None)
     config = getattr(base, "config", None)
     if key is None or config is None:
-        return held("the model takes no token types")
-    types = _types(config, facts.batch)
+        return passed("the model takes no token types")
+    types = _types(config, context.batch)
     if types is None or not types.any():
-        return held("the batch holds no tokens but text", key=key)
-    given = facts.batch.get(key)
+        return passed("the batch holds no tokens but text", key=key)
+    given = context.batch.get(key)
     if given is not None and bool((given.cpu()[types > 0] > 0).all()):
-        return held(f"the batch has {key}", key=key)
-    return _compared(facts, key, types, config)
+        return passed(f"the batch has {key}", key=key)
+    return _compared(context, key, types, config)
 
 
 def _types(config: Any, batch: Mapping[str, Any]) -> Tensor | None:
@@ -54,20 +54,20 @@ def _types(config: Any, batch: Mapping[str, Any]) -> Tensor | None:
     return types
 
 
-def _compared(facts: Facts, key: str, types: Tensor, config: Any) -> Observation:
-    assert facts.model is not None
-    assert facts.batch is not None
-    right = logits_of(facts.model, {**facts.batch, key: types})
+def _compared(context: CheckContext, key: str, types: Tensor, config: Any) -> Observation:
+    assert context.model is not None
+    assert context.batch is not None
+    right = logits_of(context.model, {**context.batch, key: types})
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     evidence: dict[str, Any] = {"key": key, _FLAG: getattr(text, _FLAG, None)}
     try:
-        seen = logits_of(facts.model, facts.batch)
+        seen = logits_of(context.model, context.batch)
     except ValueError as error:
         return failed(f"the batch has no {key}: {first_line(error)}", where=key, **evidence)
-    apart, allowed = difference(right, seen), tolerance(facts.model)
+    apart, allowed = difference(right, seen), tolerance(context.model)
     evidence |= {"difference": apart, "tolerance": allowed}
     if apart <= allowed:
-        return held(f"the logits do not depend on {key}", **evidence)
+        return passed(f"the logits do not depend on {key}", **evidence)
     return failed(
         f"the batch has no {key}, and without it the logits differ by {apart:.1e}", where=key, **evidence
     )

@@ -15,20 +15,20 @@ from graftkit.checks.chat.conversations import (
     tokenizer_of,
 )
 from graftkit.checks.chat.templates import trained_template
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held, noted, unknown
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.findings import Severity
 
 
-def _check(facts: Facts) -> Observation:
-    if template_of(facts.processor) is None:
+def _check(context: CheckContext) -> Observation:
+    if template_of(context.processor) is None:
         return unknown("the tokenizer has no chat template")
-    assistant_only = facts.training is not None and facts.training.assistant_only
+    assistant_only = context.training is not None and context.training.assistant_only
     try:
-        whole = _Ends.of(everything_learned(facts.processor), facts.processor)
+        whole = _Ends.of(everything_learned(context.processor), context.processor)
     except TemplateRefusalError as refusal:
         return unknown(f"the template refuses a plain conversation: {refusal}")
-    masked = _masked(facts)
+    masked = _masked(context)
     if masked is None and assistant_only:
         return unknown("there is no loss mask to look at (GK206 says why)", **whole.evidence)
     in_use = masked if masked is not None and assistant_only else whole
@@ -38,8 +38,8 @@ def _check(facts: Facts) -> Observation:
         return failed(in_use.faults[0], where="chat_template", **in_use.evidence)
     if masked is not None and masked.faults:
         message = f"with assistant_only_loss, {masked.faults[0]}"
-        return noted(message, help="do not set assistant_only_loss", **masked.evidence)
-    return held(f"the end of a turn ({in_use.evidence['terminator']}) is learned", **in_use.evidence)
+        return info(message, help="do not set assistant_only_loss", **masked.evidence)
+    return passed(f"the end of a turn ({in_use.evidence['terminator']}) is learned", **in_use.evidence)
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class _Ends:
         return {"terminator": terminator, "eos_token": self.eos, "learned": self.seen.learned_text}
 
 
-def _masked(facts: Facts) -> _Ends | None:
+def _masked(context: CheckContext) -> _Ends | None:
     """The sample under assistant_only_loss, where TRL can mask it at all."""
     try:
-        return _Ends.of(answers_learned(facts.processor, trained_template(facts)), facts.processor)
+        return _Ends.of(answers_learned(context.processor, trained_template(context)), context.processor)
     except (ImportError, TemplateRefusalError):
         return None
 

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from graftkit.checks.engine.context import Facts
-from graftkit.checks.engine.rule import Observation, Rule, failed, held
-from graftkit.checks.peft_config.resolved import Reach, with_reach
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.checks.probes.modality_inputs import is_fed
 from graftkit.findings import Fix, Severity, Source
 from graftkit.recipes.training import Training
 
 
-def _check(facts: Facts, reach: Reach) -> Observation:
-    training = facts.training
+def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+    training = context.training
     assert training is not None
     if training.modalities is None:
-        return held("the batches hold everything that the model takes")
+        return passed("the batches hold everything that the model takes")
     if training.zero_stage:
-        return held(f"ZeRO stage {training.zero_stage} does not wait as DDP does")
-    towers = reach.by_tower.items()
-    unfed = {t: len(sites) for t, sites in towers if not is_fed(reach.base, t, training.modalities)}
+        return passed(f"ZeRO stage {training.zero_stage} does not wait as DDP does")
+    towers = resolved.by_tower.items()
+    unfed = {t: len(sites) for t, sites in towers if not is_fed(resolved.base, t, training.modalities)}
     if not unfed:
-        return held("every adapted tower is fed")
+        return passed("every adapted tower is fed")
     adapters = sum(unfed.values())
     places = ", ".join(f"{number} in {tower}" for tower, number in unfed.items())
     trouble, key = _trouble(training)
     if not trouble:
-        return held(f"{adapters} adapters are never fed ({places}), and DDP looks for them", unfed=adapters)
+        return passed(f"{adapters} adapters are never fed ({places}), and DDP looks for them", unfed=adapters)
     return failed(
         f"{adapters} adapters get no gradient from these batches ({places}), and {trouble}: DDP stops",
         where=next(iter(unfed)),
-        fix=_fix(facts, training),
+        fix=_fix(context, training),
         key=key,
         unfed=adapters,
     )
@@ -48,8 +48,8 @@ def _trouble(training: Training) -> tuple[str, str | None]:
     return "", None
 
 
-def _fix(facts: Facts, training: Training) -> Fix | None:
-    if facts.recipe is None:
+def _fix(context: CheckContext, training: Training) -> Fix | None:
+    if context.recipe is None:
         return None
     sets: dict[str, object] = {}
     if training.find_unused is False:
@@ -64,7 +64,7 @@ RULE = Rule(
     title="adapters that no batch feeds do not stop DDP",
     severity=Severity.WARNING,
     needs=("peft_config", "base", "training"),
-    check=with_reach(_check),
+    check=with_resolved_targets(_check),
     why=(
         "on several devices DDP waits for the gradient of every trained parameter: one that no batch produces ends"
         ' the run with "Expected to have finished reduction in the prior iteration"'
