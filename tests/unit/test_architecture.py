@@ -20,6 +20,7 @@ FLOORS = (
     ("env",),
     ("families",),
     ("surveying",),
+    ("modeling",),
     ("twins",),
     ("planning",),
     ("recipes",),
