@@ -20,11 +20,11 @@ from graftkit.recipes.settings import CheckSettings
 from graftkit.report.chart import Curve
 from graftkit.training.checkpointing.checkpoints import last_whole_checkpoint
 from graftkit.training.distributed.collectives import found_by_first
-from graftkit.training.guard.curves import Course, curves_of
-from graftkit.training.guard.log import tell
+from graftkit.training.guard.log_findings import tell
 from graftkit.training.guard.preflight import looked_at
 from graftkit.training.guard.saved_check import read_back, refusal, told_good
-from graftkit.training.guard.step_stats import Lives, Point
+from graftkit.training.guard.step_monitor import Course, curves_of
+from graftkit.training.guard.tensor_stats import Lives, Point
 
 if TYPE_CHECKING:
     from peft import PeftModel

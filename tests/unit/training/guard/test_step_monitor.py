@@ -12,9 +12,9 @@ from torch import nn
 
 import graftkit as gk
 from graftkit.checks.probes.clamps import Bounded, clamped_shares
-from graftkit.training.guard.curves import Course, curves_of
 from graftkit.training.guard.saturation import Saturation
-from graftkit.training.guard.step_stats import Lives, Point, Sample, Tensors, Watch
+from graftkit.training.guard.step_monitor import Course, curves_of
+from graftkit.training.guard.tensor_stats import Lives, Point, Sample, Tensors, Watch
 
 TwinOf = Callable[[str], nn.Module]
 

@@ -11,7 +11,7 @@ from graftkit.checks.probes.clamps import bounded_wrappers
 from graftkit.report.chart import Curve
 from graftkit.surveying.towers import tower_finder
 from graftkit.training.guard.saturation import Saturation
-from graftkit.training.guard.step_stats import Point, Watch
+from graftkit.training.guard.tensor_stats import Point, Watch
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -15,9 +15,9 @@ import graftkit as gk
 from graftkit.errors import GraftError, TrainingError
 from graftkit.modeling.sharding import in_parts
 from graftkit.training.distributed.collectives import found_by_first, summed
-from graftkit.training.guard.curves import Course
 from graftkit.training.guard.preflight import runs_alone
 from graftkit.training.guard.saved_check import read_back
+from graftkit.training.guard.step_monitor import Course
 
 PROCESSES = 2
 
