@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 _WIDTH = 118
 
@@ -56,10 +56,27 @@ def percent(share: float) -> str:
 
 
 def some(items: Iterable[object], limit: int = 3) -> str:
-    """The first few of a list, safe to print, and how many more there are."""
+    """Return the first few items, safe to print, and how many more there are."""
     every = [quoted(item) for item in items]
-    more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more
+    return ", ".join(every[:limit]) + and_more(every, limit)
+
+
+def and_more(items: Sized, shown: int) -> str:
+    """Return " and 2 more" where only ``shown`` of the items are listed, "" where all are."""
+    return f" and {len(items) - shown} more" if len(items) > shown else ""
+
+
+def suggest(word: str, known: Iterable[str], limit: int = 1) -> str | None:
+    """Return "did you mean a or b?" with the known words nearest to ``word``, or None if none is near."""
+    near = closest(word, known, limit)
+    return f"did you mean {' or '.join(near)}?" if near else None
+
+
+def closest(word: str, known: Iterable[str], limit: int = 1) -> list[str]:
+    """Return the known words that ``word`` may be a misspelling of, the nearest first."""
+    import difflib
+
+    return difflib.get_close_matches(word, list(known), n=limit)
 
 
 def printable(text: str, longest: int = 1000) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graftkit.text import first_line, named, printable, quoted, size, some
+from graftkit.text import first_line, named, printable, quoted, size, some, suggest
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,13 @@ def test_some_of_a_list() -> None:
     assert some("abc") == "a, b, c"
     assert some("abcde") == "a, b, c and 2 more"
     assert some(["a\n", "b"], 1) == "'a\\n' and 1 more"
+
+
+def test_suggestions() -> None:
+    names = {"q_proj": 1, "k_proj": 2, "router": 3}
+    assert suggest("qproj", names) == "did you mean q_proj?"
+    assert suggest("x_proj", names, 3) == "did you mean q_proj or k_proj?"
+    assert suggest("embedding", names) is None
 
 
 def test_printable_text_keeps_its_lines_and_has_an_end() -> None:

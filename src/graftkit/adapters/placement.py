@@ -12,6 +12,7 @@ from graftkit.adapters.file import AdapterFile
 from graftkit.errors import AdapterError
 from graftkit.surveying.checkpoint.headers import TensorHeader
 from graftkit.surveying.sites import ModelMap, Site
+from graftkit.text import and_more
 
 # How PEFT's save_pretrained begins the name of a tensor that belongs to a module of the base.
 PEFT_PREFIX = "base_model.model."
@@ -196,11 +197,10 @@ def _collisions(landings: Iterable[Landing]) -> dict[str, str]:
 def _does_not_fit(misfits: Mapping[str, str], file: AdapterFile, model_map: ModelMap) -> AdapterError:
     trained_on = file.config.get("base_model_name_or_path") or "its config does not name it"
     listed = [f"{name}: {why}" for name, why in list(misfits.items())[:5]]
-    more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
     return AdapterError(
         f"{len(misfits)} of {len(file.tensors)} tensors do not fit {model_map.model.name}",
         where=str(file.folder),
-        why="; ".join(listed) + more,
+        why="; ".join(listed) + and_more(misfits, 5),
         help=f"name the base it was trained on ({trained_on})",
         code="adapter-does-not-fit",
     )

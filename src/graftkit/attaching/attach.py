@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AttachError
 from graftkit.planning.plan import Attached, Plan
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -207,10 +208,9 @@ def _strays(peft_model: PeftModel, plan: Plan) -> set[str]:
 
 
 def _broken(what: str, paths: list[str]) -> AttachError:
-    shown = ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
     return AttachError(
         f"PEFT did not attach what was planned: {what}",
-        where=shown or None,
+        where=some(paths, 5) or None,
         why="PEFT changed the targets on its way in (graft env shows the versions)",
         help="report it with the output of `graft env`",
         code="attach-postcondition",

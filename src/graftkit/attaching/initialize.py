@@ -14,6 +14,7 @@ from graftkit.attaching.attach import attach
 from graftkit.errors import AttachError, MissingDependencyError
 from graftkit.planning.initializers import DATA_DRIVEN
 from graftkit.planning.plan import Plan
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -302,7 +303,7 @@ def _check_reached(reached: Mapping[str, int | bool]) -> None:
     if missed:
         raise AttachError(
             f"the batches do not run {len(missed)} of {len(reached)} planned sites",
-            where=missed[0] + (f" and {len(missed) - 1} more" if len(missed) > 1 else ""),
+            where=some(missed, 1),
             why="nothing is known there to initialize an adapter from",
             help="feed every tower in the scope in every batch, or leave the tower out of the scope",
             code="initialize-unreached",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 import re
@@ -13,6 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 from graftkit.engines._base import Engine, Fact, Feature, Stance
 from graftkit.errors import EngineError
+from graftkit.text import suggest
 
 __all__ = ["Engine", "Fact", "Feature", "Stance", "all_engines", "engine_named"]
 
@@ -59,11 +59,10 @@ def _number(version: str) -> str:
 
 def _unknown(text: str, name: str) -> EngineError:
     names = [engine.name for engine in all_engines()]
-    near = difflib.get_close_matches(_plain(name), names, n=1)
     return EngineError(
         f"no engine is called {name!r:.80}",
         where=f"{text!r:.80}",
         why=f"there are {', '.join(names)}",
-        help=f"did you mean {near[0]}?" if near else f"name one of them, as {names[-1]} or {names[-1]}==VERSION",
+        help=suggest(_plain(name), names) or f"name one of them, as {names[-1]} or {names[-1]}==VERSION",
         code="engine-unknown",
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
 from graftkit.surveying.sites import Site
-from graftkit.text import count
+from graftkit.text import count, some, suggest
 
 if TYPE_CHECKING:
     from graftkit.planning.plan import Plan
@@ -69,16 +68,13 @@ def explain(plan: Plan, path: str) -> Explanation:
 
 
 def _unknown(plan: Plan, path: str) -> PlanError:
-    near = difflib.get_close_matches(path, [site.path for site in plan.model], n=2, cutoff=0.5)
     return PlanError(
         f"this model has no site {path!r}",
         where=plan.model.model.name,
-        help=f"did you mean {' or '.join(near)}?" if near else "graft survey --json lists every path",
+        help=suggest(path, [site.path for site in plan.model], 2) or "graft survey --json lists every path",
         code="site-unknown",
     )
 
 
 def _listed(keys: tuple[str, ...]) -> str | None:
-    if not keys:
-        return None
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return some(keys) or None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
+from graftkit.text import suggest
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -130,11 +130,10 @@ def _ends_with(path: str, name: str) -> bool:
 
 def _no_module(option: str, name: str, paths: Iterable[str], model_map: ModelMap) -> PlanError:
     leaves = dict.fromkeys(path.rpartition(".")[2] for path in paths)
-    near = difflib.get_close_matches(name.rpartition(".")[2], leaves, n=3, cutoff=0.5)
     return PlanError(
         f"{option} name {name!r} matches nothing in this model",
         where=model_map.model.name,
         why="PEFT would train nothing there",
-        help=f"did you mean {' or '.join(near)}?" if near else "graft survey lists every name",
+        help=suggest(name.rpartition(".")[2], leaves, 3) or "graft survey lists every name",
         code=f"{'modules-to-save' if option == 'modules_to_save' else 'token-indices'}-unmatched",
     )

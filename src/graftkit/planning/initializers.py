@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
+from graftkit.text import suggest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,12 +54,11 @@ def completed(init: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     known = names()
     if (init not in known or "[" in init) and not re.fullmatch(_FAST_SVD, init):
-        near = difflib.get_close_matches(init, known, n=1)
         raise PlanError(
             f"unknown initializer {init!r}",
             where="init_lora_weights",
             why=f"PEFT has True, False, {', '.join(known)}",
-            help=f"did you mean {near[0]!r}?" if near else "leave it out for LoRA's own",
+            help=suggest(init, known) or "leave it out for LoRA's own",
             code="initializer-unknown",
         )
     option, class_name = _NEEDS.get(init, ("", ""))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graftkit.errors import PlanError
 from graftkit.surveying.sites import ModelMap
+from graftkit.text import suggest
 
 ALL_LINEAR = "all-linear"
 
@@ -91,11 +91,10 @@ def fed_towers(model_map: ModelMap, present: tuple[str, ...]) -> tuple[str, ...]
 
 
 def _no_such_tower(name: str, present: tuple[str, ...], model: str) -> PlanError:
-    near = difflib.get_close_matches(name, present, n=1)
     return PlanError(
         f"this model has no {name!r} tower",
         where=model,
         why=f"its towers are {', '.join(present)}",
-        help=f"did you mean scope={near[0]!r}?" if near else f"scope={list(present)}, or leave scope out",
+        help=suggest(name, present) or f"scope={list(present)}, or leave scope out",
         code="scope-missing",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
 from graftkit.planning.skeleton import Slot, ask, build
+from graftkit.text import suggest
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -133,11 +133,10 @@ def method_named(name: str) -> Method:
             help="use it with PEFT directly, or choose one of " + ", ".join(method_names()),
             code="method-not-for-layers",
         )
-    near = difflib.get_close_matches(name, method_names(), n=1)
     raise PlanError(
         f"unknown method {name!r}",
         why=f"methods are {', '.join(method_names())}",
-        help=f"did you mean {near[0]!r}?" if near else "method='lora'",
+        help=suggest(name, method_names()) or "method='lora'",
         code="method-unknown",
     )
 
@@ -403,11 +402,10 @@ def _check_options(method: Method, options: Mapping[str, Any]) -> None:
                 code="option-decided",
             )
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
             raise PlanError(
                 f"unknown option {name!r}",
                 where=method.config_class.__name__,
-                help=f"did you mean {near[0]!r}?" if near else "see the options of this class in PEFT",
+                help=suggest(name, known) or "see the options of this class in PEFT",
                 code="option-unknown",
             )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from graftkit.errors import PlanError
 from graftkit.planning.intent import ROLE_TARGETS, Intent
 from graftkit.planning.matching import smallest_exact
 from graftkit.planning.select import select
+from graftkit.text import suggest
 
 if TYPE_CHECKING:
     from graftkit.surveying.sites import ModelMap, Site
@@ -151,11 +151,10 @@ def _unmatched(name: str, key: str, model_map: ModelMap, sites: Sequence[Site]) 
         )
     leaves = [n.rpartition(".")[2] for site in sites for n in site.names]
     known = dict.fromkeys([*leaves, *(s.role for s in sites), *(s.tower for s in sites), *ROLE_TARGETS])
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     return PlanError(
         f"{name} key {key!r} matches no planned site",
         where=model_map.model.name,
         why="PEFT would use the default there without a word",
-        help=f"did you mean {' or '.join(near)}?" if near else "use a module's name, a role or a tower",
+        help=suggest(key, known, 3) or "use a module's name, a role or a tower",
         code="pattern-unmatched",
     )

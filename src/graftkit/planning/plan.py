@@ -32,6 +32,7 @@ from graftkit.planning.select import select
 from graftkit.planning.skeleton import Slot, ask, slots_of
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap, Site
 from graftkit.surveying.survey import survey
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -238,7 +239,7 @@ def _accepted(method: Method, routed: tuple[Attached, ...]) -> tuple[tuple[Attac
         if all(reasons[a.path] for a in named):
             raise PlanError(
                 f"{method.name} cannot adapt {_kind(named[0].site)} sites",
-                where=named[0].path + (f" and {len(named) - 1} more" if len(named) > 1 else ""),
+                where=some([a.path for a in named], 1),
                 why=reasons[named[0].path],
                 help="leave them out of the targets, or use method='lora'",
                 code="method-kind",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from graftkit.errors import PlanError
 from graftkit.planning.intent import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, Intent
 from graftkit.surveying.sites import ModelMap, Site
+from graftkit.text import some, suggest
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _as_regex(target: str, sites: list[Site]) -> tuple[list[Site], str]:
 def _not_adaptable(target: str, matched: list[Site]) -> PlanError:
     return PlanError(
         f"target {target!r} names only what no adapter can go on",
-        where=matched[0].path + (f" and {len(matched) - 1} more" if len(matched) > 1 else ""),
+        where=some([site.path for site in matched], 1),
         why=_objection(matched[0]),
         help=_way_out(matched[0]),
         code="target-not-adaptable",
@@ -208,12 +208,11 @@ def _unmatched(target: str, model_map: ModelMap, intent: Intent) -> PlanError:
         )
     known = _known_names(model_map, intent)
     candidates = [name for name in (*known, *ROLE_TARGETS, ALL_LINEAR) if name != target]
-    near = difflib.get_close_matches(target, candidates, n=3, cutoff=0.5)
     return PlanError(
         f"target {target!r} matches nothing in this model",
         where=model_map.model.name,
         why=f"its names are {_some_names(model_map, intent)}",
-        help=f"did you mean {' or '.join(near)}?" if near else "graft survey lists every name",
+        help=suggest(target, candidates, 3) or "graft survey lists every name",
         code="target-unmatched",
     )
 
@@ -224,5 +223,4 @@ def _known_names(model_map: ModelMap, intent: Intent) -> list[str]:
 
 
 def _some_names(model_map: ModelMap, intent: Intent) -> str:
-    names = [n for n in _known_names(model_map, intent) if not n.isdigit()]
-    return ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+    return some([n for n in _known_names(model_map, intent) if not n.isdigit()], 12)

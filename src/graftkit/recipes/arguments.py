@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.errors import MissingDependencyError
-from graftkit.recipes.problems import meant
 from graftkit.recipes.recipe import Recipe
+from graftkit.text import suggest
 
 CONFIG_CLASSES = {"sft": "SFTConfig", "dpo": "DPOConfig", "grpo": "GRPOConfig"}
 
@@ -58,7 +58,7 @@ def unknown_arguments(recipe: Recipe) -> tuple[UnknownArgument, ...]:
     known = argument_names(trainer)
     otherwise = f"python -c 'import trl; help(trl.{CONFIG_CLASSES[trainer]})'"
     return tuple(
-        UnknownArgument(name, recipe.document.place(("args", name)), meant(name, known) or otherwise)
+        UnknownArgument(name, recipe.document.place(("args", name)), suggest(name, known) or otherwise)
         for name in recipe.args
         if name not in known
     )

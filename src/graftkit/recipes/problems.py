@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+from graftkit.text import suggest
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, tuple[str | int, ...], str | None]:
@@ -19,15 +20,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, tuple[
     return f"there is no key {key[-1]!r} here", key, meant_or_known(str(key[-1]), known)
 
 
-def meant(name: str, known: Sequence[str]) -> str | None:
-    """Which of the known names may have been meant, as a question; None where none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else None
-
-
 def meant_or_known(key: str, known: Sequence[str]) -> str:
     """Which key may have been meant, or all that there are."""
-    return meant(key, known) or f"known keys: {', '.join(known)}"
+    return suggest(key, known) or f"known keys: {', '.join(known)}"
 
 
 def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from graftkit.text import count, size, table
+from graftkit.text import count, size, some, table
 
 if TYPE_CHECKING:
     from graftkit.surveying.checkpoint.missing import Checkpoint
@@ -36,7 +36,7 @@ def _checkpoint_lines(checkpoint: Checkpoint | None) -> list[str]:
     lines = [f"checkpoint: {checkpoint.tensors} tensors ({kinds}), {size(checkpoint.bytes)}"]
     for label, keys in (("unknown to the class", checkpoint.unknown), ("missing", checkpoint.missing)):
         if keys:
-            lines.append(f"  {len(keys)} {label}: {', '.join(keys[:3])}" + (" …" if len(keys) > 3 else ""))
+            lines.append(f"  {len(keys)} {label}: {some(keys)}")
     return ["\n".join(lines)]
 
 

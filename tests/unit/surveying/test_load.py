@@ -186,7 +186,7 @@ def test_a_bare_id_that_is_not_cached() -> None:
         ({"adapter_config.json": '{"base_model_name_or_path": "a/b"}'}, "an adapter; its base model is a/b"),
         ({"adapter_config.json": "{"}, "it holds an adapter"),
         ({"notes.txt": "", "b": ""}, "it holds b, notes.txt"),
-        (dict.fromkeys("abcdef", ""), "it holds a, b, c, d, e …"),
+        (dict.fromkeys("abcdef", ""), "it holds a, b, c, d, e and 1 more"),
     ],
     ids=["empty", "adapter", "broken adapter", "other", "many"],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -16,7 +15,7 @@ from graftkit.errors import PlanError
 from graftkit.planning.matching import rewritten_names, suffix_finder
 from graftkit.planning.methods import Method, method_named
 from graftkit.surveying.sites import ModelMap
-from graftkit.text import some
+from graftkit.text import closest, some
 
 ALL_LINEAR = "all-linear"
 # Methods that take modules of any kind, norms above all: the map does not say which of those there are.
@@ -131,8 +130,7 @@ class RawPeftConfig:
         """
         assert self._method is not None
         known = [f.name for f in fields(self._method.config_class)]
-        near = {name: difflib.get_close_matches(name, known, n=1) for name in self.given if name not in known}
-        return {name: found[0] if found else None for name, found in near.items()}
+        return {name: next(iter(closest(name, known)), None) for name in self.given if name not in known}
 
     def _construct(self) -> Refusal | None:
         """Make the configuration class check its own fields."""

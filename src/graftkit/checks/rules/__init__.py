@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from functools import cache
@@ -11,6 +10,7 @@ from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import given_severity
 from graftkit.errors import RecipeError
 from graftkit.recipes.settings import CheckSettings
+from graftkit.text import suggest
 
 
 @cache
@@ -53,10 +53,10 @@ def check_settings(settings: CheckSettings) -> None:
     strange = next((n for n in named if not any(c.startswith(n) for c in codes)), None)
     strange = strange or next((code for code in settings.rules if code not in codes), None)
     if strange is not None:
-        near = difflib.get_close_matches(strange, codes, n=1)
+        guess = suggest(strange, codes)
         raise RecipeError(
             f"no rule's code begins with {strange!r}",
-            help=f"did you mean {near[0]}? graft rules lists them" if near else "graft rules lists them",
+            help=f"{guess} graft rules lists them" if guess else "graft rules lists them",
             code="settings",
         )
     for rule in all_rules():

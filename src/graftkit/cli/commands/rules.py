@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from graftkit.cli.options import FormatOption, JsonOption, chosen
 from graftkit.cli.output import Format, only_data_on_stdout
 from graftkit.errors import GraftError
+from graftkit.text import suggest
 
 
 def rules(
@@ -55,10 +55,9 @@ def _fields(rule: Any) -> dict[str, Any]:
 
 
 def _no_such_rule(code: str, known: list[str]) -> GraftError:
-    near = difflib.get_close_matches(code.upper(), known, n=1)
     return GraftError(
         f"there is no rule {code!r}",
         why=f"the rules are {', '.join(known)}",
-        help=f"did you mean {near[0]}?" if near else "graft rules lists them",
+        help=suggest(code.upper(), known) or "graft rules lists them",
         code="rule-unknown",
     )

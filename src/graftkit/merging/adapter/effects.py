@@ -16,6 +16,7 @@ from graftkit.merging.adapter.changes import Added, Change, Layer, LowRank, Rows
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.errors import MergeError
 from graftkit.merging.unsupported import rebuilds_base, refuse
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -347,8 +348,7 @@ def _check_claims(found: list[tuple[str, Change]], tensors: AdapterTensors) -> N
             claimed[name].append(change)
     homeless = [name for name in tensors.shapes if name not in claimed]
     if homeless:
-        more = f" and {len(homeless) - 1} more" if len(homeless) > 1 else ""
-        raise _does_not_fit(f"{homeless[0]}{more} belong to nothing in the base")
+        raise _does_not_fit(f"{some(homeless, 1)} belong to nothing in the base")
     double = [n for n, by in claimed.items() if len(by) > 1 and not all(isinstance(c, Layer) for c in by)]
     if double:
         raise _does_not_fit(f"{double[0]} has two places")

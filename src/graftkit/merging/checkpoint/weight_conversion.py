@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.merging.errors import MergeError
+from graftkit.text import some
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ class Group:
             raise MergeError(
                 "the checkpoint stores these parameters in a layout that transformers does not write",
                 where=", ".join(self.params[:3]),
-                why=f"on disk: {_some(self.disk)}; transformers would write {_some(made)}",
+                why=f"on disk: {some(self.disk, 2)}; transformers would write {some(made, 2)}",
                 help="load the base with from_pretrained(), save it with save_pretrained(), and merge onto that",
                 code="merge-layout",
             )
@@ -160,8 +161,3 @@ def _single(made: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 def _ends_alike(one: str, other: str) -> bool:
     return one.endswith(f".{other}") or other.endswith(f".{one}")
-
-
-def _some(names: Iterable[str], limit: int = 2) -> str:
-    every = list(names)
-    return ", ".join(every[:limit]) + (f" and {len(every) - limit} more" if len(every) > limit else "")

@@ -12,6 +12,7 @@ from graftkit.errors import ModelTypeError, SourceError
 from graftkit.families import geometry
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import quiet_transformers
+from graftkit.text import some, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -180,7 +181,7 @@ def _what_it_is_instead(path: Path) -> str:
         base = hub.adapter_base(path / "adapter_config.json")
         return f"it holds an adapter; its base model is {base}" if base else "it holds an adapter"
     names = sorted(p.name for p in path.iterdir())
-    return f"it holds {', '.join(names[:5])}" + (" …" if len(names) > 5 else "") if names else "it is empty"
+    return f"it holds {some(names, 5)}" if names else "it is empty"
 
 
 def _from_cache(text: str, trust_remote_code: bool, revision: str | None) -> Loaded | None:
@@ -335,14 +336,12 @@ def unknown_model_type(model_type: str, where: str | None, *, written_by: Any = 
         where: the file or id that asks for it, or None where the user typed it.
         written_by: the configuration's ``transformers_version``, which says what would know the type.
     """
-    import difflib
-
     import transformers
     from transformers import CONFIG_MAPPING
 
-    near = difflib.get_close_matches(model_type.lower(), sorted(CONFIG_MAPPING.keys()), n=3)
-    hints = [f"did you mean {', '.join(near)}?"] if near else []
-    if where is not None or not near:
+    guess = suggest(model_type.lower(), sorted(CONFIG_MAPPING.keys()), 3)
+    hints = [guess] if guess else []
+    if where is not None or not guess:
         hints.append("pip install --upgrade transformers")
     if where is None:
         hints.append("a model on the hub is named as owner/name")

@@ -18,6 +18,7 @@ from graftkit.findings import Finding, Report, Severity
 from graftkit.planning.plan import Plan
 from graftkit.recipes.settings import CheckSettings
 from graftkit.report.chart import Curve
+from graftkit.text import some
 from graftkit.training.checkpointing.checkpoints import last_whole_checkpoint
 from graftkit.training.distributed.collectives import found_by_first
 from graftkit.training.guard.log_findings import tell
@@ -212,10 +213,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         return refusal(self._saved, folder, self._good)
 
     def _not_finite(self, kind: str, names: tuple[str, ...], step: int) -> TrainingError:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return TrainingError(
             f"a {kind} is not finite",
-            where=f"step {step}: {names[0]}{more}",
+            where=f"step {step}: {some(names, 1)}",
             why="going on would spread it to every weight of the adapter",
             help=f"{told_good(self._good)}; lower the learning rate, train in bf16, and look at that step's data",
             code="not-finite",

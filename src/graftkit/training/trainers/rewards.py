@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import DataError
-from graftkit.recipes.problems import meant
+from graftkit.text import suggest
 
 Reward = Callable[..., list[float]]
 # A hyphen after a digit or a letter is no sign; commas part thousands.
@@ -58,7 +58,7 @@ def _imported(name: str, home: Path) -> Reward:
     if not colon:
         raise DataError(
             f"no built-in reward {name!r}",
-            help=meant(name, tuple(_BUILT_IN)) or f"one of {', '.join(_BUILT_IN)}, or module:function",
+            help=suggest(name, _BUILT_IN) or f"one of {', '.join(_BUILT_IN)}, or module:function",
             code="reward",
         )
     sys.path.insert(0, str(home))

@@ -16,6 +16,7 @@ from graftkit.checks.probes.gradients import Backward
 from graftkit.findings import Fix, Severity
 from graftkit.recipes.training import Training
 from graftkit.surveying.towers import tower_finder
+from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
@@ -201,8 +202,7 @@ _CAUSES = (
 
 
 def _places(names: list[str]) -> str:
-    shown = ", ".join(name.removeprefix("base_model.model.") for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return some(name.removeprefix("base_model.model.") for name in names)
 
 
 RULE = Rule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.findings import Severity, Source
+from graftkit.text import and_more
 
 
 def _check(context: CheckContext) -> Observation:
@@ -12,8 +13,7 @@ def _check(context: CheckContext) -> Observation:
     assert seen is not None
     figures = {name: value for name, value in seen.to_dict().items() if name != "problems"}
     if seen.problems:
-        more = f" and {len(seen.problems) - 1} more" if len(seen.problems) > 1 else ""
-        return failed(seen.problems[0] + more, problems=len(seen.problems), **figures)
+        return failed(seen.problems[0] + and_more(seen.problems, 1), problems=len(seen.problems), **figures)
     return passed(str(seen), **figures)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
 from graftkit.checks.peft_config.fixes import recipe_key
@@ -13,7 +11,7 @@ from graftkit.findings import Severity, Source
 from graftkit.planning.coverage import LayerReach, layers_reached
 from graftkit.planning.matching import LONGEST_NAME
 from graftkit.surveying.roles import role_of
-from graftkit.text import some
+from graftkit.text import some, suggest
 
 _NOTHING = frozenset({"nothing", "no-default"})
 # Similar names are looked for among all of the model's: a list of thousands is no slip of the pen.
@@ -71,8 +69,7 @@ def _advice(resolved: ResolvedTargets, name: str) -> str:
     area = role_of((name,), "linear").partition(".")[0]
     if area == "other":
         leaves = dict.fromkeys(path.rpartition(".")[2] for path in resolved.base.module_paths)
-        near = difflib.get_close_matches(name[:LONGEST_NAME], leaves, n=1)
-        return f"did you mean {near[0]}?" if near else "no module has this name: leave it out"
+        return suggest(name[:LONGEST_NAME], leaves) or "no module has this name: leave it out"
     fed = always_fed(resolved.base)
     left = [s for s in resolved.base if s.is_linear and s.tower in fed and s.role.partition(".")[0] == area]
     spelled = {s.names[-1].rpartition(".")[2]: s for s in left if s.path not in resolved.adapted}
