@@ -1,4 +1,4 @@
-"""Whether one process holds a model's parameters whole."""
+"""Whether a model's parameters are sharded over processes: by ZeRO-3, by FSDP, or as DTensors."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ if TYPE_CHECKING:
     from torch import nn
 
 # What FSDP puts into the path of a module that it wraps (torch.distributed.fsdp.FullyShardedDataParallel).
-FSDP_PART = "_fsdp_wrapped_module."
+FSDP_WRAPPER = "_fsdp_wrapped_module."
 
 
-def in_parts(model: nn.Module) -> bool:
-    """Whether any parameter is shared out over processes: by ZeRO-3, by FSDP, or as a DTensor."""
-    return has_parts(model, model.parameters())
+def is_sharded(model: nn.Module) -> bool:
+    """Check whether any parameter of the model is sharded over processes."""
+    return any_sharded(model, model.parameters())
 
 
-def has_parts(model: nn.Module, parameters: Iterable[Any]) -> bool:
-    """Whether any of these parameters of a model is shared out over processes.
+def any_sharded(model: nn.Module, parameters: Iterable[Any]) -> bool:
+    """Check whether any of these parameters of a model is sharded over processes.
 
-    What is added to a model that was taken apart as it was loaded stays whole, an adapter for one.
+    What is added to a model that was sharded as it was loaded, such as an adapter, is not.
     """
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         return True
-    return any(is_part(parameter) for parameter in parameters)
+    return any(is_shard(parameter) for parameter in parameters)
 
 
-def is_part(tensor: Any) -> bool:
-    """Whether this process holds a part of the tensor: ZeRO-3's parameters, and DTensors."""
+def is_shard(tensor: Any) -> bool:
+    """Check whether this process holds a shard of the tensor: a parameter under ZeRO-3, or a DTensor."""
     return hasattr(tensor, "ds_id") or hasattr(tensor, "to_local")
 
 
-def whole_shape(parameter: Any) -> tuple[int, ...]:
-    """The parameter's shape as one process would hold it.
+def full_shape(parameter: Any) -> tuple[int, ...]:
+    """Return the parameter's shape before sharding.
 
     Sources: DeepSpeed keeps it as ``ds_shape`` (deepspeed.runtime.zero.partition_parameters); a DTensor's own
     ``shape`` is the global one.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import TrainingError
-from graftkit.modeling.sharding import in_parts
+from graftkit.modeling.sharding import is_sharded
 from graftkit.planning.plan import Plan
 from graftkit.planning.quantization import plan_quantization
 from graftkit.recipes.recipe import Recipe
@@ -58,7 +58,7 @@ def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code:
         options["quantization_config"] = plan_quantization(shape, recipe.fields.quantization).config
     model = load_model(name, trust_remote_code=trust_remote_code, **options)
     # What ZeRO-3 has taken apart shows no shapes.
-    found = shape if in_parts(model) else survey(model)
+    found = shape if is_sharded(model) else survey(model)
     planned = None if recipe.fields.adapter.peft_config else recipe.plan(found)
     return Base(
         model=model,

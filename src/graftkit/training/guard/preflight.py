@@ -17,7 +17,7 @@ from graftkit.checks.rules import all_rules
 from graftkit.env import environment
 from graftkit.errors import GraftError
 from graftkit.findings import Report
-from graftkit.modeling.sharding import in_parts
+from graftkit.modeling.sharding import is_sharded
 from graftkit.planning.plan import Plan, config_dict
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training
@@ -90,7 +90,7 @@ def runs_alone(model: PeftModel) -> bool:
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
-    if in_parts(model):
+    if is_sharded(model):
         return False
     together = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
     return not AcceleratorState._shared_state or AcceleratorState().distributed_type not in together
@@ -114,7 +114,7 @@ def _static(
 
 def _map(model: PeftModel, plan: Plan | None) -> ModelMap | None:
     """Of the live base; where that is in parts, the plan's."""
-    if in_parts(model):
+    if is_sharded(model):
         return plan.model if plan is not None else None
     try:
         return survey(model)

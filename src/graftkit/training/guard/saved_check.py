@@ -14,7 +14,7 @@ from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import rules_of
 from graftkit.errors import AdapterError, TrainingError
 from graftkit.findings import Finding, Report, Severity
-from graftkit.modeling.sharding import in_parts
+from graftkit.modeling.sharding import is_sharded
 from graftkit.recipes.settings import CheckSettings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def read_back(folder: Path, model: PeftModel, settings: CheckSettings | None = N
         TrainingError: ``saved-adapter``: an adapter of the model is not there, or cannot be read.
     """
     rules = rules_on_saved()
-    if in_parts(model) and any(folder.glob(_PARTS)):
+    if is_sharded(model) and any(folder.glob(_PARTS)):
         advice = "state_dict_type: FULL_STATE_DICT saves the adapter"
         return Report(tuple(r.finding(unknown("FSDP saved the model in parts", help=advice)) for r in rules))
     findings: list[Finding] = []

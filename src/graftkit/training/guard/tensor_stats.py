@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from graftkit.modeling.sharding import FSDP_PART, in_parts
+from graftkit.modeling.sharding import FSDP_WRAPPER, is_sharded
 from graftkit.surveying.towers import tower_finder
 from graftkit.training.distributed.collectives import summed
 
@@ -48,8 +48,8 @@ class Tensors:
     def of(cls, model: PeftModel) -> Tensors:
         tower_of = tower_finder(model.get_base_model())
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        paths = {name: name.replace(FSDP_PART, "").removeprefix("base_model.model.") for name in named}
-        return cls(named, {name: tower_of(path) for name, path in paths.items()}, in_parts(model))
+        paths = {name: name.replace(FSDP_WRAPPER, "").removeprefix("base_model.model.") for name in named}
+        return cls(named, {name: tower_of(path) for name, path in paths.items()}, is_sharded(model))
 
     def norms(self, tensors: Mapping[str, Tensor | None]) -> dict[str, float]:
         """The norm of each tensor that is there, in float32: one wait for each device.

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 import graftkit as gk
 from graftkit.errors import GraftError, TrainingError
-from graftkit.modeling.sharding import in_parts
+from graftkit.modeling.sharding import is_sharded
 from graftkit.training.distributed.collectives import found_by_first, summed
 from graftkit.training.guard.preflight import runs_alone
 from graftkit.training.guard.saved_check import read_back
@@ -77,7 +77,7 @@ def _parts_are_seen_as_the_whole(rank: int, folder: Path) -> None:
     for layer in parted.get_base_model().model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(parted, mesh=mesh)
-    assert (in_parts(whole), in_parts(parted)) == (False, True)
+    assert (is_sharded(whole), is_sharded(parted)) == (False, True)
     assert (runs_alone(whole), runs_alone(parted)) == (True, False)
     expected, seen = _course(whole, rank, average=True), _course(parted, rank, average=False)
     for one, other in zip(expected.points, seen.points, strict=True):

@@ -12,7 +12,7 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.probes.forward import adapter_parameters
 from graftkit.findings import Severity
-from graftkit.modeling.sharding import FSDP_PART, has_parts, is_part, whole_shape
+from graftkit.modeling.sharding import FSDP_WRAPPER, any_sharded, full_shape, is_shard
 from graftkit.text import some
 
 if TYPE_CHECKING:
@@ -70,14 +70,14 @@ class _Kept:
 
     @classmethod
     def of(cls, model: PeftModel, adapter: str) -> _Kept:
-        if has_parts(model, adapter_parameters(model).values()):
+        if any_sharded(model, adapter_parameters(model).values()):
             shapes = dict(_shapes_of_parts(model, adapter))
             return cls(shapes, frozenset({*shapes, *_names(model, adapter)}), {})
         from peft import get_peft_model_state_dict
 
         every = model.state_dict()
         # PEFT gathers what is shared out, which takes every process at once; an adapter's own tensors are whole.
-        state = {name: tensor for name, tensor in every.items() if not is_part(tensor)}
+        state = {name: tensor for name, tensor in every.items() if not is_shard(tensor)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT has to say, it said when it saved
             tensors = get_peft_model_state_dict(
@@ -90,8 +90,8 @@ class _Kept:
 def _shapes_of_parts(model: PeftModel, adapter: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """From the parameters' names: gathering the values would need every process at once."""
     for name, parameter in adapter_parameters(model).items():
-        if adapter in name.replace(FSDP_PART, "").split("."):
-            yield _in_file(name, adapter), whole_shape(parameter)
+        if adapter in name.replace(FSDP_WRAPPER, "").split("."):
+            yield _in_file(name, adapter), full_shape(parameter)
 
 
 def _names(model: PeftModel, adapter: str) -> Iterator[str]:
@@ -101,7 +101,7 @@ def _names(model: PeftModel, adapter: str) -> Iterator[str]:
 
 def _in_file(name: str, adapter: str) -> str:
     """What PEFT calls a tensor when it saves it."""
-    return ".".join(part for part in name.replace(FSDP_PART, "").split(".") if part != adapter)
+    return ".".join(part for part in name.replace(FSDP_WRAPPER, "").split(".") if part != adapter)
 
 
 @dataclass(frozen=True)
