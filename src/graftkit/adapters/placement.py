@@ -10,12 +10,11 @@ from types import MappingProxyType
 
 from graftkit.adapters.file import AdapterFile
 from graftkit.errors import AdapterError
+from graftkit.modeling.unwrapping import PEFT_PREFIX
 from graftkit.surveying.checkpoint.headers import TensorHeader
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import and_more
 
-# How PEFT's save_pretrained begins the name of a tensor that belongs to a module of the base.
-PEFT_PREFIX = "base_model.model."
 _OUT, _IN = 0, 1
 # Tensor of a linear's adapter -> (the axis that must fit, which side of the linear it must fit).
 # Sources: the layer classes under peft.tuners (lora, loha, ia3, vera), each an nn.Linear or a parameter.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.unwrap import name_inner_linears, wrapped_places
 from graftkit.errors import AttachError
+from graftkit.modeling.unwrapping import base_model_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,8 +50,7 @@ def as_linear(model: nn.Module) -> AsLinear:
     Returns:
         A handle; ``restore()``, or the end of a ``with`` block, puts the wrappers back.
     """
-    whole: Any = model
-    base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    base = base_model_of(model)
     spots = []
     for place in wrapped_places(base):
         for holder, name in place.holders[:1]:

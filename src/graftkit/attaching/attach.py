@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AttachError
+from graftkit.modeling.unwrapping import base_model_of
 from graftkit.planning.plan import Attached, Plan
 from graftkit.text import some
 
@@ -95,10 +96,8 @@ def adapted_sites(model: nn.Module, adapter_name: str = "default") -> set[str]:
 
     Paths are those of the base model, as ``Site.path`` has them.
     """
-    from peft import PeftModel
 
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return {path for path, layer in _tuner_layers(base, "") if _carries(layer, adapter_name)}
+    return {path for path, layer in _tuner_layers(base_model_of(model), "") if _carries(layer, adapter_name)}
 
 
 def _tuner_layers(module: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.attach import attach
 from graftkit.errors import AttachError, MissingDependencyError
+from graftkit.modeling.device import on_device_of
+from graftkit.modeling.module_mode import keep_modes
 from graftkit.planning.initializers import DATA_DRIVEN
 from graftkit.planning.plan import Plan
 from graftkit.text import some
@@ -54,7 +56,7 @@ def initialize(
     if init not in DATA_DRIVEN:
         return attach(model, plan, adapter_name=adapter_name)
     data = _listed(batches)
-    with _same_mode(model), _only_new_hooks_removed(model):
+    with keep_modes(model), _only_new_hooks_removed(model):
         return _FLOWS[str(init)](model, plan, data, adapter_name)
 
 
@@ -82,7 +84,7 @@ def _eva(model: nn.Module, plan: Plan, data: list[Mapping[str, Any]], adapter_na
     try:
         initialize_lora_eva_weights(
             adapted,
-            [_moved(model, batch) for batch in data],
+            [on_device_of(model, batch) for batch in data],
             forward_fn=_counted_forward(len(data)),
             prepare_model_inputs_fn=_token_mask,
             prepare_layer_inputs_fn=_layer_rows,
@@ -136,7 +138,7 @@ def _examples(model: nn.Module, plan: Plan, data: Sequence[Mapping[str, Any]]) -
     """How many examples each site gets from the batch that gives it most; the first must reach them all."""
     most = dict.fromkeys(_linear_paths(plan), 0)
     for number, batch in enumerate(data):
-        mask = _token_mask(_moved(model, batch), plan.peft_config)
+        mask = _token_mask(on_device_of(model, batch), plan.peft_config)
         for path, inputs in _inputs_of(model, most, batch).items():
             most[path] = max(most[path], len(_layer_rows(inputs, mask, path)))
         if number == 0:
@@ -176,7 +178,7 @@ def _inputs_of(model: nn.Module, paths: Iterable[str], batch: Mapping[str, Any])
         for path in paths:
             hooks.callback(model.get_submodule(path).register_forward_hook(_keep(seen, path)).remove)
         model.eval()
-        model(**_moved(model, batch))
+        model(**on_device_of(model, batch))
     return seen
 
 
@@ -198,7 +200,7 @@ def _corda(model: nn.Module, plan: Plan, data: list[Mapping[str, Any]], adapter_
     def run() -> None:
         with _inputs_flat(model, paths) as reached:
             for batch in data:
-                model(**_moved(model, batch))
+                model(**on_device_of(model, batch))
         _check_reached(reached)
 
     with _without_leftovers(model, paths, ("sample_count", "covariance_matrix", "corda_method", "rank", "eigens")):
@@ -274,7 +276,7 @@ def _lora_ga(model: nn.Module, plan: Plan, data: list[Mapping[str, Any]], adapte
 
 
 def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    loss = getattr(model(**_moved(model, batch)), "loss", None)
+    loss = getattr(model(**on_device_of(model, batch)), "loss", None)
     if loss is None:
         raise AttachError(
             "LoRA-GA follows the gradient of the loss, and the model computes none",
@@ -308,22 +310,6 @@ def _check_reached(reached: Mapping[str, int | bool]) -> None:
             help="feed every tower in the scope in every batch, or leave the tower out of the scope",
             code="initialize-unreached",
         )
-
-
-def _moved(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-
-
-@contextmanager
-def _same_mode(model: nn.Module) -> Iterator[None]:
-    """Every module's own training mode is restored after: PEFT's preprocessing leaves the model in another."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

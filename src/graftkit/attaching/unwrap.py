@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from graftkit.attaching.attach import adapted_sites
 from graftkit.attaching.redirect import Scene, renamed, retargeted
 from graftkit.errors import AttachError
+from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.unwrapping import base_model_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +55,7 @@ def unwrap(model: nn.Module, *, allow_change: bool = False) -> Unwrapped:
             its output on random input differs from its linear's; ``unwrap-other-arguments`` when its callers may
             pass it more than a linear takes. Nothing has been changed then.
     """
-    whole: Any = model
-    base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    base = base_model_of(model)
     places = tuple(wrapped_places(base))
     for place in places:
         _refuse_other_arguments(place)
@@ -275,16 +276,11 @@ def _differs(wrapper: nn.Module, inner: nn.Module) -> str | None:
     size = _in_features(inner)
     dtype = weight.dtype if weight.is_floating_point() else torch.float32
     values = (torch.randn(2, 3, size, generator=generator) * _PROBE_SCALE).to(weight.device, dtype)
-    modes = [(module, module.training) for module in wrapper.modules()]
-    wrapper.eval()
     try:
-        with torch.no_grad():
+        with evaluating(wrapper), torch.no_grad():
             same = torch.equal(wrapper(values), inner(values))
     except Exception as error:
         return f"it cannot be tried on random input ({type(error).__name__}: {error})"
-    finally:
-        for module, training in modes:
-            module.training = training
     return None if same else "on random input its output is not its linear's"
 
 

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.probes.forward import difference, logits_of, tolerance, wrapper_effect
+from graftkit.checks.probes.clamps import wrapper_effect
+from graftkit.checks.probes.forward import difference, logits_of, tolerance
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graftkit.errors import GraftError
+from graftkit.modeling.device import on_device_of
+from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.unwrapping import base_model_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -100,10 +103,10 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_thread())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="graftkit-demo-"))
-        stack.enter_context(_keeping_forward(_bare(model)))
+        stack.enter_context(_keeping_forward(base_model_of(model)))
         trainer = _trainer(model, processor, dataset, peft_config, chosen, folder)
         progress = stack.enter_context(_progress_bar(description, chosen, console))
-        watch = stack.enter_context(_watching(_bare(trainer.model), processor))
+        watch = stack.enter_context(_watching(base_model_of(trainer.model), processor))
         trainer.add_callback(progress)
         trainer.train()
     trained: PeftModel = trainer.model.eval()
@@ -131,15 +134,10 @@ def predict(
     """
     import torch
 
-    was_training = model.training
-    model.eval()
     answers: list[str] = []
-    try:
-        with torch.no_grad(), _one_thread():
-            for start in range(0, len(dataset), batch_size):
-                answers += _answers(model, processor, dataset[start : start + batch_size])
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad(), _one_thread():
+        for start in range(0, len(dataset), batch_size):
+            answers += _answers(model, processor, dataset[start : start + batch_size])
     return tuple(answers)
 
 
@@ -336,15 +334,7 @@ def _answers(model: nn.Module, processor: ProcessorMixin, rows: Mapping[str, Any
         return_tensors="pt",
         add_special_tokens=False,  # the prompt spells its own
     )
-    device = next(model.parameters()).device
-    logits: torch.Tensor = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
+    logits: torch.Tensor = model(**on_device_of(model, batch)).logits
     ids: list[int] = logits[:, -1].argmax(-1).tolist()
     tokens: list[str] = processor.tokenizer.convert_ids_to_tokens(ids)
     return tokens
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The model under the adapter."""
-    unwrap = getattr(model, "get_base_model", None)
-    bare: nn.Module = unwrap() if unwrap is not None else model
-    return bare

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.families import family_of
+from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.unwrapping import base_model_of
 from graftkit.surveying.sources.build import quiet_transformers
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def example_batch(
             help=f"choose from {', '.join(MODALITIES)}",
             code="twin",
         )
-    base = _unwrapped(model)
+    base = base_model_of(model)
     generator = torch.Generator().manual_seed(seed)
     try:
         with quiet_transformers():
@@ -80,11 +82,6 @@ def example_batch(
             code="twin",
         ) from error
     return batch
-
-
-def _unwrapped(model: Any) -> PreTrainedModel:
-    unwrap = getattr(model, "get_base_model", None)
-    return unwrap() if callable(unwrap) else model
 
 
 def _inputs(
@@ -110,23 +107,8 @@ def _try(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> None:
 
     if model.device.type == "meta" or sum(p.numel() for p in model.parameters()) > _TRIED_UP_TO:
         return
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         model(**batch)
-
-
-class _evaluating:  # noqa: N801 (a context manager, named as one)
-    """Eval mode inside; each module's own mode after."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._training = [module for module in self._model.modules() if module.training]
-        self._model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module in self._training:
-            module.training = True
 
 
 @dataclass(frozen=True)
@@ -289,7 +271,7 @@ class _Generic:
         accepted = inspect.signature(compute).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         given = {k: v for k, v in _on_model(self.model, inputs).items() if takes_any or k in accepted}
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model):
             features = compute(**given)
         return _rows(features) // self.batch_size
 
@@ -315,7 +297,7 @@ class _Generic:
     def _logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         import torch
 
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model):
             output = self.model(**_on_model(self.model, batch))
         return output.logits  # type: ignore[no-any-return]
 

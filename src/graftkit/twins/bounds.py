@@ -1,10 +1,12 @@
-"""Wrappers that clamp a linear's input and output: give the infinite bounds of a random model real values."""
+"""Finite bounds for a random model's bounded wrappers: a fresh model's are infinite, and clamp nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+
+from graftkit.modeling.bounded_wrappers import BoundedWrapper, bounded_wrappers
 
 if TYPE_CHECKING:
     import torch
@@ -16,57 +18,11 @@ _LOW, _HIGH = 0.03, 0.97
 _UNREACHED = 2.0
 
 
-@dataclass(frozen=True)
-class Clamp:
-    """A module around one linear, with scalar bounds on what goes in or comes out.
+def calibrate_bounds(model: nn.Module, batch: Mapping[str, Any] | None) -> None:
+    """Set every infinite bound so that it clamps a few percent of the activations of one forward pass.
 
-    Attributes:
-        path: the module's path in the model.
-        wrapper: the module; its bounds are 0-dim buffers.
-        linear: the linear it wraps.
-        inputs: names of the bounds on the input, lower then upper, None where there is none.
-        outputs: likewise for the output.
-    """
-
-    path: str
-    wrapper: nn.Module
-    linear: nn.Linear
-    inputs: tuple[str | None, str | None]
-    outputs: tuple[str | None, str | None]
-
-
-def find_clamps(model: nn.Module) -> list[Clamp]:
-    """Modules that hold 0-dim floating-point buffers named ``*min``/``*max`` next to exactly one linear."""
-    return [clamp for path, module in model.named_modules() if (clamp := _as_clamp(path, module))]
-
-
-def _as_clamp(path: str, module: nn.Module) -> Clamp | None:
-    from torch import nn
-
-    linears = [child for child in module.children() if isinstance(child, nn.Linear)]
-    scalars = [
-        name
-        for name, buffer in module.named_buffers(recurse=False)
-        if buffer.ndim == 0 and buffer.is_floating_point() and name.endswith(("min", "max"))
-    ]
-    if len(linears) != 1 or not scalars:
-        return None
-    outputs = [name for name in scalars if name.startswith("out")]
-    inputs = [name for name in scalars if name not in outputs]
-    return Clamp(path, module, linears[0], _pair(inputs), _pair(outputs))
-
-
-def _pair(names: list[str]) -> tuple[str | None, str | None]:
-    lower = next((name for name in names if name.endswith("min")), None)
-    upper = next((name for name in names if name.endswith("max")), None)
-    return lower, upper
-
-
-def calibrate(model: nn.Module, batch: Mapping[str, Any] | None) -> None:
-    """Set every infinite bound so that it clamps a few percent of what one forward pass brings along.
-
-    The bounds are set while the pass runs, in the order in which it reaches the wrappers, so that each is
-    calibrated behind the clamps before it. Finite bounds are left alone.
+    Each bound is set when the pass reaches it, so that later wrappers see activations that are already clamped.
+    Finite bounds are left alone.
 
     Args:
         model: changed in place.
@@ -74,47 +30,41 @@ def calibrate(model: nn.Module, batch: Mapping[str, Any] | None) -> None:
     """
     import torch
 
-    clamps = [clamp for clamp in find_clamps(model) if _infinite(clamp)]
-    if not clamps:
+    wrappers = [wrapper for wrapper in bounded_wrappers(model) if _infinite(wrapper)]
+    if not wrappers:
         return
     if batch is not None:
-        handles = [handle for clamp in clamps for handle in _listen(clamp)]
-        try:
-            with torch.no_grad():
-                model(**batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-    for clamp in clamps:
-        for name, sign in _infinite(clamp):
-            clamp.wrapper.get_buffer(name).fill_(sign * _UNREACHED)
+        with ExitStack() as hooks, torch.no_grad():
+            for wrapper in wrappers:
+                _set_when_called(hooks, wrapper)
+            model(**batch)
+    for wrapper in wrappers:
+        for name, bound in _infinite(wrapper).items():
+            bound.fill_(-_UNREACHED if name.endswith("min") else _UNREACHED)
 
 
-def _infinite(clamp: Clamp) -> list[tuple[str, int]]:
-    """Bounds that bound nothing, and the sign of each."""
-    signed = [
-        (name, sign) for pair in (clamp.inputs, clamp.outputs) for name, sign in zip(pair, (-1, 1), strict=True)
-    ]
-    return [(name, sign) for name, sign in signed if name and clamp.wrapper.get_buffer(name).isinf()]
+def _infinite(wrapper: BoundedWrapper) -> dict[str, torch.Tensor]:
+    named = wrapper.bounds.items()
+    return {name: bound for name, bound in named if name.endswith(("min", "max")) and bound.isinf()}
 
 
-def _listen(clamp: Clamp) -> tuple[torch.utils.hooks.RemovableHandle, ...]:
-    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-        _set(clamp, clamp.inputs, args[0])
+def _set_when_called(hooks: ExitStack, wrapper: BoundedWrapper) -> None:
+    def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        _set(wrapper, args[0], output=False)
 
-    def after(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> None:
-        _set(clamp, clamp.outputs, output)
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> None:
+        _set(wrapper, output, output=True)
 
-    return clamp.wrapper.register_forward_pre_hook(before), clamp.linear.register_forward_hook(after)
+    hooks.callback(wrapper.module.register_forward_pre_hook(before).remove)
+    hooks.callback(wrapper.layer.register_forward_hook(after).remove)
 
 
-def _set(clamp: Clamp, names: tuple[str | None, str | None], values: torch.Tensor) -> None:
+def _set(wrapper: BoundedWrapper, values: torch.Tensor, *, output: bool) -> None:
+    """Set the infinite bounds of the wrapper's input or output to quantiles of the values."""
     import torch
 
     quantiles = torch.tensor([_LOW, _HIGH])
     low, high = torch.quantile(values.detach().float().flatten(), quantiles).tolist()
-    if not low < high:
-        return
-    for name, bound in zip(names, (low, high), strict=True):
-        if name and clamp.wrapper.get_buffer(name).isinf():
-            clamp.wrapper.get_buffer(name).fill_(bound)
+    for name, bound in _infinite(wrapper).items():
+        if low < high and name.startswith("out") == output:
+            bound.fill_(low if name.endswith("min") else high)

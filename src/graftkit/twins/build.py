@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError, GraftError
+from graftkit.modeling.bounded_wrappers import bounded_wrappers
+from graftkit.modeling.unwrapping import base_model_of
 from graftkit.surveying.sources.build import build_on_meta, model_class_for, quiet_transformers
 from graftkit.surveying.sources.config import Loaded, load_config, remote_model_class
 from graftkit.twins.batch import example_batch
-from graftkit.twins.bounds import calibrate, find_clamps
+from graftkit.twins.bounds import calibrate_bounds
 from graftkit.twins.shrink import shrink
 from graftkit.twins.weights import enliven
 
@@ -57,8 +59,8 @@ def twin(
         model = _build(model_class, small, dtype or torch.float32)
         enliven(model, torch.Generator().manual_seed(seed))
         model.eval()
-        if find_clamps(model):
-            calibrate(model, _batch_or_none(model))
+        if bounded_wrappers(model):
+            calibrate_bounds(model, _batch_or_none(model))
     return model
 
 
@@ -67,8 +69,7 @@ def _resolve(
 ) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
     from transformers import PreTrainedModel
 
-    unwrap = getattr(source, "get_base_model", None)
-    model = unwrap() if callable(unwrap) else source
+    model = base_model_of(source)
     if isinstance(model, PreTrainedModel):
         return model.config, type(model)
     loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from graftkit.errors import BuildError, SourceError
+from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.surveying.sources.build import build_on_meta, model_class_for
 from graftkit.twins.batch import example_batch
-from graftkit.twins.bounds import find_clamps
+from graftkit.twins.bounds import calibrate_bounds
 from graftkit.twins.build import twin
 
 
@@ -81,7 +82,7 @@ def e2b():
 
 
 def test_clamps_are_found_by_structure_in_every_tower(e2b):
-    paths = [clamp.path for clamp in find_clamps(twin(e2b))]
+    paths = [wrapper.path for wrapper in bounded_wrappers(twin(e2b))]
     assert sum("vision_tower" in path for path in paths) == 14
     assert sum("audio_tower" in path for path in paths) == 20
 
@@ -90,19 +91,18 @@ def test_clamps_bite_a_share_of_the_activations(e2b):
     model = twin(e2b)
     shares = {}
 
-    def record(clamp, names, values):
-        low, high = (clamp.wrapper.get_buffer(name) for name in names)
+    def record(wrapper, values, side):
+        low, high = (wrapper.bounds[f"{side}_{end}"] for end in ("min", "max"))
         assert low.isfinite()
         assert high.isfinite()
         assert low < high
-        share = ((values < low) | (values > high)).float().mean().item()
-        shares[clamp.path, names] = share
+        shares[wrapper.path, side] = ((values < low) | (values > high)).float().mean().item()
 
-    for clamp in find_clamps(model):
-        clamp.wrapper.register_forward_pre_hook(lambda _, args, c=clamp: record(c, c.inputs, args[0]))
-        clamp.linear.register_forward_hook(lambda _, __, out, c=clamp: record(c, c.outputs, out))
+    for wrapper in bounded_wrappers(model):
+        wrapper.module.register_forward_pre_hook(lambda _, args, w=wrapper: record(w, args[0], "input"))
+        wrapper.layer.register_forward_hook(lambda _, __, out, w=wrapper: record(w, out, "output"))
     _forward(model)
-    assert len(shares) == 2 * len(find_clamps(model))
+    assert len(shares) == 2 * len(bounded_wrappers(model))
     assert all(0 < share < 0.5 for share in shares.values())
     assert sum(shares.values()) / len(shares) == pytest.approx(0.06, abs=0.02)
 
@@ -110,10 +110,9 @@ def test_clamps_bite_a_share_of_the_activations(e2b):
 def test_clamps_bite_on_other_inputs_too(e2b):
     model = twin(e2b)
     clamped = _forward(model, seed=7).logits
-    for clamp in find_clamps(model):
-        for name in (*clamp.inputs, *clamp.outputs):
-            buffer = clamp.wrapper.get_buffer(name)
-            buffer.fill_(float("-inf") if name.endswith("min") else float("inf"))
+    for wrapper in bounded_wrappers(model):
+        for name, bound in wrapper.bounds.items():
+            bound.fill_(float("-inf") if name.endswith("min") else float("inf"))
     assert not torch.allclose(clamped, _forward(model, seed=7).logits)
 
 
@@ -122,17 +121,15 @@ def test_clamps_off_means_no_bounds():
 
     from graftkit.families import geometry
 
-    assert find_clamps(twin(Gemma4Config.from_dict(dict(geometry("google/gemma-4-31B"))))) == []
+    assert bounded_wrappers(twin(Gemma4Config.from_dict(dict(geometry("google/gemma-4-31B"))))) == []
 
 
 def test_unreached_clamps_get_a_finite_constant(e2b):
-    from graftkit.twins.bounds import calibrate
-
     model = twin(e2b)
-    for clamp in find_clamps(model):
-        clamp.wrapper.get_buffer(clamp.inputs[1]).fill_(float("inf"))
-    calibrate(model, None)
-    assert all(c.wrapper.get_buffer(c.inputs[1]).isfinite() for c in find_clamps(model))
+    for wrapper in bounded_wrappers(model):
+        wrapper.bounds["input_max"].fill_(float("inf"))
+    calibrate_bounds(model, None)
+    assert all(wrapper.bounds["input_max"].isfinite() for wrapper in bounded_wrappers(model))
 
 
 def _state(model):

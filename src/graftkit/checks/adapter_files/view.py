@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile
-from graftkit.adapters.placement import PEFT_PREFIX
 from graftkit.checks.peft_config.schema import declared
 from graftkit.checks.peft_config.validate import config_problems
+from graftkit.modeling.unwrapping import PEFT_PREFIX
 from graftkit.planning.matching import LONGEST_NAME, suffixes, target_matcher
 
 _CHUNK = 1 << 22

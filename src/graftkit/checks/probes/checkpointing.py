@@ -10,6 +10,8 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from graftkit.modeling.unwrapping import base_model_of
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -149,7 +151,7 @@ def _mode_of_function(function: Any) -> Mode:
 @contextmanager
 def _inputs_in_the_graph(model: Any, mode: Mode | None) -> Iterator[None]:
     """The outputs of every input embedding require gradients inside, where ``mode`` is one that is tried."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model_of(model)
     if mode in {None, Mode.OFF} or not hasattr(base, "enable_input_require_grads"):
         yield
         return

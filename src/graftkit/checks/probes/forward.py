@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from graftkit.modeling.device import on_device_of
+from graftkit.modeling.module_mode import evaluating
 from graftkit.surveying.quantized import quantization_of
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     import torch
 
     with evaluating(model), torch.no_grad():
-        output = model(**_on_device(model, batch))
+        output = model(**on_device_of(model, batch))
     return first_tensor(output).float().cpu()
 
 
@@ -46,37 +48,9 @@ def first_tensor(output: Any) -> Tensor:
 
 def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """The model's own loss on ``batch``, or the mean square of its logits where it computes none."""
-    output = model(**_on_device(model, batch))
+    output = model(**on_device_of(model, batch))
     loss = getattr(output, "loss", None)
     return loss if loss is not None else first_tensor(output).float().pow(2).mean()
-
-
-def _on_device(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode is restored after.
-
-    4-bit linears are the exception: in eval mode, on a CPU with AVX512-BF16, bitsandbytes packs them anew for
-    good, and cannot where their width is no multiple of 32 (bitsandbytes.nn.Linear4bit.forward). Nothing else in
-    them depends on the mode.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    for module, _ in modes:
-        # PEFT's layer shows the packed weight of the linear inside it, and may itself depend on the mode.
-        packed = quantization_of(module) == "bitsandbytes 4-bit"
-        module.training = packed and not isinstance(module, BaseTunerLayer)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
@@ -201,48 +175,6 @@ def adapted_layers(model: PeftModel) -> dict[str, Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {path: m for path, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-
-
-def wrapper_effect(model: PeftModel, batch: Mapping[str, Any]) -> tuple[int, int]:
-    """How many adapted linears have bounds around them, and how many of those the batch drives into them.
-
-    A bounded wrapper is a module whose only parameters are one adapted layer's and which has buffers of its
-    own. It bites where its output differs from that of the layer inside, or its input from the layer's.
-    """
-    wrappers = _bounded_wrappers(model)
-    bitten: set[str] = set()
-    with ExitStack() as hooks:
-        for path, (wrapper, layer) in wrappers.items():
-            _watch(hooks, path, wrapper, layer, bitten)
-        logits_of(model, batch)
-    return len(wrappers), len(bitten)
-
-
-def _bounded_wrappers(model: PeftModel) -> dict[str, tuple[nn.Module, nn.Module]]:
-    modules = dict(model.named_modules())
-    found = {}
-    for path, layer in adapted_layers(model).items():
-        parent = modules[path.rpartition(".")[0]]
-        own = {id(p) for p in layer.parameters()}
-        alone = {id(p) for p in parent.parameters()} == own
-        if alone and any(True for _ in parent.buffers(recurse=False)):
-            found[path] = (parent, layer)
-    return found
-
-
-def _watch(hooks: ExitStack, path: str, wrapper: nn.Module, layer: nn.Module, bitten: set[str]) -> None:
-    inner: dict[str, Tensor] = {}
-
-    def after_layer(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        inner["input"], inner["output"] = args[0].detach(), output.detach()
-
-    def after_wrapper(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        same = args[0].equal(inner["input"]) and output.equal(inner["output"])
-        if not same:
-            bitten.add(path)
-
-    for module, hook in ((layer, after_layer), (wrapper, after_wrapper)):
-        hooks.callback(module.register_forward_hook(hook).remove)
 
 
 def without_adapter(model: PeftModel) -> nn.Module:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.probes.checkpointing import Mode, checkpointing
-from graftkit.checks.probes.forward import adapted_layers, adapter_parameters, evaluating, loss_of, probing
+from graftkit.checks.probes.forward import adapted_layers, adapter_parameters, loss_of, probing
+from graftkit.modeling.module_mode import evaluating
 from graftkit.text import first_line
 
 if TYPE_CHECKING:

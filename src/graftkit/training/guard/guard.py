@@ -15,6 +15,7 @@ from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.rules import all_rules, check_settings
 from graftkit.errors import GraftError, TrainingError
 from graftkit.findings import Finding, Report, Severity
+from graftkit.modeling.unwrapping import name_in_base
 from graftkit.planning.plan import Plan
 from graftkit.recipes.settings import CheckSettings
 from graftkit.report.chart import Curve
@@ -250,7 +251,7 @@ def _told_of(lives: Lives) -> Observation:
         return passed(f"all {tensors} tensors were trained on {steps}", tensors=tensors, dead=0)
     return failed(
         f"{len(dead)} of {tensors} tensors had no gradient on {steps}, or are still the zeros they began as",
-        where=dead[0].removeprefix("base_model.model."),
+        where=name_in_base(dead[0]),
         help="leave them out of the targets, or put what feeds them in the data; equal rewards train nothing",
         tensors=tensors,
         dead=len(dead),

@@ -4,73 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from graftkit.modeling.bounded_wrappers import BoundedWrapper, count_clamped, watch_bounds
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from graftkit.checks.probes.clamps import Bounded
+    from torch import Tensor
 
 # Elements looked at in each tensor: enough for a share to half a percent, however large the activations are.
 _SAMPLE = 4096
 
 
-@dataclass
-class _Count:
-    clamped: list[Tensor] = field(default_factory=list)
-    elements: int = 0
-    inner: dict[str, Tensor] = field(default_factory=dict)
-
-
 class Saturation:
     """Counts what bounded wrappers clamp, between ``begin`` and ``end``."""
 
-    def __init__(self, wrappers: Iterable[Bounded]) -> None:
+    def __init__(self, wrappers: Iterable[BoundedWrapper]) -> None:
         self._wrappers = tuple(wrappers)
-        self._counts: dict[str, _Count] = {}
+        self._clamped: dict[str, list[Tensor]] = {}
+        self._elements: dict[str, int] = {}
         self._hooks = ExitStack()
 
     def begin(self) -> None:
-        """Put hooks on the wrappers; they wait for nothing and change nothing."""
+        """Put hooks on the wrappers. They change nothing, and never wait for the device."""
         self.end()
-        for bounded in self._wrappers:
-            count = self._counts.setdefault(bounded.path, _Count())
-            self._watch(bounded, count)
+        self._hooks.enter_context(watch_bounds(self._wrappers, self._count, _sampled))
 
     def end(self) -> Mapping[str, float]:
-        """Take the hooks off, and say of every wrapper that was called which share it clamped."""
+        """Take the hooks off, and return the clamped share of every wrapper that was called."""
         import torch
 
         self._hooks.close()
-        counts, self._counts = self._counts, {}
-        called = {path: count for path, count in counts.items() if count.elements}
-        shares = [torch.stack(count.clamped).sum().cpu() / count.elements for count in called.values()]
+        shares = [
+            torch.stack(clamped).sum().cpu() / self._elements[path] for path, clamped in self._clamped.items()
+        ]
+        called = tuple(self._clamped)
+        self._clamped, self._elements = {}, {}
         return dict(zip(called, torch.stack(shares).tolist(), strict=True)) if shares else {}
 
-    def _watch(self, bounded: Bounded, count: _Count) -> None:
-        def after_layer(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            count.inner.update(given=_sampled(args[0]), made=_sampled(output))
-
-        def after_wrapper(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            before = (_sampled(args[0]), count.inner.get("made"))
-            after = (count.inner.get("given"), _sampled(output))
-            for one, other in zip(before, after, strict=True):
-                if one is not None and other is not None and one.shape == other.shape and other.numel():
-                    count.clamped.append(_clamped(one, other))
-                    count.elements += one.numel()
-            count.inner.clear()
-
-        for module, hook in ((bounded.layer, after_layer), (bounded.wrapper, after_wrapper)):
-            self._hooks.callback(module.register_forward_hook(hook).remove)
+    def _count(self, wrapper: BoundedWrapper, before: Tensor, after: Tensor) -> None:
+        self._clamped.setdefault(wrapper.path, []).append(count_clamped(before, after))
+        self._elements[wrapper.path] = self._elements.get(wrapper.path, 0) + before.numel()
 
 
 def _sampled(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
     return flat[:: max(1, flat.numel() // _SAMPLE)]
-
-
-def _clamped(before: Tensor, after: Tensor) -> Tensor:
-    """How many elements became the smallest or the largest value there is. The answer stays on the device."""
-    low, high = after.aminmax()
-    return ((after != before) & ((after == low) | (after == high))).sum()

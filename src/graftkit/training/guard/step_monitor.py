@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from graftkit.checks.probes.clamps import bounded_wrappers
+from graftkit.modeling.bounded_wrappers import bounded_wrappers
+from graftkit.modeling.unwrapping import name_in_base
 from graftkit.report.chart import Curve
 from graftkit.surveying.towers import tower_finder
 from graftkit.training.guard.saturation import Saturation
@@ -15,8 +16,6 @@ from graftkit.training.guard.tensor_stats import Point, Watch
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-_PREFIX = "base_model.model."
 
 
 class Course:
@@ -81,7 +80,7 @@ class Course:
     def _by_tower(self, shares: Mapping[str, float]) -> dict[str, float]:
         towers: dict[str, list[float]] = {}
         for path, share in shares.items():
-            towers.setdefault(self._tower_of(path.removeprefix(_PREFIX)), []).append(share)
+            towers.setdefault(self._tower_of(name_in_base(path)), []).append(share)
         return {tower: sum(found) / len(found) for tower, found in towers.items()}
 
 

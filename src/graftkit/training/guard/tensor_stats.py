@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from graftkit.modeling.sharding import FSDP_WRAPPER, is_sharded
+from graftkit.modeling.sharding import is_sharded
+from graftkit.modeling.unwrapping import name_in_base
 from graftkit.surveying.towers import tower_finder
 from graftkit.training.distributed.collectives import summed
 
@@ -48,8 +49,7 @@ class Tensors:
     def of(cls, model: PeftModel) -> Tensors:
         tower_of = tower_finder(model.get_base_model())
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        paths = {name: name.replace(FSDP_WRAPPER, "").removeprefix("base_model.model.") for name in named}
-        return cls(named, {name: tower_of(path) for name, path in paths.items()}, is_sharded(model))
+        return cls(named, {name: tower_of(name_in_base(name)) for name in named}, is_sharded(model))
 
     def norms(self, tensors: Mapping[str, Tensor | None]) -> dict[str, float]:
         """The norm of each tensor that is there, in float32: one wait for each device.

@@ -17,8 +17,9 @@ from transformers import AutoModelForImageTextToText
 import graftkit as gk
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
-from graftkit.checks.probes.clamps import bounded_wrappers, clamped_shares
+from graftkit.checks.probes.clamps import clamped_shares
 from graftkit.checks.rules import all_rules
+from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.recipes.settings import CheckSettings
 
 ERROR, WARNING, INFO = gk.Severity.ERROR, gk.Severity.WARNING, gk.Severity.INFO

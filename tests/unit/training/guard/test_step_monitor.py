@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graftkit as gk
-from graftkit.checks.probes.clamps import Bounded, clamped_shares
+from graftkit.checks.probes.clamps import clamped_shares
+from graftkit.modeling.bounded_wrappers import BoundedWrapper
 from graftkit.training.guard.saturation import Saturation
 from graftkit.training.guard.step_monitor import Course, curves_of
 from graftkit.training.guard.tensor_stats import Lives, Point, Sample, Tensors, Watch
@@ -113,7 +114,7 @@ def test_the_share_of_clamped_activations_is_exact_where_all_are_looked_at(
 ) -> None:
     wrapper = Clamp(low, high)
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(seed))
-    seen = Saturation([Bounded("w", wrapper, wrapper.linear)])
+    seen = Saturation([BoundedWrapper("w", wrapper, wrapper.linear)])
     seen.begin()
     wrapper(x)
     outside = ((x < low) | (x > high)).float().mean().item()

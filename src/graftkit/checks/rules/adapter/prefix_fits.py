@@ -8,9 +8,9 @@ from itertools import islice
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity
+from graftkit.modeling.unwrapping import PEFT_PREFIX
 from graftkit.text import some
 
-_PEFT = "base_model.model."
 # The longest common endings come first, and a right one is among them.
 _MOST_PREFIXES = 64
 
@@ -29,7 +29,7 @@ def _check(context: CheckContext) -> Observation:
         trained_on = context.adapter.config.get("base_model_name_or_path")
         advice = "name the base it was trained on" + (f": {some([trained_on])}" if trained_on else "")
         return failed(message, where=next(iter(modules)), help=advice, found=0)
-    before, after = (_PEFT + part for part in fitting)
+    before, after = (PEFT_PREFIX + part for part in fitting)
     return failed(
         f"none of {len(modules)} adapted modules is in the base; with {after!r:.200} for {before!r:.200} all are",
         where=next(iter(modules)),
@@ -53,8 +53,8 @@ def _prefixes(context: CheckContext) -> Iterator[tuple[str, str]]:
 def _fits(context: CheckContext, before: str, after: str) -> bool:
     names = (name for names in context.saved.modules.values() for name in names)
     return all(
-        name.startswith(_PEFT + before)
-        and context.fit.fits_as(name, _PEFT + after + name.removeprefix(_PEFT + before))
+        name.startswith(PEFT_PREFIX + before)
+        and context.fit.fits_as(name, PEFT_PREFIX + after + name.removeprefix(PEFT_PREFIX + before))
         for name in names
     )
 

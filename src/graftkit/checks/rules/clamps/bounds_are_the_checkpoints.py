@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
-from graftkit.checks.probes.clamps import bounded_wrappers
 from graftkit.findings import Severity
+from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.surveying.checkpoint.names import checkpoint_keys
 

@@ -14,6 +14,7 @@ from graftkit.checks.probes.checkpointing import InUse, Mode, can_checkpoint, in
 from graftkit.checks.probes.forward import adapter_parameters
 from graftkit.checks.probes.gradients import Backward
 from graftkit.findings import Fix, Severity
+from graftkit.modeling.unwrapping import name_in_base
 from graftkit.recipes.training import Training
 from graftkit.surveying.towers import tower_finder
 from graftkit.text import some
@@ -67,7 +68,7 @@ class _Seen:
         """Adapter tensor -> the tower it is in."""
         assert self.context.model is not None
         tower_of = tower_finder(self.context.model.get_base_model())
-        return {name: tower_of(name.removeprefix("base_model.model.")) for name in self.backward.gradients}
+        return {name: tower_of(name_in_base(name)) for name in self.backward.gradients}
 
     @cached_property
     def table(self) -> dict[str, dict[str, int]]:
@@ -202,7 +203,7 @@ _CAUSES = (
 
 
 def _places(names: list[str]) -> str:
-    return some(name.removeprefix("base_model.model.") for name in names)
+    return some(name_in_base(name) for name in names)
 
 
 RULE = Rule(

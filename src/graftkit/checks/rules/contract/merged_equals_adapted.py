@@ -6,6 +6,7 @@ from typing import Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
+from graftkit.checks.probes.clamps import wrapper_effect
 from graftkit.checks.probes.forward import (
     MergeRefusedError,
     difference,
@@ -13,7 +14,6 @@ from graftkit.checks.probes.forward import (
     merging,
     probing,
     tolerance,
-    wrapper_effect,
 )
 from graftkit.findings import Severity
 

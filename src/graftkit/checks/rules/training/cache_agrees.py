@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
-from graftkit.checks.probes.forward import difference, evaluating, logits_of, tolerance
+from graftkit.checks.probes.forward import difference, logits_of, tolerance
 from graftkit.checks.probes.text_batches import no_rows_for, text_rows
 from graftkit.findings import Severity
+from graftkit.modeling.module_mode import evaluating
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -9,6 +9,7 @@ from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info
 from graftkit.checks.probes.checkpointing import InUse, Mode, can_checkpoint, in_use
 from graftkit.checks.probes.gradients import Backward, Comparison, compare
 from graftkit.findings import Fix, Severity
+from graftkit.modeling.unwrapping import name_in_base
 from graftkit.recipes.training import Training
 
 
@@ -59,7 +60,7 @@ def _figures(plain: Backward, tried: Backward, allowed: float) -> dict[str, Any]
         "wrong": len(wrong),
         "worst_difference": max(apart.differences.values(), default=0.0),
         "worst_cosine": min(apart.cosines.values(), default=1.0),
-        "worst": [name.removeprefix("base_model.model.") for name in wrong[:3]],
+        "worst": [name_in_base(name) for name in wrong[:3]],
         "loss_difference": abs(tried.loss - plain.loss),
     }
 

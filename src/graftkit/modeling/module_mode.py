@@ -1,0 +1,40 @@
+"""Evaluation mode for the time of a block, with every module's own mode restored after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from graftkit.surveying.quantized import quantization_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextmanager
+def keep_modes(model: nn.Module) -> Iterator[None]:
+    """Restore every module's own mode after the block, whatever the block does to it."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode for the block, and restore every module's own mode after it.
+
+    4-bit linears stay in training mode: in evaluation mode, on a CPU with AVX512-BF16, bitsandbytes repacks them
+    irrevocably, and fails where their width is no multiple of 32 (bitsandbytes.nn.Linear4bit.forward). Nothing
+    else in them depends on the mode.
+    """
+    with keep_modes(model):
+        model.eval()
+        for module in model.modules():
+            # PEFT's layer shows the packed weight of the linear inside it, and may itself depend on the mode.
+            if quantization_of(module) == "bitsandbytes 4-bit" and not hasattr(module, "base_layer"):
+                module.training = True
+        yield

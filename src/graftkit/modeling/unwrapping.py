@@ -1,0 +1,24 @@
+"""A model, and its parameters' names, without what PEFT, DDP and FSDP put around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graftkit.modeling.sharding import FSDP_WRAPPER
+
+# What PEFT puts before the base model's own names (peft.PeftModel holds a tuner, which holds the model).
+PEFT_PREFIX = "base_model.model."
+
+
+def base_model_of(model: Any) -> Any:
+    """Return the base model inside a PEFT model, a DDP wrapper, or both; any other model as it is."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def name_in_base(name: str) -> str:
+    """Return a parameter's name as the base model has it, without the parts that FSDP and PEFT add in front."""
+    return name.replace(FSDP_WRAPPER, "").removeprefix(PEFT_PREFIX)
