@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.observed import by_code
 
 import graftkit as gk
 from graftkit.checks.check_merged import check_merged
@@ -39,8 +40,7 @@ def places(tmp_path: Path) -> Places:
 
 
 def found(places: Places) -> dict[str, gk.Finding]:
-    report = check_merged(places.out, places.base, places.adapter)
-    return {finding.code: finding for finding in report}
+    return by_code(check_merged(places.out, places.base, places.adapter))
 
 
 def test_gk606_silent_on_a_merge(places: Places) -> None:

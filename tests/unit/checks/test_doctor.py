@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.unit.checks.observed import by_code
 
 import graftkit as gk
 from graftkit.attaching.attach import attach_stock
@@ -22,10 +23,6 @@ def recipe(folder: Path, text: str) -> Recipe:
     file = folder / "recipe.yaml"
     file.write_text(text)
     return read_recipe(file)
-
-
-def by_code(report: gk.Report) -> dict[str, gk.Finding]:
-    return {finding.code: finding for finding in report}
 
 
 def test_without_arguments_the_environment_is_looked_at() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.unit.checks.observed import by_code
 
 import graftkit as gk
 from graftkit.checks.rehearse import rehearse
@@ -25,8 +26,7 @@ data:
 def rehearsed(folder: Path, text: str, *codes: str) -> dict[str, gk.Finding]:
     file = folder / "recipe.yaml"
     file.write_text(text)
-    report = rehearse(read_recipe(file))
-    found = {finding.code: finding for finding in report}
+    found = by_code(rehearse(read_recipe(file)))
     assert not codes or set(codes) <= found.keys()
     return found
 

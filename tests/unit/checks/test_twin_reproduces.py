@@ -9,24 +9,17 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from tests.unit.checks.observed import seen
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 import graftkit as gk
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.runner import run
-from graftkit.checks.rules import all_rules
 from graftkit.planning.plan import config_dict
 from graftkit.recipes.training import Training
 
 ERROR, OK = gk.Severity.ERROR, gk.Severity.OK
-RULES = {rule.code: rule for rule in all_rules()}
 
 Twins = Callable[[str], nn.Module]
-
-
-def seen(code: str, **context: Any) -> gk.Finding:
-    return run([RULES[code]], CheckContext(**context)).findings[0]
 
 
 def adapted(model: nn.Module, **plan: Any) -> PeftModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.observed import finding
 from torch import nn
 
 import graftkit as gk
@@ -48,7 +49,7 @@ def mark(adapter: Path, layout: str) -> None:
 
 
 def seen(adapter: Path, **options: bool) -> gk.Finding:
-    return next(f for f in gk.check(adapter, **options) if f.code == "GK506")
+    return finding(gk.check(adapter, **options), "GK506")
 
 
 def test_gk506_silent_on_what_peft_saves(adapter: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.observed import edit, finding
 from torch import nn
 
 import graftkit as gk
@@ -42,17 +43,8 @@ def good(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def edit(folder: Path, **fields: Any) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, **fields}))
-
-
 def raw(folder: Path, header: bytes, data: bytes = b"") -> None:
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + data)
-
-
-def finding(report: gk.Report, code: str) -> gk.Finding:
-    return next(f for f in report if f.code == code)
 
 
 def sound(report: gk.Report) -> gk.Report:
@@ -102,9 +94,9 @@ def test_a_field_of_every_wrong_type(good: Path, base: gk.ModelMap, name: str) -
 )
 def test_gk504_a_field_of_the_wrong_type(good: Path, name: str, value: Any, said: str) -> None:
     edit(good, **{name: value})
-    seen = finding(check(good), "GK504")
-    assert seen.severity is ERROR
-    assert said.strip("'") in seen.message
+    found = finding(check(good), "GK504")
+    assert found.severity is ERROR
+    assert said.strip("'") in found.message
 
 
 @pytest.mark.parametrize(
@@ -140,17 +132,17 @@ def test_gk504_a_method_that_nobody_knows(good: Path, base: gk.ModelMap) -> None
 def test_gk505_fields_that_are_there_twice(good: Path) -> None:
     text = (good / CONFIG).read_text()
     (good / CONFIG).write_text(text.replace("{", '{"r": 999, ', 1))
-    seen = finding(check(good), "GK505")
-    assert (seen.severity, seen.where) == (ERROR, "r")
-    assert "configuration" in seen.message
+    found = finding(check(good), "GK505")
+    assert (found.severity, found.where) == (ERROR, "r")
+    assert "configuration" in found.message
 
 
 def test_gk504_fields_that_peft_drops_with_a_warning(good: Path, twin_of: Callable[[str], nn.Module]) -> None:
     edit(good, of_another_tool={"deep": [1, {"er": None}]})
     with pytest.warns(UserWarning, match="of_another_tool"):
         LoraConfig.from_pretrained(good)
-    seen = finding(check(good), "GK504")
-    assert (seen.severity, seen.where) == (INFO, "of_another_tool")
+    found = finding(check(good), "GK504")
+    assert (found.severity, found.where) == (INFO, "of_another_tool")
 
 
 # ---- links and files that are none ----
@@ -159,8 +151,8 @@ def test_gk504_fields_that_peft_drops_with_a_warning(good: Path, twin_of: Callab
 def test_gk505_links_out_of_the_folder(good: Path, tmp_path: Path) -> None:
     (good / WEIGHTS).rename(tmp_path / "elsewhere.safetensors")
     (good / WEIGHTS).symlink_to(tmp_path / "elsewhere.safetensors")
-    seen = finding(check(good), "GK505")
-    assert (seen.severity, seen.where) == (WARNING, WEIGHTS)
+    found = finding(check(good), "GK505")
+    assert (found.severity, found.where) == (WARNING, WEIGHTS)
 
 
 def test_gk505_silent_on_links_in_the_hub_cache(good: Path, tmp_path: Path) -> None:
@@ -184,18 +176,18 @@ def test_what_is_no_file_is_refused_at_once(good: Path, name: str, what: str) ->
         "a link to itself": lambda path: path.symlink_to(path),
         "a dead link": lambda path: path.symlink_to("none"),
     }[what](good / name)
-    seen: list[Any] = []
+    found: list[Any] = []
 
     def run() -> None:
         try:
-            seen.append(finding(check(good), "GK505").severity)
+            found.append(finding(check(good), "GK505").severity)
         except GraftError as error:
-            seen.append(error.code)
+            found.append(error.code)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(timeout=60)
-    assert seen == (["adapter-config"] if name == CONFIG else [ERROR])
+    assert found == (["adapter-config"] if name == CONFIG else [ERROR])
 
 
 class _Bomb:
@@ -240,9 +232,9 @@ def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[
 )
 def test_gk505_headers(good: Path, base: gk.ModelMap, header: bytes) -> None:
     raw(good, header, b"\0" * 4)
-    seen = finding(sound(check(good, base)), "GK505")
-    assert seen.severity is ERROR
-    assert len(seen.message) < 2_000
+    found = finding(sound(check(good, base)), "GK505")
+    assert found.severity is ERROR
+    assert len(found.message) < 2_000
 
 
 @pytest.mark.parametrize("length", [0, 7, 2**40, 2**63, 2**64 - 1])
@@ -262,9 +254,9 @@ def test_gk505_a_length_that_is_not_there(good: Path, length: int) -> None:
 )
 def test_gk503_a_type_that_no_adapter_has(good: Path, dtype: torch.dtype, said: str) -> None:
     save_file({n: t.to(dtype) for n, t in load_file(good / WEIGHTS).items()}, good / WEIGHTS)
-    seen = finding(sound(check(good)), "GK503")
-    assert seen.severity is ERROR
-    assert said in seen.message
+    found = finding(sound(check(good)), "GK503")
+    assert found.severity is ERROR
+    assert said in found.message
 
 
 def test_gk503_a_type_that_no_reader_knows(good: Path, base: gk.ModelMap) -> None:

@@ -15,6 +15,7 @@ import safetensors
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.observed import by_code, edit, finding
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 
@@ -48,11 +49,6 @@ def stored(model: PeftModel, folder: Path) -> Path:
     return folder
 
 
-def edit(folder: Path, **fields: Any) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, **fields}))
-
-
 def change(folder: Path, how: Callable[[str, torch.Tensor], torch.Tensor | None]) -> None:
     """Rewrite the tensors; None drops one."""
     changed = {name: how(name, tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
@@ -65,15 +61,11 @@ def rename(folder: Path, before: str, after: str) -> None:
 
 
 def verdicts(report: gk.Report) -> dict[str, gk.Severity]:
-    return {f.code: f.severity for f in report}
-
-
-def finding(report: gk.Report, code: str) -> gk.Finding:
-    return next(f for f in report if f.code == code)
+    return {code: found.severity for code, found in by_code(report).items()}
 
 
 def not_ok(report: gk.Report) -> dict[str, gk.Severity]:
-    return {f.code: f.severity for f in report if f.severity is not OK}
+    return {code: verdict for code, verdict in verdicts(report).items() if verdict is not OK}
 
 
 @pytest.fixture
@@ -146,9 +138,9 @@ def test_without_a_base_what_needs_it_is_unknown(good: Path) -> None:
 def test_gk401_an_adapter_saved_without_gathering(good: Path, llama: nn.Module) -> None:
     change(good, lambda _, tensor: tensor.new_zeros(0))
     report = check(good, llama)
-    seen = finding(report, "GK401")
-    assert (seen.severity, seen.evidence["empty"]) == (ERROR, seen.evidence["tensors"])
-    assert "ZeRO-2" in str(seen.help)
+    found = finding(report, "GK401")
+    assert (found.severity, found.evidence["empty"]) == (ERROR, found.evidence["tensors"])
+    assert "ZeRO-2" in str(found.help)
     assert finding(report, "GK503").severity is ERROR
 
 
@@ -182,12 +174,12 @@ def test_gk501_experts_as_an_older_transformers_names_them(tmp_path: Path) -> No
         for side, shape in (("A", (2, 32)), ("B", (16, 2)))
     }
     save_file({**tensors, **experts}, folder / WEIGHTS, {"format": "pt"})
-    seen = finding(check(folder, base), "GK501")
+    found = finding(check(folder, base), "GK501")
     added = sum(t.numel() for t in experts.values())
-    assert seen.severity is ERROR
-    assert seen.evidence["lost"] == len(experts)
-    assert seen.evidence["lost_square_share"] == pytest.approx(added / (added + before), rel=1e-4)
-    assert "experts.0.gate_proj" in str(seen.where)
+    assert found.severity is ERROR
+    assert found.evidence["lost"] == len(experts)
+    assert found.evidence["lost_square_share"] == pytest.approx(added / (added + before), rel=1e-4)
+    assert "experts.0.gate_proj" in str(found.where)
 
 
 def test_gk501_another_base(good: Path, e2b: nn.Module) -> None:
@@ -196,28 +188,28 @@ def test_gk501_another_base(good: Path, e2b: nn.Module) -> None:
 
 def test_gk501_a_planned_layer_that_the_file_lacks(good: Path, llama: nn.Module) -> None:
     change(good, lambda name, tensor: None if "layers.1.self_attn" in name else tensor)
-    seen = finding(check(good, llama), "GK501")
-    assert (seen.severity, seen.evidence["lost"], seen.evidence["lacking"]) == (ERROR, 0, 1)
-    assert seen.where == "model.layers.1.self_attn.q_proj"
+    found = finding(check(good, llama), "GK501")
+    assert (found.severity, found.evidence["lost"], found.evidence["lacking"]) == (ERROR, 0, 1)
+    assert found.where == "model.layers.1.self_attn.q_proj"
 
 
 def test_gk502_a_text_only_adapter_on_the_multimodal_class(e2b: nn.Module, tmp_path: Path) -> None:
     folder = saved(e2b, tmp_path, LoraConfig(r=2, target_modules=r".*language_model.*\.(q|o)_proj"))
     rename(folder, ".model.language_model.", ".model.")
-    seen = finding(check(folder, e2b), "GK502")
-    assert seen.severity is ERROR
-    assert seen.evidence["fitting_prefix"] == "base_model.model.model.language_model."
-    assert seen.evidence["prefix"] == "base_model.model.model."
-    rename(folder, seen.evidence["prefix"], seen.evidence["fitting_prefix"])
+    found = finding(check(folder, e2b), "GK502")
+    assert found.severity is ERROR
+    assert found.evidence["fitting_prefix"] == "base_model.model.model.language_model."
+    assert found.evidence["prefix"] == "base_model.model.model."
+    rename(folder, found.evidence["prefix"], found.evidence["fitting_prefix"])
     assert not not_ok(check(folder, e2b))
 
 
 def test_gk502_a_stranger_gets_no_prefix(good: Path, llama: nn.Module) -> None:
     rename(good, "_proj.", "_other.")
-    seen = finding(check(good, llama), "GK502")
-    assert seen.severity is ERROR
-    assert "no other prefix" in seen.message
-    assert "None" not in str(seen.help)
+    found = finding(check(good, llama), "GK502")
+    assert found.severity is ERROR
+    assert "no other prefix" in found.message
+    assert "None" not in str(found.help)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -228,22 +220,22 @@ def test_gk503_values_that_are_not_finite(good: Path, value: float) -> None:
         return tensor
 
     change(good, spoil)
-    seen = finding(check(good), "GK503")
-    assert (seen.severity, seen.evidence["not_finite"]) == (ERROR, 1)
-    assert "q_proj.lora_B" in str(seen.where)
+    found = finding(check(good), "GK503")
+    assert (found.severity, found.evidence["not_finite"]) == (ERROR, 1)
+    assert "q_proj.lora_B" in str(found.where)
 
 
 def test_gk503_a_flattened_matrix(good: Path) -> None:
     change(good, lambda name, tensor: tensor.flatten() if "layers.0.mlp.down_proj.lora_A" in name else tensor)
-    seen = finding(check(good), "GK503")
-    assert (seen.severity, seen.evidence["flat"], seen.evidence["empty"]) == (ERROR, 1, 0)
+    found = finding(check(good), "GK503")
+    assert (found.severity, found.evidence["flat"], found.evidence["empty"]) == (ERROR, 1, 0)
 
 
 def test_gk503_an_untrained_adapter(llama: nn.Module, tmp_path: Path) -> None:
     get_peft_model(llama, LoraConfig(r=2, target_modules=TARGETS)).save_pretrained(tmp_path)
-    seen = finding(check(tmp_path), "GK503")
-    assert seen.severity is WARNING
-    assert "untrained" in seen.message
+    found = finding(check(tmp_path), "GK503")
+    assert found.severity is WARNING
+    assert "untrained" in found.message
 
 
 @pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
@@ -257,9 +249,9 @@ def test_gk503_is_silent_about_the_biases_of_factors(llama: nn.Module, tmp_path:
 
 def test_gk503_a_layer_that_was_not_trained(good: Path) -> None:
     change(good, lambda name, t: t.zero_() if "layers.1.mlp.down_proj.lora_B" in name else t)
-    seen = finding(check(good), "GK503")
-    assert (seen.severity, seen.evidence["zero"]) == (WARNING, 1)
-    assert "layers.1.mlp.down_proj" in str(seen.where)
+    found = finding(check(good), "GK503")
+    assert (found.severity, found.evidence["zero"]) == (WARNING, 1)
+    assert "layers.1.mlp.down_proj" in str(found.where)
 
 
 @pytest.mark.parametrize(
@@ -290,9 +282,9 @@ def test_gk504_a_configuration_of_something_else(
     monkeypatch.setattr("graftkit.checks.peft_config.regex_limits._PATIENCE", 1)
     edit(good, **fields)
     report = check(good, llama)
-    seen = finding(report, "GK504")
-    assert seen.severity is ERROR
-    assert said in seen.message
+    found = finding(report, "GK504")
+    assert found.severity is ERROR
+    assert said in found.message
     assert "could not finish" not in str(report)
 
 
@@ -310,8 +302,8 @@ def test_gk504_more_patterns_than_can_be_compared(good: Path) -> None:
 
 def test_gk504_fields_that_the_installed_peft_does_not_know(good: Path) -> None:
     edit(good, a_field_of_the_future=[1, 2])
-    seen = finding(check(good), "GK504")
-    assert (seen.severity, seen.where) == (INFO, "a_field_of_the_future")
+    found = finding(check(good), "GK504")
+    assert (found.severity, found.where) == (INFO, "a_field_of_the_future")
 
 
 def test_gk507_targets_that_name_wrappers(e2b: nn.Module, tmp_path: Path) -> None:
@@ -345,8 +337,8 @@ def test_gk507_has_no_fix_where_tensors_need_new_names(e2b: nn.Module, tmp_path:
     folder = saved(e2b, tmp_path, LoraConfig(r=2, target_modules=r".*vision_tower.*\.q_proj\.linear"))
     edit(folder, target_modules=r".*vision_tower.*\.q_proj")
     rename(folder, ".q_proj.linear.", ".q_proj.")
-    seen = finding(check(folder, e2b), "GK507")
-    assert (seen.severity, seen.fix) == (ERROR, None)
+    found = finding(check(folder, e2b), "GK507")
+    assert (found.severity, found.fix) == (ERROR, None)
 
 
 # ---- files that were broken, or made to do harm ----
@@ -401,9 +393,9 @@ def test_gk505_weights_that_cannot_be_trusted(
     weights(good)
     report = check(good, llama)
     assert len(report) == len(ALL)
-    seen = finding(report, "GK505")
-    assert seen.severity is ERROR
-    assert seen.help
+    found = finding(report, "GK505")
+    assert found.severity is ERROR
+    assert found.help
     assert "\x1b" not in str(report)
 
 
@@ -476,9 +468,9 @@ def test_header_rules_do_not_read_the_data(good: Path, llama: nn.Module, monkeyp
     before = _bytes_read()
     report = check(good, gk.survey(llama), data=False)
     assert _bytes_read() - before < 20_000_000
-    seen = verdicts(report)
-    assert (seen["GK501"], seen["GK504"]) == (ERROR, ERROR)
-    assert (seen["GK401"], seen["GK505"], seen["GK503"]) == (OK, OK, UNKNOWN)
+    found = verdicts(report)
+    assert (found["GK501"], found["GK504"]) == (ERROR, ERROR)
+    assert (found["GK401"], found["GK505"], found["GK503"]) == (OK, OK, UNKNOWN)
     assert "not read" in finding(report, "GK503").message
 
 

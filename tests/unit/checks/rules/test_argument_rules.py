@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.checks.observed import seen
 
 import graftkit as gk
 from graftkit.checks.doctor import doctor
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.runner import run
 from graftkit.checks.rehearse import rehearse
-from graftkit.checks.rules import all_rules
 from graftkit.errors import RecipeError
-from graftkit.findings import Finding
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.training.arguments import trainer_arguments
@@ -24,7 +21,6 @@ from graftkit.training.arguments import trainer_arguments
 pytest.importorskip("trl")
 
 ERROR, OK, UNKNOWN = gk.Severity.ERROR, gk.Severity.OK, gk.Severity.UNKNOWN
-RULE = next(rule for rule in all_rules() if rule.code == "GK212")
 ALONE = CheckSettings(select=("GK212",))
 
 
@@ -32,10 +28,6 @@ def recipe(folder: Path, args: str, trainer: str = "sft") -> Recipe:
     file = folder / "recipe.yaml"
     file.write_text(f"model: llama\nadapter: {{targets: attention}}\ntrainer: {trainer}\n{args}\n")
     return read_recipe(file)
-
-
-def seen(written: Recipe) -> Finding:
-    return next(iter(run([RULE], CheckContext(recipe=written))))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +44,7 @@ def test_gk212_an_argument_that_trl_does_not_have(
     tmp_path: Path, args: str, place: tuple[int, int], said: str
 ) -> None:
     written = recipe(tmp_path, args)
-    found = seen(written)
+    found = seen("GK212", recipe=written)
     assert found.severity is ERROR
     assert f"(line {place[0]}, column {place[1]})" in found.message
     assert said in f"{found.message} {found.help}"
@@ -64,7 +56,7 @@ def test_gk212_an_argument_that_trl_does_not_have(
 
 
 def test_gk212_names_all_of_them_and_the_line_of_the_first(tmp_path: Path) -> None:
-    found = seen(recipe(tmp_path, "args:\n  learning_rat: 1\n  seed: 1\n  packin: true"))
+    found = seen("GK212", recipe=recipe(tmp_path, "args:\n  learning_rat: 1\n  seed: 1\n  packin: true"))
     assert "'learning_rat' (line 5, column 3), 'packin' (line 7, column 3)" in found.message
     assert found.line == 5
     assert found.help == "learning_rat: did you mean learning_rate?; packin: did you mean packing?"
@@ -80,12 +72,12 @@ def test_gk212_names_all_of_them_and_the_line_of_the_first(tmp_path: Path) -> No
     ],
 )
 def test_gk212_silent_on_what_trl_has(tmp_path: Path, args: str, trainer: str) -> None:
-    assert seen(recipe(tmp_path, args, trainer)).severity is OK
+    assert seen("GK212", recipe=recipe(tmp_path, args, trainer)).severity is OK
 
 
 def test_gk212_is_unknown_without_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
-    found = seen(recipe(tmp_path, "args: {learning_rat: 1}"))
+    found = seen("GK212", recipe=recipe(tmp_path, "args: {learning_rat: 1}"))
     assert found.severity is UNKNOWN
     assert "trl" in found.message
     assert "pip install" in str(found.help)

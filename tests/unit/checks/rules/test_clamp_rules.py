@@ -11,27 +11,20 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.observed import seen
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
 import graftkit as gk
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.runner import run
 from graftkit.checks.probes.clamps import clamped_shares
-from graftkit.checks.rules import all_rules
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.recipes.settings import CheckSettings
 
 ERROR, WARNING, INFO = gk.Severity.ERROR, gk.Severity.WARNING, gk.Severity.INFO
 OK, UNKNOWN = gk.Severity.OK, gk.Severity.UNKNOWN
-RULES = {rule.code: rule for rule in all_rules()}
 BOUNDS = ("input_min", "input_max", "output_min", "output_max")
 
 Twins = Callable[[str], nn.Module]
-
-
-def seen(code: str, **context: Any) -> gk.Finding:
-    return run([RULES[code]], CheckContext(**context)).findings[0]
 
 
 def adapted(model: nn.Module, **plan: Any) -> PeftModel:

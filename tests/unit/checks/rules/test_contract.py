@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from tests.unit.checks.observed import by_code, finding
 from torch import nn
 
 import graftkit as gk
@@ -18,12 +19,8 @@ ERROR, OK, UNKNOWN = gk.Severity.ERROR, gk.Severity.OK, gk.Severity.UNKNOWN
 CONTRACT = {"GK115", "GK203", "GK508", "GK601", "GK607"}
 
 
-def finding(report: gk.Report, code: str) -> gk.Finding:
-    return next(f for f in report if f.code == code)
-
-
 def verdicts(report: gk.Report) -> dict[str, gk.Severity]:
-    return {f.code: f.severity for f in report}
+    return {code: found.severity for code, found in by_code(report).items()}
 
 
 @pytest.mark.parametrize(
@@ -44,8 +41,8 @@ def test_gk115_gk203_gk508_gk601_gk607_silent_on_a_planned_adapter(
     model = twin_of(name)
     adapted = gk.attach(model, gk.plan(model, scope=scope, r=4))
     report = gk.verify(adapted, gk.example_batch(adapted.get_base_model()))
-    seen = {code: verdict for code, verdict in verdicts(report).items() if code in CONTRACT}
-    assert seen == dict.fromkeys(CONTRACT, OK), str(report)
+    found = {code: verdict for code, verdict in verdicts(report).items() if code in CONTRACT}
+    assert found == dict.fromkeys(CONTRACT, OK), str(report)
 
 
 def test_experts_keep_the_contract_too(twin_of: Callable[[str], nn.Module]) -> None:
@@ -57,10 +54,10 @@ def test_experts_keep_the_contract_too(twin_of: Callable[[str], nn.Module]) -> N
 
 def test_the_twin_s_bounds_bite(e2b: nn.Module) -> None:
     adapted = gk.attach(e2b, gk.plan(e2b, scope=["language", "vision", "audio"], r=4))
-    seen = finding(gk.verify(adapted, gk.example_batch(e2b)), "GK601").evidence
-    assert seen["bounded_wrappers"] > 0
-    assert seen["bounded_wrappers_reached"] == seen["bounded_wrappers"]
-    assert seen["adapter_effect"] > 10 * seen["tolerance"]
+    found = finding(gk.verify(adapted, gk.example_batch(e2b)), "GK601").evidence
+    assert found["bounded_wrappers"] > 0
+    assert found["bounded_wrappers_reached"] == found["bounded_wrappers"]
+    assert found["adapter_effect"] > 10 * found["tolerance"]
 
 
 def test_verify_leaves_no_trace(e2b: nn.Module) -> None:
@@ -156,25 +153,25 @@ def test_gk601_bounds_that_nothing_reaches_are_not_called_proven(batch: dict[str
 
 
 def test_gk203_an_adapter_that_nothing_feeds(batch: dict[str, torch.Tensor]) -> None:
-    seen = finding(gk.verify(adapted_toy(Clamped(), ["first", "unused"]), batch), "GK203")
-    assert seen.severity is ERROR
-    assert seen.evidence["dead"] == 2
-    assert "unused" in (seen.where or "")
+    found = finding(gk.verify(adapted_toy(Clamped(), ["first", "unused"]), batch), "GK203")
+    assert found.severity is ERROR
+    assert found.evidence["dead"] == 2
+    assert "unused" in (found.where or "")
 
 
 def test_gk203_a_tower_the_batch_leaves_unfed(e2b: nn.Module) -> None:
     adapted = gk.attach(e2b, gk.plan(e2b, scope=["language", "vision"], r=2))
     text_only = gk.example_batch(e2b, modalities=["text"])
-    seen = finding(gk.verify(adapted, text_only), "GK203")
-    assert seen.severity is ERROR
-    assert "vision_tower" in (seen.where or "")
+    found = finding(gk.verify(adapted, text_only), "GK203")
+    assert found.severity is ERROR
+    assert "vision_tower" in (found.where or "")
 
 
 def test_gk203_gradients_that_are_not_finite(batch: dict[str, torch.Tensor]) -> None:
     adapted = adapted_toy(Clamped(), ["first"])
-    seen = finding(gk.verify(adapted, {"x": batch["x"] * float("inf")}), "GK203")
-    assert seen.severity is ERROR
-    assert seen.evidence["not_finite"] > 0
+    found = finding(gk.verify(adapted, {"x": batch["x"] * float("inf")}), "GK203")
+    assert found.severity is ERROR
+    assert found.evidence["not_finite"] > 0
 
 
 def test_gk115_a_module_that_changes_with_its_child_s_class(batch: dict[str, torch.Tensor]) -> None:
@@ -204,9 +201,9 @@ def test_gk508_a_saved_config_that_stock_peft_refuses(e2b: nn.Module) -> None:
     adapted = gk.attach(e2b, gk.plan(e2b, targets=["q_proj"], scope=["vision"], r=2))
     # What a redirecting tool leaves in adapter_config.json: the wrapper's name instead of the inner path.
     adapted.peft_config["default"].target_modules = {"q_proj"}
-    seen = finding(gk.verify(adapted, gk.example_batch(e2b)), "GK508")
-    assert seen.severity is ERROR
-    assert "not supported" in seen.message
+    found = finding(gk.verify(adapted, gk.example_batch(e2b)), "GK508")
+    assert found.severity is ERROR
+    assert "not supported" in found.message
 
 
 def test_gk508_tensors_that_the_reload_drops(batch: dict[str, torch.Tensor]) -> None:
@@ -221,9 +218,9 @@ def test_gk607_a_delta_that_swamps_the_base(batch: dict[str, torch.Tensor]) -> N
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=30)
-    seen = finding(gk.verify(adapted, {"x": batch["x"].to(torch.bfloat16)}), "GK607")
-    assert seen.severity is ERROR
-    assert "outweighs" in seen.message
+    found = finding(gk.verify(adapted, {"x": batch["x"].to(torch.bfloat16)}), "GK607")
+    assert found.severity is ERROR
+    assert "outweighs" in found.message
 
 
 def test_a_method_that_cannot_merge_is_unknown(batch: dict[str, torch.Tensor]) -> None:
@@ -335,9 +332,9 @@ def test_gk607_an_unmerge_that_forgets_a_little(batch: dict[str, torch.Tensor]) 
 
     adapted = adapted_toy(Clamped(), ["first"])
     adapted.base_model.model.first.__class__ = Forgetful
-    seen = finding(gk.verify(adapted, batch), "GK607")
-    assert seen.severity is ERROR
-    assert "units of rounding off" in seen.message
+    found = finding(gk.verify(adapted, batch), "GK607")
+    assert found.severity is ERROR
+    assert "units of rounding off" in found.message
 
 
 @pytest.mark.parametrize("initializer", ["pissa", "olora"])

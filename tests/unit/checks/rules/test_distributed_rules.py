@@ -8,23 +8,15 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tests.unit.checks.observed import seen
 from torch import nn
 
 import graftkit as gk
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.runner import run
-from graftkit.checks.rules import all_rules
-from graftkit.findings import Finding
 from graftkit.recipes.training import Training
 
 ERROR, WARNING, OK = gk.Severity.ERROR, gk.Severity.WARNING, gk.Severity.OK
-RULE = next(rule for rule in all_rules() if rule.code == "GK402")
 EXPERTS = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 PARTED = Training(zero_stage=3)
-
-
-def seen(**context: Any) -> Finding:
-    return next(iter(run([RULE], CheckContext(**context))))
 
 
 def _take_apart(model: nn.Module) -> None:
@@ -43,7 +35,7 @@ def test_gk402_parameters_in_parts_cannot_be_added_to(twin_of: Callable[[str], n
     adapted = get_peft_model(model, LoraConfig(**EXPERTS))
     with pytest.raises(RuntimeError):
         adapted(**batch)
-    found = seen(peft_config=EXPERTS, training=PARTED, base=base)
+    found = seen("GK402", peft_config=EXPERTS, training=PARTED, base=base)
     assert found.severity is WARNING
     assert found.evidence["parameters"] == sum(site.role == "expert" for site in base)
     assert "leaf" in str(found.help)
@@ -51,15 +43,16 @@ def test_gk402_parameters_in_parts_cannot_be_added_to(twin_of: Callable[[str], n
 
 @pytest.mark.parametrize(("version", "verdict"), [("0.18.0", ERROR), ("0.20.0", ERROR), ("0.21.2", WARNING)])
 def test_gk402_older_peft_cannot_even_attach(version: str, verdict: gk.Severity) -> None:
-    found = seen(peft_config=EXPERTS, training=PARTED, environment={"peft": version})
+    found = seen("GK402", peft_config=EXPERTS, training=PARTED, environment={"peft": version})
     assert found.severity is verdict
     assert ("IndexError" in found.message) is (verdict is ERROR)
 
 
 def test_gk402_names_that_peft_makes_into_parameters(twin_of: Callable[[str], nn.Module]) -> None:
     config = {"target_modules": ["gate_proj", "up_proj", "down_proj"]}
-    assert seen(peft_config=config, training=PARTED).severity is OK
-    assert seen(peft_config=config, training=PARTED, base=gk.survey(twin_of("qwen3_moe"))).severity is WARNING
+    assert seen("GK402", peft_config=config, training=PARTED).severity is OK
+    base = gk.survey(twin_of("qwen3_moe"))
+    assert seen("GK402", peft_config=config, training=PARTED, base=base).severity is WARNING
 
 
 @pytest.mark.parametrize(
@@ -71,4 +64,4 @@ def test_gk402_names_that_peft_makes_into_parameters(twin_of: Callable[[str], nn
     ],
 )
 def test_gk402_silent(config: dict[str, Any], stage: int) -> None:
-    assert seen(peft_config=config, training=Training(zero_stage=stage)).severity is OK
+    assert seen("GK402", peft_config=config, training=Training(zero_stage=stage)).severity is OK

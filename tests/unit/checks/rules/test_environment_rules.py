@@ -8,24 +8,16 @@ from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
+from tests.unit.checks.observed import seen
 
 import graftkit as gk
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.runner import run
-from graftkit.checks.rules import all_rules
 from graftkit.checks.rules.environment.versions_work_together import COMBINATIONS
 from graftkit.env import environment
 from graftkit.errors import ModelTypeError
 from graftkit.families import all_families
-from graftkit.findings import Finding
 
 ERROR, INFO, OK, UNKNOWN = gk.Severity.ERROR, gk.Severity.INFO, gk.Severity.OK, gk.Severity.UNKNOWN
-RULES = {rule.code: rule for rule in all_rules()}
 HERE = environment()["packages"]
-
-
-def seen(code: str, **context: Any) -> Finding:
-    return next(iter(run([RULES[code]], CheckContext(**context))))
 
 
 # ---- GK001 ----

@@ -11,6 +11,7 @@ import torch
 import trl
 from peft import prepare_model_for_kbit_training
 from ruamel.yaml import YAML
+from tests.unit.checks.observed import checked, seen
 from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -18,11 +19,8 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.trainer_utils import validate_quantization_for_training
 
 import graftkit as gk
-from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.fixing import fix_all
-from graftkit.checks.engine.runner import run
-from graftkit.checks.rules import all_rules
-from graftkit.findings import Finding, Report
+from graftkit.findings import Report
 from graftkit.recipes.recipe import read_recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training, training_of
@@ -30,13 +28,8 @@ from graftkit.recipes.training import Training, training_of
 ERROR, WARNING, INFO = gk.Severity.ERROR, gk.Severity.WARNING, gk.Severity.INFO
 OK, UNKNOWN = gk.Severity.OK, gk.Severity.UNKNOWN
 E2B, MOE, DENSE = "google/gemma-4-E2B-it", "google/gemma-4-26B-A4B-it", "google/gemma-4-31B-it"
-RULES = {rule.code: rule for rule in all_rules()}
 FOUR = Training(quantization="4bit")
 Twins = Callable[[str], nn.Module]
-
-
-def seen(code: str, **context: Any) -> Finding:
-    return next(iter(run([RULES[code]], CheckContext(**context))))
 
 
 # ---- GK301 and GK302: sizes ----
@@ -141,7 +134,7 @@ def test_gk303_the_fix_keeps_towers_whole(twin_of: Twins, tmp_path: Path) -> Non
 
     def check() -> Report:
         recipe = read_recipe(file)
-        return run([RULES["GK303"]], CheckContext(recipe=recipe, training=training_of(recipe), base=base))
+        return checked(["GK303"], recipe=recipe, training=training_of(recipe), base=base)
 
     report, applied = fix_all(check, recipe=file)
     assert [finding.line for finding in applied] == [4]

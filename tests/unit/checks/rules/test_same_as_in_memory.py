@@ -9,13 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.observed import seen
 from torch import Tensor, nn
 
 import graftkit as gk
 from graftkit.adapters.file import WEIGHTS_NAME, read_adapter
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.runner import run
-from graftkit.checks.rules.saving.same_as_in_memory import RULE
 from graftkit.findings import Finding, Severity
 
 TwinOf = Callable[[str], nn.Module]
@@ -27,8 +25,8 @@ def adapted(twin_of: TwinOf) -> PeftModel:
     return gk.attach(model, gk.plan(model, targets="attention", r=2))
 
 
-def seen(folder: Path, model: PeftModel) -> Finding:
-    return run([RULE], CheckContext(adapter=read_adapter(folder), model=model)).findings[0]
+def against(model: PeftModel, folder: Path) -> Finding:
+    return seen("GK403", adapter=read_adapter(folder), model=model)
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
@@ -61,7 +59,7 @@ def test_gk403_a_file_that_is_not_the_adapter(
     change: Callable[[dict[str, Tensor]], dict[str, Tensor]], told: str, adapted: PeftModel, tmp_path: Path
 ) -> None:
     adapted.save_pretrained(tmp_path)
-    finding = seen(rewritten(tmp_path, change), adapted)
+    finding = against(adapted, rewritten(tmp_path, change))
     assert finding.severity is Severity.ERROR
     assert told in finding.message
 
@@ -70,7 +68,7 @@ def test_gk403_an_adapter_that_was_trained_on(adapted: PeftModel, tmp_path: Path
     adapted.save_pretrained(tmp_path)
     with torch.no_grad():
         next(p for p in adapted.parameters() if p.requires_grad).add_(1e-3)
-    assert seen(tmp_path, adapted).severity is Severity.ERROR
+    assert against(adapted, tmp_path).severity is Severity.ERROR
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
@@ -78,7 +76,7 @@ def test_gk403_silent_on_what_was_just_saved(method: str, twin_of: TwinOf, tmp_p
     model = twin_of("qwen3")
     adapted = gk.attach(model, gk.plan(model, targets="attention", method=method))
     adapted.save_pretrained(tmp_path)
-    finding = seen(tmp_path, adapted)
+    finding = against(adapted, tmp_path)
     assert finding.severity is Severity.OK
     assert finding.evidence["tensors"] == finding.evidence["in_memory"] > 0
 
@@ -86,7 +84,7 @@ def test_gk403_silent_on_what_was_just_saved(method: str, twin_of: TwinOf, tmp_p
 def test_gk403_silent_on_a_file_in_another_type(adapted: PeftModel, tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path)
     rewritten(tmp_path, lambda state: {name: t.to(torch.bfloat16) for name, t in state.items()})
-    assert seen(tmp_path, adapted).severity is Severity.OK
+    assert against(adapted, tmp_path).severity is Severity.OK
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
@@ -94,7 +92,7 @@ def test_gk403_silent_on_embeddings_saved_along(twin_of: TwinOf, tmp_path: Path)
     config = LoraConfig(target_modules=["q_proj", "embed_tokens"], r=2, modules_to_save=["lm_head"])
     adapted = get_peft_model(twin_of("qwen3"), config)
     adapted.save_pretrained(tmp_path)
-    finding = seen(tmp_path, adapted)
+    finding = against(adapted, tmp_path)
     assert finding.evidence["tensors"] > finding.evidence["in_memory"]
     assert finding.severity is Severity.OK
 
@@ -102,7 +100,7 @@ def test_gk403_silent_on_embeddings_saved_along(twin_of: TwinOf, tmp_path: Path)
 def test_gk403_each_adapter_against_its_own_folder(adapted: PeftModel, tmp_path: Path) -> None:
     adapted.add_adapter("other", adapted.peft_config["default"])
     adapted.save_pretrained(tmp_path)
-    assert [seen(f, adapted).severity for f in (tmp_path, tmp_path / "other")] == [Severity.OK, Severity.OK]
+    assert [against(adapted, f).severity for f in (tmp_path, tmp_path / "other")] == [Severity.OK, Severity.OK]
     weights = tmp_path / "other" / WEIGHTS_NAME
     weights.write_bytes((tmp_path / WEIGHTS_NAME).read_bytes())
-    assert seen(tmp_path / "other", adapted).severity is Severity.ERROR
+    assert against(adapted, tmp_path / "other").severity is Severity.ERROR

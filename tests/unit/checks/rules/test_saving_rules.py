@@ -12,24 +12,17 @@ import pytest
 import torch
 from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model, preprocess_loraga
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.observed import finding, seen
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import graftkit as gk
 from graftkit.checks.check import check
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.runner import run
-from graftkit.checks.rules import rules_of
 from graftkit.recipes.training import Training
 
 E2B = "google/gemma-4-E2B-it"
 OK, UNKNOWN, INFO = gk.Severity.OK, gk.Severity.UNKNOWN, gk.Severity.INFO
 ERROR, WARNING = gk.Severity.ERROR, gk.Severity.WARNING
-RULES = {rule.code: rule for rule in rules_of("saving")}
-
-
-def seen(code: str, **context: Any) -> gk.Finding:
-    return next(iter(run([RULES[code]], CheckContext(**context))))
 
 
 def unwrap_for_good(model: nn.Module) -> nn.Module:
@@ -160,7 +153,7 @@ def test_gk604_an_update_that_needs_its_initializer(llama: nn.Module, tmp_path: 
     batch = gk.example_batch(llama)
     model = trained(get_peft_model(copy.deepcopy(llama), lora(init)))
     model.save_pretrained(tmp_path)
-    found = next(f for f in check(tmp_path) if f.code == "GK604")
+    found = finding(check(tmp_path), "GK604")
     assert found.severity is WARNING
     assert "stock PEFT makes that base again" in str(found.help)
     want = model(**batch).logits
@@ -172,7 +165,7 @@ def test_gk604_an_initializer_that_draws(llama: nn.Module, tmp_path: Path) -> No
     batch = gk.example_batch(llama)
     model = trained(get_peft_model(copy.deepcopy(llama), lora("pissa_niter_2")))
     model.save_pretrained(tmp_path)
-    assert next(f for f in check(tmp_path) if f.code == "GK604").severity is ERROR
+    assert finding(check(tmp_path), "GK604").severity is ERROR
     loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path).eval()
     assert (loaded(**batch).logits - model(**batch).logits).abs().max() > 0.1
 
@@ -185,7 +178,7 @@ def test_gk604_an_initializer_that_needs_data(llama: nn.Module, tmp_path: Path) 
     preprocess_loraga(base, config, lambda: base(**batch).loss.backward())
     model = trained(get_peft_model(base, config))
     model.save_pretrained(tmp_path)
-    found = next(f for f in check(tmp_path) if f.code == "GK604")
+    found = finding(check(tmp_path), "GK604")
     assert found.severity is ERROR
     assert "without a word" in found.message
     loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path).eval()
@@ -209,7 +202,7 @@ def test_gk604_silent_once_converted(llama: nn.Module, tmp_path: Path) -> None:
 @pytest.mark.parametrize("init", [True, "gaussian", "orthogonal"])
 def test_gk604_silent_where_the_base_stays(llama: nn.Module, tmp_path: Path, init: Any) -> None:
     trained(get_peft_model(copy.deepcopy(llama), lora(init))).save_pretrained(tmp_path)
-    assert next(f for f in check(tmp_path) if f.code == "GK604").severity is OK
+    assert finding(check(tmp_path), "GK604").severity is OK
 
 
 # ---- GK605 ----

@@ -22,6 +22,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.observed import by_code
 from torch import nn
 
 import graftkit as gk
@@ -52,7 +53,8 @@ def saved(base: nn.Module, folder: Path, config: PeftConfig) -> Path:
 
 
 def served(folder: Path, target: str, base: Any = None) -> dict[str, gk.Finding]:
-    return {f.code: f for f in check(folder, base, target=target, data=False) if f.code in CODES}
+    report = by_code(check(folder, base, target=target, data=False))
+    return {code: found for code, found in report.items() if code in CODES}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tests.unit.checks.observed import seen
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from torch.nn import functional
@@ -18,24 +19,16 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 import graftkit as gk
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.runner import run
 from graftkit.checks.probes.checkpointing import Mode, mode_of
-from graftkit.checks.rules import all_rules
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training, training_of
 
 ERROR, WARNING, INFO = gk.Severity.ERROR, gk.Severity.WARNING, gk.Severity.INFO
 OK, UNKNOWN = gk.Severity.OK, gk.Severity.UNKNOWN
-RULES = {rule.code: rule for rule in all_rules()}
 E2B, A4B = "google/gemma-4-E2B-it", "google/gemma-4-26B-A4B-it"
 
 Twins = Callable[[str], nn.Module]
-
-
-def seen(code: str, **context: Any) -> gk.Finding:
-    return run([RULES[code]], CheckContext(**context)).findings[0]
 
 
 def adapted(model: nn.Module, **plan: Any) -> PeftModel:

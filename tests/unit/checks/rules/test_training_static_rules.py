@@ -9,26 +9,19 @@ from typing import Any
 import pytest
 import torch
 from ruamel.yaml import YAML
+from tests.unit.checks.observed import checked, seen
 from torch import nn
 
 import graftkit as gk
-from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.fixing import fix_all
-from graftkit.checks.engine.runner import run
-from graftkit.checks.rules import all_rules
-from graftkit.findings import Finding, Report
+from graftkit.findings import Report
 from graftkit.recipes.recipe import read_recipe
 from graftkit.recipes.training import Training, training_of
 
 WARNING, OK, UNKNOWN = gk.Severity.WARNING, gk.Severity.OK, gk.Severity.UNKNOWN
-RULES = {rule.code: rule for rule in all_rules()}
 E2B = "google/gemma-4-E2B-it"
 FP16 = Training(precision="fp16")
 ALL = {"target_modules": "all-linear"}
-
-
-def seen(code: str, **context: Any) -> Finding:
-    return next(iter(run([RULES[code]], CheckContext(**context))))
 
 
 def config_fix(code: str, file: Path, fields: dict[str, Any], **context: Any) -> dict[str, Any]:
@@ -38,7 +31,7 @@ def config_fix(code: str, file: Path, fields: dict[str, Any], **context: Any) ->
 
     def check() -> Report:
         recipe = read_recipe(file)
-        return run([RULES[code]], CheckContext(recipe=recipe, training=training_of(recipe), **context))
+        return checked([code], recipe=recipe, training=training_of(recipe), **context)
 
     report, applied = fix_all(check, recipe=file)
     assert [finding.severity for finding in applied] == [WARNING]

@@ -1,0 +1,49 @@
+"""Findings that a test looks at. Each is recorded, so that conftest.py can compare it with the test's markers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.runner import run
+from graftkit.checks.rules import all_rules
+from graftkit.findings import Finding, Report
+
+RULES = {rule.code: rule for rule in all_rules()}
+
+# Of the test that is running; emptied before each.
+OBSERVED: list[Finding] = []
+
+
+def seen(code: str, **context: Any) -> Finding:
+    """Return the finding of one rule on these facts."""
+    return checked([code], **context).findings[0]
+
+
+def checked(codes: Iterable[str], **context: Any) -> Report:
+    """Run rules, by code, on these facts."""
+    report = run([RULES[code] for code in codes], CheckContext(**context))
+    OBSERVED.extend(report)
+    return report
+
+
+def finding(report: Report, code: str) -> Finding:
+    """Return the finding of one rule in a report."""
+    found = next(f for f in report if f.code == code)
+    OBSERVED.append(found)
+    return found
+
+
+def by_code(report: Report) -> dict[str, Finding]:
+    """Return the findings of a report by the code of their rule."""
+    OBSERVED.extend(report)
+    return {found.code: found for found in report}
+
+
+def edit(folder: Path, **fields: Any) -> None:
+    """Set fields of the adapter configuration in ``folder``."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
