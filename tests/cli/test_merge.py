@@ -94,7 +94,7 @@ def test_a_dry_run_writes_nothing(base: Path, adapter: Path, tmp_path: Path) -> 
     fields = fields_of(done)
     assert done.returncode == 0
     assert fields["bytes"] == sum(p.stat().st_size for p in base.glob("*.safetensors"))
-    assert [s["changed"] for s in fields["shards"]]
+    assert sum(s["changed"] for s in fields["shards"]) == fields["changed"] > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base"]
     printed = graft("merge", base, adapter, tmp_path / "out", "--dry-run").stdout
     assert f"{size(fields['bytes'])} will be written" in printed

@@ -50,7 +50,7 @@ def test_k_bit_preparation_gives_wrong_gradients(
     model = adapted(prepare_model_for_kbit_training(packed, **options))
     found = seen("GK202", model=model, batch=batch)
     assert found.severity is verdict, found.message
-    assert (found.evidence["re-entrant"]["worst_cosine"] < 0.95) is True
+    assert found.evidence["re-entrant"]["worst_cosine"] < 0.95
     assert found.evidence["re-entrant"]["loss_difference"] < 1e-5
 
 

@@ -50,8 +50,7 @@ def peft_in_single_precision(made: Bench, adapter: Any) -> dict[str, torch.Tenso
     return made.stored(made.folder / "peft")
 
 
-def test_there_are_many_methods() -> None:
-    assert len(method_names()) > 25
+def test_the_exceptions_are_methods_and_not_all_of_them() -> None:
     assert {*NO_MERGED_FORM, *KEEPS_THE_BASE} < set(method_names())
 
 

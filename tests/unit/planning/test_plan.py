@@ -109,6 +109,7 @@ def test_a_wrapper_s_name_means_its_inner_linear(e2b: nn.Module) -> None:
 def test_usual_names_mean_the_same_tower_by_tower(e2b: nn.Module) -> None:
     plan = gk.plan(e2b, targets=["o_proj"], scope=["language", "audio"])
     by_tower = {tower: [a.path for a in plan.attached if a.site.tower == tower] for tower in plan.scope}
+    assert by_tower["language"]
     assert all(path.endswith("self_attn.o_proj") for path in by_tower["language"])
     assert by_tower["audio"]
     assert all(path.endswith("self_attn.post.linear") for path in by_tower["audio"])

@@ -202,7 +202,8 @@ def test_hub_header_longer_than_the_first_range(online: Answers, local_hub: Loca
 
 def test_hub_that_ignores_ranges_is_not_read_to_the_end(online: Answers, local_hub: LocalHub) -> None:
     assert online["weights-whole"]["bytes"] == 2**25
-    assert all(r.sent < 2**24 for r in local_hub.requests if r.repo == "weights/whole")
+    sent = [r.sent for r in local_hub.requests if r.repo == "weights/whole"]
+    assert 0 < max(sent) < 2**24
 
 
 @pytest.mark.parametrize(

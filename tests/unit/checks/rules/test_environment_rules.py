@@ -99,7 +99,7 @@ def test_gk002_silent(installed: dict[str, Any], verdict: gk.Severity) -> None:
 
 
 def test_every_row_of_the_version_table_is_whole() -> None:
-    assert len(COMBINATIONS) >= 4
+    assert COMBINATIONS
     for row in COMBINATIONS:
         assert row.source.startswith("https://")
         assert len(row.versions) >= 2

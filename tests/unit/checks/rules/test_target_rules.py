@@ -234,7 +234,7 @@ def test_gk101_a_saved_adapter_is_mended_in_its_own_file(twin_of: Twins, tmp_pat
 )
 def test_gk101_what_else_peft_refuses(twin_of: Twins, config: dict[str, Any], where: str) -> None:
     model = twin_of("llama")
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError):
         attach(model, config)
     found = seen("GK101", model, config)
     assert (found.severity, found.where) == (ERROR, where)
@@ -449,7 +449,7 @@ def test_gk107_a_list_shared_between_families(twin_of: Twins) -> None:
 def test_gk108_a_router_that_is_a_linear(twin_of: Twins, name: str, tmp_path: Path) -> None:
     model, config = twin_of(name), {"target_modules": ["q_proj", "router"]}
     batch = gk.example_batch(model)
-    with pytest.raises(Exception, match=r"."):
+    with pytest.raises(AttributeError, match="dtype"):
         attach(model, config)(**batch)
     found = seen("GK108", model, config)
     assert found.severity is ERROR

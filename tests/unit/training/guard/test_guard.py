@@ -295,6 +295,7 @@ def test_curves_tell_each_tower_by_step(tmp_path: Path, twin_of: TwinOf) -> None
     seen = [value for _, value in guard.curves["Gradient norm"][0]["points"]]
     assert seen == pytest.approx(logged, rel=1e-4)
     updates = [value for _, value in guard.curves["Update per step, relative to the weights"][0]["points"]]
+    assert updates
     assert all(0 < value < 1 for value in updates)
 
 
@@ -318,6 +319,7 @@ def test_the_share_of_clamped_activations_is_seen(tmp_path: Path, e2b: nn.Module
     trainer.train()
     shares = {curve["label"]: curve["points"] for curve in guard.curves["Clamped activations"]}
     assert set(shares) == {"vision"}
+    assert shares["vision"]
     assert all(0 < share < 1 for _, share in shares["vision"])
     assert not any(module._forward_hooks for module in e2b.modules())
 
