@@ -85,6 +85,16 @@ class Finding:
     file: str | None = None
     line: int | None = None
 
+    @property
+    def place(self) -> str | None:
+        """Where it is, for people: ``file:line`` with the key or site, or either of them."""
+        file = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        return " ".join(part for part in (file, self.where) if part) or None
+
+    def __str__(self) -> str:
+        place = f" ({self.place})" if self.place else ""
+        return f"{self.severity} {self.code} {self.title}: {self.message}{place}"
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "code": self.code,
@@ -121,6 +131,12 @@ class Report:
         return {str(severity): counted[str(severity)] for severity in Severity}
 
     @property
+    def tally(self) -> str:
+        """The summary in one line, without what there is none of."""
+        counted = [f"{number} {name}" for name, number in self.summary.items() if number]
+        return ", ".join(counted) or "no rule was run"
+
+    @property
     def proven(self) -> bool:
         """Whether every check ran and held: no error, no warning and nothing unknown."""
         return all(f.severity in {Severity.OK, Severity.INFO} for f in self.findings)
@@ -139,9 +155,12 @@ class Report:
         }
 
     def __str__(self) -> str:
-        from graftkit.findings_text import findings_text
-
-        return findings_text(self)
+        """Return what needs attention, one line a finding and the worst last, and how many of each there are."""
+        undecided = [finding.code for finding in self if finding.severity is Severity.UNKNOWN]
+        shown = (Severity.INFO, Severity.WARNING, Severity.ERROR)
+        lines = [f"unknown: {', '.join(undecided)}"] if undecided else []
+        lines += [str(finding) for severity in shown for finding in self if finding.severity is severity]
+        return "\n".join([*lines, self.tally])
 
 
 def _shown(value: Any) -> str:

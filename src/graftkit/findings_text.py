@@ -25,12 +25,6 @@ def findings_text(report: Report) -> str:
 _TOLD = (Severity.ERROR, Severity.WARNING, Severity.INFO, Severity.UNKNOWN)
 
 
-def place_of(finding: Finding) -> str | None:
-    """Where it is, for people: ``file:line`` with the key or site, or either of them."""
-    file = f"{finding.file}:{finding.line}" if finding.file and finding.line else finding.file
-    return " ".join(part for part in (file, finding.where) if part) or None
-
-
 def _block(finding: Finding) -> str:
     lines = [f"{finding.severity} {finding.code} {finding.title}"]
     lines += [_line(name, text) for name, text in _details(finding) if text]
@@ -38,7 +32,7 @@ def _block(finding: Finding) -> str:
 
 
 def _details(finding: Finding) -> Iterator[tuple[str, str | None]]:
-    yield "where", place_of(finding)
+    yield "where", finding.place
     yield "seen", finding.message
     yield "help", finding.help
     yield "fix", str(finding.fix) if finding.fix else None

@@ -74,12 +74,14 @@ def _tell(mended: Iterable[Finding], files: dict[str, Path | None]) -> None:
 def conclude(output: Output, report: Report, title: str, fail_level: FailLevel) -> None:
     """Write the report in the format asked for, and end with status 1 where something counts at ``fail_level``."""
     from graftkit.findings import Severity
+    from graftkit.findings_text import findings_text
     from graftkit.report.annotations import to_annotations
     from graftkit.report.findings_page import findings_page
     from graftkit.report.sarif import to_sarif
 
     output.result(
         report,
+        findings_text(report),
         page=findings_page(title, shlex.join(["graft", *sys.argv[1:]])),
         other={
             Format.SARIF: lambda found: json.dumps(to_sarif(found), indent=2),

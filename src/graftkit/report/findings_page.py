@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from graftkit.findings import Finding, Report, Severity
-from graftkit.findings_text import place_of
 from graftkit.report.data import Check, ReportData, Verdict
 
 _VERDICTS: dict[Severity, Verdict] = {
@@ -39,8 +38,8 @@ def _check(finding: Finding) -> Check:
         verdict=_VERDICTS[finding.severity],
         evidence=finding.message,
     )
-    if place := place_of(finding):
-        check["where"] = place
+    if finding.place:
+        check["where"] = finding.place
     if finding.help:
         check["help"] = finding.help
     return check

@@ -13,6 +13,7 @@ import pytest
 
 from graftkit.checks.rules import all_rules
 from graftkit.findings import Finding, Fix, Report, Severity
+from graftkit.findings_text import findings_text
 from graftkit.report.annotations import to_annotations
 from graftkit.report.findings_page import findings_page
 from graftkit.report.html import render_report
@@ -40,7 +41,7 @@ def report() -> Report:
 
 
 def test_people_read_the_worst_first(report: Report) -> None:
-    text = str(report)
+    text = findings_text(report)
     order = (Severity.ERROR, Severity.WARNING, Severity.INFO, Severity.UNKNOWN, Severity.OK)
     starts = [text.index(f"{severity} {report.findings[0].code}") for severity in order]
     assert starts == sorted(starts)

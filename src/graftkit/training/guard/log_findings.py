@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable
 
 from graftkit.findings import Finding, Severity
-from graftkit.findings_text import place_of
 
 _log = logging.getLogger(__name__)
 _LEVELS = {Severity.ERROR: logging.ERROR, Severity.WARNING: logging.WARNING, Severity.INFO: logging.INFO}
@@ -21,8 +20,7 @@ def tell(findings: Iterable[Finding]) -> None:
     for finding in findings:
         if (level := _LEVELS.get(finding.severity)) is None:
             continue
-        place = f" ({place_of(finding)})" if place_of(finding) else ""
-        line = f"{finding.severity} {finding.code} {finding.title}: {finding.message}{place}"
+        line = str(finding)
         console.print(Text(line), soft_wrap=True)
         if _log.hasHandlers():  # without any, Python itself would print it a second time
             _log.log(level, "%s", line)
