@@ -73,8 +73,8 @@ def _tell(mended: Iterable[Finding], files: dict[str, Path | None]) -> None:
 
 def conclude(output: Output, report: Report, title: str, fail_level: FailLevel) -> None:
     """Write the report in the format asked for, and end with status 1 where something counts at ``fail_level``."""
+    from graftkit.cli.findings_text import findings_text
     from graftkit.findings import Severity
-    from graftkit.findings_text import findings_text
     from graftkit.report.annotations import to_annotations
     from graftkit.report.findings_page import findings_page
     from graftkit.report.sarif import to_sarif

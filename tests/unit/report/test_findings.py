@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 
 from graftkit.checks.rules import all_rules
+from graftkit.cli.findings_text import findings_text
 from graftkit.findings import Finding, Fix, Report, Severity
-from graftkit.findings_text import findings_text
 from graftkit.report.annotations import to_annotations
 from graftkit.report.findings_page import findings_page
 from graftkit.report.html import render_report
