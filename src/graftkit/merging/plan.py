@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile
-from graftkit.merging.adapter.changes import Added, Change, Layer, LowRank, Rows, Whole
 from graftkit.merging.adapter.effects import Effects, read_effects
 from graftkit.merging.adapter.layerwise import LayerShop
+from graftkit.merging.arithmetic.changes import Added, Change, Layer, LowRank, Rows, Whole
 from graftkit.merging.arithmetic.terms import covers
 from graftkit.merging.checkpoint.base import Base
 from graftkit.merging.checkpoint.block_map import Block, Placed, matrix_shape, place

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import GraftError
-from graftkit.merging.adapter.changes import Layer
 from graftkit.merging.adapter.effects import Effects, shares_state
+from graftkit.merging.arithmetic.changes import Layer
 from graftkit.merging.errors import MergeError
 
 if TYPE_CHECKING:

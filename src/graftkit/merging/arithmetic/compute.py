@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from graftkit.merging.adapter.changes import Added, LowRank, Rows, Whole
+from graftkit.merging.arithmetic.changes import Added, LowRank, Rows, Whole
 from graftkit.merging.arithmetic.dense import update_of
 from graftkit.merging.arithmetic.rounding import rounded
 from graftkit.merging.arithmetic.terms import (

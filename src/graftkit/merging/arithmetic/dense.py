@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from graftkit.merging.adapter.changes import Added, Layer, LowRank, Rows, Whole
+from graftkit.merging.arithmetic.changes import Added, Layer, LowRank, Rows, Whole
 from graftkit.merging.arithmetic.terms import DoraTerm, Window, factors
 from graftkit.merging.checkpoint.block_map import Block, matrix_shape
 from graftkit.merging.checkpoint.shards import torch_dtype

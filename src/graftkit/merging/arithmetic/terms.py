@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from graftkit.merging.adapter.changes import Added, LowRank, Rows, Whole
 from graftkit.merging.adapter.tensors import AdapterTensors
+from graftkit.merging.arithmetic.changes import Added, LowRank, Rows, Whole
 from graftkit.merging.checkpoint.block_map import Block, matrix_shape
 
 if TYPE_CHECKING:
