@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class GraftError(Exception):
     """Base of every error graftkit raises on purpose.
@@ -114,6 +118,12 @@ class AdapterError(GraftError):
     code = "adapter"
 
 
+class MergeError(GraftError):
+    """An adapter cannot be merged into this base, or the result did not pass its verification."""
+
+    code = "merge"
+
+
 class RecipeError(GraftError):
     """A recipe, or graftkit's settings, cannot be read or says something that means nothing."""
 
@@ -136,3 +146,16 @@ class TrainingError(GraftError):
     """A run cannot start, or was stopped because going on would waste it."""
 
     code = "training"
+
+
+@contextmanager
+def reraise_as(make_error: Callable[[str, str], GraftError], path: str | Path) -> Iterator[None]:
+    """Raise any ``OSError`` of the block as ``make_error(path, reason)``.
+
+    The reason is the operating system's, without its own idea of the path: where one file is read while another is
+    written, that names the wrong one, or none.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise make_error(str(path), error.strerror or str(error)) from error

@@ -1,4 +1,4 @@
-"""Publishing files: beside, whole, then renamed, so that nothing half-written ever looks finished."""
+"""Atomic writes: a file or folder is completed beside its target and then renamed into place."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from graftkit.errors import OutputError
+from graftkit.errors import OutputError, reraise_as
 
 
 def write_text(path: Path | str, text: str) -> Path:
@@ -20,7 +20,7 @@ def write_text(path: Path | str, text: str) -> Path:
         OutputError: ``output-not-writable``. An existing file is then untouched.
     """
     target = Path(path)
-    with _told_where(target):
+    with as_output_error(target):
         target = target.resolve()
         if target.exists() and not target.is_file():
             # A device or a pipe (/dev/stdout) is written to; it must never be renamed over.
@@ -50,29 +50,29 @@ def _replace_file(target: Path, text: str, mode: int) -> None:
 
 @contextmanager
 def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
-    """A new folder beside ``path`` to fill; it becomes ``path`` when the block ends without an error.
+    """Yield a new folder beside ``path``, which is renamed to ``path`` when the block ends without an error.
 
-    After an exception, Ctrl-C included, nothing of the new folder is left and ``path`` is as it was.
+    After an exception (also Ctrl-C) the new folder is removed, and ``path`` is unchanged.
 
     Args:
-        path: the folder to publish. One that exists is replaced only if it is empty or holds ``ours``.
-        ours: a file name that every folder written for this purpose holds.
+        path: the folder to write. An existing folder is replaced only if it is empty or contains ``ours``.
+        ours: the name of a file that marks folders written for this purpose.
 
     Raises:
-        OutputError: before the block runs: ``output-not-writable``, ``output-is-a-file`` or
-            ``output-not-empty`` (somebody else's files are never replaced).
+        OutputError: before the block runs: ``output-not-writable``, ``output-is-a-file`` or ``output-not-empty``
+            (a folder with other files is never replaced).
     """
     import shutil
 
     target = Path(path).resolve()
     check_replaceable(target, ours)
-    with _told_where(target):
+    with as_output_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         refuse_read_only(target)
         beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield beside
-        with _told_where(target):
+        with as_output_error(target):
             beside.chmod(0o777 & ~_umask())
             _swap(beside, target)
     finally:
@@ -80,14 +80,14 @@ def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
 
 
 def check_replaceable(target: Path, ours: str) -> None:
-    """Refuse a folder to write that would replace somebody's files.
+    """Check that writing a folder replaces no other files than an earlier result.
 
     Args:
-        target: the folder; one that exists may be replaced if it is empty or holds ``ours``.
-        ours: a file name that every folder written for this purpose holds.
+        target: the folder to write. An existing folder may be replaced if it is empty or contains ``ours``.
+        ours: the name of a file that marks folders written for this purpose.
 
     Raises:
-        OutputError: ``output-is-a-file``, ``output-not-empty``, ``output-not-writable`` (not listable).
+        OutputError: ``output-is-a-file``, ``output-not-empty``, ``output-not-writable`` (it cannot be listed).
     """
     if target.exists() and not target.is_dir():
         raise OutputError(
@@ -97,11 +97,11 @@ def check_replaceable(target: Path, ours: str) -> None:
             help="name another folder",
             code="output-is-a-file",
         )
-    with _told_where(target):
+    with as_output_error(target):
         foreign = target.is_dir() and any(target.iterdir()) and not (target / ours).is_file()
     if foreign:
         raise OutputError(
-            "the output folder holds files that are not from an earlier run",
+            "the output folder contains files that are not from an earlier run",
             where=str(target),
             why=f"it has no {ours}, and replacing it would lose what is there",
             help="name a new folder, or empty this one",
@@ -110,7 +110,7 @@ def check_replaceable(target: Path, ours: str) -> None:
 
 
 def _swap(beside: Path, target: Path) -> None:
-    """Put ``beside`` where ``target`` is; a failure or an interrupt in between puts the old folder back."""
+    """Replace ``target`` with ``beside``; restore the old folder if that fails or is interrupted."""
     import shutil
 
     if not target.exists():
@@ -130,29 +130,30 @@ def _swap(beside: Path, target: Path) -> None:
 
 
 def refuse_read_only(target: Path) -> None:
-    """Refuse a place marked read-only: it is meant to stay as it is, even where a rename or root could replace it.
+    """Refuse a target marked read-only, even where a rename, or root, could replace it.
 
     Raises:
-        OutputError: ``output-not-writable``: the place itself or the folder it lies in is, where they exist.
+        OutputError: ``output-not-writable``: the target or its parent folder is read-only.
     """
-    with _told_where(target):
+    with as_output_error(target):
         for place in (target, target.parent):
             if place.exists() and not place.stat().st_mode & stat.S_IWUSR:
                 raise PermissionError(errno.EACCES, f"{place} is read-only", str(place))
 
 
-@contextmanager
-def _told_where(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            "the output cannot be written",
-            where=str(target),
-            why=error.strerror or str(error),
-            help="choose a folder you can write to",
-            code="output-not-writable",
-        ) from error
+def as_output_error(target: Path) -> AbstractContextManager[None]:
+    """Raise any ``OSError`` of the block as an ``OutputError``, ``output-not-writable``."""
+    return reraise_as(_not_writable, target)
+
+
+def _not_writable(path: str, why: str) -> OutputError:
+    return OutputError(
+        "the output cannot be written",
+        where=path,
+        why=why,
+        help="choose a folder you can write to",
+        code="output-not-writable",
+    )
 
 
 def _umask() -> int:

@@ -31,7 +31,7 @@ def test_reentrant_checkpointing_on_shared_keys_is_refused_with_a_report(tmp_pat
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
-def test_what_the_trainer_refuses_is_told_as_such(tmp_path: Path) -> None:
+def test_what_the_trainer_refuses_is_reraise_as_such(tmp_path: Path) -> None:
     rows = [{"prompt": signature, "completion": summary} for signature, summary in docstrings(8)]
     base = save_model(tmp_path / "base", trained_tokenizer([text for row in rows for text in row.values()]))
     adapter = {"targets": ["attention", "lm_head"]}

@@ -14,15 +14,16 @@ from typing import Any
 
 from graftkit._version import __version__
 from graftkit.adapters.file import AdapterFile, read_adapter
+from graftkit.errors import MergeError, reraise_as
 from graftkit.files import check_replaceable, write_text
 from graftkit.merging.checkpoint.base import read_base
 from graftkit.merging.checkpoint.shards import INDEX
 from graftkit.merging.checkpoint.tied_weights import untied_config
-from graftkit.merging.errors import MergeError, adapter_unreadable, base_unreadable
-from graftkit.merging.io.read import Unreadable, copy_file, opened, told_as
+from graftkit.merging.errors import adapter_unreadable, base_unreadable
+from graftkit.merging.io.read import Unreadable, copy_file, opened
 from graftkit.merging.io.shard_layout import Layout, lay_out
 from graftkit.merging.io.shard_writer import Crew, crew, finish, write_shard
-from graftkit.merging.io.staging import REPORT_NAME, Workplace, check_space, told_where, workplace
+from graftkit.merging.io.staging import REPORT_NAME, Workplace, check_space, merge_stopped, workplace
 from graftkit.merging.plan import MergePlan, Weighted, make_plan
 from graftkit.merging.report import MergeReport, Progress
 from graftkit.merging.verify import Evidence, new_index, read_choice, verify_folder, verify_shard
@@ -74,7 +75,7 @@ def merge(
     _check_apart(target, [Path(path).expanduser().resolve() for path in (base, *_weights(adapter))])
     check_replaceable(target, REPORT_NAME)
     plan = plan_merge(base, adapter, out, tied=tied, trust_remote_code=trust_remote_code, revision=revision)
-    with workplace(target) as place, told_where(target):
+    with workplace(target) as place, reraise_as(merge_stopped, target):
         fingerprint = _fingerprint(plan, tied, verify)
         whole = place.whole(fingerprint)
         place.start(fingerprint, whole)
@@ -176,7 +177,7 @@ def _adapter_print(file: AdapterFile) -> list[Any]:
 
 
 def _stat(path: Path, unreadable: Unreadable) -> tuple[int, int]:
-    with told_as(unreadable, path):
+    with reraise_as(unreadable, path):
         stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile
+from graftkit.errors import MergeError
 from graftkit.merging.adapter.effects import Effects, read_effects
 from graftkit.merging.adapter.layerwise import LayerShop
 from graftkit.merging.arithmetic.changes import Added, Change, Layer, LowRank, Rows, Whole
@@ -19,7 +20,6 @@ from graftkit.merging.checkpoint.block_map import Block, Placed, matrix_shape, p
 from graftkit.merging.checkpoint.shards import FLOATS, Shard, Stored
 from graftkit.merging.checkpoint.tied_weights import Ties, settle
 from graftkit.merging.checkpoint.weight_conversion import Group
-from graftkit.merging.errors import MergeError
 from graftkit.text import percent, size, table
 
 # Single precision has 16 bits to spare over bfloat16. With so many products an element, less than one element in

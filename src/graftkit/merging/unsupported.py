@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile
-from graftkit.merging.errors import MergeError
+from graftkit.errors import MergeError
 
 # Starting values that PEFT computes from the base weight and takes out of it: it does so again on loading.
 _REBUILT = ("pissa", "olora")

@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import SourceError
+from graftkit.errors import SourceError, reraise_as
 from graftkit.merging.arithmetic.compute import Terms, exact_rows, read_rows
 from graftkit.merging.arithmetic.rounding import rounded
 from graftkit.merging.checkpoint.shards import INDEX
 from graftkit.merging.errors import base_unreadable, output_unreadable
-from graftkit.merging.io.read import Opened, buffer_of, opened, same_bytes, told_as
+from graftkit.merging.io.read import Opened, buffer_of, opened, same_bytes
 from graftkit.merging.io.shard_layout import Layout, lay_out
 from graftkit.merging.io.shard_writer import workers
 from graftkit.merging.plan import Job, MergePlan
@@ -199,7 +199,7 @@ def _files(plan: MergePlan, folder: Path) -> Iterable[str]:
 
 def _json(path: Path) -> Any:
     """A file's content, None where it is no JSON."""
-    with told_as(output_unreadable, path):
+    with reraise_as(output_unreadable, path):
         content = path.read_bytes()
     try:
         return json.loads(content)

@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from graftkit.errors import RecipeError
+from graftkit.errors import RecipeError, reraise_as
 from graftkit.files import write_text
 from graftkit.text import first_line
 
@@ -72,19 +72,20 @@ def read_document(path: str | Path) -> Document:
     """
     file = Path(path).expanduser()
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise _syntax(file, f"it is larger than {_MAX_BYTES:,} bytes")
-        text = file.read_text(encoding="utf-8")
+        with reraise_as(_unreadable, path):
+            if file.stat().st_size > _MAX_BYTES:
+                raise _syntax(file, f"it is larger than {_MAX_BYTES:,} bytes")
+            text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise _syntax(file, "it is not UTF-8 text") from error
-    except OSError as error:
-        raise RecipeError(
-            "the recipe cannot be read", where=str(path), why=error.strerror or str(error), code="recipe-not-found"
-        ) from error
     root = _parse(text, file)
     if not isinstance(root, Mapping):
         raise _syntax(file, f"a mapping was expected at the top, not {_kind(root)}")
     return Document(file, root)
+
+
+def _unreadable(path: str, why: str) -> RecipeError:
+    return RecipeError("the recipe cannot be read", where=path, why=why, code="recipe-not-found")
 
 
 def parse_value(text: str, where: str) -> Any:

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, TrainableTokensConfig
 from safetensors.torch import load_file, save_file
 
-from graftkit.merging.errors import MergeError
+from graftkit.errors import MergeError
 
 if TYPE_CHECKING:
     from tests.unit.merging.conftest import Bench

@@ -14,11 +14,11 @@ from transformers import Gemma2ForCausalLM
 import graftkit as gk
 from graftkit.adapters.file import read_adapter
 from graftkit.checks.probes.forward import difference, logits_of
+from graftkit.errors import MergeError
 from graftkit.merging.adapter.effects import read_effects
 from graftkit.merging.checkpoint.base import Base
 from graftkit.merging.checkpoint.shards import read_weights
 from graftkit.merging.checkpoint.tied_weights import settle
-from graftkit.merging.errors import MergeError
 from graftkit.merging.merge import verify_merge
 from graftkit.surveying.sources.build import build_on_meta
 

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel
 
 import graftkit as gk
-from graftkit.merging.errors import MergeError
+from graftkit.errors import MergeError
 from graftkit.merging.merge import merge
 from graftkit.planning.methods import method_named, method_names
 

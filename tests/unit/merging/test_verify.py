@@ -11,9 +11,8 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from graftkit.errors import SourceError
+from graftkit.errors import MergeError, SourceError
 from graftkit.merging import verify as verification
-from graftkit.merging.errors import MergeError
 from graftkit.merging.merge import verify_merge
 
 if TYPE_CHECKING:

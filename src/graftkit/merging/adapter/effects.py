@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.adapters.file import AdapterFile
+from graftkit.errors import MergeError
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import Added, Change, Layer, LowRank, Rows, Whole
-from graftkit.merging.errors import MergeError
 from graftkit.merging.unsupported import rebuilds_base, refuse
 from graftkit.modeling.unwrapping import PEFT_PREFIX
 from graftkit.text import some

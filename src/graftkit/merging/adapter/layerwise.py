@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import GraftError
+from graftkit.errors import GraftError, MergeError
 from graftkit.merging.adapter.effects import Effects, shares_state
 from graftkit.merging.arithmetic.changes import Layer
-from graftkit.merging.errors import MergeError
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from graftkit.adapters.file import AdapterFile
+from graftkit.errors import MergeError, reraise_as
 from graftkit.merging.checkpoint.shards import FLOATS, Shard, read_shard, torch_dtype
-from graftkit.merging.errors import MergeError, adapter_unreadable
-from graftkit.merging.io.read import buffer_of, opened, told_as
+from graftkit.merging.errors import adapter_unreadable
+from graftkit.merging.io.read import buffer_of, opened
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ class AdapterTensors:
 
     @cached_property
     def _shard(self) -> Shard:
-        with told_as(adapter_unreadable, self.file.weights_path):
+        with reraise_as(adapter_unreadable, self.file.weights_path):
             return read_shard(self.file.weights_path)
 
     @cached_property
@@ -88,7 +89,7 @@ class AdapterTensors:
         try:
             tensor = self.file.tensor(name)
         except (OSError, SafetensorError) as error:
-            raise adapter_unreadable(self.file.weights_path, str(error)) from error
+            raise adapter_unreadable(str(self.file.weights_path), str(error)) from error
         return tensor if tensor.dim() else tensor.view(1)
 
     def with_converted(self, converted: Mapping[str, torch.Tensor], gone: frozenset[str]) -> AdapterTensors:

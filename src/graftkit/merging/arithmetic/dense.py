@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from graftkit.errors import MergeError
 from graftkit.merging.arithmetic.changes import Added, Layer, LowRank, Rows, Whole
 from graftkit.merging.arithmetic.terms import DoraTerm, Window, factors
 from graftkit.merging.checkpoint.block_map import Block, matrix_shape
 from graftkit.merging.checkpoint.shards import torch_dtype
 from graftkit.merging.checkpoint.weight_conversion import Group
-from graftkit.merging.errors import MergeError, base_unreadable
+from graftkit.merging.errors import base_unreadable
 from graftkit.merging.io.read import buffer_of, opened
 from graftkit.merging.plan import Job, MergePlan, Part
 from graftkit.text import first_line
@@ -69,7 +70,7 @@ def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:
     try:
         storage = torch.UntypedStorage.from_file(str(shard.path), False, shard.size)
     except RuntimeError as error:
-        raise base_unreadable(shard.path, first_line(error)) from error
+        raise base_unreadable(str(shard.path), first_line(error)) from error
     whole = torch.empty(0, dtype=dtype)
     whole.set_(storage, stored.begin // dtype.itemsize, stored.shape)  # type: ignore[call-overload]
     return whole.view(plan.base.shapes[param])

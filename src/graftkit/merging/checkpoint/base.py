@@ -8,11 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import SourceError
+from graftkit.errors import MergeError, SourceError, reraise_as
 from graftkit.merging.checkpoint.shards import INDEX, SINGLE, Weights, read_weights
 from graftkit.merging.checkpoint.weight_conversion import Groups, group
-from graftkit.merging.errors import MergeError, base_unreadable
-from graftkit.merging.io.read import told_as
+from graftkit.merging.errors import base_unreadable
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import build_on_meta, model_class_for
 from graftkit.surveying.sources.config import load_config, remote_model_class
@@ -70,7 +69,7 @@ class Base:
         Raises:
             SourceError: ``not-readable``: the folder has gone.
         """
-        with told_as(base_unreadable, self.folder):
+        with reraise_as(base_unreadable, self.folder):
             files = sorted(path for path in self.folder.iterdir() if path.is_file())
         return tuple(p for p in files if p.suffix not in _WEIGHTS and not p.name.endswith(".index.json"))
 

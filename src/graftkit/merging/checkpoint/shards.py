@@ -11,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from graftkit.errors import reraise_as
 from graftkit.merging.errors import base_unreadable
-from graftkit.merging.io.read import told_as
 from graftkit.surveying.checkpoint.headers import read_headers
 
 if TYPE_CHECKING:
@@ -121,12 +121,12 @@ def read_weights(folder: Path) -> Weights:
 
 
 def _base_shard(path: Path) -> Shard:
-    with told_as(base_unreadable, path):
+    with reraise_as(base_unreadable, path):
         return read_shard(path)
 
 
 def _index(path: Path) -> Mapping[str, object]:
-    with told_as(base_unreadable, path):
+    with reraise_as(base_unreadable, path):
         return json.loads(path.read_bytes())  # type: ignore[no-any-return]
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from graftkit.errors import MergeError
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import Change, LowRank, Rows, Whole
-from graftkit.merging.errors import MergeError
 from graftkit.surveying.sources.build import build_on_meta, quiet_transformers
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from graftkit.merging.errors import MergeError
+from graftkit.errors import MergeError
 from graftkit.text import some
 
 if TYPE_CHECKING:

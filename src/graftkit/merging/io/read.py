@@ -1,8 +1,4 @@
-"""Bytes from files into tensors, without copies on the way and by position, so that threads overlap.
-
-A failure is told with the name of the file that was read: while one file is read another is written, and the
-system's own error names neither.
-"""
+"""Positioned reads from files into tensors, without copies in between, by any number of threads."""
 
 from __future__ import annotations
 
@@ -13,38 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graftkit.errors import GraftError
+from graftkit.errors import GraftError, reraise_as
 
 if TYPE_CHECKING:
     import torch
 
-# The error that says that a file cannot be read, and why.
-Unreadable = Callable[[Path, str], GraftError]
+# Makes the error for a file (its path, and the reason) that cannot be read.
+Unreadable = Callable[[str, str], GraftError]
 
 _STEP_BYTES = 4 * 2**20
 
 
-@contextmanager
-def told_as(unreadable: Unreadable, path: Path) -> Iterator[None]:
-    """Tell what the system says of reading ``path`` as ``unreadable`` does.
-
-    Raises:
-        GraftError: what ``unreadable`` makes.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise unreadable(path, error.strerror or str(error)) from error
-
-
 @dataclass(frozen=True)
 class Opened:
-    """A file that is open for positioned reads, by any number of threads.
+    """A file that is open for positioned reads.
 
     Attributes:
-        fd: its descriptor.
+        fd: its file descriptor.
         path: its name.
-        unreadable: what a failure is told as.
+        unreadable: makes the error for a failed read.
     """
 
     fd: int
@@ -53,8 +36,8 @@ class Opened:
 
     @property
     def size(self) -> int:
-        """In bytes."""
-        with told_as(self.unreadable, self.path):
+        """The file's size in bytes."""
+        with reraise_as(self.unreadable, self.path):
             return os.fstat(self.fd).st_size
 
     def read_into(self, buffer: torch.Tensor, offset: int) -> None:
@@ -63,7 +46,7 @@ class Opened:
         Raises:
             GraftError: the file ends before the buffer is full, or cannot be read.
         """
-        with told_as(self.unreadable, self.path):
+        with reraise_as(self.unreadable, self.path):
             _read_into(self.fd, buffer, offset)
 
 
@@ -74,7 +57,7 @@ def opened(path: Path, unreadable: Unreadable) -> Iterator[Opened]:
     Raises:
         GraftError: it cannot be opened.
     """
-    with told_as(unreadable, path):
+    with reraise_as(unreadable, path):
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         yield Opened(fd, path, unreadable)
@@ -83,7 +66,7 @@ def opened(path: Path, unreadable: Unreadable) -> Iterator[Opened]:
 
 
 def buffer_of(nbytes: int) -> torch.Tensor:
-    """An uninitialised buffer of that many bytes."""
+    """Return an uninitialized uint8 buffer of ``nbytes`` bytes."""
     import torch
 
     return torch.empty(nbytes, dtype=torch.uint8)
@@ -114,7 +97,7 @@ def copy_file(source: Opened, target: Path) -> None:
 
 
 def same_bytes(one: Opened, other: Opened, begin: int, end: int, shift: int = 0) -> bool:
-    """Whether a range of one file is the same as that of the other, ``shift`` bytes further on."""
+    """Check whether a range of one file equals that of the other, where it begins ``shift`` bytes later."""
     import torch
 
     step = min(end - begin, _STEP_BYTES)

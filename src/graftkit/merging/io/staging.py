@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from graftkit.errors import OutputError
+from graftkit.errors import MergeError, OutputError, reraise_as
 from graftkit.files import check_replaceable, refuse_read_only, write_text
-from graftkit.merging.errors import MergeError
 
 REPORT_NAME = "merge_report.json"
 _LEDGER, _LOCK, _OLD = "ledger.json", "lock", "old"
@@ -138,14 +137,14 @@ def workplace(out: str | Path) -> Iterator[Workplace]:
     target = Path(out).expanduser().resolve()
     place = Workplace(target, target.parent / f".{target.name}.partial")
     check_replaceable(target, REPORT_NAME)
-    with told_where(target):
+    with reraise_as(merge_stopped, target):
         target.parent.mkdir(parents=True, exist_ok=True)
         refuse_read_only(target)
         place.root.mkdir(exist_ok=True)
         lock = (place.root / _LOCK).open("w")
     with lock:
         _lock(lock, place)
-        with told_where(target):
+        with reraise_as(merge_stopped, target):
             place.put_back()
         try:
             yield place
@@ -209,23 +208,15 @@ def check_space(target: Path, needed: int) -> None:
     )
 
 
-@contextmanager
-def told_where(target: Path) -> Iterator[None]:
-    """Turn a failure of the system into an error that says what to do.
-
-    Raises:
-        OutputError: ``output-not-writable``.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            "the merge stopped: a file cannot be written",
-            where=str(target),
-            why=error.strerror or str(error),
-            help="mend that and run it again: it goes on after the last file that is whole",
-            code="output-not-writable",
-        ) from error
+def merge_stopped(path: str, why: str) -> OutputError:
+    """Make the error for a merge that could not write a file."""
+    return OutputError(
+        "the merge stopped: a file cannot be written",
+        where=path,
+        why=why,
+        help="fix the cause and rerun: finished files are reused",
+        code="output-not-writable",
+    )
 
 
 def sync(path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import ModelTypeError, SourceError
+from graftkit.errors import ModelTypeError, SourceError, reraise_as
 from graftkit.families import geometry
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import quiet_transformers
@@ -154,17 +154,9 @@ def _from_path(text: str, trust_remote_code: bool) -> Loaded | None:
         return _load_file(path, "file", text, str(path.parent), trust_remote_code)
     if not is_directory or not text:
         return None
-    try:
+    with reraise_as(_unreadable_folder, path):
         has_config = (path / "config.json").is_file()
         instead = "" if has_config else _what_it_is_instead(path)
-    except OSError as error:
-        raise SourceError(
-            "the folder cannot be read",
-            where=str(path),
-            why=error.strerror,
-            help="check its permissions",
-            code="not-readable",
-        ) from error
     if not has_config:
         raise SourceError(
             "not a model directory: it has no config.json",
@@ -174,6 +166,12 @@ def _from_path(text: str, trust_remote_code: bool) -> Loaded | None:
             code="not-a-model-directory",
         )
     return _load_file(path / "config.json", "directory", text, str(path), trust_remote_code)
+
+
+def _unreadable_folder(path: str, why: str) -> SourceError:
+    return SourceError(
+        "the folder cannot be read", where=path, why=why, help="check its permissions", code="not-readable"
+    )
 
 
 def _what_it_is_instead(path: Path) -> str:
