@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from graftkit.families import Family, family_of
-from graftkit.surveying import adaptable
+from graftkit.surveying import obstacles
 from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.surveying.checkpoint.missing import compare
 from graftkit.surveying.checkpoint.names import checkpoint_keys
@@ -149,9 +149,9 @@ class _Scene:
     @classmethod
     def of(cls, model: nn.Module) -> _Scene:
         modules = dict(model.named_modules())
-        kinds = {p: k for p, m in modules.items() if p and (k := adaptable.kind_of(m)) is not None}
-        kinds = {p: k for p, k in kinds.items() if kinds.get(p.rpartition(".")[0]) != adaptable.MULTIHEAD}
-        linears = frozenset(p for p, k in kinds.items() if k in {adaptable.LINEAR, adaptable.TRANSPOSED})
+        kinds = {p: k for p, m in modules.items() if p and (k := obstacles.kind_of(m)) is not None}
+        kinds = {p: k for p, k in kinds.items() if kinds.get(p.rpartition(".")[0]) != obstacles.MULTIHEAD}
+        linears = frozenset(p for p, k in kinds.items() if k in {obstacles.LINEAR, obstacles.TRANSPOSED})
         inner = [held for _, held in models_inside(model)]
         return cls(
             modules=modules,
@@ -207,15 +207,15 @@ def _module_site(scene: _Scene, path: str, module: nn.Module) -> Site:
         if any(module is head for head in scene.outputs)
         else role_of(site.names, kind, in_state_space=mixer)
     )
-    reason = adaptable.objection(path, module, kind, _family_above(scene, path))
+    reason = obstacles.objection(path, module, kind, _family_above(scene, path))
     return replace(site, role=role, adaptable=reason is None, reason=reason, quantized=quantization_of(module))
 
 
 def _shape(module: Any, kind: str) -> tuple[int, ...]:
     """The weight's logical shape: a 4-bit weight is stored packed, so linears report their features."""
-    if kind == adaptable.LINEAR and (features := features_of(module)) is not None:
+    if kind == obstacles.LINEAR and (features := features_of(module)) is not None:
         return features
-    if kind == adaptable.MULTIHEAD:
+    if kind == obstacles.MULTIHEAD:
         return (3 * module.embed_dim, module.embed_dim)
     return tuple(module.weight.shape)
 
@@ -228,7 +228,7 @@ def _parameter_sites(scene: _Scene, path: str, module: nn.Module) -> Iterator[Si
         reason = "unknown: a bare parameter outside experts and routers" if role == "other" else None
         tower = scene.tower_of(path)
         shape = tuple(parameter.shape)
-        yield Site(f"{path}.{name}", tower, role, adaptable.PARAMETER, shape, reason is None, reason)
+        yield Site(f"{path}.{name}", tower, role, obstacles.PARAMETER, shape, reason is None, reason)
 
 
 def _parameter_role(scene: _Scene, path: str, module: nn.Module, parameter: nn.Parameter) -> str:
@@ -251,9 +251,9 @@ def _family_above(scene: _Scene, path: str) -> Family | None:
 
 
 def _weight_name(site: Site) -> str:
-    if site.kind == adaptable.PARAMETER:
+    if site.kind == obstacles.PARAMETER:
         return site.path
-    suffix = "in_proj_weight" if site.kind == adaptable.MULTIHEAD else "weight"
+    suffix = "in_proj_weight" if site.kind == obstacles.MULTIHEAD else "weight"
     return f"{site.path}.{suffix}"
 
 
