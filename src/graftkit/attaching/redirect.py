@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftkit.planning.matching import rewritten_names, smallest_exact
-from graftkit.surveying.obstacles import LINEAR, TRANSPOSED, kind_of
+from graftkit.surveying.kinds import LINEAR, TRANSPOSED, kind_of
 from graftkit.surveying.wrappers import wrappers_of
 
 if TYPE_CHECKING:

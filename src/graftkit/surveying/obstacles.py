@@ -1,4 +1,4 @@
-"""Can an adapter go here, and if not, why not. Ordered rules; the first one that objects is the reason."""
+"""What stands against an adapter on a module. Ordered rules; the first that objects decides."""
 
 from __future__ import annotations
 
@@ -7,56 +7,34 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from graftkit.families import Family
+from graftkit.surveying.kinds import CONV, EMBEDDING, LINEAR, MULTIHEAD
 from graftkit.surveying.quantized import missing_package, quantization_of
+from graftkit.surveying.sites import Objection, Obstacle
 
 if TYPE_CHECKING:
     from torch import nn
 
-LINEAR = "linear"
-TRANSPOSED = "conv1d_transposed"
-CONV = "conv"
-EMBEDDING = "embedding"
-MULTIHEAD = "multihead_attention"
-PARAMETER = "parameter"
 
-
-def kind_of(module: nn.Module) -> str | None:
-    """The kind of site a module is, or None where it is none. Quantized linears are linears."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
-        (nn.MultiheadAttention, MULTIHEAD),
-        (nn.Linear, LINEAR),
-        (Conv1D, TRANSPOSED),
-        (nn.Embedding, EMBEDDING),
-        ((nn.Conv1d, nn.Conv2d, nn.Conv3d), CONV),
-    )
-    if quantization_of(module) is not None:
-        return LINEAR
-    return next((kind for cls, kind in kinds if isinstance(module, cls)), None)
-
-
-def objection(path: str, module: nn.Module, kind: str, family: Family | None) -> str | None:
-    """Why no adapter can go on the module at ``path``, or None."""
-    rules: tuple[Callable[[], str | None], ...] = (
+def objection(path: str, module: nn.Module, kind: str, family: Family | None) -> Objection | None:
+    """Return why no adapter can go on the module at ``path``, or None."""
+    rules: tuple[Callable[[], Objection | None], ...] = (
         lambda: _bypassed(path, family),
         lambda: _quantizer_missing(module),
         lambda: _own_forward(module, kind),
         lambda: _grouped(module, kind),
         lambda: _not_floating(module, kind),
     )
-    return next((reason for rule in rules if (reason := rule()) is not None), None)
+    return next((found for rule in rules if (found := rule()) is not None), None)
 
 
-def _bypassed(path: str, family: Family | None) -> str | None:
+def _bypassed(path: str, family: Family | None) -> Objection | None:
     for weight in family.bypassed if family else ():
         if fnmatchcase(path, weight.pattern):
-            return weight.reason
+            return Obstacle.BYPASSED.because(reader=weight.reason)
     return None
 
 
-def _own_forward(module: nn.Module, kind: str) -> str | None:
+def _own_forward(module: nn.Module, kind: str) -> Objection | None:
     """A subclass that computes something else than its base class (a router that is an nn.Linear, say)."""
     from torch import nn
 
@@ -73,14 +51,11 @@ def _own_forward(module: nn.Module, kind: str) -> str | None:
         return None
     if kind == LINEAR and _computes_a_linear(module):
         return None
-    return (
-        f"{type(module).__name__} has a forward of its own, "
-        f"which an adapter made for {base.__name__} would not follow"
-    )
+    return Obstacle.OWN_FORWARD.because(cls=type(module).__name__, base=base.__name__)
 
 
 def _computes_a_linear(module: nn.Module) -> bool:
-    """Whether a subclass's own forward still is ``x @ W.T + b``: run on a small copy with weights of its own."""
+    """Check whether a subclass's forward still is ``x @ W.T + b``, by running it on a small copy."""
     import copy
 
     import torch
@@ -103,22 +78,20 @@ def _computes_a_linear(module: nn.Module) -> bool:
     return isinstance(computed, torch.Tensor) and computed.shape == expected.shape and computed.allclose(expected)
 
 
-def _grouped(module: nn.Module, kind: str) -> str | None:
+def _grouped(module: nn.Module, kind: str) -> Objection | None:
     groups = getattr(module, "groups", 1)
-    if kind != CONV or groups == 1:
-        return None
-    return f"a convolution in {groups} groups: the rank would have to be a multiple of {groups}"
+    return Obstacle.GROUPED_CONV.because(groups=groups) if kind == CONV and groups != 1 else None
 
 
-def _not_floating(module: nn.Module, kind: str) -> str | None:
+def _not_floating(module: nn.Module, kind: str) -> Objection | None:
     weight = getattr(module, "weight", None)
     if kind == MULTIHEAD or weight is None or weight.is_floating_point() or quantization_of(module) is not None:
         return None
-    return f"its weight is {weight.dtype}, and nothing says how it is quantized"
+    return Obstacle.NOT_FLOATING.because(dtype=weight.dtype)
 
 
-def _quantizer_missing(module: nn.Module) -> str | None:
+def _quantizer_missing(module: nn.Module) -> Objection | None:
     package = missing_package(module)
     if package is None:
         return None
-    return f"unknown: quantized by {quantization_of(module)}, and PEFT needs {package}, which is not installed"
+    return Obstacle.QUANTIZER_MISSING.because(quantizer=quantization_of(module), package=package)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum, StrEnum
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -11,6 +12,36 @@ from typing import Any
 from graftkit.surveying.checkpoint.missing import Checkpoint
 
 SCHEMA_VERSION = 1
+
+
+class Obstacle(Enum):
+    """What stands against LoRA on a site. The value is the reason that people read, with blanks for the facts."""
+
+    BYPASSED = "{reader}"
+    QUANTIZER_MISSING = "unknown: quantized by {quantizer}, and PEFT needs {package}, which is not installed"
+    OWN_FORWARD = "{cls} has a forward of its own, which an adapter made for {base} would not follow"
+    GROUPED_CONV = "a convolution in {groups} groups: the rank would have to be a multiple of {groups}"
+    NOT_FLOATING = "its weight is {dtype}, and nothing says how it is quantized"
+    LOOSE_PARAMETER = "unknown: a bare parameter outside experts and routers"
+
+    def because(self, **facts: object) -> Objection:
+        """Return the objection that this obstacle makes, with the facts in its reason."""
+        return Objection(self, self.value.format(**facts))
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """An obstacle on one site, and the reason as a person reads it."""
+
+    obstacle: Obstacle
+    reason: str
+
+
+class Note(StrEnum):
+    """What else an adapter on a site would reach. The value is the note that people read."""
+
+    KEY_IS_VALUE = "also makes the values: this layer has no value projection of its own"
+    SHARED_KV = "reads keys and values of another layer: this layer has no projections for them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +71,13 @@ class Site:
         kind: "linear", "conv1d_transposed" (transformers' Conv1D), "conv", "embedding",
             "multihead_attention" or "parameter".
         shape: the weight's shape as stored, e.g. ``(out_features, in_features)`` for a linear.
-        adaptable: whether stock PEFT attaches LoRA here and the model then uses it.
-        reason: why not, or None where it is adaptable.
+        objection: why stock PEFT does not attach LoRA here, or the model would not use it; None where it does.
         wrapper: the wrapper around it, or None.
         tied_to: the other sites that share this weight's storage.
         checkpoint_keys: the weight's names on disk.
         quantized: the quantizer that packed the weight, or None; ``shape`` is then the logical one.
-        note: what else an adapter here would reach (a key projection that also makes the values), or None.
+        note: what else an adapter here would reach, or None.
+        groups: of a convolution.
     """
 
     path: str
@@ -54,13 +85,28 @@ class Site:
     role: str
     kind: str
     shape: tuple[int, ...]
-    adaptable: bool = True
-    reason: str | None = None
+    objection: Objection | None = None
     wrapper: Wrapper | None = None
     tied_to: tuple[str, ...] = ()
     checkpoint_keys: tuple[str, ...] = ()
     quantized: str | None = None
-    note: str | None = None
+    note: Note | None = None
+    groups: int = 1
+
+    @property
+    def adaptable(self) -> bool:
+        """Whether stock PEFT attaches LoRA here and the model then uses it."""
+        return self.objection is None
+
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """What stands against an adapter here, or None."""
+        return self.objection.obstacle if self.objection else None
+
+    @property
+    def reason(self) -> str | None:
+        """Why no adapter can go here, for people to read; None where one can."""
+        return self.objection.reason if self.objection else None
 
     @property
     def params(self) -> int:

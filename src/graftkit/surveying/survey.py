@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from graftkit.families import Family, family_of
-from graftkit.surveying import obstacles
+from graftkit.surveying import kinds
 from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.surveying.checkpoint.missing import compare
 from graftkit.surveying.checkpoint.names import checkpoint_keys
-from graftkit.surveying.notes import noted
+from graftkit.surveying.notes import with_notes
+from graftkit.surveying.obstacles import objection
 from graftkit.surveying.quantized import features_of, quantization_of
 from graftkit.surveying.roles import role_of
-from graftkit.surveying.sites import ModelInfo, ModelMap, Site, Tower, Wrapper
+from graftkit.surveying.sites import ModelInfo, ModelMap, Obstacle, Site, Tower, Wrapper
 from graftkit.surveying.sources.build import build_on_meta, model_class_for
 from graftkit.surveying.sources.config import Loaded, load_config, remote_model_class
 from graftkit.surveying.towers import fed_towers, models_inside, tower_finder
@@ -126,7 +127,7 @@ def _map(model: nn.Module, name: str, origin: str) -> ModelMap:
     return ModelMap(
         model=_info(model, name, origin),
         towers=_towers(scene, sites),
-        sites=noted(sites),
+        sites=with_notes(sites),
         module_paths=tuple(path for path in scene.modules if path),
         parameter_paths=tuple(scene.parameters),
     )
@@ -138,7 +139,7 @@ class _Scene:
 
     modules: dict[str, nn.Module]
     parameters: dict[str, nn.Parameter]
-    kinds: dict[str, str]
+    kind_at: dict[str, str]
     wrappers: dict[str, tuple[str, str]]
     tower_of: Any
     family_at: dict[str, Family | None]
@@ -149,14 +150,14 @@ class _Scene:
     @classmethod
     def of(cls, model: nn.Module) -> _Scene:
         modules = dict(model.named_modules())
-        kinds = {p: k for p, m in modules.items() if p and (k := obstacles.kind_of(m)) is not None}
-        kinds = {p: k for p, k in kinds.items() if kinds.get(p.rpartition(".")[0]) != obstacles.MULTIHEAD}
-        linears = frozenset(p for p, k in kinds.items() if k in {obstacles.LINEAR, obstacles.TRANSPOSED})
+        kind_at = {p: k for p, m in modules.items() if p and (k := kinds.kind_of(m)) is not None}
+        kind_at = {p: k for p, k in kind_at.items() if kind_at.get(p.rpartition(".")[0]) != kinds.MULTIHEAD}
+        linears = frozenset(p for p, k in kind_at.items() if k in {kinds.LINEAR, kinds.TRANSPOSED})
         inner = [held for _, held in models_inside(model)]
         return cls(
             modules=modules,
             parameters=dict(model.named_parameters(remove_duplicate=False)),
-            kinds=kinds,
+            kind_at=kind_at,
             wrappers=wrappers_of(model, linears),
             tower_of=tower_finder(model),
             family_at=_families(modules),
@@ -187,18 +188,18 @@ def _expert_counts(modules: dict[str, nn.Module]) -> Iterator[int]:
 
 def _sites(scene: _Scene) -> Iterator[Site]:
     for path, module in scene.modules.items():
-        if path in scene.kinds:
+        if path in scene.kind_at:
             yield _module_site(scene, path, module)
         elif path and not _inside_site(scene, path):
             yield from _parameter_sites(scene, path, module)
 
 
 def _inside_site(scene: _Scene, path: str) -> bool:
-    return path.rpartition(".")[0] in scene.kinds
+    return path.rpartition(".")[0] in scene.kind_at
 
 
-def _module_site(scene: _Scene, path: str, module: nn.Module) -> Site:
-    kind = scene.kinds[path]
+def _module_site(scene: _Scene, path: str, module: Any) -> Site:
+    kind = scene.kind_at[path]
     wrapper = Wrapper(*scene.wrappers[path]) if path in scene.wrappers else None
     site = Site(path, scene.tower_of(path), "other", kind, _shape(module, kind), wrapper=wrapper)
     mixer = path.rpartition(".")[0] in scene.state_spaces
@@ -207,15 +208,20 @@ def _module_site(scene: _Scene, path: str, module: nn.Module) -> Site:
         if any(module is head for head in scene.outputs)
         else role_of(site.names, kind, in_state_space=mixer)
     )
-    reason = obstacles.objection(path, module, kind, _family_above(scene, path))
-    return replace(site, role=role, adaptable=reason is None, reason=reason, quantized=quantization_of(module))
+    return replace(
+        site,
+        role=role,
+        objection=objection(path, module, kind, _family_above(scene, path)),
+        quantized=quantization_of(module),
+        groups=module.groups if kind == kinds.CONV else 1,
+    )
 
 
 def _shape(module: Any, kind: str) -> tuple[int, ...]:
     """The weight's logical shape: a 4-bit weight is stored packed, so linears report their features."""
-    if kind == obstacles.LINEAR and (features := features_of(module)) is not None:
+    if kind == kinds.LINEAR and (features := features_of(module)) is not None:
         return features
-    if kind == obstacles.MULTIHEAD:
+    if kind == kinds.MULTIHEAD:
         return (3 * module.embed_dim, module.embed_dim)
     return tuple(module.weight.shape)
 
@@ -225,10 +231,8 @@ def _parameter_sites(scene: _Scene, path: str, module: nn.Module) -> Iterator[Si
         if parameter.ndim < 2 or name.endswith("bias"):
             continue
         role = _parameter_role(scene, path, module, parameter)
-        reason = "unknown: a bare parameter outside experts and routers" if role == "other" else None
-        tower = scene.tower_of(path)
-        shape = tuple(parameter.shape)
-        yield Site(f"{path}.{name}", tower, role, obstacles.PARAMETER, shape, reason is None, reason)
+        against = Obstacle.LOOSE_PARAMETER.because() if role == "other" else None
+        yield Site(f"{path}.{name}", scene.tower_of(path), role, kinds.PARAMETER, tuple(parameter.shape), against)
 
 
 def _parameter_role(scene: _Scene, path: str, module: nn.Module, parameter: nn.Parameter) -> str:
@@ -251,9 +255,9 @@ def _family_above(scene: _Scene, path: str) -> Family | None:
 
 
 def _weight_name(site: Site) -> str:
-    if site.kind == obstacles.PARAMETER:
+    if site.kind == kinds.PARAMETER:
         return site.path
-    suffix = "in_proj_weight" if site.kind == obstacles.MULTIHEAD else "weight"
+    suffix = "in_proj_weight" if site.kind == kinds.MULTIHEAD else "weight"
     return f"{site.path}.{suffix}"
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import graftkit as gk
+from graftkit.families import family_of
+from graftkit.surveying.sites import Note, Obstacle
 
 GEOMETRIES = ["E2B", "E4B", "26B-A4B", "31B"]
 
@@ -146,23 +148,27 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"),
+    ("path", "obstacle", "fact"),
     [
-        pytest.param("block.router", "forward of its own", id="subclass with another forward"),
-        pytest.param("block.depthwise", "8 groups", id="depthwise convolution"),
-        pytest.param("block.position", "unknown", id="bare parameter"),
+        pytest.param("block.router", Obstacle.OWN_FORWARD, "Router", id="subclass with another forward"),
+        pytest.param("block.depthwise", Obstacle.GROUPED_CONV, "8", id="depthwise convolution"),
+        pytest.param("block.position", Obstacle.LOOSE_PARAMETER, "", id="bare parameter"),
     ],
 )
-def test_what_cannot_be_adapted_says_why(path: str, reason: str) -> None:
+def test_what_cannot_be_adapted_says_why(path: str, obstacle: Obstacle, fact: str) -> None:
     site = gk.survey(Net())[path]
     assert not site.adaptable
-    assert reason in (site.reason or "")
+    assert site.obstacle is obstacle
+    assert site.reason
+    assert fact in site.reason
+    assert "{" not in site.reason
+    assert site.to_dict()["reason"] == site.reason
 
 
 def test_weights_read_past_their_module_are_not_adaptable() -> None:
     site = gk.survey("mamba2")["backbone.layers.0.mixer.out_proj"]
-    assert not site.adaptable
-    assert site.reason
+    assert site.obstacle is Obstacle.BYPASSED
+    assert site.reason == family_of("mamba2").bypassed[0].reason
 
 
 def test_adapters_already_there_are_looked_through(e2b: nn.Module) -> None:
@@ -223,13 +229,13 @@ def test_a_linear_subclass_is_judged_by_what_it_computes(layer: nn.Linear, adapt
 def test_a_layer_whose_keys_are_its_values_is_noted() -> None:
     noted = [s for s in gk.survey(hub_id("31B")) if s.note]
     assert len(noted) == 10
-    assert {(s.role, "values" in (s.note or "")) for s in noted} == {("attention.k", True)}
+    assert {(s.role, s.note) for s in noted} == {("attention.k", Note.KEY_IS_VALUE)}
 
 
 def test_layers_that_share_keys_and_values_are_noted() -> None:
     noted = [s for s in gk.survey(hub_id("E2B")) if s.note]
     assert len(noted) == 20
-    assert {s.role for s in noted} == {"attention.q"}
+    assert {(s.role, s.note) for s in noted} == {("attention.q", Note.SHARED_KV)}
 
 
 class Packed(nn.Module):
@@ -261,15 +267,14 @@ def test_quantized_linears_are_recognised_by_what_they_store(module: nn.Module, 
     site = gk.survey(nn.ModuleDict({"layer": module}))["layer"]
     assert (site.kind, site.shape, site.quantized) == ("linear", (32, 64), quantizer)
     # None of these packages is installed with the tests: PEFT could not attach here, and the survey says so.
-    assert not site.adaptable
-    assert "not installed" in (site.reason or "")
+    assert site.obstacle is Obstacle.QUANTIZER_MISSING
 
 
 def test_an_integer_weight_of_unknown_making_is_not_adaptable() -> None:
     layer = nn.Linear(4, 4)
     layer.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
     site = gk.survey(nn.ModuleDict({"layer": layer}))["layer"]
-    assert not site.adaptable
+    assert site.obstacle is Obstacle.NOT_FLOATING
     assert "int8" in (site.reason or "")
 
 

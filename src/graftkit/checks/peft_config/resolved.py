@@ -16,14 +16,11 @@ from graftkit.checks.probes.modality_inputs import own_names
 from graftkit.planning.extras import saved_modules
 from graftkit.planning.matching import rewritten_names, suffix_finder, target_matcher
 from graftkit.planning.methods import not_on_parameters, refusal_of
-from graftkit.surveying.sites import Site
+from graftkit.surveying.sites import Obstacle, Site
 from graftkit.text import some
 
 if TYPE_CHECKING:
     from graftkit.checks.engine.context import CheckContext
-
-# As surveying.adaptable says it.
-_IN_GROUPS = re.compile(r"a convolution in (\d+) groups")
 
 
 @dataclass(frozen=True)
@@ -170,9 +167,9 @@ class ResolvedTargets(RawPeftConfig):
 
     def _site_refusal(self, site: Site) -> str | None:
         assert self._method is not None
-        if site.quantized and not site.adaptable:
+        if site.obstacle is Obstacle.QUANTIZER_MISSING:
             return site.reason
-        groups = _groups(site) if self.is_lora else 1
+        groups = site.groups if self.is_lora else 1
         if groups > 1 and self.rank(site.path) % groups:
             return f"a convolution in {groups} groups takes no rank of {self.rank(site.path)}"
         return refusal_of(self._method, site.kind, len(site.shape))
@@ -266,14 +263,6 @@ def with_resolved_targets(
         return check(context, resolved)
 
     return checked
-
-
-def _groups(site: Site) -> int:
-    """How many groups a convolution has. One with an objection that sees a single channel is depthwise."""
-    said = _IN_GROUPS.match(site.reason or "")
-    if site.kind != "conv" or site.adaptable:
-        return 1
-    return int(said[1]) if said else site.shape[0] if site.shape[1] == 1 else 1
 
 
 def _by_entry(entries: Iterable[str], paths: Iterable[str]) -> Mapping[str, tuple[str, ...]]:

@@ -7,13 +7,13 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, passed
 from graftkit.engines import Feature, Stance
 from graftkit.findings import Severity, Source
-from graftkit.surveying.notes import makes_values
+from graftkit.surveying.sites import Note
 
 
 def _check(context: CheckContext) -> Observation:
     assert context.engine is not None
     modules, sites = context.saved.modules, context.fit.sites
-    keys = [core for core in modules if (site := sites.get(core)) is not None and makes_values(site)]
+    keys = [core for core in modules if (site := sites.get(core)) is not None and site.note is Note.KEY_IS_VALUE]
     if not keys:
         return passed("no adapted key projection makes the values too", keys=0)
     lone = [core for core in keys if beside(core, "k", "v") not in modules]

@@ -7,14 +7,12 @@ from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
 from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
+from graftkit.surveying.sites import Obstacle
 from graftkit.text import some
-
-# As surveying.adaptable says it.
-_OWN = "has a forward of its own"
 
 
 def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
-    strange = [site for site in resolved.sites if _OWN in (site.reason or "")]
+    strange = [site for site in resolved.sites if site.obstacle is Obstacle.OWN_FORWARD]
     if not strange:
         return passed(f"none of the {len(resolved.sites)} adapted layers has a forward of its own")
     left_out = {site.path for site in strange}

@@ -6,15 +6,14 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
 from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
-from graftkit.families import all_families
 from graftkit.findings import Severity, Source
+from graftkit.surveying.sites import Obstacle
 from graftkit.text import some
 
 
 def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
-    known = {weight.reason for family in all_families() for weight in family.bypassed}
     refused = {refusal.where: refusal.why for refusal in resolved.refusals if refusal.kind == "mixer"}
-    ignored = {site.path: site.reason or "" for site in resolved.sites if site.reason in known}
+    ignored = {site.path: site.reason or "" for site in resolved.sites if site.obstacle is Obstacle.BYPASSED}
     bad = {**refused, **ignored}
     if not bad:
         return passed(f"every weight of the {len(resolved.sites)} adapted layers is read through its layer")
