@@ -30,7 +30,7 @@ def main() -> None:
 def _cases() -> list[tuple[str, Any, list[str], str]]:
     from transformers import Qwen3MoeConfig
 
-    from graftkit.surveying.sources.config import load_config
+    from graftkit.surveying.sources.load_config import load_config
 
     gemma = load_config("google/gemma-4-31B-it").config
     qwen = Qwen3MoeConfig(num_experts=64, num_experts_per_tok=8, num_hidden_layers=48)

@@ -181,7 +181,7 @@ def write_adapter(base: Path, folder: Path) -> None:
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     from graftkit.surveying.sources.build import build_on_meta
-    from graftkit.surveying.sources.config import load_config
+    from graftkit.surveying.sources.load_config import load_config
 
     folder.mkdir()
     targets = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"

@@ -25,7 +25,7 @@ from tests.training.small import (
 
 import graftkit as gk
 from graftkit.recipes.recipe import read_recipe
-from graftkit.surveying.sources.config import load_config
+from graftkit.surveying.sources.load_config import load_config
 from graftkit.training.run import TrainingResult, train
 
 pytestmark = pytest.mark.distributed

@@ -20,7 +20,7 @@ from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import training_of
 from graftkit.surveying.sites import ModelMap
-from graftkit.surveying.sources.config import load_config
+from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.survey import survey, survey_loaded
 
 # What can be known without a live model, a batch or the data of an adapter.

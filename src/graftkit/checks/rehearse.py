@@ -24,7 +24,7 @@ from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training, training_of
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import quiet_transformers
-from graftkit.surveying.sources.live_model import load_model
+from graftkit.surveying.sources.load_model import load_model
 from graftkit.surveying.survey import survey
 from graftkit.twins.batch import example_batch
 from graftkit.twins.build import twin

@@ -9,7 +9,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-from graftkit.surveying.checkpoint.missing import Checkpoint
+from graftkit.surveying.checkpoint.comparison import Checkpoint
 
 SCHEMA_VERSION = 1
 

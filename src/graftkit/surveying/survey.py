@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.families import Family, family_of
 from graftkit.surveying import kinds
+from graftkit.surveying.checkpoint.comparison import compare
 from graftkit.surveying.checkpoint.headers import read_headers
-from graftkit.surveying.checkpoint.missing import compare
-from graftkit.surveying.checkpoint.names import checkpoint_keys
+from graftkit.surveying.checkpoint.keys import checkpoint_keys
 from graftkit.surveying.notes import with_notes
 from graftkit.surveying.obstacles import objection
 from graftkit.surveying.quantized import features_of, quantization_of
 from graftkit.surveying.roles import role_of
 from graftkit.surveying.sites import ModelInfo, ModelMap, Obstacle, Site, Tower, Wrapper
 from graftkit.surveying.sources.build import build_on_meta, model_class_for
-from graftkit.surveying.sources.config import Loaded, load_config, remote_model_class
+from graftkit.surveying.sources.load_config import Loaded, load_config, remote_model_class
 from graftkit.surveying.towers import fed_towers, models_inside, tower_finder
 from graftkit.surveying.wrappers import wrappers_of
 

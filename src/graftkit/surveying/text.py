@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from graftkit.text import count, size, some, table
 
 if TYPE_CHECKING:
-    from graftkit.surveying.checkpoint.missing import Checkpoint
+    from graftkit.surveying.checkpoint.comparison import Checkpoint
     from graftkit.surveying.sites import ModelMap, Site
 
 

@@ -13,7 +13,7 @@ from graftkit.planning.quantization import plan_quantization
 from graftkit.recipes.recipe import Recipe
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.build import quiet_transformers
-from graftkit.surveying.sources.live_model import load_model
+from graftkit.surveying.sources.load_model import load_model
 from graftkit.surveying.survey import survey
 from graftkit.text import named
 

@@ -10,7 +10,7 @@ from graftkit.errors import BuildError, GraftError
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.surveying.sources.build import build_on_meta, model_class_for, quiet_transformers
-from graftkit.surveying.sources.config import Loaded, load_config, remote_model_class
+from graftkit.surveying.sources.load_config import Loaded, load_config, remote_model_class
 from graftkit.twins.batch import example_batch
 from graftkit.twins.bounds import calibrate_bounds
 from graftkit.twins.shrink import shrink

@@ -9,7 +9,7 @@ import pytest
 from graftkit.families import geometry
 from graftkit.families.gemma4 import FAMILY
 from graftkit.surveying.sources.build import build_on_meta
-from graftkit.surveying.sources.config import load_config
+from graftkit.surveying.sources.load_config import load_config
 
 
 @dataclass(frozen=True)

@@ -274,14 +274,14 @@ import json, sys, time
 from graftkit.errors import SourceError
 
 def load(source, **options):
-    from graftkit.surveying.sources.config import load_config
+    from graftkit.surveying.sources.load_config import load_config
     got = load_config(source, **options)
     return {"origin": got.origin, "name": got.name, "revision": got.revision, "code": got.code,
             "class": type(got.config).__name__, "config": got.config.to_dict(),
             "base": got.config.name_or_path}
 
 def model(source):
-    from graftkit.surveying.sources.config import load_config, remote_model_class
+    from graftkit.surveying.sources.load_config import load_config, remote_model_class
     got = load_config(source, trust_remote_code=True)
     built = remote_model_class(got)._from_config(got.config)
     return {"class": type(built).__name__, "parameters": built.num_parameters()}

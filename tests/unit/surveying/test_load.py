@@ -11,7 +11,7 @@ from transformers import Gemma4Config, LlamaConfig
 
 from graftkit.errors import SourceError
 from graftkit.surveying.sources import config as load
-from graftkit.surveying.sources.config import Loaded, load_config, remote_model_class, unknown_model_type
+from graftkit.surveying.sources.load_config import Loaded, load_config, remote_model_class, unknown_model_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable

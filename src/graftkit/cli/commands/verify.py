@@ -132,6 +132,6 @@ def _live_model(name: str, place: _Place) -> Any:
         from graftkit.twins.build import twin
 
         return twin(name, seed=place.seed, trust_remote_code=place.trust_remote_code, revision=place.revision)
-    from graftkit.surveying.sources.live_model import load_model
+    from graftkit.surveying.sources.load_model import load_model
 
     return load_model(name, trust_remote_code=place.trust_remote_code, revision=place.revision)

@@ -14,7 +14,7 @@ from graftkit.merging.checkpoint.weight_conversion import Groups, group
 from graftkit.merging.errors import base_unreadable
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import build_on_meta, model_class_for
-from graftkit.surveying.sources.config import load_config, remote_model_class
+from graftkit.surveying.sources.load_config import load_config, remote_model_class
 from graftkit.text import named
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def read_base(source: str | Path, *, trust_remote_code: bool = False, revision: 
     """Resolve a directory or a hub id to a base.
 
     Raises:
-        SourceError: as :func:`graftkit.surveying.sources.config.load_config` and
+        SourceError: as :func:`graftkit.surveying.sources.load_config.load_config` and
             :func:`graftkit.surveying.checkpoint.headers.read_headers`; ``weights-not-local`` where the
             hub's weights are not in the cache and cannot be fetched.
         MergeError: ``merge-quantized-base``.

@@ -14,7 +14,7 @@ from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info
 from graftkit.findings import Severity
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.surveying.checkpoint.headers import read_headers
-from graftkit.surveying.checkpoint.names import checkpoint_keys
+from graftkit.surveying.checkpoint.keys import checkpoint_keys
 
 if TYPE_CHECKING:
     from torch import nn

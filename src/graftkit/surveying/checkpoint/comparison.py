@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.surveying.checkpoint.headers import Headers
-from graftkit.surveying.checkpoint.names import checkpoint_keys
+from graftkit.surveying.checkpoint.keys import checkpoint_keys
 
 if TYPE_CHECKING:
     from torch import nn

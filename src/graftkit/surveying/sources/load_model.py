@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.surveying.sources.build import model_class_for
-from graftkit.surveying.sources.config import load_config, remote_model_class
+from graftkit.surveying.sources.load_config import load_config, remote_model_class
 from graftkit.text import first_line
 
 if TYPE_CHECKING:
