@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import all_rules
-from graftkit.findings import Finding, Report
+from graftkit.findings import Finding, Report, Severity
 
 RULES = {rule.code: rule for rule in all_rules()}
+
+_VERDICTS = {"rule_fails": {Severity.ERROR, Severity.WARNING}, "rule_passes": {Severity.OK}}
 
 # Of the test that is running; emptied before each.
 OBSERVED: list[Finding] = []
@@ -41,6 +45,13 @@ def by_code(report: Report) -> dict[str, Finding]:
     """Return the findings of a report by the code of their rule."""
     OBSERVED.extend(report)
     return {found.code: found for found in report}
+
+
+def not_observed(markers: Iterable[pytest.Mark]) -> list[str]:
+    """Return the verdicts that markers promise and the test did not see."""
+    promised = [(marker.name, code) for marker in markers if marker.name in _VERDICTS for code in marker.args]
+    verdicts = {(found.code, found.severity) for found in OBSERVED}
+    return [f"{name}({code})" for name, code in promised if not verdicts & {(code, s) for s in _VERDICTS[name]}]
 
 
 def edit(folder: Path, **fields: Any) -> None:

@@ -36,6 +36,7 @@ def test_no_rule_that_needs_a_live_model_is_run() -> None:
     assert not {"GK601", "GK203"} & by_code(doctor()).keys()
 
 
+@pytest.mark.rule_fails("GK100")
 def test_gk100_a_recipe_that_cannot_be_met(tmp_path: Path) -> None:
     wrong = recipe(tmp_path, "model: google/gemma-4-E2B-it\nadapter:\n  targets: [q_proj, k_prj]\n")
     found = by_code(doctor(recipe=wrong))["GK100"]
@@ -44,7 +45,8 @@ def test_gk100_a_recipe_that_cannot_be_met(tmp_path: Path) -> None:
     assert (found.file, found.line) == (str(wrong.path), 2)
 
 
-def test_gk100_silent_on_a_recipe_that_can(tmp_path: Path) -> None:
+@pytest.mark.rule_passes("GK100")
+def test_gk100_passes_on_a_recipe_that_can(tmp_path: Path) -> None:
     right = recipe(tmp_path, "model: google/gemma-4-E2B-it\nadapter:\n  targets: [q_proj]\n  scope: language\n")
     found = by_code(doctor(recipe=right))
     assert found["GK100"].severity is Severity.OK
@@ -52,6 +54,7 @@ def test_gk100_silent_on_a_recipe_that_can(tmp_path: Path) -> None:
     assert not [f for f in found.values() if f.severity is Severity.ERROR]
 
 
+@pytest.mark.rule_fails("GK100")
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -70,6 +73,7 @@ def test_gk100_a_stock_configuration_that_peft_does_not_take(tmp_path: Path, fie
     assert (found.file, found.line) == (str(wrong.path), 3)
 
 
+@pytest.mark.rule_passes("GK100")
 @pytest.mark.parametrize(
     "fields",
     [
@@ -77,7 +81,7 @@ def test_gk100_a_stock_configuration_that_peft_does_not_take(tmp_path: Path, fie
         pytest.param("{peft_type: IA3, target_modules: [k_proj], feedforward_modules: []}", id="another method"),
     ],
 )
-def test_gk100_silent_on_a_stock_configuration(tmp_path: Path, fields: str) -> None:
+def test_gk100_passes_on_a_stock_configuration(tmp_path: Path, fields: str) -> None:
     written = recipe(tmp_path, f"model: llama\nadapter:\n  peft_config: {fields}\n")
     assert by_code(doctor(recipe=written))["GK100"].severity is Severity.OK
     stock = written.fields.adapter.peft_config

@@ -52,12 +52,14 @@ def seen(adapter: Path, **options: bool) -> gk.Finding:
     return finding(gk.check(adapter, **options), "GK506")
 
 
-def test_gk506_silent_on_what_peft_saves(adapter: Path) -> None:
+@pytest.mark.rule_passes("GK506")
+def test_gk506_passes_on_what_peft_saves(adapter: Path) -> None:
     found = seen(adapter)
     assert found.severity is gk.Severity.OK
     assert "never used" in found.message
 
 
+@pytest.mark.rule_fails("GK506")
 def test_gk506_columns_that_go_by_expert(adapter: Path) -> None:
     rewrite(adapter, by_expert)
     found = seen(adapter)
@@ -65,6 +67,7 @@ def test_gk506_columns_that_go_by_expert(adapter: Path) -> None:
     assert found.evidence["by_expert"] > 0
 
 
+@pytest.mark.rule_fails("GK506")
 def test_gk506_a_configuration_that_says_so(adapter: Path) -> None:
     mark(adapter, "grouped_by_expert")
     assert seen(adapter).severity is gk.Severity.ERROR
@@ -78,7 +81,8 @@ def test_gk506_unknown_where_the_numbers_do_not_tell(adapter: Path) -> None:
     assert seen(adapter).severity is gk.Severity.UNKNOWN
 
 
-def test_gk506_silent_without_stacked_experts(tmp_path: Path, twin_of: Callable[[str], nn.Module]) -> None:
+@pytest.mark.rule_passes("GK506")
+def test_gk506_passes_without_stacked_experts(tmp_path: Path, twin_of: Callable[[str], nn.Module]) -> None:
     twin = twin_of("llama")
     gk.attach(twin, gk.plan(twin, r=RANK)).save_pretrained(tmp_path)
     assert seen(tmp_path).severity is gk.Severity.OK

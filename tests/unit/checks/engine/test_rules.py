@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.unit.checks.observed import by_code, not_observed
 
 import graftkit
 from graftkit.checks.engine import pages
@@ -22,6 +23,7 @@ from graftkit.recipes.settings import CheckSettings
 RULES = all_rules()
 REPOSITORY = Path(__file__).parents[4]
 CASES = "".join(p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parents[1].rglob("test_*.py")))
+MARKERS = re.findall(r"(?:@|marks=)pytest\.mark\.(rule_fails|rule_passes)\(([^)]*)\)", CASES)
 
 
 def test_codes_are_unique_and_well_formed() -> None:
@@ -40,35 +42,19 @@ def test_a_rule_is_whole(rule: Rule) -> None:
     assert rule.sources
 
 
-def _cases(code: str) -> tuple[list[str], list[str]]:
-    """The tests that provoke a rule, and those in which it has to stay silent, by name.
-
-    A test in which several rules stay silent names them all: ``test_gk101_gk104_to_gk106_silent_on_plans``.
-    """
-    names = [(name, _named(name)) for name in re.findall(r"^def (test_gk\w+)", CASES, re.MULTILINE)]
-    told = [(name, "_silent" in name) for name, codes in names if code in codes]
-    return [name for name, silent in told if not silent], [name for name, silent in told if silent]
-
-
-def _named(test: str) -> set[str]:
-    """The codes that a test's name begins with; ``_to_`` stands for those between."""
-    head = re.match(r"test((?:_to)?_gk\d{3})+", test)
-    first_to_last = re.findall(r"gk(\d{3})(?:_to_gk(\d{3}))?", head[0] if head else "")
-    return {f"GK{number:03}" for a, b in first_to_last for number in range(int(a), int(b or a) + 1)}
-
-
+@pytest.mark.parametrize("verdict", ["rule_fails", "rule_passes"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
-def test_a_rule_has_a_bad_case_and_a_good_one(rule: Rule) -> None:
-    bad, good = _cases(rule.code)
-    assert bad, f"no test provokes {rule.code}: test_{rule.code.lower()}_<what>"
-    assert good, f"no test says when it holds: test_{rule.code.lower()}_silent_<when>"
+def test_a_rule_has_a_bad_case_and_a_good_one(rule: Rule, verdict: str) -> None:
+    """The marker names the rule; that such a case observes the verdict is seen to in conftest.py."""
+    marked = any(name == verdict and rule.code in codes for name, codes in MARKERS)
+    assert marked, f"no case has @pytest.mark.{verdict}({rule.code!r})"
 
 
-def test_a_rule_without_cases_is_noticed() -> None:
-    assert _cases("GK999") == ([], [])
-    assert all(_cases("GK100"))
-    assert _named("test_gk101_gk104_to_gk106_silent_on_plans") == {"GK101", "GK104", "GK105", "GK106"}
-    assert _named("test_gk101_unlike_gk102") == {"GK101"}
+def test_a_marked_case_has_to_observe_the_verdict() -> None:
+    promised = [pytest.mark.rule_fails("GK000").mark, pytest.mark.rule_passes("GK000").mark]
+    assert not_observed(promised) == ["rule_fails(GK000)", "rule_passes(GK000)"]
+    by_code(run([_rule(lambda _: failed("bad"))], CheckContext()))
+    assert not_observed(promised) == ["rule_passes(GK000)"]
 
 
 def test_pages_are_up_to_date() -> None:

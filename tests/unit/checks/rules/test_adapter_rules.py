@@ -81,6 +81,7 @@ def good(llama: nn.Module, tmp_path: Path) -> Path:
 # ---- good adapters ----
 
 
+@pytest.mark.rule_passes("GK401", "GK501", "GK502", "GK503", "GK504", "GK505", "GK507")
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -98,7 +99,7 @@ def good(llama: nn.Module, tmp_path: Path) -> Path:
         pytest.param("glm4_moe", {}, id="targets that PEFT rewrites"),
     ],
 )
-def test_gk401_gk501_to_gk507_silent_on_a_good_adapter(
+def test_gk401_gk501_to_gk507_passes_on_a_good_adapter(
     twin_of: Callable[[str], nn.Module], tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
     base = twin_of(name)
@@ -121,7 +122,7 @@ def test_gk401_gk501_to_gk507_silent_on_a_good_adapter(
         pytest.param(LoraConfig(r=2, target_modules=TARGETS, bias="lora_only"), id="biases"),
     ],
 )
-def test_what_stock_peft_saves_is_silent(llama: nn.Module, tmp_path: Path, config: LoraConfig) -> None:
+def test_what_stock_peft_saves_passes(llama: nn.Module, tmp_path: Path, config: LoraConfig) -> None:
     report = check(saved(llama, tmp_path, config), llama)
     assert not not_ok(report), str(report)
 
@@ -135,6 +136,7 @@ def test_without_a_base_what_needs_it_is_unknown(good: Path) -> None:
 # ---- what each rule is for ----
 
 
+@pytest.mark.rule_fails("GK401")
 def test_gk401_an_adapter_saved_without_gathering(good: Path, llama: nn.Module) -> None:
     change(good, lambda _, tensor: tensor.new_zeros(0))
     report = check(good, llama)
@@ -144,6 +146,7 @@ def test_gk401_an_adapter_saved_without_gathering(good: Path, llama: nn.Module) 
     assert finding(report, "GK503").severity is ERROR
 
 
+@pytest.mark.rule_fails("GK401")
 def test_gk401_a_file_without_tensors(good: Path) -> None:
     save_file({}, good / WEIGHTS)
     report = check(good)
@@ -151,6 +154,7 @@ def test_gk401_a_file_without_tensors(good: Path) -> None:
     assert verdicts(report)["GK505"] is OK
 
 
+@pytest.mark.rule_fails("GK501")
 def test_gk501_experts_as_an_older_transformers_names_them(tmp_path: Path) -> None:
     """Only what is no expert is loaded; the norm says how much of the training that is."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -182,10 +186,12 @@ def test_gk501_experts_as_an_older_transformers_names_them(tmp_path: Path) -> No
     assert "experts.0.gate_proj" in str(found.where)
 
 
+@pytest.mark.rule_fails("GK501")
 def test_gk501_another_base(good: Path, e2b: nn.Module) -> None:
     assert finding(check(good, e2b), "GK501").severity is ERROR
 
 
+@pytest.mark.rule_fails("GK501")
 def test_gk501_a_planned_layer_that_the_file_lacks(good: Path, llama: nn.Module) -> None:
     change(good, lambda name, tensor: None if "layers.1.self_attn" in name else tensor)
     found = finding(check(good, llama), "GK501")
@@ -193,6 +199,7 @@ def test_gk501_a_planned_layer_that_the_file_lacks(good: Path, llama: nn.Module)
     assert found.where == "model.layers.1.self_attn.q_proj"
 
 
+@pytest.mark.rule_fails("GK502")
 def test_gk502_a_text_only_adapter_on_the_multimodal_class(e2b: nn.Module, tmp_path: Path) -> None:
     folder = saved(e2b, tmp_path, LoraConfig(r=2, target_modules=r".*language_model.*\.(q|o)_proj"))
     rename(folder, ".model.language_model.", ".model.")
@@ -204,6 +211,7 @@ def test_gk502_a_text_only_adapter_on_the_multimodal_class(e2b: nn.Module, tmp_p
     assert not not_ok(check(folder, e2b))
 
 
+@pytest.mark.rule_fails("GK502")
 def test_gk502_a_stranger_gets_no_prefix(good: Path, llama: nn.Module) -> None:
     rename(good, "_proj.", "_other.")
     found = finding(check(good, llama), "GK502")
@@ -212,6 +220,7 @@ def test_gk502_a_stranger_gets_no_prefix(good: Path, llama: nn.Module) -> None:
     assert "None" not in str(found.help)
 
 
+@pytest.mark.rule_fails("GK503")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_gk503_values_that_are_not_finite(good: Path, value: float) -> None:
     def spoil(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -225,12 +234,14 @@ def test_gk503_values_that_are_not_finite(good: Path, value: float) -> None:
     assert "q_proj.lora_B" in str(found.where)
 
 
+@pytest.mark.rule_fails("GK503")
 def test_gk503_a_flattened_matrix(good: Path) -> None:
     change(good, lambda name, tensor: tensor.flatten() if "layers.0.mlp.down_proj.lora_A" in name else tensor)
     found = finding(check(good), "GK503")
     assert (found.severity, found.evidence["flat"], found.evidence["empty"]) == (ERROR, 1, 0)
 
 
+@pytest.mark.rule_fails("GK503")
 def test_gk503_an_untrained_adapter(llama: nn.Module, tmp_path: Path) -> None:
     get_peft_model(llama, LoraConfig(r=2, target_modules=TARGETS)).save_pretrained(tmp_path)
     found = finding(check(tmp_path), "GK503")
@@ -238,15 +249,17 @@ def test_gk503_an_untrained_adapter(llama: nn.Module, tmp_path: Path) -> None:
     assert "untrained" in found.message
 
 
+@pytest.mark.rule_passes("GK503")
 @pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
 @pytest.mark.filterwarnings("ignore:Adapter 'default'. 2 LoRA tensor")  # PEFT takes the biases for empty matrices
-def test_gk503_is_silent_about_the_biases_of_factors(llama: nn.Module, tmp_path: Path) -> None:
+def test_gk503_passes_biases_of_factors(llama: nn.Module, tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True, init_lora_weights=False)
     get_peft_model(llama, config).save_pretrained(tmp_path)
     change(tmp_path, lambda name, tensor: tensor.zero_() if name.endswith("lora_B.bias") else tensor)
     assert finding(check(tmp_path), "GK503").severity is OK
 
 
+@pytest.mark.rule_fails("GK503")
 def test_gk503_a_layer_that_was_not_trained(good: Path) -> None:
     change(good, lambda name, t: t.zero_() if "layers.1.mlp.down_proj.lora_B" in name else t)
     found = finding(check(good), "GK503")
@@ -254,6 +267,7 @@ def test_gk503_a_layer_that_was_not_trained(good: Path) -> None:
     assert "layers.1.mlp.down_proj" in str(found.where)
 
 
+@pytest.mark.rule_fails("GK504")
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -288,6 +302,7 @@ def test_gk504_a_configuration_of_something_else(
     assert "could not finish" not in str(report)
 
 
+@pytest.mark.rule_fails("GK504")
 def test_gk504_a_list_of_targets_for_many_families(good: Path, llama: nn.Module) -> None:
     """Stock PEFT takes no offence at a target that the base has nothing for."""
     edit(good, target_modules=[*TARGETS, "c_attn"])
@@ -295,6 +310,7 @@ def test_gk504_a_list_of_targets_for_many_families(good: Path, llama: nn.Module)
     assert finding(check(good), "GK504").severity is WARNING
 
 
+@pytest.mark.rule_fails("GK504")
 def test_gk504_more_patterns_than_can_be_compared(good: Path) -> None:
     edit(good, rank_pattern={f"a{n}": 2 for n in range(100_000)})
     assert "more than any model" in finding(check(good), "GK504").message
@@ -306,6 +322,7 @@ def test_gk504_fields_that_the_installed_peft_does_not_know(good: Path) -> None:
     assert (found.severity, found.where) == (INFO, "a_field_of_the_future")
 
 
+@pytest.mark.rule_fails("GK507")
 def test_gk507_targets_that_name_wrappers(e2b: nn.Module, tmp_path: Path) -> None:
     inner = r".*vision_tower.*\.q_proj\.linear"
     folder = saved(e2b, tmp_path, LoraConfig(r=2, target_modules=inner))
@@ -323,6 +340,7 @@ def test_gk507_targets_that_name_wrappers(e2b: nn.Module, tmp_path: Path) -> Non
     PeftModel.from_pretrained(e2b, folder)
 
 
+@pytest.mark.rule_passes("GK507")
 def test_gk507_ranks_keyed_on_wrappers_are_mended_too(e2b: nn.Module, tmp_path: Path) -> None:
     ranks = {r"vision_tower.*q_proj.linear": 3}
     inner = r".*vision_tower.*\.(q|v)_proj\.linear"
@@ -333,6 +351,7 @@ def test_gk507_ranks_keyed_on_wrappers_are_mended_too(e2b: nn.Module, tmp_path: 
     PeftModel.from_pretrained(e2b, folder)
 
 
+@pytest.mark.rule_fails("GK507")
 def test_gk507_has_no_fix_where_tensors_need_new_names(e2b: nn.Module, tmp_path: Path) -> None:
     folder = saved(e2b, tmp_path, LoraConfig(r=2, target_modules=r".*vision_tower.*\.q_proj\.linear"))
     edit(folder, target_modules=r".*vision_tower.*\.q_proj")
@@ -361,6 +380,7 @@ A, B = "base_model.model.q_proj.lora_A.weight", "base_model.model.q_proj.lora_B.
 ONE = json.dumps(entry([1, 1], 0, 4))
 
 
+@pytest.mark.rule_fails("GK505")
 @pytest.mark.parametrize(
     "weights",
     [
@@ -404,6 +424,7 @@ class Bomb:
         return exec, ("raise SystemExit('a pickle was loaded')",)
 
 
+@pytest.mark.rule_fails("GK505")
 def test_gk505_a_pickle_beside_the_weights_is_not_opened(good: Path, llama: nn.Module) -> None:
     (good / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
     assert not_ok(check(good, llama)) == {"GK505": WARNING}

@@ -23,6 +23,7 @@ def verdicts(report: gk.Report) -> dict[str, gk.Severity]:
     return {code: found.severity for code, found in by_code(report).items()}
 
 
+@pytest.mark.rule_passes("GK115", "GK203", "GK508", "GK601", "GK607")
 @pytest.mark.parametrize(
     ("name", "scope"),
     [
@@ -35,7 +36,7 @@ def verdicts(report: gk.Report) -> dict[str, gk.Severity]:
         pytest.param("moshi", None, id="moshi"),
     ],
 )
-def test_gk115_gk203_gk508_gk601_gk607_silent_on_a_planned_adapter(
+def test_gk115_gk203_gk508_gk601_gk607_passes_on_a_planned_adapter(
     twin_of: Callable[[str], nn.Module], name: str, scope: str | list[str] | None
 ) -> None:
     model = twin_of(name)
@@ -141,6 +142,7 @@ def test_a_good_toy_passes(batch: dict[str, torch.Tensor]) -> None:
     assert {code: verdict for code, verdict in verdicts(report).items() if verdict is not OK} == {"GK306": UNKNOWN}
 
 
+@pytest.mark.rule_fails("GK601")
 def test_gk601_a_delta_that_escapes_the_clamp(batch: dict[str, torch.Tensor]) -> None:
     report = gk.verify(adapted_toy(ClampedShim(8, 8, bias=False), ["part"]), batch)
     assert finding(report, "GK601").severity is ERROR
@@ -152,6 +154,7 @@ def test_gk601_bounds_that_nothing_reaches_are_not_called_proven(batch: dict[str
     assert finding(gk.verify(adapted_toy(part, ["part.linear"]), batch), "GK601").severity is UNKNOWN
 
 
+@pytest.mark.rule_fails("GK203")
 def test_gk203_an_adapter_that_nothing_feeds(batch: dict[str, torch.Tensor]) -> None:
     found = finding(gk.verify(adapted_toy(Clamped(), ["first", "unused"]), batch), "GK203")
     assert found.severity is ERROR
@@ -159,6 +162,7 @@ def test_gk203_an_adapter_that_nothing_feeds(batch: dict[str, torch.Tensor]) -> 
     assert "unused" in (found.where or "")
 
 
+@pytest.mark.rule_fails("GK203")
 def test_gk203_a_tower_the_batch_leaves_unfed(e2b: nn.Module) -> None:
     adapted = gk.attach(e2b, gk.plan(e2b, scope=["language", "vision"], r=2))
     text_only = gk.example_batch(e2b, modalities=["text"])
@@ -167,6 +171,7 @@ def test_gk203_a_tower_the_batch_leaves_unfed(e2b: nn.Module) -> None:
     assert "vision_tower" in (found.where or "")
 
 
+@pytest.mark.rule_fails("GK203")
 def test_gk203_gradients_that_are_not_finite(batch: dict[str, torch.Tensor]) -> None:
     adapted = adapted_toy(Clamped(), ["first"])
     found = finding(gk.verify(adapted, {"x": batch["x"] * float("inf")}), "GK203")
@@ -174,6 +179,7 @@ def test_gk203_gradients_that_are_not_finite(batch: dict[str, torch.Tensor]) -> 
     assert found.evidence["not_finite"] > 0
 
 
+@pytest.mark.rule_fails("GK115")
 def test_gk115_a_module_that_changes_with_its_child_s_class(batch: dict[str, torch.Tensor]) -> None:
     assert finding(gk.verify(adapted_toy(PickyWrapper(), ["part.linear"]), batch), "GK115").severity is ERROR
 
@@ -197,6 +203,7 @@ def test_gk115_is_unknown_after_training(batch: dict[str, torch.Tensor]) -> None
     assert finding(gk.verify(adapted, batch), "GK115").severity is UNKNOWN
 
 
+@pytest.mark.rule_fails("GK508")
 def test_gk508_a_saved_config_that_stock_peft_refuses(e2b: nn.Module) -> None:
     adapted = gk.attach(e2b, gk.plan(e2b, targets=["q_proj"], scope=["vision"], r=2))
     # What a redirecting tool leaves in adapter_config.json: the wrapper's name instead of the inner path.
@@ -206,12 +213,14 @@ def test_gk508_a_saved_config_that_stock_peft_refuses(e2b: nn.Module) -> None:
     assert "not supported" in found.message
 
 
+@pytest.mark.rule_fails("GK508")
 def test_gk508_tensors_that_the_reload_drops(batch: dict[str, torch.Tensor]) -> None:
     adapted = adapted_toy(Clamped(), ["first", "part.linear"])
     adapted.peft_config["default"].target_modules = {"first"}
     assert finding(gk.verify(adapted, batch), "GK508").severity is ERROR
 
 
+@pytest.mark.rule_fails("GK607")
 def test_gk607_a_delta_that_swamps_the_base(batch: dict[str, torch.Tensor]) -> None:
     adapted = adapted_toy(Clamped(), ["first"]).to(torch.bfloat16)
     with torch.no_grad():
@@ -311,6 +320,7 @@ def test_gk601_a_merge_that_fails_midway_leaves_the_adapter_at_work(batch: dict[
     assert not any(layer.merged for layer in (adapted.base_model.model.first, adapted.base_model.model.second))
 
 
+@pytest.mark.rule_passes("GK607")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("method", ["dora", "oft"])
 def test_gk607_methods_that_scale_or_rotate_are_not_held_to_the_unit_bound(
@@ -322,6 +332,7 @@ def test_gk607_methods_that_scale_or_rotate_are_not_held_to_the_unit_bound(
     assert finding(report, "GK607").severity is OK, str(report)
 
 
+@pytest.mark.rule_fails("GK607")
 def test_gk607_an_unmerge_that_forgets_a_little(batch: dict[str, torch.Tensor]) -> None:
     from peft.tuners.lora.layer import Linear
 
@@ -347,6 +358,7 @@ def test_gk508_is_unknown_where_the_base_was_moved(twin_of: Callable[[str], nn.M
     assert "error" not in {str(f.severity) for f in report}
 
 
+@pytest.mark.rule_fails("GK508")
 def test_gk508_tensors_the_reload_has_no_place_for(batch: dict[str, torch.Tensor]) -> None:
     """The adapter on an unused layer changes no logit: only the tensors tell that it was lost."""
     adapted = adapted_toy(Clamped(), ["first", "unused"])

@@ -27,6 +27,7 @@ def _take_apart(model: nn.Module) -> None:
             parameter.data = torch.empty(0)
 
 
+@pytest.mark.rule_fails("GK402")
 def test_gk402_parameters_in_parts_cannot_be_added_to(twin_of: Callable[[str], nn.Module]) -> None:
     model = twin_of("qwen3_moe")
     base = gk.survey(model)
@@ -41,6 +42,7 @@ def test_gk402_parameters_in_parts_cannot_be_added_to(twin_of: Callable[[str], n
     assert "leaf" in str(found.help)
 
 
+@pytest.mark.rule_fails("GK402")
 @pytest.mark.parametrize(("version", "verdict"), [("0.18.0", ERROR), ("0.20.0", ERROR), ("0.21.2", WARNING)])
 def test_gk402_older_peft_cannot_even_attach(version: str, verdict: gk.Severity) -> None:
     found = seen("GK402", peft_config=EXPERTS, training=PARTED, environment={"peft": version})
@@ -48,6 +50,7 @@ def test_gk402_older_peft_cannot_even_attach(version: str, verdict: gk.Severity)
     assert ("IndexError" in found.message) is (verdict is ERROR)
 
 
+@pytest.mark.rule_fails("GK402")
 def test_gk402_names_that_peft_makes_into_parameters(twin_of: Callable[[str], nn.Module]) -> None:
     config = {"target_modules": ["gate_proj", "up_proj", "down_proj"]}
     assert seen("GK402", peft_config=config, training=PARTED).severity is OK
@@ -55,6 +58,7 @@ def test_gk402_names_that_peft_makes_into_parameters(twin_of: Callable[[str], nn
     assert seen("GK402", peft_config=config, training=PARTED, base=base).severity is WARNING
 
 
+@pytest.mark.rule_passes("GK402")
 @pytest.mark.parametrize(
     ("config", "stage"),
     [
@@ -63,5 +67,5 @@ def test_gk402_names_that_peft_makes_into_parameters(twin_of: Callable[[str], nn
         pytest.param({"target_modules": ["q_proj"]}, 3, id="modules alone"),
     ],
 )
-def test_gk402_silent(config: dict[str, Any], stage: int) -> None:
+def test_gk402_passes(config: dict[str, Any], stage: int) -> None:
     assert seen("GK402", peft_config=config, training=Training(zero_stage=stage)).severity is OK

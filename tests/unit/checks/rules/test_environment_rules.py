@@ -23,6 +23,7 @@ HERE = environment()["packages"]
 # ---- GK001 ----
 
 
+@pytest.mark.rule_fails("GK001")
 def test_gk001_a_model_type_from_the_future(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "from_the_future", "transformers_version": "99.1.0.dev0"}))
@@ -52,13 +53,15 @@ def test_gk001_advice(fields: dict[str, Any], verdict: gk.Severity, told: str) -
     assert told in str(found.help)
 
 
-def test_gk001_silent_on_what_is_known() -> None:
+@pytest.mark.rule_passes("GK001")
+def test_gk001_passes_on_what_is_known() -> None:
     assert seen("GK001", config={"model_type": "llama"}, environment=HERE).severity is OK
 
 
 # ---- GK002 ----
 
 
+@pytest.mark.rule_fails("GK002")
 @pytest.mark.parametrize(
     ("installed", "package"),
     [
@@ -75,6 +78,7 @@ def test_gk002_combinations_that_do_not_work(installed: dict[str, str], package:
     assert "https://" in str(found.help)
 
 
+@pytest.mark.rule_passes("GK002")
 @pytest.mark.parametrize(
     ("version", "verdict"), [("5.4.0", ERROR), ("5.5.1", ERROR), ("5.5.2", OK), ("5.6.0.dev0", OK)]
 )
@@ -94,7 +98,7 @@ def test_gk002_what_a_family_needs(version: str, verdict: gk.Severity) -> None:
         pytest.param({"peft": "a fork", "torch": "2.5.1"}, UNKNOWN, id="no version at all"),
     ],
 )
-def test_gk002_silent(installed: dict[str, Any], verdict: gk.Severity) -> None:
+def test_gk002_what_is_not_called_wrong(installed: dict[str, Any], verdict: gk.Severity) -> None:
     assert seen("GK002", environment={**HERE, **installed}, config={"model_type": "gemma4"}).severity is verdict
 
 

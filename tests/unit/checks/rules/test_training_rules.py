@@ -1,4 +1,4 @@
-"""The training rules fail on a model, batch or template that really has the fault, and are silent elsewhere."""
+"""The training rules fail on a model, batch or template that really has the fault, and pass elsewhere."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ class ForgetsItsCache(LlamaForCausalLM):
         return super().forward(input_ids=input_ids, labels=labels, **kwargs)
 
 
+@pytest.mark.rule_fails("GK201")
 def test_gk201_a_layer_that_finds_its_keys_in_the_cache_alone(twin_of: Twins) -> None:
     model = twin_of("llama")
     model.model.layers[-1].self_attn.__class__ = NeedsItsCache
@@ -75,6 +76,7 @@ def test_gk201_a_layer_that_finds_its_keys_in_the_cache_alone(twin_of: Twins) ->
     assert found.evidence["difference"] > 0.1
 
 
+@pytest.mark.rule_fails("GK201")
 def test_gk201_a_cache_that_is_never_read(twin_of: Twins) -> None:
     model = twin_of("llama")
     model.__class__ = ForgetsItsCache
@@ -83,10 +85,11 @@ def test_gk201_a_cache_that_is_never_read(twin_of: Twins) -> None:
     assert found.evidence["difference_of_next_token"] > 0.1
 
 
+@pytest.mark.rule_passes("GK201")
 @pytest.mark.parametrize(
     "name", [E2B, "llama", "mamba2", "qwen2_5_vl", "t5", pytest.param("bert", id="bert, which has no cache")]
 )
-def test_gk201_silent_where_the_cache_changes_nothing(twin_of: Twins, name: str) -> None:
+def test_gk201_passes_where_the_cache_changes_nothing(twin_of: Twins, name: str) -> None:
     model = twin_of(name)
     assert seen("GK201", model=adapted(model), batch=gk.example_batch(model)).severity is OK
 
@@ -102,6 +105,7 @@ def shares_keys(e2b: nn.Module) -> tuple[PeftModel, dict[str, Any]]:
     return adapted(e2b), gk.example_batch(e2b)
 
 
+@pytest.mark.rule_fails("GK202")
 def test_gk202_reentrant_checkpointing_that_the_model_is_in(shares_keys: tuple[PeftModel, dict[str, Any]]) -> None:
     model, batch = shares_keys
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": True})
@@ -112,6 +116,7 @@ def test_gk202_reentrant_checkpointing_that_the_model_is_in(shares_keys: tuple[P
     assert found.evidence["re-entrant"]["loss_difference"] < 1e-5
 
 
+@pytest.mark.rule_fails("GK202")
 @pytest.mark.parametrize("live", [False, True], ids=["said", "said and done"])
 def test_gk202_reentrant_checkpointing_that_the_recipe_asks_for(
     shares_keys: tuple[PeftModel, dict[str, Any]], tmp_path: Path, live: bool
@@ -127,6 +132,7 @@ def test_gk202_reentrant_checkpointing_that_the_recipe_asks_for(
     assert (found.file, found.line) == (str(recipe.path), 4)
 
 
+@pytest.mark.rule_fails("GK202")
 def test_gk202_what_the_recipe_does_not_ask_for_is_not_mended_in_it(
     shares_keys: tuple[PeftModel, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -138,6 +144,7 @@ def test_gk202_what_the_recipe_does_not_ask_for_is_not_mended_in_it(
     assert "prepare_model_for_kbit_training" in (found.help or "")
 
 
+@pytest.mark.rule_fails("GK202")
 @pytest.mark.parametrize("live", [False, True], ids=["said", "said and done"])
 def test_gk202_zero_3_cannot_be_mended_by_the_same_key(
     shares_keys: tuple[PeftModel, dict[str, Any]], tmp_path: Path, live: bool
@@ -176,19 +183,22 @@ def test_gk202_a_mode_that_is_not_in_use_is_a_note(
     assert "re-entrant checkpointing gives" in found.message
 
 
-def test_gk202_silent_with_the_other_implementation(shares_keys: tuple[PeftModel, dict[str, Any]]) -> None:
+@pytest.mark.rule_passes("GK202")
+def test_gk202_passes_with_the_other_implementation(shares_keys: tuple[PeftModel, dict[str, Any]]) -> None:
     model, batch = shares_keys
     assert seen("GK202", model=model, batch=batch, training=Training()).severity is OK
 
 
+@pytest.mark.rule_passes("GK202")
 @pytest.mark.parametrize("training", [None, Training(reentrant=True), Training()])
 @pytest.mark.parametrize("name", ["llama", "t5", A4B])
-def test_gk202_silent_where_nothing_is_shared(twin_of: Twins, name: str, training: Training | None) -> None:
+def test_gk202_passes_where_nothing_is_shared(twin_of: Twins, name: str, training: Training | None) -> None:
     model = twin_of(name)
     found = seen("GK202", model=adapted(model), batch=gk.example_batch(model), training=training)
     assert found.severity is OK, found.message
 
 
+@pytest.mark.rule_passes("GK202")
 def test_gk202_the_limit_is_the_user_s(shares_keys: tuple[PeftModel, dict[str, Any]]) -> None:
     model, batch = shares_keys
     settings = CheckSettings(rules={"GK202": {"difference": 10.0}})
@@ -204,6 +214,7 @@ def _checkpointing_state(model: nn.Module) -> list[Any]:
     return [own, hooks, handles]
 
 
+@pytest.mark.rule_passes("GK202")
 @pytest.mark.parametrize("mode", [None, False, True], ids=["off", "non-reentrant", "re-entrant"])
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_gk202_leaves_the_model_s_own_mode_hooks_and_dropout(twin_of: Twins, name: str, mode: bool | None) -> None:
@@ -238,6 +249,7 @@ def test_the_mode_that_transformers_set_is_read(
     assert mode_of(model) is Mode.OFF
 
 
+@pytest.mark.rule_fails("GK202")
 def test_gk202_a_function_of_one_s_own_that_loses_gradients(twin_of: Twins) -> None:
     model = twin_of("llama")
     model.activation_checkpointing_enable()
@@ -251,6 +263,7 @@ def test_gk202_a_function_of_one_s_own_that_loses_gradients(twin_of: Twins) -> N
 # ---- GK203: dead adapters, per tower and with a cause ----
 
 
+@pytest.mark.rule_fails("GK203")
 def test_gk203_reentrant_checkpointing_cuts_a_tower(e2b: nn.Module) -> None:
     model = adapted(e2b, targets=["q_proj"], scope=["language", "vision"])
     batch = gk.example_batch(e2b)
@@ -263,6 +276,7 @@ def test_gk203_reentrant_checkpointing_cuts_a_tower(e2b: nn.Module) -> None:
     assert seen("GK203", model=model, batch=batch, training=Training()).severity is OK
 
 
+@pytest.mark.rule_fails("GK203")
 def test_gk203_inputs_that_need_no_gradient(twin_of: Twins) -> None:
     model = twin_of("llama")
     model.activation_checkpointing_enable({"use_reentrant": True})
@@ -286,6 +300,7 @@ class ReadsItsHead(LlamaForCausalLM):
         return output
 
 
+@pytest.mark.rule_fails("GK203")
 def test_gk203_a_head_whose_weight_is_read_past_it(twin_of: Twins) -> None:
     model = twin_of("llama")
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
@@ -297,6 +312,7 @@ def test_gk203_a_head_whose_weight_is_read_past_it(twin_of: Twins) -> None:
     assert found.evidence["towers"]["language"]["dead"] == 0
 
 
+@pytest.mark.rule_fails("GK203")
 def test_gk203_a_model_whose_inputs_cannot_require_gradients(twin_of: Twins) -> None:
     """Its embeddings return a tuple, on which transformers' own hook stops."""
     model = twin_of("data2vec-vision")
@@ -310,7 +326,8 @@ def test_gk203_a_model_whose_inputs_cannot_require_gradients(twin_of: Twins) -> 
     assert "no backward pass" in found.message
 
 
-def test_gk203_silent_under_checkpointing_with_dropout(twin_of: Twins) -> None:
+@pytest.mark.rule_passes("GK203")
+def test_gk203_passes_under_checkpointing_with_dropout(twin_of: Twins) -> None:
     model = adapted(twin_of("llama"), dropout=0.9).train()
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     batch = gk.example_batch(model.get_base_model())
@@ -323,6 +340,7 @@ def test_gk203_silent_under_checkpointing_with_dropout(twin_of: Twins) -> None:
 # ---- GK204: token types ----
 
 
+@pytest.mark.rule_fails("GK204")
 def test_gk204_an_image_under_a_causal_mask(twin_of: Twins) -> None:
     model = twin_of(A4B)
     batch = gk.example_batch(model)
@@ -332,6 +350,7 @@ def test_gk204_an_image_under_a_causal_mask(twin_of: Twins) -> None:
     assert found.evidence["difference"] > 0.01
 
 
+@pytest.mark.rule_fails("GK204")
 def test_gk204_types_that_mark_no_image(twin_of: Twins) -> None:
     model = twin_of(A4B)
     batch = gk.example_batch(model)
@@ -339,6 +358,7 @@ def test_gk204_types_that_mark_no_image(twin_of: Twins) -> None:
     assert seen("GK204", model=adapted(model), batch=batch).severity is ERROR
 
 
+@pytest.mark.rule_fails("GK204")
 def test_gk204_what_the_model_itself_says_is_told(twin_of: Twins) -> None:
     model = twin_of("qwen3_5")
     batch = gk.example_batch(model)
@@ -350,13 +370,15 @@ def test_gk204_what_the_model_itself_says_is_told(twin_of: Twins) -> None:
     assert "M-RoPE" in found.message
 
 
+@pytest.mark.rule_passes("GK204")
 @pytest.mark.parametrize("name", [A4B, "gemma3", "llama", "bert"])
-def test_gk204_silent_with_a_whole_batch(twin_of: Twins, name: str) -> None:
+def test_gk204_passes_with_a_whole_batch(twin_of: Twins, name: str) -> None:
     model = twin_of(name)
     assert seen("GK204", model=adapted(model), batch=gk.example_batch(model)).severity is OK
 
 
-def test_gk204_silent_where_the_mask_does_not_depend_on_it(e2b: nn.Module) -> None:
+@pytest.mark.rule_passes("GK204")
+def test_gk204_passes_where_the_mask_does_not_depend_on_it(e2b: nn.Module) -> None:
     batch = gk.example_batch(e2b)
     del batch["mm_token_type_ids"]
     assert seen("GK204", model=adapted(e2b), batch=batch).severity is OK
@@ -367,6 +389,7 @@ def test_gk204_silent_where_the_mask_does_not_depend_on_it(e2b: nn.Module) -> No
 PACKED = Training(packing=True)
 
 
+@pytest.mark.rule_fails("GK205")
 @pytest.mark.parametrize(
     "name",
     [
@@ -383,6 +406,7 @@ def test_gk205_a_sample_that_sees_the_one_before_it(twin_of: Twins, name: str) -
     assert seen("GK205", model=model, training=Training()).severity is INFO
 
 
+@pytest.mark.rule_fails("GK205")
 def test_gk205_the_recipe_s_own_option_is_switched_off(twin_of: Twins, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "  max_steps: 1\n  padding_free: true\n")
     found = seen("GK205", model=adapted(twin_of("jamba")), recipe=recipe, training=training_of(recipe))
@@ -391,6 +415,7 @@ def test_gk205_the_recipe_s_own_option_is_switched_off(twin_of: Twins, tmp_path:
     assert found.line == 4
 
 
+@pytest.mark.rule_fails("GK205")
 def test_gk205_a_model_that_refuses_packed_rows(twin_of: Twins) -> None:
     found = seen("GK205", model=adapted(twin_of("qwen3_next")), training=PACKED)
     assert found.severity is ERROR
@@ -409,8 +434,9 @@ def test_gk205_unknown_where_the_attention_that_is_asked_for_is_not_at_hand(
     assert "flash_attention_2" in found.message
 
 
+@pytest.mark.rule_passes("GK205")
 @pytest.mark.parametrize("name", ["llama", "gemma4_text", E2B, "t5", "bert"])
-def test_gk205_silent_where_positions_keep_samples_apart(twin_of: Twins, name: str) -> None:
+def test_gk205_passes_where_positions_keep_samples_apart(twin_of: Twins, name: str) -> None:
     assert seen("GK205", model=adapted(twin_of(name)), training=PACKED).severity is OK
 
 
@@ -458,6 +484,7 @@ def shipped(name: str) -> str:
 ANSWERS_ONLY = Training(assistant_only=True)
 
 
+@pytest.mark.rule_fails("GK206")
 def test_gk206_a_template_without_marks_that_trl_refuses() -> None:
     from trl.chat_template_utils import get_training_chat_template
 
@@ -470,6 +497,7 @@ def test_gk206_a_template_without_marks_that_trl_refuses() -> None:
     assert seen("GK206", processor=processor, training=Training()).severity is INFO
 
 
+@pytest.mark.rule_fails("GK206")
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -487,8 +515,9 @@ def test_gk206_marks_in_the_wrong_place(template: str, said: str) -> None:
     assert said in found.message
 
 
+@pytest.mark.rule_passes("GK206")
 @pytest.mark.parametrize("template", ["gemma3", "qwen3", "gptoss", "idefics3", "llama3", MARKED])
-def test_gk206_silent_where_only_answers_are_learned(template: str) -> None:
+def test_gk206_passes_where_only_answers_are_learned(template: str) -> None:
     processor = tokenizer(template if "{" in template else shipped(template))
     found = seen("GK206", processor=processor, training=ANSWERS_ONLY)
     assert found.severity is OK, found.message
@@ -496,7 +525,8 @@ def test_gk206_silent_where_only_answers_are_learned(template: str) -> None:
     assert "Vienna" not in found.evidence["learned"]
 
 
-def test_gk206_silent_without_the_option() -> None:
+@pytest.mark.rule_passes("GK206")
+def test_gk206_passes_without_the_option() -> None:
     found = seen("GK206", processor=tokenizer(MARKED), training=Training())
     assert found.severity is OK
     assert "Vienna" in found.evidence["learned"]
@@ -506,6 +536,7 @@ def test_gk206_unknown_without_a_template() -> None:
     assert seen("GK206", processor=tokenizer(None), training=ANSWERS_ONLY).severity is UNKNOWN
 
 
+@pytest.mark.rule_fails("GK207")
 def test_gk207_a_mark_that_ends_before_the_turn() -> None:
     processor = tokenizer(OPEN_END)
     found = seen("GK207", processor=processor, training=ANSWERS_ONLY)
@@ -514,6 +545,7 @@ def test_gk207_a_mark_that_ends_before_the_turn() -> None:
     assert seen("GK207", processor=processor, training=Training()).severity is INFO
 
 
+@pytest.mark.rule_fails("GK207")
 @pytest.mark.parametrize("template", [HEADERS_ONLY, pytest.param(None, id="glm4moe")])
 def test_gk207_a_last_turn_that_never_ends(template: str | None) -> None:
     found = seen("GK207", processor=tokenizer(template or shipped("glm4moe")), training=Training())
@@ -521,13 +553,15 @@ def test_gk207_a_last_turn_that_never_ends(template: str | None) -> None:
     assert "no end after the last answer" in found.message
 
 
+@pytest.mark.rule_passes("GK207")
 @pytest.mark.parametrize("training", [ANSWERS_ONLY, Training(), None])
 @pytest.mark.parametrize("template", ["gemma3", "qwen3", "gptoss", MARKED])
-def test_gk207_silent_where_the_end_is_learned(template: str, training: Training | None) -> None:
+def test_gk207_passes_where_the_end_is_learned(template: str, training: Training | None) -> None:
     processor = tokenizer(template if "{" in template else shipped(template))
     assert seen("GK207", processor=processor, training=training).severity is OK
 
 
+@pytest.mark.rule_passes("GK207")
 def test_gk207_unknown_without_a_mask_or_an_end() -> None:
     processor = tokenizer(shipped("gemma4"))
     assert seen("GK207", processor=processor, training=ANSWERS_ONLY).severity is UNKNOWN
@@ -547,12 +581,14 @@ def test_gk208_a_system_message_that_disappears() -> None:
     assert "the system message" in found.message
 
 
+@pytest.mark.rule_fails("GK208")
 def test_gk208_a_template_that_drops_what_is_said() -> None:
     last_only = "{{ messages[-1]['content'] }}<|im_end|>"
     assert seen("GK208", processor=tokenizer(last_only)).severity is ERROR
 
 
-def test_gk208_silent_where_everything_is_rendered() -> None:
+@pytest.mark.rule_passes("GK208")
+def test_gk208_passes_where_everything_is_rendered() -> None:
     assert seen("GK208", processor=tokenizer(shipped("muse_glimmer"))).severity is OK
 
 
@@ -561,6 +597,7 @@ def test_gk208_silent_where_everything_is_rendered() -> None:
 ACCUMULATING = Training(accumulation=4)
 
 
+@pytest.mark.rule_fails("GK210")
 @pytest.mark.parametrize(
     ("name", "accepts"),
     [
@@ -580,14 +617,16 @@ def test_gk210_a_step_that_depends_on_how_it_was_cut(twin_of: Twins, name: str, 
     assert seen("GK210", model=wrapped, batch=batch, training=Training()).severity is INFO
 
 
+@pytest.mark.rule_passes("GK210")
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mamba2"])
-def test_gk210_silent_where_tokens_count_the_same(twin_of: Twins, name: str) -> None:
+def test_gk210_passes_where_tokens_count_the_same(twin_of: Twins, name: str) -> None:
     model = twin_of(name)
     found = seen("GK210", model=adapted(model), batch=gk.example_batch(model), training=ACCUMULATING)
     assert found.severity is OK, found.message
 
 
-def test_gk210_silent_for_trainers_with_a_loss_of_their_own(e2b: nn.Module) -> None:
+@pytest.mark.rule_passes("GK210")
+def test_gk210_passes_for_trainers_with_a_loss_of_their_own(e2b: nn.Module) -> None:
     training = Training(trainer="dpo", accumulation=4)
     assert seen("GK210", model=adapted(e2b), batch=gk.example_batch(e2b), training=training).severity is OK
 
@@ -670,7 +709,8 @@ def test_a_dynamic_rule_leaves_no_trace(twin_of: Twins, name: str, code: str) ->
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
-def test_gk206_silent_where_a_recipe_is_given_a_template_that_renders_alike(tmp_path: Path) -> None:
+@pytest.mark.rule_passes("GK206")
+def test_gk206_passes_where_a_recipe_is_given_a_template_that_renders_alike(tmp_path: Path) -> None:
     processor = tokenizer(shipped("gemma4"))
     recipe = recipe_of(tmp_path, "  assistant_only_loss: true\n")
     found = seen("GK206", processor=processor, recipe=recipe, training=training_of(recipe))
