@@ -14,7 +14,7 @@ from graftkit.attaching.attach import attach
 from graftkit.errors import AttachError, MissingDependencyError
 from graftkit.modeling.device import on_device_of
 from graftkit.modeling.module_mode import keep_modes
-from graftkit.planning.initializers import DATA_DRIVEN
+from graftkit.planning.initializers import initializer_of
 from graftkit.planning.plan import Plan
 from graftkit.text import some
 
@@ -52,12 +52,12 @@ def initialize(
             than components; ``initialize-loss`` when LoRA-GA gets no loss; ``initialize-unsettled`` when EVA
             does not converge; and what ``attach`` raises.
     """
-    init = getattr(plan.peft_config, "init_lora_weights", None)
-    if init not in DATA_DRIVEN:
+    init = initializer_of(getattr(plan.peft_config, "init_lora_weights", None))
+    if init is None or not init.needs_data:
         return attach(model, plan, adapter_name=adapter_name)
     data = _listed(batches)
     with keep_modes(model), _only_new_hooks_removed(model):
-        return _FLOWS[str(init)](model, plan, data, adapter_name)
+        return _FLOWS[init.name](model, plan, data, adapter_name)
 
 
 def _listed(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

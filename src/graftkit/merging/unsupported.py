@@ -7,23 +7,15 @@ from typing import Any
 
 from graftkit.adapters.file import AdapterFile
 from graftkit.errors import MergeError
-
-# Starting values that PEFT computes from the base weight and takes out of it: it does so again on loading.
-_REBUILT = ("pissa", "olora")
-# The same, from data or from random numbers that the adapter does not hold.
-_LOST = ("corda", "lora_ga", "pissa_niter")
+from graftkit.planning.initializers import initializer_of
 
 _Reason = tuple[str, str, str, str]
 
 
 def rebuilds_base(config: Any) -> bool:
-    """Whether PEFT changes the base weights before it loads this adapter: B @ A alone is then not the update."""
-    return _init(config).startswith(_REBUILT)
-
-
-def _init(config: Any) -> str:
-    given = getattr(config, "init_lora_weights", None)
-    return given.lower() if isinstance(given, str) else ""
+    """Check whether PEFT changes the base weights before it loads this adapter: B·A alone is not the update."""
+    init = initializer_of(getattr(config, "init_lora_weights", None))
+    return init is not None and init.moves_base and init.rebuilt_on_load is True
 
 
 def refuse(file: AdapterFile, config: Any) -> None:
@@ -82,12 +74,12 @@ def _replication(config: Any) -> _Reason | None:
 
 
 def _lost_base(config: Any) -> _Reason | None:
-    init = _init(config)
-    if not init.startswith(_LOST):
+    init = initializer_of(getattr(config, "init_lora_weights", None))
+    if init is None or init.rebuilt_on_load is not False:
         return None
     return (
         "merge-base-lost",
-        f"the base that an adapter with init_lora_weights={init!r} was trained on cannot be rebuilt",
+        f"the base of an adapter with init_lora_weights={config.init_lora_weights!r} cannot be rebuilt",
         "PEFT changed the base weights when training began, with data or random numbers the adapter does not hold",
         "in the process that trained it: save_pretrained(..., path_initial_model_for_weight_conversion=...), "
         "which turns it into a plain LoRA adapter",
@@ -100,7 +92,8 @@ def _quantized_base(config: Any) -> _Reason | None:
     It needs a GPU for that, and from the second iteration on the rounding hangs on the last bits of a
     decomposition: another machine may make another base. Source: ``peft.utils.loftq_utils.loftq_init``.
     """
-    if not _init(config).startswith("loftq"):
+    init = initializer_of(getattr(config, "init_lora_weights", None))
+    if init is None or init.rebuilt_on_load is not None:
         return None
     return (
         "merge-base-lost",

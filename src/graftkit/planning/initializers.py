@@ -1,51 +1,118 @@
-"""LoRA's initializers: which there are, what each needs, and where each works."""
+"""LoRA's initializers: one row for each, with what it does to the base weights and what it needs."""
 
 from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from graftkit.errors import PlanError
 from graftkit.text import suggest
 
-if TYPE_CHECKING:
-    from torch import nn
 
-    from graftkit.surveying.sites import Site
+@dataclass(frozen=True, slots=True)
+class Initializer:
+    """A named value of ``init_lora_weights``.
 
-# Those that look at batches of data first (``graftkit.initialize``).
-DATA_DRIVEN = ("eva", "corda", "lora_ga")
+    Attributes:
+        name: in lower case; "pissa_niter" stands for every ``pissa_niter_[number of iters]``.
+        reads_base: it computes the adapter's first values from the base weights.
+        moves_base: it takes those values out of the base weights, so that B·A alone is not the update.
+        needs_data: it runs batches through the model first (``graftkit.initialize``).
+        rebuilt_on_load: whether stock PEFT makes the base it was trained on again when it loads the adapter onto
+            the original one; None where that depends on the machine.
+        any_kind: PEFT applies it to every kind of layer, bare parameters and quantized linears included.
+        by_prefix: PEFT takes every value that begins with the name.
+        config_field, config_class: the field of ``LoraConfig`` that configures it, and PEFT's class for the value.
+    """
 
-# The field that configures an initializer, and PEFT's class for it; PEFT stores LoftQ's as a plain mapping.
-_NEEDS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "loftq": ("loftq_config", "LoftQConfig"),
-        "eva": ("eva_config", "EvaConfig"),
-        "corda": ("corda_config", "CordaConfig"),
-        "lora_ga": ("lora_ga_config", "LoraGAConfig"),
-    }
+    name: str
+    reads_base: bool = False
+    moves_base: bool = False
+    needs_data: bool = False
+    rebuilt_on_load: bool | None = True
+    any_kind: bool = False
+    by_prefix: bool = False
+    config_field: str | None = None
+    config_class: str | None = None
+
+
+# First match wins. Sources: peft.tuners.lora.layer.LoraLayer.update_layer and the methods it calls (pissa_init …).
+INITIALIZERS = (
+    Initializer("gaussian", any_kind=True),
+    Initializer("orthogonal"),
+    Initializer("mica", reads_base=True),
+    # Its randomized decomposition depends on the random generator.
+    Initializer("pissa_niter", reads_base=True, moves_base=True, rebuilt_on_load=False, by_prefix=True),
+    Initializer("pissa", reads_base=True, moves_base=True, by_prefix=True),
+    Initializer("olora", reads_base=True, moves_base=True),
+    # From the second iteration on, its rounding depends on the last bits of a decomposition, and it needs a GPU.
+    Initializer(
+        "loftq",
+        reads_base=True,
+        moves_base=True,
+        rebuilt_on_load=None,
+        config_field="loftq_config",
+        config_class="LoftQConfig",
+    ),
+    Initializer("eva", needs_data=True, config_field="eva_config", config_class="EvaConfig"),
+    # Loading it raises without the covariances of its preprocessing.
+    Initializer(
+        "corda",
+        reads_base=True,
+        moves_base=True,
+        needs_data=True,
+        rebuilt_on_load=False,
+        by_prefix=True,
+        config_field="corda_config",
+        config_class="CordaConfig",
+    ),
+    # Loading it leaves the base as it is, because the gradients are missing.
+    Initializer(
+        "lora_ga",
+        reads_base=True,
+        moves_base=True,
+        needs_data=True,
+        rebuilt_on_load=False,
+        config_field="lora_ga_config",
+        config_class="LoraGAConfig",
+    ),
 )
-_FAST_SVD = r"pissa_niter_\d+"
 
-# The quantizer whose layers can be made here, small and without a download.
-_TRIED_QUANTIZER = "bitsandbytes 4-bit"
+
+def initializer_of(given: object) -> Initializer | None:
+    """Return the row for a value of ``init_lora_weights``, in any letter case.
+
+    None for True and False (PEFT's own starting values) and for names that are in no row.
+    """
+    if not isinstance(given, str):
+        return None
+    name = given.lower()
+    return next(
+        (row for row in INITIALIZERS if name == row.name or (row.by_prefix and name.startswith(row.name))), None
+    )
+
+
+def moves_base(given: object) -> bool:
+    """Check whether a value of ``init_lora_weights`` makes PEFT change the base weights."""
+    row = initializer_of(given)
+    return row is not None and row.moves_base
 
 
 def names() -> tuple[str, ...]:
-    """The named initializers of the installed PEFT, from its configuration class."""
+    """Return the named initializers of the installed PEFT, from its configuration class."""
     from peft import LoraConfig
 
     hint = typing.get_type_hints(LoraConfig)["init_lora_weights"]
     literals = [name for arm in typing.get_args(hint) for name in typing.get_args(arm)]
-    configured = [name for name, (option, _) in _NEEDS.items() if option in LoraConfig.__dataclass_fields__]
+    configured = [row.name for row in INITIALIZERS if row.config_field in LoraConfig.__dataclass_fields__]
     return tuple(dict.fromkeys([*literals, *configured]))
 
 
-def completed(init: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that ``init`` needs, with PEFT's defaults, where the user gave none.
+def default_config(init: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration that ``init`` needs, with PEFT's defaults, where ``options`` has none.
 
     Raises:
         PlanError: ``initializer-unknown``.
@@ -53,106 +120,17 @@ def completed(init: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(init, str):
         return {}
     known = names()
-    if (init not in known or "[" in init) and not re.fullmatch(_FAST_SVD, init):
+    if (init not in known or "[" in init) and not re.fullmatch(r"pissa_niter_\d+", init):
         raise PlanError(
             f"unknown initializer {init!r}",
             where="init_lora_weights",
             why=f"PEFT has True, False, {', '.join(known)}",
-            help=suggest(init, known) or "leave it out for LoRA's own",
+            help=suggest(init.lower(), known) or "leave it out for LoRA's own",
             code="initializer-unknown",
         )
-    option, class_name = _NEEDS.get(init, ("", ""))
-    if not option or options.get(option):
+    row = initializer_of(init)
+    if row is None or row.config_field is None or row.config_class is None or options.get(row.config_field):
         return {}
     from peft.tuners.lora import config
 
-    return {option: getattr(config, class_name)()}
-
-
-def check_initializer(config: Any, sites: Sequence[Site]) -> None:
-    """Refuse an initializer where PEFT would fail with it, or quietly do something else.
-
-    Args:
-        config: the plan's configuration.
-        sites: the sites it adapts as modules.
-
-    Raises:
-        PlanError: ``initializer-kind`` or ``initializer-quantized``.
-    """
-    init = getattr(config, "init_lora_weights", None)
-    if not isinstance(init, str) or init == "gaussian":
-        return
-    for kind in dict.fromkeys(site.kind for site in sites):
-        why = _refusal(config, init, next(site for site in sites if site.kind == kind))
-        if why is not None:
-            site = next(site for site in sites if site.kind == kind)
-            raise PlanError(
-                f"init_lora_weights={init!r} does not work on {kind.replace('_', ' ')} sites",
-                where=site.path,
-                why=why,
-                help="leave those sites out of the targets, or the initializer",
-                code="initializer-kind",
-            )
-    quantized = next((site for site in sites if site.quantized), None)
-    if quantized is not None and (why := _refusal_when_quantized(config, init, str(quantized.quantized))):
-        raise PlanError(
-            f"init_lora_weights={init!r} does not work on a quantized base",
-            where=f"{quantized.path} ({quantized.quantized})",
-            why=why,
-            help="load the base in 16 or 32 bits, or leave the initializer out",
-            code="initializer-quantized",
-        )
-
-
-def _refusal(config: Any, init: str, site: Site) -> str | None:
-    if init in DATA_DRIVEN:
-        # EVA and CorDA pass over what is not a linear; LoRA-GA starts it with B = 0, as plain LoRA.
-        linear = site.is_linear
-        return None if linear else "PEFT collects data for linear layers only"
-    from graftkit.planning.skeleton import Slot, build
-
-    small = 16 if len(site.shape) == 2 else 8
-    slot = Slot("layers.0.site", site.kind, (small, small, *site.shape[2:]))
-    return _tried(config, build([slot]).to_empty(device="cpu"), rank=4)
-
-
-def _refusal_when_quantized(config: Any, init: str, quantizer: str) -> str | None:
-    if init in {"corda", "lora_ga"}:
-        return "its preprocessing needs the weights in full precision"
-    if quantizer != _TRIED_QUANTIZER:
-        return None
-    from bitsandbytes.nn import Linear4bit
-    from torch import nn
-
-    root = nn.Module()
-    root.add_module("site", Linear4bit(64, 64, bias=False).to("cpu"))
-    root.is_loaded_in_4bit = True  # type: ignore[assignment]
-    return _tried(config, root, rank=4)
-
-
-def _tried(config: Any, model: nn.Module, rank: int) -> str | None:
-    """What PEFT says when it initializes one small layer, or None where it does."""
-    import copy
-    import warnings
-
-    import torch
-    from peft import get_peft_model
-
-    tried = copy.deepcopy(config)
-    tried.target_modules, tried.target_parameters, tried.task_type = {"site"}, None, None
-    tried.r, tried.rank_pattern, tried.alpha_pattern = rank, {}, {}
-    tried.modules_to_save = tried.trainable_token_indices = None
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and parameter.dim() > 1:
-                torch.nn.init.normal_(parameter)
-        try:
-            get_peft_model(model, tried)
-        except Exception as error:
-            # Initializers fail with whatever their arithmetic runs into; the words are PEFT's or torch's. LoftQ
-            # quantizes on a GPU: without one here, nothing is known about the machine that will train.
-            if "CUDA" in str(error):
-                return None
-            return " ".join(str(error).split())
-    return None
+    return {row.config_field: getattr(config, row.config_class)()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
@@ -12,12 +11,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
-from graftkit.planning.skeleton import Slot, ask, build
+from graftkit.planning.initializers import initializer_of
+from graftkit.planning.skeleton import Slot, ask
 from graftkit.text import suggest
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from torch import nn
 
 # LoRA's usual rank today; every other method starts from the size that its own authors gave it in PEFT.
 _LORA_RANK = 16
@@ -38,7 +37,7 @@ _DECIDED = frozenset(
 )
 
 # What some classes refuse to be made without; for asking what a method takes, any valid value does.
-_ANY_VALID = {"total_step": 1000, "feedforward_modules": []}
+ANY_VALID = {"total_step": 1000, "feedforward_modules": []}
 
 # A layer of these widths divides by every method's default block, and is wider than every default rank.
 _ROOMY = 1024
@@ -183,7 +182,7 @@ def _refusal(method_name: str, kind: str, dimensions: int) -> str | None:
     method = _method(method_name)
     shape = (_ROOMY, _ROOMY) if dimensions == 2 else (_ROOMY, _ROOMY, *(3,) * (dimensions - 2))
     slot = Slot("layers.0.site", kind, (4, _ROOMY, _ROOMY) if kind == "parameter" and dimensions == 3 else shape)
-    required = {name: value for name, value in _ANY_VALID.items() if name in method.defaults}
+    required = {name: value for name, value in ANY_VALID.items() if name in method.defaults}
     targets: dict[str, Any] = {"target_modules": ["site"]}
     if kind == "parameter":
         if "target_parameters" not in method.defaults:
@@ -204,55 +203,6 @@ def refusal_of(method: Method, kind: str, dimensions: int) -> str | None:
 def takes(method: Method, kind: str, dimensions: int) -> bool:
     """Whether ``method`` adapts sites of this kind, of weights with that many dimensions."""
     return refusal_of(method, kind, dimensions) is None
-
-
-# The quantizer whose layers can be made anywhere, small and without a download.
-_TRIED_QUANTIZER = "bitsandbytes 4-bit"
-_TRIED_WIDTH = 256
-
-
-def refusal_when_quantized(method: Method, quantizer: str) -> str | None:
-    """Why ``method`` cannot adapt linears that ``quantizer`` packed, in PEFT's words, or None.
-
-    Tried on one small layer, with a forward and a backward pass. For other quantizers than bitsandbytes' 4-bit
-    nothing is known here, and PEFT decides when the adapter is attached.
-    """
-    return _quantized_refusal(method.name) if quantizer == _TRIED_QUANTIZER else None
-
-
-@functools.cache
-def _quantized_refusal(name: str) -> str | None:
-    from bitsandbytes.nn import Linear4bit
-    from torch import nn
-
-    method = _method(name)
-    if _passes(method, nn.Linear(_TRIED_WIDTH, _TRIED_WIDTH, bias=False)) is not None:
-        return None  # it wants something that one bare layer cannot give, quantized or not
-    return _passes(method, Linear4bit(_TRIED_WIDTH, _TRIED_WIDTH, bias=False).to("cpu"))
-
-
-def _passes(method: Method, layer: nn.Module) -> str | None:
-    """What goes wrong when ``method`` is put on ``layer`` and trained for one step, or None."""
-    import torch
-    from peft import get_peft_model
-
-    required = {n: v for n, v in {**_ANY_VALID, "progressbar": False}.items() if n in method.defaults}
-    config = method.config_class(target_modules=["site"], **method.options, **required)
-    root = build([])
-    root.add_module("block", build([]))
-    root.get_submodule("block").add_module("site", layer)
-    root.is_loaded_in_4bit = layer.__class__.__name__ == "Linear4bit"  # type: ignore[assignment]
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            get_peft_model(root, config)
-            site = root.get_submodule("block.site")
-            site(torch.randn(2, _TRIED_WIDTH)).sum().backward()
-        except Exception as error:
-            # Tuners fail here with whatever their arithmetic on packed weights runs into.
-            return " ".join(str(error).split()) or type(error).__name__
-    gradients = (p.grad for p in root.parameters() if p.requires_grad)
-    return None if any(g is not None and g.any() for g in gradients) else "no gradient reaches the adapter"
 
 
 # ---- numbers ----
@@ -432,7 +382,8 @@ def not_on_parameters(options: Mapping[str, Any]) -> dict[str, str]:
     """
     named = {key: label for key, label in _NOT_ON_PARAMETERS if options.get(key)}
     init = options.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() != "gaussian":
+    row = initializer_of(init)
+    if isinstance(init, str) and not (row and row.any_kind):
         named["init_lora_weights"] = f"init_lora_weights={init!r}"
     return named
 

@@ -13,7 +13,7 @@ from graftkit.errors import PlanError
 from graftkit.planning.cost import Memory, memory_of, refused, trainable_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
 from graftkit.planning.extras import Sizes, check_extras, extra_params, parameter_sizes
-from graftkit.planning.initializers import check_initializer, completed
+from graftkit.planning.initializers import default_config
 from graftkit.planning.intent import read_intent
 from graftkit.planning.matching import matched_by, rewritten_names, smallest_exact
 from graftkit.planning.methods import (
@@ -24,12 +24,12 @@ from graftkit.planning.methods import (
     method_named,
     numbers_of,
     refusal_of,
-    refusal_when_quantized,
 )
 from graftkit.planning.patterns import rekey, value_at
 from graftkit.planning.quantization import QuantizationPlan, plan_quantization
 from graftkit.planning.select import select
 from graftkit.planning.skeleton import Slot, ask, slots_of
+from graftkit.planning.trials import check_initializer, refusal_when_quantized
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap, Site
 from graftkit.surveying.survey import survey
 from graftkit.text import some
@@ -282,7 +282,7 @@ def _config(
     parameters = [_parameter_path(a.site) for a in attached if a.via == "target_parameters"]
     rewritten = rewritten_names(model_map.model.model_type)
     given = {name: _rekeyed(method, name, value, model_map, attached) for name, value in options.items()}
-    given |= completed(options.get("init_lora_weights"), options)
+    given |= default_config(options.get("init_lora_weights"), options)
     paths = [site.path for site in modules]
     targets = smallest_exact(paths, model_map.module_paths, regex_is_safe=not rewritten)
     parameter_targets = _parameter_targets(parameters, model_map.parameter_paths)

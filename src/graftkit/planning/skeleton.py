@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from graftkit.planning.initializers import moves_base
 from graftkit.surveying.sites import ModelMap, Site
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ _LEFT_OUT = {
     "ensure_weight_tying": False,
     "progressbar": False,
 }
-# These compute LoRA's first values from the weights or from data; how many there are stays the same.
-_COMPUTED_INITS = ("pissa", "olora", "orthogonal", "eva", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +131,7 @@ def _weightless(config: PeftConfig) -> PeftConfig:
     for name, value in _LEFT_OUT.items():
         if hasattr(asked, name):
             setattr(asked, name, value)
-    init = getattr(asked, "init_lora_weights", None)
-    if isinstance(init, str) and init.lower().startswith(_COMPUTED_INITS):
+    if moves_base(getattr(asked, "init_lora_weights", None)):
         asked.init_lora_weights = True
     return asked
 

@@ -13,6 +13,7 @@ from graftkit.checks.adapter_files.view import Saved
 from graftkit.checks.engine.rule import Observation, failed, passed, unknown
 from graftkit.engines import Engine, Fact, Feature, Stance
 from graftkit.findings import Severity
+from graftkit.planning.initializers import moves_base
 from graftkit.surveying.sites import Site
 from graftkit.text import some
 
@@ -26,9 +27,6 @@ _WORDS_OF_TENSORS: Mapping[Feature, str] = {
     Feature.TRAINABLE_TOKENS: "trainable_tokens_delta",
     Feature.EMBEDDING: "lora_embedding_A",
 }
-# Initializers that take their share out of the base; eva, orthogonal and gaussian leave it as it is.
-# Source: peft.tuners.lora.layer.LoraLayer (pissa_init, olora_init, corda_init, lora_ga_init, loftq_init).
-_MOVING = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 # Fields that change what a layer computes, in ways that nobody looked at in an engine. Source: peft.LoraConfig.
 _VARIANTS = (
@@ -61,7 +59,7 @@ def of_lora(check: Callable[[CheckContext], Observation]) -> Callable[[CheckCont
 def moving_initializer(config: Mapping[str, Any]) -> str | None:
     """The initializer that changed the base before training, or None."""
     given = config.get("init_lora_weights")
-    return given if isinstance(given, str) and given.lower().startswith(_MOVING) else None
+    return given if moves_base(given) else None
 
 
 def features_of(saved: Saved, fit: Fit | None) -> dict[Feature, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.modeling.device import on_device_of
 from graftkit.modeling.module_mode import evaluating
+from graftkit.planning.initializers import moves_base
 from graftkit.surveying.quantized import quantization_of
 
 if TYPE_CHECKING:
@@ -220,16 +221,10 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / scale)
 
 
-# Initializers that keep the model's output by moving part of the base weight into the adapter: with the adapter
-# switched off, or on a fresh base, the base in memory is then not the original model.
-_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
 def moved_base(model: PeftModel) -> str | None:
     """The name of the active adapter's initializer where it moves part of the base weights, or None."""
     initializer = getattr(model.active_peft_config, "init_lora_weights", True)
-    moves = isinstance(initializer, str) and initializer.startswith(_MOVES_BASE)
-    return str(initializer) if moves else None
+    return str(initializer) if moves_base(initializer) else None
 
 
 def tolerance(model: nn.Module) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import TrainingError
+from graftkit.planning.initializers import initializer_of
 from graftkit.recipes.problems import meant_or_known
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from graftkit.training.model import Base
 
 _WHERE = "args.model_init_kwargs.distributed_config"
-# Initializers that draw the adapter's values without a look at the base's weights.
-_DRAWN = (True, False, "gaussian", "orthogonal")
 
 
 def check_sharding(recipe: Recipe, args: Any, resume: bool) -> None:
@@ -72,9 +71,10 @@ def check_attachable(base: Base) -> None:
 
 def _needs_whole_weights(config: PeftConfig) -> dict[str, bool]:
     init = getattr(config, "init_lora_weights", True)
+    row = initializer_of(init)
     return {
         "DoRA": bool(getattr(config, "use_dora", False)),
-        f"init_lora_weights: {init}": init not in _DRAWN,
+        f"init_lora_weights: {init}": row is not None and (row.reads_base or row.needs_data),
         "modules_to_save": bool(getattr(config, "modules_to_save", None)),
         "trainable_token_indices": bool(getattr(config, "trainable_token_indices", None)),
         "ln_tuning": config.peft_type == "LN_TUNING",

@@ -189,7 +189,6 @@ def test_gk604_an_initializer_that_needs_data(llama: nn.Module, tmp_path: Path) 
     model.save_pretrained(tmp_path)
     found = finding(check(tmp_path), "GK604")
     assert found.severity is ERROR
-    assert "without a word" in found.message
     loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path).eval()
     assert (loaded(**batch).logits - model(**batch).logits).abs().max() > 0.1
 

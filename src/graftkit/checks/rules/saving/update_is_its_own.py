@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from graftkit.checks.adapter_files.engine_support import moving_initializer
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity
+from graftkit.planning.initializers import initializer_of
 from graftkit.text import some
 
-# What stock PEFT does when it loads such an adapter onto the original base: seen with peft 0.21.2.
-_WHEN_LOADED = (
-    (
-        r"pissa_niter_\d+",
-        "its decomposition depends on the random generator: loading it gives another base",
-    ),
-    (r"corda", "loading it needs the covariances of its preprocessing, and raises without them"),
-    (r"lora_ga", "loading it draws the gradients' share anew, without a word"),
-)
+# Why stock PEFT does not make the base again, for each initializer where it does not: seen with peft 0.21.2.
+_NOT_REBUILT = {
+    "pissa_niter": "its decomposition depends on the random generator: loading it gives another base",
+    "corda": "loading it needs the covariances of its preprocessing, and raises without them",
+    "lora_ga": "loading it leaves the base as it is, without a warning",
+}
 _CONVERT = (
     "save it once more with save_pretrained(out, path_initial_model_for_weight_conversion=…), which needs the "
     "adapter as it was before training; or merge it in the process that trained it"
@@ -34,11 +31,13 @@ def _check(context: CheckContext) -> Observation:
     if init is None:
         return passed("its initializer left the base as it was")
     figures: dict[str, Any] = {"init_lora_weights": init}
-    why = next((said for pattern, said in _WHEN_LOADED if re.fullmatch(pattern, init.lower())), None)
-    if why is not None:
+    row = initializer_of(init)
+    assert row is not None
+    if row.rebuilt_on_load is False:
+        why = _NOT_REBUILT.get(row.name, "loading it does not make it again")
         message = f"init_lora_weights={init!r:.80} moved the base, and {why}"
         return failed(message, where="init_lora_weights", help=_CONVERT, **figures)
-    if init.lower().startswith("loftq"):
+    if row.rebuilt_on_load is None:
         return unknown(f"init_lora_weights={init!r:.80} moved the base: whether PEFT makes it again was not tried")
     message = f"init_lora_weights={init!r:.80} moved the base: B·A alone is not its update"
     advice = f"stock PEFT makes that base again when it loads it; for anything else, {_CONVERT}"
