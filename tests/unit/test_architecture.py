@@ -15,7 +15,7 @@ ROOT = Path(graftkit.__file__).parent
 
 # From the ground up: a file imports from its own floor or from floors above it in this list.
 FLOORS = (
-    ("_version", "errors", "text", "files"),
+    ("_version", "errors", "text", "files", "progress"),
     ("findings",),
     ("env",),
     ("families",),

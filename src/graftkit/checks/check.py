@@ -8,7 +8,7 @@ from typing import Any
 
 from graftkit.adapters.file import AdapterFile, read_adapter, unreadable, without_tensors
 from graftkit.checks.adapter_files.view import TensorData
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import rules_of
@@ -56,9 +56,10 @@ def check(
         SourceError, BuildError: the base cannot be surveyed.
     """
     engine = engine_named(target) if isinstance(target, str) else target
-    context = replace(_facts(adapter, data=data), engine=engine, settings=settings or CheckSettings())
+    given = replace(_inputs(adapter, data=data), engine=engine)
     if base is not None:
-        context = replace(context, base=base if isinstance(base, ModelMap) else survey(base))
+        given = replace(given, base=base if isinstance(base, ModelMap) else survey(base))
+    context = CheckContext(given, settings or CheckSettings())
     report = run(rules_on_files(served=engine is not None), context)
     return Report(tuple(_from_file(finding) for finding in report))
 
@@ -75,16 +76,16 @@ def _from_file(finding: Finding) -> Finding:
     return replace(finding, source=Source.FILE) if finding.source is Source.PROBE else finding
 
 
-def _facts(adapter: str | Path | AdapterFile, *, data: bool) -> CheckContext:
+def _inputs(adapter: str | Path | AdapterFile, *, data: bool) -> Inputs:
     if isinstance(adapter, AdapterFile):
         refusal = unreadable(adapter) if data else None
         readable = TensorData(adapter) if data and refusal is None else None
-        return CheckContext(folder=adapter.folder, adapter=adapter, refusal=refusal, data=readable)
+        return Inputs(folder=adapter.folder, adapter=adapter, refusal=refusal, data=readable)
     folder = Path(adapter).expanduser()
     try:
-        return _facts(read_adapter(folder), data=data)
+        return _inputs(read_adapter(folder), data=data)
     except AdapterError as error:
         if error.code not in _FINDINGS:
             raise
         empty = without_tensors(folder)
-        return CheckContext(folder=folder, adapter=empty, refusal=None if empty else error)
+        return Inputs(folder=folder, adapter=empty, refusal=None if empty else error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules
 from graftkit.findings import Report
@@ -37,11 +37,11 @@ def check_merged(
         SourceError, BuildError, AdapterError, MergeError: one of them cannot be read, or such adapters cannot be
             merged at all.
     """
-    context = CheckContext(
+    given = Inputs(
         base=survey(str(base), headers=True, trust_remote_code=trust_remote_code, revision=revision),
         checkpoint=Path(merged).expanduser(),
         merge=verify_merge(base, adapter, merged, trust_remote_code=trust_remote_code, revision=revision),
-        settings=settings or CheckSettings(),
     )
+    context = CheckContext(given, settings or CheckSettings())
     rules = decidable(all_rules(), ("base", "checkpoint", "merge"))
     return run([rule for rule in rules if {"checkpoint", "merge"} & set(rule.needs)], context)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.adapters.file import CONFIG_NAME, read_config
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Rule
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules
 from graftkit.env import environment
 from graftkit.errors import ModelTypeError, PlanError
 from graftkit.findings import Report
 from graftkit.planning.plan import config_dict
+from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import training_of
@@ -35,7 +35,7 @@ def doctor(
     settings: CheckSettings | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
-    progress: Callable[[Rule], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Run every rule that needs no live model.
 
@@ -46,7 +46,7 @@ def doctor(
         settings: which rules, with which limits; those of the recipe if None.
         trust_remote_code: let the model's own code run.
         revision: branch, tag or commit of a hub id.
-        progress: called with each rule before it runs.
+        on_progress: called before each rule.
 
     Returns:
         One finding a rule. A rule that needs a model or a recipe, where none was given, is "unknown".
@@ -56,69 +56,68 @@ def doctor(
             is a finding (GK001).
         AdapterError: the adapter's configuration cannot be read.
     """
-    context = static_facts(
-        model,
-        recipe=recipe,
-        adapter=adapter,
-        settings=settings,
-        trust_remote_code=trust_remote_code,
-        revision=revision,
+    given = static_inputs(
+        model, recipe=recipe, adapter=adapter, trust_remote_code=trust_remote_code, revision=revision
     )
-    return run(decidable(all_rules(), STATIC), context, progress=progress)
+    context = CheckContext(given, settings or settings_of(recipe))
+    return run(decidable(all_rules(), STATIC), context, on_progress=on_progress)
 
 
-def static_facts(
+def settings_of(recipe: Recipe | None) -> CheckSettings:
+    """Return the settings of a recipe, or the default ones."""
+    return recipe.fields.checks if recipe else CheckSettings()
+
+
+def static_inputs(
     model: Any = None,
     *,
     recipe: Recipe | None = None,
     adapter: str | Path | None = None,
-    settings: CheckSettings | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
-) -> CheckContext:
-    """The facts that need no live model. Arguments and errors as in :func:`doctor`."""
-    context = CheckContext(
+) -> Inputs:
+    """Return the inputs that need no live model. Arguments and errors as in :func:`doctor`."""
+    given = Inputs(
         environment=environment()["packages"],
         recipe=recipe,
         training=training_of(recipe) if recipe else None,
-        settings=settings or (recipe.fields.checks if recipe else CheckSettings()),
     )
     source = model if model is not None or recipe is None else recipe.fields.model
     if source is not None:
-        context = _with_model(context, source, trust_remote_code, revision)
+        given = _with_model(given, source, trust_remote_code, revision)
     if adapter is not None:
         folder = Path(adapter).expanduser()
-        return replace(context, folder=folder, peft_config=read_config(folder / CONFIG_NAME))
-    return context if recipe is None else _with_plan(context, recipe)
+        return replace(given, folder=folder, peft_config=read_config(folder / CONFIG_NAME))
+    return given if recipe is None else _with_plan(given, recipe)
 
 
-def _with_model(context: CheckContext, source: Any, trust_remote_code: bool, revision: str | None) -> CheckContext:
+def _with_model(given: Inputs, source: Any, trust_remote_code: bool, revision: str | None) -> Inputs:
     if isinstance(source, ModelMap):
-        return replace(context, base=source)
+        return replace(given, base=source)
     from torch import nn
 
     if isinstance(source, nn.Module):
         config = getattr(source, "config", None)
-        return replace(context, base=survey(source), config=None if config is None else config.to_dict())
+        return replace(given, base=survey(source), config=None if config is None else config.to_dict())
     try:
         loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
     except ModelTypeError as error:
         if error.where is None:  # a word that the user typed, and nobody's configuration
             raise
-        return replace(context, config=error.config)
+        return replace(given, config=error.config)
     # Before it is built: a model's class may write into the configuration that it is built from.
     config = loaded.config.to_dict()
-    return replace(context, base=survey_loaded(loaded), config=config)
+    return replace(given, base=survey_loaded(loaded), config=config)
 
 
-def _with_plan(context: CheckContext, recipe: Recipe) -> CheckContext:
+def _with_plan(given: Inputs, recipe: Recipe) -> Inputs:
     stock = recipe.fields.adapter.peft_config
     if stock is not None:
-        return replace(context, peft_config=stock)
-    if context.base is None:
-        return context
+        return replace(given, peft_config=stock)
+    if given.base is None:
+        return given
     try:
-        made = recipe.plan(context.base)
+        made = recipe.plan(given.base)
     except PlanError as error:
-        return replace(context, recipe_refusal=error)
-    return replace(context, plan=made, peft_config=config_dict(made.peft_config))
+        return replace(given, recipe_refusal=error)
+    return replace(given, plan=made, peft_config=config_dict(made.peft_config))

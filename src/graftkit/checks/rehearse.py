@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.attach import attach, attach_stock
-from graftkit.checks.doctor import STATIC, static_facts
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.doctor import STATIC, settings_of, static_inputs
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.probes.forward import leaving_no_trace, sits_in_layers
@@ -19,6 +19,7 @@ from graftkit.checks.rules import all_rules
 from graftkit.errors import AttachError, BuildError, PlanError
 from graftkit.findings import Report
 from graftkit.planning.quantization import plan_quantization
+from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training, training_of
@@ -46,7 +47,7 @@ def rehearse(
     settings: CheckSettings | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
-    progress: Callable[[str], None] = lambda _step: None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Do what training with this recipe would do up to the first batch, and run every rule on the result.
 
@@ -61,38 +62,42 @@ def rehearse(
         settings: which rules, with which limits; those of the recipe if None.
         trust_remote_code: let the model's own code run.
         revision: branch, tag or commit of a hub id.
-        progress: called with each step before it is taken.
+        on_progress: called before each step; the rules on the architecture and on the model are counted apart.
 
     Raises:
         SourceError, BuildError: the model cannot be found, built or loaded.
     """
-    progress("reading the architecture")
-    source = recipe.fields.model if model is None else model
-    place = _Place(source, trust_remote_code, revision)
-    context = static_facts(
-        source, recipe=recipe, settings=settings, trust_remote_code=trust_remote_code, revision=revision
-    )
-    context = replace(context, processor=place.processor())
-    live = context
-    if context.base is not None and context.recipe_refusal is None:
-        progress("building the twin" if on_twin else "loading the model")
-        live = _with_live(context, place, on_twin, seed)
-    static, dynamic = _parted(all_rules())
-
-    def tell(rule: Rule) -> None:
-        progress(f"{rule.code} {rule.title}")
-
-    told = replace(context, recipe_refusal=live.recipe_refusal, checkpoint=live.checkpoint)
+    tell = on_progress or (lambda _progress: None)
+    tell(Progress("reading the architecture", 0, None))
+    origin = _ModelSource(recipe.fields.model if model is None else model, trust_remote_code, revision)
+    given = static_inputs(origin.source, recipe=recipe, trust_remote_code=trust_remote_code, revision=revision)
+    given = replace(given, processor=origin.processor())
+    live = given
+    if given.base is not None and given.recipe_refusal is None:
+        tell(Progress("building the twin" if on_twin else "loading the model", 0, None))
+        given = given if on_twin else replace(given, checkpoint=origin.folder())
+        try:
+            live = _with_live(given, recipe, origin.live(on_twin, seed), seed)
+        except (PlanError, AttachError) as error:
+            live = given = replace(given, recipe_refusal=error)
+    chosen = settings or settings_of(recipe)
     traceless = nullcontext() if live.model is None else leaving_no_trace(live.model)
     with quiet_transformers(), traceless:
-        found = (*run(static, told, progress=tell), *run(dynamic, live, progress=tell))
-    return Report(tuple(sorted(found, key=lambda finding: finding.code)))
+        of_architecture = run(decidable(all_rules(), STATIC), CheckContext(given, chosen), on_progress=on_progress)
+        of_model = run(_live_rules(), CheckContext(live, chosen), on_progress=on_progress)
+    return _joined(of_architecture, of_model)
 
 
-def _parted(rules: tuple[Rule, ...]) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
-    """Rules that look at the architecture, the real one, and rules that look at the model that is tried."""
+def _live_rules() -> tuple[Rule, ...]:
+    """Return the rules that ask for more than the architecture: they look at the model that is tried."""
+    rules = all_rules()
     static = decidable(rules, STATIC)
-    return static, tuple(rule for rule in decidable(rules, LIVE) if rule not in static)
+    return tuple(rule for rule in decidable(rules, LIVE) if rule not in static)
+
+
+def _joined(of_architecture: Report, of_model: Report) -> Report:
+    """Return one report, by code; no rule is in both."""
+    return Report(tuple(sorted((*of_architecture, *of_model), key=lambda finding: finding.code)))
 
 
 # Source: bitsandbytes.nn.Linear4bit.forward.
@@ -100,7 +105,7 @@ _REPACKING = "support_avx512bf16_for_cpu"
 
 
 @dataclass(frozen=True)
-class _Place:
+class _ModelSource:
     """Where the model comes from."""
 
     source: Any
@@ -137,24 +142,18 @@ class _Place:
         return None if found is None else found.path.parent
 
 
-def _with_live(context: CheckContext, place: _Place, on_twin: bool, seed: int) -> CheckContext:
-    """With the model in the state in which training would begin, and a batch for it."""
-    assert context.recipe is not None
-    training = training_of(context.recipe)
-    try:
-        adapted = _adapted(place.live(on_twin, seed), context.recipe)
-    except (PlanError, AttachError) as error:
-        return replace(context, recipe_refusal=error)
+def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, seed: int) -> Inputs:
+    """Return the inputs with the model in the state in which training would begin, and a batch for it."""
+    training = training_of(recipe)
+    adapted = _adapted(model, recipe)
     if not sits_in_layers(adapted):
-        return context
+        return given
     _prepare(adapted, training)
-    context = replace(
-        context, model=adapted, base=survey(adapted), plan=None, checkpoint=None if on_twin else place.folder()
-    )
+    given = replace(given, model=adapted, base=survey(adapted), plan=None)
     with suppress(BuildError):
         batch = example_batch(adapted.get_base_model(), seed=seed, modalities=training.modalities)
-        context = replace(context, batch=batch)
-    return context
+        given = replace(given, batch=batch)
+    return given
 
 
 def _adapted(model: PreTrainedModel, recipe: Recipe) -> PeftModel:

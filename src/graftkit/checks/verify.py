@@ -6,20 +6,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Rule
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.probes.forward import adapted_layers, leaving_no_trace, sits_in_layers
 from graftkit.checks.rules import all_rules, rules_of
 from graftkit.errors import VerifyError
 from graftkit.findings import Report
 from graftkit.planning.plan import Plan, config_dict
+from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from graftkit.recipes.training import Training
+    from graftkit.progress import Progress
+from graftkit.recipes.training import Training
 
 
 def verify(
@@ -31,7 +32,7 @@ def verify(
     processor: Any | None = None,
     checkpoint: str | Path | None = None,
     settings: CheckSettings | None = None,
-    progress: Callable[[Rule], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Prove on this model, with this batch, what an adapter owes.
 
@@ -49,7 +50,7 @@ def verify(
         processor: the tokenizer or processor, whose chat template decides what is learned.
         checkpoint: the folder that the base was loaded from.
         settings: which rules, with which limits.
-        progress: called with each rule before it runs.
+        on_progress: called before each rule.
 
     Returns:
         One finding for each rule that can be decided from what was given; "unknown" where one could not be.
@@ -89,8 +90,8 @@ def verify(
             "batch": batch,
         }
         known = {name: fact for name, fact in given.items() if fact is not None}
-        context = CheckContext(**known, settings=settings or CheckSettings())
-        return run(decidable(all_rules(), known), context, progress=progress)
+        context = CheckContext(Inputs(**known), settings or CheckSettings())
+        return run(decidable(all_rules(), known), context, on_progress=on_progress)
 
 
 def contract() -> CheckSettings:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import all_rules
 from graftkit.findings import Finding, Report, Severity
+from graftkit.recipes.settings import CheckSettings
 
 RULES = {rule.code: rule for rule in all_rules()}
 
@@ -22,14 +23,14 @@ _VERDICTS = {"rule_fails": {Severity.ERROR, Severity.WARNING}, "rule_passes": {S
 OBSERVED: list[Finding] = []
 
 
-def seen(code: str, **context: Any) -> Finding:
-    """Return the finding of one rule on these facts."""
-    return checked([code], **context).findings[0]
+def seen(code: str, settings: CheckSettings | None = None, **given: Any) -> Finding:
+    """Return the finding of one rule on these inputs."""
+    return checked([code], settings, **given).findings[0]
 
 
-def checked(codes: Iterable[str], **context: Any) -> Report:
-    """Run rules, by code, on these facts."""
-    report = run([RULES[code] for code in codes], CheckContext(**context))
+def checked(codes: Iterable[str], settings: CheckSettings | None = None, **given: Any) -> Report:
+    """Run rules, by code, on these inputs."""
+    report = run([RULES[code] for code in codes], CheckContext(Inputs(**given), settings or CheckSettings()))
     OBSERVED.extend(report)
     return report
 

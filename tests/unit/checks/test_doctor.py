@@ -11,7 +11,7 @@ from tests.unit.checks.observed import by_code
 
 import graftkit as gk
 from graftkit.attaching.attach import attach_stock
-from graftkit.checks.doctor import doctor, static_facts
+from graftkit.checks.doctor import doctor, static_inputs
 from graftkit.errors import AdapterError, SourceError
 from graftkit.findings import Severity
 from graftkit.recipes.recipe import Recipe, read_recipe
@@ -144,6 +144,6 @@ def test_the_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_live_model_brings_its_configuration() -> None:
     model = gk.twin("llama")
-    context = static_facts(model)
+    context = static_inputs(model)
     assert context.config == model.config.to_dict()
-    assert static_facts(torch.nn.Linear(2, 2)).config is None
+    assert static_inputs(torch.nn.Linear(2, 2)).config is None

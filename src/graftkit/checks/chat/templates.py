@@ -70,7 +70,7 @@ def trained_template(context: CheckContext) -> str:
     Raises:
         TemplateRefusalError, ImportError: as :func:`found_template`.
     """
-    find = marked_template if context.recipe is None else found_template
+    find = marked_template if context.given.recipe is None else found_template
     return find(context.processor)
 
 

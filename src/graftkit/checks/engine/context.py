@@ -1,13 +1,14 @@
-"""The facts a run can supply to its rules: given ones, and costly ones computed once."""
+"""What a run knows: its inputs, and costly values computed from them once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from graftkit.recipes.settings import CheckSettings
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from graftkit.adapters.file import AdapterFile
     from graftkit.checks.adapter_files.against_base import Fit
     from graftkit.checks.adapter_files.view import Saved, TensorData
-    from graftkit.checks.engine.rule import Rule
     from graftkit.checks.peft_config.resolved import ResolvedTargets
     from graftkit.checks.probes.gradients import Gradients
     from graftkit.engines import Engine
@@ -30,30 +30,32 @@ if TYPE_CHECKING:
     from graftkit.surveying.sites import ModelMap
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
-class CheckContext:
-    """What is known about one run. A field that is None is missing, and rules that need it stay unknown.
+class Inputs:
+    """What a command can give to rules; None where it has no such thing.
 
     Attributes:
         environment: package -> installed version, None where it is not installed.
         config: the model's configuration as a mapping, sub-configurations nested.
         base: the map of the base model.
         peft_config: the fields of the stock PEFT configuration in question.
-        plan: what the user meant, where that configuration was planned.
-        recipe_refusal: why the recipe cannot be planned or attached, or None. No rule needs it.
+        plan: the plan that this configuration was made from.
+        recipe_refusal: why the recipe cannot be planned or attached.
         recipe: the training recipe.
-        training: what the recipe, or the caller, will train with.
+        training: the settings of the training, from the recipe or the caller.
         processor: the tokenizer or processor, with its chat template.
         checkpoint: a folder with the base's weights, or those of a saved full model.
-        merge: what comparing a merged checkpoint with its base and its adapters has found.
-        folder: of a saved adapter.
-        adapter: what that folder holds, read from headers alone; None where it cannot be read.
-        refusal: why it cannot be read, or None. No rule needs it: it explains a missing adapter.
-        data: the adapter's data, read when it is first asked for.
+        merge: the result of comparing a merged checkpoint with its base and its adapters.
+        folder: the folder of a saved adapter.
+        adapter: the saved adapter, read from headers alone; None where it cannot be read.
+        refusal: why the saved adapter cannot be read.
+        data: the adapter's tensors, read when first asked for.
         engine: the engine that is to serve the adapter.
         model: the live adapted model.
         batch: one valid batch for it, labels included where it computes a loss.
-        settings: which rules the user wants, and with which limits.
     """
 
     environment: Mapping[str, str | None] | None = None
@@ -74,32 +76,93 @@ class CheckContext:
     engine: Engine | None = None
     model: PeftModel | None = None
     batch: Mapping[str, Any] | None = None
+
+
+class UndecidableError(Exception):
+    """What a rule asks cannot be known on this run; the runner reports the rule as unknown.
+
+    Attributes:
+        evidence: what the finding records beside the message.
+    """
+
+    def __init__(self, message: str, **evidence: Any) -> None:
+        super().__init__(message)
+        self.evidence = evidence
+
+
+class MissingInputError(UndecidableError):
+    """A rule needs inputs that were not given."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(f"needs {', '.join(names)}", missing=names)
+
+
+class _Input(Generic[T]):
+    """An attribute that reads the input of the same name, or raises `MissingInputError`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, context: CheckContext, owner: type) -> T:
+        value: T | None = getattr(context.given, self._name)
+        if value is None:
+            raise MissingInputError(self._name)
+        return value
+
+
+@dataclass(frozen=True)
+class CheckContext:
+    """What a rule reads. Reading an input that was not given raises `MissingInputError`; ``given`` allows None."""
+
+    given: Inputs = Inputs()
     settings: CheckSettings = field(default_factory=CheckSettings)
 
-    def missing(self, needs: tuple[str, ...]) -> tuple[str, ...]:
-        """The needed facts that this run does not have."""
-        return tuple(name for name in needs if getattr(self, name) is None)
+    environment = _Input[Mapping[str, "str | None"]]()
+    config = _Input[Mapping[str, Any]]()
+    base = _Input["ModelMap"]()
+    peft_config = _Input[Mapping[str, Any]]()
+    plan = _Input["Plan"]()
+    recipe = _Input["Recipe"]()
+    training = _Input["Training"]()
+    processor = _Input[Any]()
+    checkpoint = _Input["Path"]()
+    merge = _Input["Evidence"]()
+    folder = _Input["Path"]()
+    adapter = _Input["AdapterFile"]()
+    data = _Input["TensorData"]()
+    engine = _Input["Engine"]()
+    model = _Input["PeftModel"]()
+    batch = _Input[Mapping[str, Any]]()
 
-    def limit(self, rule: Rule, name: str) -> Any:
-        """A setting of a rule: the user's value, or the rule's default."""
-        return self.settings.rules.get(rule.code, {}).get(name, rule.settings[name].default)
+    def require(self, names: Iterable[str]) -> None:
+        """Check that these inputs were given.
+
+        Raises:
+            MissingInputError: names all that were not.
+        """
+        missing = [name for name in names if getattr(self.given, name) is None]
+        if missing:
+            raise MissingInputError(*missing)
 
     @cached_property
     def resolved(self) -> ResolvedTargets:
-        """What stock PEFT would do with the configuration on the base."""
+        """What stock PEFT would do with the configuration on the base.
+
+        Raises:
+            UndecidableError: PEFT cannot use the configuration.
+        """
         from graftkit.checks.peft_config.resolved import ResolvedTargets
 
-        assert self.peft_config is not None
-        assert self.base is not None
-        return ResolvedTargets(self.peft_config, self.base)
+        resolved = ResolvedTargets(self.peft_config, self.base)
+        if resolved.problems:
+            raise UndecidableError(f"the configuration cannot be used: {some(resolved.problems)}")
+        return resolved
 
     @cached_property
     def base_logits(self) -> Tensor:
         """The base model's logits on the batch, with the adapter switched off."""
         from graftkit.checks.probes.forward import logits_of
 
-        assert self.model is not None
-        assert self.batch is not None
         with self.model.disable_adapter():
             return logits_of(self.model, self.batch)
 
@@ -108,8 +171,6 @@ class CheckContext:
         """The logits of the base model as it was before PEFT put layers into it (a copy is made for it)."""
         from graftkit.checks.probes.forward import logits_of, without_adapter
 
-        assert self.model is not None
-        assert self.batch is not None
         return logits_of(without_adapter(self.model), self.batch)
 
     @cached_property
@@ -117,8 +178,6 @@ class CheckContext:
         """The adapter's gradients on the batch, in each mode of activation checkpointing that is asked for."""
         from graftkit.checks.probes.gradients import Gradients
 
-        assert self.model is not None
-        assert self.batch is not None
         return Gradients(self.model, self.batch)
 
     @cached_property
@@ -126,13 +185,11 @@ class CheckContext:
         """The adapter, with its configuration read as PEFT reads it."""
         from graftkit.checks.adapter_files.view import Saved
 
-        assert self.adapter is not None
-        return Saved(self.adapter, () if self.base is None else self.base.module_paths)
+        return Saved(self.adapter, () if self.given.base is None else self.base.module_paths)
 
     @cached_property
     def fit(self) -> Fit:
         """The adapter held against the base."""
         from graftkit.checks.adapter_files.against_base import Fit
 
-        assert self.base is not None
         return Fit(self.saved, self.base)

@@ -10,7 +10,7 @@ from graftkit.findings import Finding, Fix, Severity, Source
 
 if TYPE_CHECKING:
     from graftkit.checks.engine.context import CheckContext
-
+    from graftkit.recipes.settings import CheckSettings
 
 # Relative to the repository: the pages are generated from the rules by checks/pages.py.
 PAGES = "docs/rules"
@@ -118,6 +118,10 @@ class Rule:
     def url(self) -> str:
         """Where its page is."""
         return f"{PAGES}/{self.code}.md"
+
+    def limit(self, settings: CheckSettings, name: str) -> Any:
+        """Return a setting of this rule: the user's value, or the rule's default."""
+        return settings.rules.get(self.code, {}).get(name, self.settings[name].default)
 
     def finding(self, seen: Observation, severity: Severity | None = None) -> Finding:
         """What was seen, as a finding of this rule; ``severity`` replaces the rule's own where it failed."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.context import CheckContext, UndecidableError
 from graftkit.checks.engine.rule import Observation, Rule, unknown
 from graftkit.errors import RecipeError
 from graftkit.findings import Finding, Report, Severity
+from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
 from graftkit.text import named, printable
 
@@ -24,8 +25,10 @@ def decidable(rules: Iterable[Rule], supplied: Collection[str]) -> tuple[Rule, .
     return tuple(rule for rule in rules if set(rule.needs) <= set(supplied))
 
 
-def run(rules: Iterable[Rule], context: CheckContext, *, progress: Callable[[Rule], None] | None = None) -> Report:
-    """Run every rule that the settings in ``facts`` want, in order; ``progress`` is called before each.
+def run(
+    rules: Iterable[Rule], context: CheckContext, *, on_progress: Callable[[Progress], None] | None = None
+) -> Report:
+    """Run the rules that the context's settings select, in order; call ``on_progress`` before each.
 
     Raises:
         RecipeError: ``settings``: a setting that its rule does not have, or a value of another type.
@@ -33,25 +36,29 @@ def run(rules: Iterable[Rule], context: CheckContext, *, progress: Callable[[Rul
     findings = []
     wanted = [rule for rule in rules if context.settings.wants(rule.code)]
     severities = {rule.code: given_severity(rule, context.settings) for rule in wanted}
-    for rule in wanted:
-        if progress is not None:
-            progress(rule)
+    for done, rule in enumerate(wanted):
+        if on_progress is not None:
+            on_progress(Progress(f"{rule.code} {rule.title}", done, len(wanted)))
         findings.append(_run_one(rule, context, severities[rule.code]))
     return Report(tuple(findings))
 
 
 def _run_one(rule: Rule, context: CheckContext, severity: Severity | None) -> Finding:
-    missing = context.missing(rule.needs)
-    if missing:
-        return rule.finding(unknown(f"needs {', '.join(missing)}", missing=missing))
+    seen = _observe(rule, context)
+    return _placed(_safe_to_print(rule.finding(seen, severity)), seen, context)
+
+
+def _observe(rule: Rule, context: CheckContext) -> Observation:
     try:
-        seen = rule.check(context)
+        context.require(rule.needs)
+        return rule.check(context)
+    except UndecidableError as reason:
+        return unknown(str(reason), **reason.evidence)
     except Exception as error:
         if os.environ.get("GRAFT_DEBUG") == "1":
             raise
         _log.debug("rule %s raised", rule.code, exc_info=True)
-        seen = _crashed(error)
-    return _placed(_safe_to_print(rule.finding(seen, severity)), seen, context)
+        return _crashed(error)
 
 
 def _safe_to_print(finding: Finding) -> Finding:
@@ -63,7 +70,7 @@ def _safe_to_print(finding: Finding) -> Finding:
 
 def _placed(finding: Finding, seen: Observation, context: CheckContext) -> Finding:
     """With the recipe's file and line, where a key of the recipe decides it."""
-    if seen.key is None or context.recipe is None:
+    if seen.key is None or context.given.recipe is None:
         return finding
     return replace(finding, file=str(context.recipe.path), line=context.recipe.line(seen.key))
 

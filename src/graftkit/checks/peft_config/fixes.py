@@ -15,7 +15,7 @@ _SECTION = "adapter.peft_config"
 
 def recipe_key(context: CheckContext, field: str) -> str | None:
     """The recipe's key that decides a field of the configuration; None where no recipe does."""
-    if context.recipe is None or context.folder is not None:
+    if context.given.recipe is None or context.given.folder is not None:
         return None
     return f"{_SECTION}.{field}" if context.recipe.fields.adapter.peft_config is not None else "adapter"
 
@@ -35,9 +35,9 @@ def config_fix(
         saved: whether it is right for an adapter that has been trained already, too.
     """
     sets = sets or {}
-    if context.folder is not None:
+    if context.given.folder is not None:
         return Fix("adapter", dict(sets), tuple(removes)) if saved else None
-    if context.recipe is None or context.recipe.fields.adapter.peft_config is None:
+    if context.given.recipe is None or context.recipe.fields.adapter.peft_config is None:
         return None
     return Fix(
         "recipe",

@@ -8,19 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
-from graftkit.checks.engine.rule import Observation, unknown
 from graftkit.checks.peft_config.raw import RawPeftConfig, Refusal, said
 from graftkit.checks.probes.modality_inputs import own_names
 from graftkit.planning.extras import saved_modules
 from graftkit.planning.matching import rewritten_names, suffix_finder, target_matcher
 from graftkit.planning.methods import not_on_parameters, refusal_of
 from graftkit.surveying.sites import Obstacle, Site
-from graftkit.text import some
-
-if TYPE_CHECKING:
-    from graftkit.checks.engine.context import CheckContext
 
 
 @dataclass(frozen=True)
@@ -249,20 +243,6 @@ class ResolvedTargets(RawPeftConfig):
 
         pattern = self.fields.get("rank_pattern") or {}
         return int(pattern.get(get_pattern_key(pattern.keys(), path), self.fields.get("r") or 0))
-
-
-def with_resolved_targets(
-    check: Callable[[CheckContext, ResolvedTargets], Observation],
-) -> Callable[[CheckContext], Observation]:
-    """A check of ``facts`` and their reach, made to say "unknown" where the configuration cannot be read."""
-
-    def checked(context: CheckContext) -> Observation:
-        resolved = context.resolved
-        if resolved.problems:
-            return unknown(f"the configuration cannot be used: {some(resolved.problems)}")
-        return check(context, resolved)
-
-    return checked
 
 
 def _by_entry(entries: Iterable[str], paths: Iterable[str]) -> Mapping[str, tuple[str, ...]]:

@@ -87,7 +87,7 @@ def _rehearsed(file: Path, place: _Place, select: list[str] | None, ignore: list
             settings=reporting.settings_for(select, ignore, written),
             trust_remote_code=place.trust_remote_code,
             revision=place.revision,
-            progress=status.update,
+            on_progress=lambda progress: status.update(progress.step),
         )
 
 
@@ -114,7 +114,7 @@ def _verified(place: _Place, words: dict[str, Any], settings: CheckSettings) -> 
             batch,
             plan=made,
             settings=settings,
-            progress=lambda rule: status.update(f"{rule.code} {rule.title}"),
+            on_progress=lambda progress: status.update(progress.step),
         )
 
 

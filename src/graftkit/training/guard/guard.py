@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.rules import all_rules, check_settings
 from graftkit.errors import GraftError, TrainingError
@@ -224,7 +223,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
     def _note_saturation(self, course: Course) -> None:
         rule, grown = _rule("GK306"), course.grown_saturation
-        allowed = CheckContext(settings=self._settings).limit(rule, "increase")
+        allowed = rule.limit(self._settings, "increase")
         worst = max(grown, key=lambda path: grown[path], default=None)
         if worst is not None and grown[worst] > allowed:
             message = f"since training began, {100 * grown[worst]:.1f} % more of its activations are clamped"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.probes.forward import leaving_no_trace
@@ -72,13 +72,14 @@ def looked_at(
 
     Where the model's parameters are shared out over processes, what needs its forward pass stays unknown.
     """
-    context = _static(model, args, plan, settings, processor)
+    given = _static(model, args, plan, processor)
     if not runs_alone(model):
-        return run(rules_before_training(), context)
+        return run(rules_before_training(), CheckContext(given, settings))
     with leaving_no_trace(model), own_precision(model):
         batch = _batch(model, args, loader, processor)
         training = replace(_training(model, args), modalities=_modalities(batch))
-        return run(rules_before_training(), replace(context, model=model, batch=batch, training=training))
+        given = replace(given, model=model, batch=batch, training=training)
+        return run(rules_before_training(), CheckContext(given, settings))
 
 
 def runs_alone(model: PeftModel) -> bool:
@@ -96,10 +97,8 @@ def runs_alone(model: PeftModel) -> bool:
     return not AcceleratorState._shared_state or AcceleratorState().distributed_type not in together
 
 
-def _static(
-    model: PeftModel, args: TrainingArguments, plan: Plan | None, settings: CheckSettings, processor: Any
-) -> CheckContext:
-    return CheckContext(
+def _static(model: PeftModel, args: TrainingArguments, plan: Plan | None, processor: Any) -> Inputs:
+    return Inputs(
         environment=environment()["packages"],
         config=model.config.to_dict() if hasattr(model.config, "to_dict") else None,
         base=_map(model, plan),
@@ -108,7 +107,6 @@ def _static(
         training=_training(model, args),
         processor=processor,
         checkpoint=_folder(model),
-        settings=settings,
     )
 
 

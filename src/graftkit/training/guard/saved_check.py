@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.adapters.file import AdapterFile, read_adapter, without_tensors
 from graftkit.checks.adapter_files.view import TensorData
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule, unknown
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import rules_of
@@ -39,13 +39,8 @@ def read_back(folder: Path, model: PeftModel, settings: CheckSettings | None = N
     findings: list[Finding] = []
     for name in model.peft_config:
         file = _adapter(folder if name == "default" else folder / name)
-        context = CheckContext(
-            folder=file.folder,
-            adapter=file,
-            data=TensorData(file),
-            model=model,
-            settings=settings or CheckSettings(),
-        )
+        given = Inputs(folder=file.folder, adapter=file, data=TensorData(file), model=model)
+        context = CheckContext(given, settings or CheckSettings())
         findings += run(rules, context).findings
     return Report(tuple(findings))
 

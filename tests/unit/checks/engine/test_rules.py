@@ -11,7 +11,7 @@ from tests.unit.checks.observed import by_code, not_observed
 
 import graftkit
 from graftkit.checks.engine import pages
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule, Setting, failed, passed
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules, check_settings
@@ -36,7 +36,7 @@ def test_codes_are_unique_and_well_formed() -> None:
 def test_a_rule_is_whole(rule: Rule) -> None:
     assert rule.severity in {Severity.ERROR, Severity.WARNING, Severity.INFO}
     assert rule.needs
-    assert set(rule.needs) <= set(CheckContext.__dataclass_fields__)
+    assert set(rule.needs) <= set(Inputs.__dataclass_fields__)
     for text in (rule.title, rule.why, rule.example, rule.help, rule.safety, rule.since):
         assert text.strip()
     assert rule.sources
@@ -112,7 +112,7 @@ def test_a_failed_rule_has_its_own_severity_and_help() -> None:
 
 
 def _limited() -> Rule:
-    rule = _rule(lambda context: failed("bad", limit=context.limit(rule, "share")))
+    rule = _rule(lambda context: failed("bad", limit=rule.limit(context.settings, "share")))
     rule = replace(rule, settings={"share": Setting(0.1, "the largest share")})
     return rule
 
@@ -166,7 +166,7 @@ def test_a_finding_about_a_key_names_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("model: x\nargs:\n  packing: true\n")
     rule = _rule(lambda _: failed("bad", key="args.packing"))
-    finding = run([rule], CheckContext(recipe=read_recipe(file))).findings[0]
+    finding = run([rule], CheckContext(Inputs(recipe=read_recipe(file)))).findings[0]
     assert (finding.file, finding.line, finding.where) == (str(file), 3, "args.packing")
     assert run([rule], CheckContext()).findings[0].file is None
 

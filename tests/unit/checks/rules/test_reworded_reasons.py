@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 import graftkit as gk
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import run
 from graftkit.checks.rules import all_rules
 
@@ -38,7 +38,7 @@ def test_a_reworded_reason_changes_no_verdict(
     rules = [rule for rule in all_rules() if rule.code == code]
     surveyed = gk.survey(twin_of(name))
     found = [
-        next(iter(run(rules, CheckContext(peft_config=config, base=base))))
+        next(iter(run(rules, CheckContext(Inputs(peft_config=config, base=base)))))
         for base in (surveyed, reworded(surveyed))
     ]
     assert [f.severity for f in found] == [gk.Severity.ERROR] * 2

@@ -14,7 +14,6 @@ from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.adapter is not None
     saved = context.saved
     if saved.problems:
         return failed(
@@ -32,7 +31,7 @@ def _check(context: CheckContext) -> Observation:
         "unanswered": len(unanswered),
         "other_ranks": len(ranks),
     }
-    if context.base is None and unanswered and not untargeted and not ranks:
+    if context.given.base is None and unanswered and not untargeted and not ranks:
         advice = "PEFT ignores a target that its base has no module for: --base tells whether a layer is missing"
         return Observation(Severity.WARNING, seen[1], unanswered[0], advice, figures)
     if any(seen):
@@ -45,7 +44,7 @@ def _untargeted(context: CheckContext) -> list[str]:
     if saved.targets is None:
         return []
     by_wrapper: dict[str, str] = {}
-    if context.base is not None and saved.prefix is not None:
+    if context.given.base is not None and saved.prefix is not None:
         # Named by its wrapper: that is what another rule reports.
         by_wrapper = {inner: name for name, inner in context.fit.inner.items()}
     stray = (core for core in saved.modules if core not in saved.parameters)
@@ -54,7 +53,7 @@ def _untargeted(context: CheckContext) -> list[str]:
 
 def _due(context: CheckContext, targets: list[str]) -> list[str]:
     """The targets that the base has, or may have, something for. Lists are shared between families of models."""
-    if not targets or context.base is None or isinstance(context.saved.targets, str):
+    if not targets or context.given.base is None or isinstance(context.saved.targets, str):
         return targets
     known = {suffix for path in context.base.module_paths for suffix in suffixes(path)}
     return [target for target in targets if target in known]

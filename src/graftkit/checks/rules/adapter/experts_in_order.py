@@ -19,7 +19,6 @@ _PEFTS = "rank_major"
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.adapter is not None
     if context.saved.problems:
         return unknown(f"the configuration cannot be used: {context.saved.problems[0]}")
     stacked = [name for name in context.adapter.tensors if _is_stacked(context, name)]
@@ -28,7 +27,7 @@ def _check(context: CheckContext) -> Observation:
     marker = context.adapter.config.get(_MARKER)
     if marker not in {None, _PEFTS}:
         return failed(f"the configuration says that lora_B is laid out as {marker!r}", where=stacked[0])
-    if context.data is None:
+    if context.given.data is None:
         return _told(marker, "the data was not read")
     seen = [_Columns.of(context, name) for name in stacked]
     wrong = [columns.name for columns in seen if columns.by_expert and not columns.by_rank]
@@ -77,7 +76,6 @@ class _Columns:
 
     @classmethod
     def of(cls, context: CheckContext, name: str) -> _Columns:
-        assert context.adapter is not None
         zero = context.adapter.tensor(name).eq(0).all(0)
         experts = _experts(context, name)
         return cls(name, _explained(zero.view(-1, experts).T), _explained(zero.view(experts, -1)))

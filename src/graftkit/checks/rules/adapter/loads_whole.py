@@ -12,7 +12,6 @@ from graftkit.text import percent, some
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.adapter is not None
     if context.saved.problems:
         return unknown(f"the configuration cannot be used: {some(context.saved.problems)}")
     if context.saved.prefix is None:
@@ -45,7 +44,7 @@ def _lacking(context: CheckContext) -> list[str]:
 
 def _share(context: CheckContext, lost: Iterable[str]) -> float | None:
     """How much of the file's squared norm is lost, or None where the data is not read or not finite."""
-    if context.data is None:
+    if context.given.data is None:
         return None
     stats = context.data.stats
     total = sum(stat.square for stat in stats.values())

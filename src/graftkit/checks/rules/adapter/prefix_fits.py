@@ -16,7 +16,6 @@ _MOST_PREFIXES = 64
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.adapter is not None
     if context.saved.prefix is None or not context.saved.modules:
         return unknown("the file names no module of a base")
     modules = context.saved.modules

@@ -13,12 +13,10 @@ from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.folder is not None
-    if context.refusal is not None:
-        seen = context.refusal
+    if context.given.refusal is not None:
+        seen = context.given.refusal
         why = f": {seen.why}" if seen.why else ""
         return failed(f"{seen.what}{why}", where=seen.where, help=seen.help, refusal=seen.code)
-    assert context.adapter is not None
     strange = [name for name in context.adapter.tensors if _is_strange(name)]
     if strange:
         return failed(f"{len(strange)} tensors have names that no module has: {some(strange)}", names=len(strange))

@@ -11,7 +11,6 @@ from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.adapter is not None
     tensors = context.adapter.tensors
     empty = [name for name, header in tensors.items() if not math.prod(header.shape)]
     if not tensors:

@@ -26,7 +26,6 @@ def _check(context: CheckContext) -> Observation:
 
 def _fix(context: CheckContext) -> Fix | None:
     """The configuration that names the linears inside; None where tensors would have to be renamed too."""
-    assert context.adapter is not None
     try:
         fitted = migrate(context.adapter, context.base)
     except AdapterError:

@@ -18,7 +18,6 @@ _STARTS_AT_ZERO = frozenset({"lora_B", "lora_embedding_A"})
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.adapter is not None
     tensors = context.adapter.tensors
     empty = [name for name, header in tensors.items() if not math.prod(header.shape)]
     flat = [n for n, h in tensors.items() if len(h.shape) < 2 and _is_factor(n)]
@@ -35,7 +34,7 @@ def _check(context: CheckContext) -> Observation:
         kinds = sorted({tensors[name].dtype for name in strange})
         message = f"{len(strange)} tensors have a type that no adapter has ({some(kinds)}): {some(strange)}"
         return failed(message, where=strange[0], strange=len(strange))
-    if context.data is None:
+    if context.given.data is None:
         return unknown(f"the shapes of {len(tensors)} tensors are sound, and the data was not read")
     broken = [name for name, stat in context.data.stats.items() if not stat.finite]
     if broken:
@@ -55,7 +54,6 @@ def _is_one_of(factors: frozenset[str], name: str) -> bool:
 
 
 def _zeros(context: CheckContext) -> Observation:
-    assert context.data is not None
     starting = [n for n in context.data.stats if _is_one_of(_STARTS_AT_ZERO, n)]
     # Of an embedding's pair either factor may be the one that starts at zero, of a linear's always B.
     zero = [name for name in starting if context.data.stats[name].square == 0]

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
-    assert context.checkpoint is not None
     base: nn.Module = context.model.get_base_model()
     loaded = {
         f"{bounded.path}.{name}": float(value)
@@ -33,7 +31,7 @@ def _check(context: CheckContext) -> Observation:
         return passed("the model has no bounds around its linears")
     stored = _stored(base, context.checkpoint, loaded)
     bounds = [_Bound(name, value, stored.get(name)) for name, value in loaded.items()]
-    rounding = context.limit(RULE, "rounding")
+    rounding = RULE.limit(context.settings, "rounding")
     found = {wrong.name: [bound for bound in bounds if wrong.applies(bound, rounding)] for wrong in _WRONG}
     evidence: dict[str, Any] = {"bounds": len(bounds), **{name: len(of) for name, of in found.items()}}
     for name, of in found.items():

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
-    assert context.batch is not None
     if not bounded_wrappers(context.model):
         return passed("the model has no bounds around its linears")
     adapted = clamped_shares(context.model, context.batch)
@@ -32,7 +30,7 @@ def _check(context: CheckContext) -> Observation:
         base = clamped_shares(context.model, context.batch)
     grown = {path: share - base.get(path, 0.0) for path, share in adapted.items()}
     worst = max(grown, key=lambda path: grown[path])
-    allowed = context.limit(RULE, "increase")
+    allowed = RULE.limit(context.settings, "increase")
     over = [path for path, more in grown.items() if not more <= allowed]
     evidence: dict[str, Any] = {
         "wrappers": len(adapted),

@@ -21,7 +21,6 @@ from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
     parameters = [n for n, p in adapter_parameters(context.model).items() if p.requires_grad]
     if not parameters:
         return unknown("no adapter tensor is trainable", help="load the adapter with is_trainable=True")
@@ -57,8 +56,7 @@ class _Seen:
 
     @classmethod
     def of(cls, context: CheckContext) -> _Seen:
-        assert context.model is not None
-        use = in_use(context.model, context.training)
+        use = in_use(context.model, context.given.training)
         if not can_checkpoint(context.model):
             use = InUse(Mode.OFF, live=False, because="model")
         return cls(context, use, context.gradients.under(None if use.live else use.mode or Mode.OFF))
@@ -66,7 +64,6 @@ class _Seen:
     @cached_property
     def towers(self) -> dict[str, str]:
         """Adapter tensor -> the tower it is in."""
-        assert self.context.model is not None
         tower_of = tower_finder(self.context.model.get_base_model())
         return {name: tower_of(name_in_base(name)) for name in self.backward.gradients}
 
@@ -88,7 +85,6 @@ class _Seen:
 
     def reached(self, name: str) -> bool:
         """Whether the forward pass called the layer that this tensor belongs to."""
-        assert self.context.model is not None
         return name.partition(f".{self.context.model.base_model.prefix}")[0] in self.backward.reached
 
     def tower_is_fed(self, tower: str) -> bool:
@@ -102,8 +98,8 @@ def _dead(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Observation:
     counts = {name: sum(cause.name == name for cause in found.values()) for name in causes}
     message = f"{len(found)} of {tensors} adapter tensors get no gradient: "
     cut = causes.keys() & {_CUT.name} and seen.use.mode is Mode.REENTRANT and not seen.use.live
-    mends = cut and seen.context.recipe is not None and seen.use.because != "zero3"
-    option = (seen.context.training or Training()).reentrant_key
+    mends = cut and seen.context.given.recipe is not None and seen.use.because != "zero3"
+    option = (seen.context.given.training or Training()).reentrant_key
     adapted = recipe_key(seen.context, "target_modules") if _UNFED.name in causes else None
     return failed(
         message + "; ".join(f"{count} {name}" for name, count in counts.items()),

@@ -16,8 +16,6 @@ from graftkit.findings import Severity
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
-    assert context.batch is not None
     initializer = getattr(context.model.active_peft_config, "init_lora_weights", True)
     if initializer is False:
         return unknown("the initializer makes no such promise (init_lora_weights=False)")

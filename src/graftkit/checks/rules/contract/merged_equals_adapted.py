@@ -19,8 +19,6 @@ from graftkit.findings import Severity
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
-    assert context.batch is not None
     model, batch = context.model, context.batch
     with probing(model):
         adapted = logits_of(model, batch)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
-    assert context.batch is not None
     model = context.model
     if (lacking := room_for_copy(model)) is not None:
         return unknown(lacking, help="run it on the twin: gk.twin(model)")

@@ -19,7 +19,6 @@ _UNITS = 2.0
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
     model = context.model
     try:
         with probing(model), merging(model) as before:

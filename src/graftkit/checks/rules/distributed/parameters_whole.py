@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from packaging.version import Version
 
-from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.context import CheckContext, UndecidableError
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key
 from graftkit.env import version_of
@@ -15,13 +15,12 @@ _READS_PARTED = Version("0.20.1")
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.training is not None
     if context.training.zero_stage != 3:
         return passed(f"ZeRO stage {context.training.zero_stage} keeps parameters whole")
     parameters = _parameters(context)
     if not parameters:
         return passed("no parameter is adapted")
-    given = (context.environment or {}).get("peft") or version_of("peft")
+    given = (context.given.environment or {}).get("peft") or version_of("peft")
     key = recipe_key(context, "target_parameters")
     if given is not None and Version(given) < _READS_PARTED:
         message = f"peft {given} raises IndexError over the {len(parameters)} adapted parameters under ZeRO-3"
@@ -39,10 +38,10 @@ def _check(context: CheckContext) -> Observation:
 
 def _parameters(context: CheckContext) -> tuple[str, ...]:
     """Those that PEFT would adapt on the base; without a base, those that the configuration names."""
-    assert context.peft_config is not None
-    if context.base is not None and not context.resolved.problems:
+    try:
         return context.resolved.parameters
-    return tuple(context.peft_config.get("target_parameters") or ())
+    except UndecidableError:
+        return tuple(context.peft_config.get("target_parameters") or ())
 
 
 RULE = Rule(

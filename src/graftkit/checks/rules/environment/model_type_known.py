@@ -15,8 +15,6 @@ from graftkit.findings import Severity, Source
 def _check(context: CheckContext) -> Observation:
     from transformers import CONFIG_MAPPING
 
-    assert context.config is not None
-    assert context.environment is not None
     model_type = context.config.get("model_type")
     installed = context.environment.get("transformers")
     if not isinstance(model_type, str):

@@ -60,7 +60,6 @@ COMBINATIONS = (
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.environment is not None
     try:
         met = [c for c in (*COMBINATIONS, *_of_the_model(context)) if _met(c, context.environment)]
     except InvalidVersion as error:
@@ -79,7 +78,7 @@ def _check(context: CheckContext) -> Observation:
 
 def _of_the_model(context: CheckContext) -> Iterable[Combination]:
     """What the model's family needs, turned round."""
-    model_type = (context.config or {}).get("model_type")
+    model_type = (context.given.config or {}).get("model_type")
     family = family_of(model_type) if isinstance(model_type, str) else None
     for need in family.requires if family is not None else ():
         wrong = ",".join(_opposite(part) for part in need.versions.split(","))

@@ -12,7 +12,6 @@ from graftkit.surveying.sources.build import quiet_transformers
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.config is not None
     given = context.config.get("quantization_config")
     if not isinstance(given, Mapping):
         return passed("the base is not quantized")

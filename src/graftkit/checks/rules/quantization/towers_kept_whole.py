@@ -18,8 +18,6 @@ _IN_ARGS = "args.model_init_kwargs.quantization_config"
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.base is not None
-    assert context.training is not None
     packed = [site for site in context.base if site.quantized and _is_beside(site, context.base)]
     given = _given(context)
     if not packed and given is None:
@@ -48,8 +46,8 @@ def _check(context: CheckContext) -> Observation:
 
 def _is_planned(context: CheckContext) -> bool:
     """Whether graftkit loads the base: a plan, or a recipe's own key, names what is left whole."""
-    by_plan = context.plan is not None and context.plan.quantization is not None
-    return by_plan or (context.recipe is not None and context.recipe.fields.quantization is not None)
+    by_plan = context.given.plan is not None and context.plan.quantization is not None
+    return by_plan or (context.given.recipe is not None and context.recipe.fields.quantization is not None)
 
 
 def _is_beside(site: Site, base: ModelMap) -> bool:
@@ -58,13 +56,13 @@ def _is_beside(site: Site, base: ModelMap) -> bool:
 
 def _given(context: CheckContext) -> Mapping[str, Any] | None:
     """The options that bitsandbytes will be given, from the recipe or from the model's own configuration."""
-    own = (context.config or {}).get("quantization_config")
+    own = (context.given.config or {}).get("quantization_config")
     bits = isinstance(own, dict) and (own.get("load_in_4bit") or own.get("load_in_8bit"))
     return _in_recipe(context) or (own if bits else None)
 
 
 def _in_recipe(context: CheckContext) -> Mapping[str, Any] | None:
-    options = context.recipe.args.get("model_init_kwargs") if context.recipe is not None else None
+    options = context.recipe.args.get("model_init_kwargs") if context.given.recipe is not None else None
     given = options.get("quantization_config") if isinstance(options, dict) else None
     return given if isinstance(given, dict) else None
 

@@ -12,8 +12,6 @@ from graftkit.text import size
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.base is not None
-    assert context.training is not None
     bits = context.training.quantization
     if bits is None:
         return passed("the base is not quantized")
@@ -22,12 +20,12 @@ def _check(context: CheckContext) -> Observation:
     kept_bytes = round(stacked * plan.kept_bytes / max(plan.kept_params, 1))
     hoped = round(context.base.model.params * plan.quantized_bytes / max(plan.quantized_params, 1))
     figures: dict[str, Any] = {"total_bytes": plan.total_bytes, "expert_bytes": kept_bytes, "hoped_bytes": hoped}
-    if kept_bytes <= context.limit(RULE, "share") * plan.total_bytes:
+    if kept_bytes <= RULE.limit(context.settings, "share") * plan.total_bytes:
         return passed(f"{bits} packs what can be packed: the base takes {size(plan.total_bytes)}", **figures)
     return failed(
         f"{bits} leaves stacked experts of {size(kept_bytes)} in 16 bit: the base takes {size(plan.total_bytes)},"
         f" not {size(hoped)}",
-        key="quantization" if context.recipe is not None else None,
+        key="quantization" if context.given.recipe is not None else None,
         help=f"plan for {size(plan.total_bytes)}, or use a release whose experts are quantized for training",
         **figures,
     )

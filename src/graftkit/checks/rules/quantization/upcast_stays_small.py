@@ -12,21 +12,19 @@ from graftkit.text import size
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.base is not None
-    assert context.training is not None
     bits = context.training.quantization
     if bits is None:
         return passed("the base is not quantized")
     plan = plan_quantization(context.base, bits)
     figures: dict[str, Any] = {"upcast_bytes": plan.upcast_bytes, "total_bytes": plan.total_bytes}
-    if plan.upcast_bytes <= context.limit(RULE, "share") * plan.total_bytes:
+    if plan.upcast_bytes <= RULE.limit(context.settings, "share") * plan.total_bytes:
         return passed(f"k-bit preparation would add {size(plan.upcast_bytes)}", **figures)
     largest = plan.kept[0]
     message = (
         f"prepare_model_for_kbit_training would add {size(plan.upcast_bytes)} to {size(plan.total_bytes)}:"
         f" most of it for {largest.tower} {largest.role} weights that stayed in 16 bit"
     )
-    if context.recipe is not None:
+    if context.given.recipe is not None:
         return info(message, help="TRL's trainers do not call it, and nothing needs it: do not either", **figures)
     return failed(message, **figures)
 

@@ -13,8 +13,6 @@ from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.base is not None
-    assert context.checkpoint is not None
     original = context.base.checkpoint
     if original is None:
         return unknown(

@@ -10,7 +10,6 @@ from graftkit.text import and_more
 
 def _check(context: CheckContext) -> Observation:
     seen = context.merge
-    assert seen is not None
     figures = {name: value for name, value in seen.to_dict().items() if name != "problems"}
     if seen.problems:
         return failed(seen.problems[0] + and_more(seen.problems, 1), problems=len(seen.problems), **figures)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.adapter is not None
-    assert context.model is not None
     kept = _Kept.of(context.model, _adapter_in(context.adapter, context.model))
     seen = _Seen.of(context.adapter, kept)
     figures: dict[str, Any] = {

@@ -12,8 +12,6 @@ _BITS = {"bitsandbytes 4-bit": "4bit", "bitsandbytes 8-bit": "8bit"}
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.base is not None
-    assert context.training is not None
     trained = context.training.quantization
     quantizers = sorted({site.quantized for site in context.base if site.quantized})
     held_in = _BITS.get(quantizers[0], quantizers[0]) if quantizers else None

@@ -24,7 +24,6 @@ _CONVERT = (
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.adapter is not None
     if context.saved.problems:
         return unknown(f"the configuration cannot be used: {some(context.saved.problems)}")
     init = moving_initializer(context.adapter.config)

@@ -14,20 +14,19 @@ from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.base is not None
-    if context.model is None and context.checkpoint is None:
+    if context.given.model is None and context.given.checkpoint is None:
         return unknown("needs checkpoint, or model", missing=("checkpoint",))
     wrapped = [site for site in context.base if site.wrapper is not None]
     if not wrapped:
         return passed("the base has no wrappers", wrappers=0)
-    if context.model is not None:
+    if context.given.model is not None:
         names = _live_names(context.model)
         expected = {f"{site.path}.weight": f"{site.wrapper.path}.weight" for site in wrapped if site.wrapper}
         seen = _compared("the live model", names, expected)
-        if seen.verdict is not Severity.OK or context.checkpoint is None:
+        if seen.verdict is not Severity.OK or context.given.checkpoint is None:
             return seen
     try:
-        saved = read_headers(context.checkpoint or "")
+        saved = read_headers(context.given.checkpoint or "")
     except SourceError as error:
         return unknown(f"the saved model cannot be read: {error.why or error.what}")
     return _compared("the saved model", saved.tensors.keys(), _on_disk(context.base))

@@ -17,11 +17,10 @@ _BAD = frozenset({Stance.REFUSES, Stance.IGNORES})
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.engine is not None
     saved = context.saved
     if saved.problems:
         return unknown(f"the configuration cannot be used: {some(saved.problems)}")
-    fit = None if context.base is None or saved.prefix is None else context.fit
+    fit = None if context.given.base is None or saved.prefix is None else context.fit
     asked: dict[Feature, Sequence[str]] = {f: (name,) for f, name in features_of(saved, fit).items()}
     seen = verdict(context.engine, asked, _BAD, f"{context.engine} takes what this adapter is made of")
     if seen.verdict is not Severity.OK or Feature.OTHER_METHOD in asked:

@@ -12,7 +12,6 @@ _ASKED = (Feature.OTHER_PREFIX, Feature.INNER_NAMES, Feature.TOWERS, Feature.STA
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.engine is not None
     engine, modules = context.engine, Served(context.fit).modules
     asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
     # A refusal is loud: that is another rule's.

@@ -11,7 +11,6 @@ from graftkit.surveying.sites import Note
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.engine is not None
     modules, sites = context.saved.modules, context.fit.sites
     keys = [core for core in modules if (site := sites.get(core)) is not None and site.note is Note.KEY_IS_VALUE]
     if not keys:

@@ -12,7 +12,6 @@ _ASKED = (Feature.OTHER_PREFIX, Feature.TOWERS, Feature.STACKED_EXPERTS, Feature
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.engine is not None
     engine, modules = context.engine, Served(context.fit).modules
     asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
     # What it loads and leaves out is another rule's.

@@ -12,7 +12,6 @@ from graftkit.findings import Severity, Source
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.engine is not None
     found = scales(context.saved, context.engine)
     if isinstance(found, Observation):
         return found

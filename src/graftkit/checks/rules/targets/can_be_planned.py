@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
+from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.recipe is not None
-    if context.recipe_refusal is not None:
-        error = context.recipe_refusal
+    if context.given.recipe_refusal is not None:
+        error = context.given.recipe_refusal
         return failed(
             ": ".join(part for part in (error.what, error.why) if part),
             where=error.where,
@@ -19,26 +19,27 @@ def _check(context: CheckContext) -> Observation:
             key="adapter.options" if context.recipe.fields.adapter.options else "adapter",
             error=error.code,
         )
-    if context.plan is None:
+    if context.given.plan is None:
         return _stock(context)
     return passed(f"{len(context.plan.attached)} sites are adapted, as asked", sites=len(context.plan.attached))
 
 
 def _stock(context: CheckContext) -> Observation:
     """A stock configuration is not planned: PEFT takes its fields, or refuses them."""
-    if context.folder is not None or context.peft_config is None:
+    if context.given.folder is not None or context.given.peft_config is None:
         return unknown("a saved adapter's configuration is looked at, and not the recipe's")
+    resolved = ResolvedTargets(context.peft_config, context.base)
     key = "adapter.peft_config"
-    if context.resolved.faults:
-        return failed(f"the configuration cannot be used: {some(context.resolved.faults)}", key=key)
-    if context.resolved.problems:
-        return unknown(f"what PEFT makes of it is not known: {some(context.resolved.problems)}")
-    if context.resolved.ignored:
-        name, near = next(iter(context.resolved.ignored.items()))
+    if resolved.faults:
+        return failed(f"the configuration cannot be used: {some(resolved.faults)}", key=key)
+    if resolved.problems:
+        return unknown(f"what PEFT makes of it is not known: {some(resolved.problems)}")
+    if resolved.ignored:
+        name, near = next(iter(resolved.ignored.items()))
         advice = f"did you mean {near}?" if near else None
         return failed(f"PEFT ignores {name}: its class has no such field", help=advice, key=f"{key}.{name}")
-    if context.resolved.refusals:
-        first = context.resolved.refusals[0]
+    if resolved.refusals:
+        first = resolved.refusals[0]
         return failed(f"PEFT refuses {first.where}: {first.why}", key=key)
     return passed("PEFT takes the stock configuration as it is")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import more_parameters, recipe_key
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.planning.matching import rewritten_names
 from graftkit.planning.methods import not_on_parameters
 from graftkit.text import percent, some
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     if not resolved.is_lora or not rewritten_names(resolved.base.model.model_type):
         return passed("PEFT reads the targets as they are written")
     dropped = set(resolved.meant) - resolved.targeted
@@ -38,7 +38,7 @@ RULE = Rule(
     title="no linear is dropped because its name is taken for experts",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why=(
         "on some model types PEFT turns names such as `gate_proj` into the stacked experts, wherever they stand:"
         " dense layers and shared experts of that name are then left alone, without a word"

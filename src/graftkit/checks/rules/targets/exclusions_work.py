@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed
 from graftkit.checks.peft_config.fixes import config_fix, recipe_key
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.planning.matching import suffix_finder
 from graftkit.text import some
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     entries = resolved.given.get("exclude_modules")
     if not entries:
         return passed("nothing is to be excluded")
@@ -72,7 +72,7 @@ RULE = Rule(
     title="every entry of exclude_modules excludes what lies inside it",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why=(
         "an entry of a list excludes a module whose path ends with it, and nothing inside that module: naming a"
         " tower excludes none of its layers"

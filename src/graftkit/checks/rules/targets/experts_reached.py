@@ -8,14 +8,15 @@ from typing import Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.checks.peft_config.fixes import more_parameters, recipe_key
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
+from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.findings import Severity, Source
 from graftkit.planning.methods import not_on_parameters
 from graftkit.surveying.roles import role_of
 from graftkit.text import percent
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     experts = [site for site in resolved.base if site.role == "expert" and site.kind == "parameter"]
     missed = [site for site in experts if site.path not in resolved.adapted]
     if any(refusal.kind == "fused" for refusal in resolved.refusals):
@@ -25,7 +26,7 @@ def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
     share = sum(site.params for site in missed) / max(resolved.base.model.params, 1)
     figures: dict[str, Any] = {"experts": len(experts), "missed": len(missed), "share": round(share, 4)}
     weights = f"{percent(share)} of the model's weights"
-    if context.plan is not None or not _asked(resolved):
+    if context.given.plan is not None or not _asked(resolved):
         message = f"{len(missed)} expert parameters, {weights}, are not adapted, and none was asked for"
         return info(message, where=missed[0].path, help="target_parameters adapts them", **figures)
     paths = [site.path for site in missed]
@@ -54,7 +55,7 @@ RULE = Rule(
     title="no experts are left out by targets that name MLP layers",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why=(
         "stacked experts are one parameter each, which a list of module names never reaches: most of the model"
         " stays as it is, and the loss goes down all the same"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import config_fix, recipe_key
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
+from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.findings import Fix, Severity, Source
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     refusal = next((refusal for refusal in resolved.refusals if refusal.kind == "fused"), None)
     if refusal is None:
         return passed("what PEFT fuses is named together")
@@ -47,7 +48,7 @@ RULE = Rule(
     title="names that PEFT fuses are named together",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why="the experts hold gate and up projection in one parameter: PEFT raises where only one of them is named",
     example=(
         '`target_modules: ["q_proj", "gate_proj"]` on a mixture of experts: "Cannot convert PEFT target(s)'

@@ -5,12 +5,12 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     both = [path for path in resolved.wrappers if resolved.inner[path].path in resolved.targeted]
     if not both:
         return passed("no wrapper is named together with the linear inside it")
@@ -30,7 +30,7 @@ RULE = Rule(
     title="no wrapper is named together with the linear inside it",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why="the linear alone is what PEFT can adapt; the wrapper that the pattern also matches makes it raise",
     example=r"`.*\.(q_proj|v_proj)(\.linear)?` is meant for plain and wrapped layers, and matches every wrapper.",
     help="match the linears alone",

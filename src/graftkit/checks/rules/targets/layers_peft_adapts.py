@@ -5,7 +5,7 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
+from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.checks.probes.modality_inputs import is_fed
 from graftkit.findings import Severity, Source
 from graftkit.text import some
@@ -14,7 +14,8 @@ from graftkit.text import some
 _OTHERS = frozenset({"config", "module", "parameter"})
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     key = recipe_key(context, "target_modules")
     if resolved.wrappers:
         wrapper = resolved.inner[resolved.wrappers[0]].wrapper
@@ -42,11 +43,11 @@ def _inner(context: CheckContext, resolved: ResolvedTargets) -> set[str]:
     What a saved adapter names has been trained, and so has each layer that the targets name inside its wrapper.
     """
     meant = {resolved.inner[path].path if path in resolved.inner else path for path in resolved.modules}
-    if context.folder is not None or any(
+    if context.given.folder is not None or any(
         resolved.inner[path].path in resolved.targeted for path in resolved.wrappers
     ):
         return meant
-    modalities = (context.training.modalities if context.training else None) or ()
+    modalities = (context.training.modalities if context.given.training else None) or ()
     towers = {tower.name for tower in resolved.base.towers if is_fed(resolved.base, tower.name, modalities)}
     fed = {site.path for site in resolved.base if site.tower in towers | resolved.mentioned}
     return meant & fed or meant
@@ -57,7 +58,7 @@ RULE = Rule(
     title="every target is a layer that PEFT adapts",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why="`get_peft_model` raises over the first module it does not know, whether the batches ever use it or not",
     example=(
         '`target_modules: ["q_proj"]` on a model whose vision tower keeps its linears inside wrappers: "Target '

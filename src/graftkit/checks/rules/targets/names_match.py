@@ -5,7 +5,7 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
 from graftkit.checks.peft_config.fixes import recipe_key
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
+from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.checks.probes.modality_inputs import always_fed
 from graftkit.findings import Severity, Source
 from graftkit.planning.coverage import LayerReach, layers_reached
@@ -18,7 +18,8 @@ _NOTHING = frozenset({"nothing", "no-default"})
 _MOST_ADVISED = 20
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     nothing = next((refusal for refusal in resolved.refusals if refusal.kind in _NOTHING), None)
     if nothing is not None:
         return failed(f"PEFT refuses: {nothing.why}", where=nothing.where, key=_key(context))
@@ -29,7 +30,7 @@ def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
         message = f"{len(wanted)} of the names asked for match nothing, and PEFT says no word: {some(wanted)}"
         return failed(message, where=name, help=why, key=_key(context), unmatched=len(wanted))
     # A plan was told which sites are meant, and lists the layers it reaches.
-    thin = _thin(context, resolved) if context.plan is None else None
+    thin = _thin(context, resolved) if context.given.plan is None else None
     if thin is not None:
         message = f"only {thin.reached} of {thin.layers} layers in the {thin.tower} tower carry an adapter"
         advice = "the other layers have other names: graft plan MODEL shows them"
@@ -83,7 +84,7 @@ def _thin(context: CheckContext, resolved: ResolvedTargets) -> LayerReach | None
         resolved
     ):
         return None
-    share = context.limit(RULE, "layers")
+    share = RULE.limit(context.settings, "layers")
     rows = layers_reached(resolved.base, resolved.adapted)
     fed = always_fed(resolved.base)
     return next((r for r in rows if r.tower in fed and 0 < r.reached < share * r.layers), None)
@@ -98,7 +99,7 @@ RULE = Rule(
     title="every name that is asked for matches, in most layers",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why="PEFT raises only when nothing at all matches: of seven names, six may name nothing, and training goes on",
     example=(
         "The usual attention names on a hybrid of state-space and attention layers: 4 of 56 layers are adapted,"

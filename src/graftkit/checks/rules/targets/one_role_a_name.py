@@ -7,15 +7,15 @@ from collections import defaultdict
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.surveying.roles import role_of
 from graftkit.surveying.sites import Site
 from graftkit.text import some
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
-    if context.plan is not None:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
+    if context.given.plan is not None:
         return passed("the plan chose each layer by itself, and wrote the names that match them")
     if not isinstance(resolved.targets, tuple):
         return passed("the targets are no list of names")
@@ -56,7 +56,7 @@ RULE = Rule(
     title="each name stands for one kind of layer",
     severity=Severity.WARNING,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why="a name is matched wherever it stands: an MLP's `gate_proj` may also be a part of the attention",
     example="`gate_proj` on a model whose attention compresses its cache with a linear of that name.",
     help="name the layer with its parent",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import config_fix, recipe_key
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.planning.methods import not_on_parameters
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     if not resolved.parameters:
         return passed("no parameter is adapted, so every option can be used")
     options = not_on_parameters(resolved.given)
@@ -36,7 +36,7 @@ RULE = Rule(
     title="adapted experts get no option that a parameter cannot take",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why="`get_peft_model` raises: PEFT adapts a parameter by adding to it, and has no input to drop or to scale",
     example=(
         "`lora_dropout: 0.05` with the usual seven names on a mixture of experts whose names PEFT rewrites:"

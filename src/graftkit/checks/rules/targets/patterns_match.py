@@ -8,7 +8,7 @@ from typing import Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import config_fix, recipe_key
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
+from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.errors import PlanError
 from graftkit.findings import Severity, Source
 from graftkit.planning.patterns import rekey
@@ -17,7 +17,8 @@ from graftkit.text import some
 _PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     idle = {name: [k for k, paths in resolved.matched_by(name).items() if not paths] for name in _PATTERNS}
     wrong = {name: keys for name, keys in idle.items() if keys}
     if not wrong:
@@ -55,7 +56,7 @@ RULE = Rule(
     title="every key of rank_pattern and alpha_pattern matches an adapted layer",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why="PEFT uses the default rank and alpha where no key matches, with a warning at most",
     example='`rank_pattern: {"q_proj": 4}` where the adapted layers are called `q_proj.linear`: rank 8 is used.',
     help="write the key as the end of the adapted layer's path",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.surveying.sites import Obstacle
 from graftkit.text import some
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     strange = [site for site in resolved.sites if site.obstacle is Obstacle.OWN_FORWARD]
     if not strange:
         return passed(f"none of the {len(resolved.sites)} adapted layers has a forward of its own")
@@ -30,7 +30,7 @@ RULE = Rule(
     title="no adapter is on a layer with a forward of its own",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why=(
         "PEFT accepts any subclass of a linear, and its layer then returns one tensor where the model expects what"
         " the subclass returns: the first forward crashes, or computes something else"

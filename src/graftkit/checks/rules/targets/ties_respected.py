@@ -5,11 +5,11 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     shared = [site for site in resolved.sites if site.tied_to]
     if not shared:
         return passed(f"none of the {len(resolved.sites)} adapted weights is shared")
@@ -28,7 +28,7 @@ RULE = Rule(
     title="no adapter is on a weight that another module shares",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why=(
         "the adapter is trained on one of the two, and merging writes it into the weight of both; with"
         " ensure_weight_tying it is written twice, so that the merged model is not the trained one"

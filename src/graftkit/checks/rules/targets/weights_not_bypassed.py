@@ -5,13 +5,13 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.findings import Severity, Source
 from graftkit.surveying.sites import Obstacle
 from graftkit.text import some
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     refused = {refusal.where: refusal.why for refusal in resolved.refusals if refusal.kind == "mixer"}
     ignored = {site.path: site.reason or "" for site in resolved.sites if site.obstacle is Obstacle.BYPASSED}
     bad = {**refused, **ignored}
@@ -33,7 +33,7 @@ RULE = Rule(
     title="no adapter is on a weight that the model reads past its layer",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why=(
         "a fused kernel, or the model itself, takes the layer's weight and leaves the layer out: the adapter gets"
         " no gradient, or works in one mode and not in the other"

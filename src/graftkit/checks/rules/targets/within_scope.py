@@ -8,15 +8,16 @@ from typing import Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
+from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.checks.probes.modality_inputs import always_fed, is_fed
 from graftkit.findings import Severity, Source
 from graftkit.planning.matching import rewritten_names
 from graftkit.surveying.sites import ModelMap, Site
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
-    stray = _unplanned(context, resolved) if context.plan is not None else _unasked(context, resolved)
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
+    stray = _unplanned(context, resolved) if context.given.plan is not None else _unasked(context, resolved)
     figures: dict[str, Any] = {tower: len(sites) for tower, sites in resolved.by_tower.items()}
     if not stray:
         return passed(f"all {len(resolved.sites)} adapters are where they were asked for", **figures)
@@ -24,7 +25,7 @@ def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
     places = ", ".join(f"{number} in {place}" for place, number in counted.most_common())
     message = f"{len(stray)} of {len(resolved.sites)} adapters are where nobody asked for them: {places}"
     fed = [site for site in stray if _is_fed(context, resolved.base, site)]
-    if context.plan is None and len(fed) == len(stray):
+    if context.given.plan is None and len(fed) == len(stray):
         return info(message, where=stray[0].path, help="the batches feed them; leave them out to save", **figures)
     return failed(
         message,
@@ -37,7 +38,7 @@ def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
 
 
 def _unplanned(context: CheckContext, resolved: ResolvedTargets) -> list[Site]:
-    planned = {attached.path for attached in context.plan.attached} if context.plan is not None else set()
+    planned = {attached.path for attached in context.plan.attached} if context.given.plan is not None else set()
     return [site for site in resolved.sites if site.path not in planned]
 
 
@@ -64,11 +65,13 @@ def _beyond(resolved: ResolvedTargets) -> frozenset[str]:
 
 
 def _knows(context: CheckContext) -> bool:
-    return context.plan is not None or (context.training is not None and context.training.modalities is not None)
+    return context.given.plan is not None or (
+        context.given.training is not None and context.training.modalities is not None
+    )
 
 
 def _batches_feed(context: CheckContext, base: ModelMap, tower: str) -> bool:
-    return is_fed(base, tower, (context.training.modalities if context.training else None) or ())
+    return is_fed(base, tower, (context.training.modalities if context.given.training else None) or ())
 
 
 def _is_fed(context: CheckContext, base: ModelMap, site: Site) -> bool:
@@ -87,7 +90,7 @@ RULE = Rule(
     title="adapters are only where they were asked for",
     severity=Severity.WARNING,
     needs=("peft_config", "base"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why=(
         "adapters in a tower that no batch feeds cost memory and train nothing, and under DDP they stop the run;"
         " adapters on a router change which experts work at all"

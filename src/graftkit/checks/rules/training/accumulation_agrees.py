@@ -27,10 +27,8 @@ _IGNORES = "the model ignores num_items_in_batch: its gradient grows with gradie
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
-    assert context.batch is not None
     model = context.model
-    if context.training is not None and context.training.trainer != "sft":
+    if context.given.training is not None and context.training.trainer != "sft":
         return passed(f"{context.training.trainer} takes the mean over samples, or scales its loss itself")
     if "labels" not in context.batch:
         return passed("the batch has no labels, so the model computes no loss")
@@ -55,16 +53,16 @@ def _check(context: CheckContext) -> Observation:
         "accepts_loss_kwargs": accepts,
         "samples": len(single),
     }
-    if worst <= context.limit(RULE, "difference"):
+    if worst <= RULE.limit(context.settings, "difference"):
         return passed(f"gradients of one batch and of its samples, accumulated, differ by {worst:.1e}", **evidence)
     message = (
         f"gradients of {len(single)} accumulated samples differ from those of one batch by {100 * worst:.0f} % "
         f"(loss {apart.loss:.3f} and {together.loss:.3f})"
     )
     advice = _IGNORES if accepts and apart.loss > _TWICE * together.loss else RULE.help
-    if context.training is None or context.training.accumulation == 1:
+    if context.given.training is None or context.training.accumulation == 1:
         return info(message, help=advice, **evidence)
-    key = "args.gradient_accumulation_steps" if context.recipe is not None else None
+    key = "args.gradient_accumulation_steps" if context.given.recipe is not None else None
     return failed(message, key=key, help=advice, **evidence)
 
 

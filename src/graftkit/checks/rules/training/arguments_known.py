@@ -12,7 +12,6 @@ from graftkit.recipes.arguments import CONFIG_CLASSES, UnknownArgument, unknown_
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.recipe is not None
     if not context.recipe.args:
         return passed("the recipe gives no arguments")
     name = CONFIG_CLASSES[context.recipe.fields.trainer]

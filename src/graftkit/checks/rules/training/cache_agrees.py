@@ -19,8 +19,6 @@ _TOKENS = 8
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
-    assert context.batch is not None
     model = context.model
     base: Any = model.get_base_model()
     if not callable(getattr(base, "can_generate", None)) or not base.can_generate():

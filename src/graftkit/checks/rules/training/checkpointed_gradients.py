@@ -14,11 +14,10 @@ from graftkit.recipes.training import Training
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
     if not can_checkpoint(context.model):
         return passed("none of the model's layers recomputes its activations")
-    use = in_use(context.model, context.training)
-    allowed = context.limit(RULE, "difference")
+    use = in_use(context.model, context.given.training)
+    allowed = RULE.limit(context.settings, "difference")
     plain = context.gradients.under(Mode.OFF)
     if not plain.usable:
         return unknown("without checkpointing the adapter gets no finite gradient, so there is nothing to compare")
@@ -70,10 +69,10 @@ def _wrong_in_use(
 ) -> Observation:
     assert use.mode is not None
     # A mode that the model alone is in was not set by the recipe, and is not mended there.
-    written = context.recipe is not None and not use.live
+    written = context.given.recipe is not None and not use.live
     forced = use.because == "zero3"
     mends = written and not forced and use.mode is Mode.REENTRANT
-    option = (context.training or Training()).reentrant_key
+    option = (context.given.training or Training()).reentrant_key
     return failed(
         _told(use.mode.value, seen),
         where=next(iter(seen.get("worst", ())), None),

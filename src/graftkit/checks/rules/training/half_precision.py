@@ -13,8 +13,6 @@ _LARGEST = 65_504
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.config is not None
-    assert context.training is not None
     if context.training.precision != "fp16":
         return passed(f"the forward pass is in {context.training.precision}")
     made_for = _dtype(context.config)
@@ -24,7 +22,7 @@ def _check(context: CheckContext) -> Observation:
         return passed(f"the model was made for {made_for}")
     return failed(
         f"training is in float16, the model was made for bfloat16: activations over {_LARGEST:,} are infinite",
-        fix=Fix("recipe", {"args.bf16": True, "args.fp16": False}) if context.recipe is not None else None,
+        fix=Fix("recipe", {"args.bf16": True, "args.fp16": False}) if context.given.recipe is not None else None,
         key="args.fp16",
         largest=_LARGEST,
     )

@@ -24,7 +24,7 @@ _KEY = "args.assistant_only_loss"
 def _check(context: CheckContext) -> Observation:
     if template_of(context.processor) is None:
         return unknown("the tokenizer has no chat template")
-    in_use = context.training is not None and context.training.assistant_only
+    in_use = context.given.training is not None and context.training.assistant_only
     try:
         seen = answers_learned(context.processor, trained_template(context))
     except ImportError:
@@ -57,7 +57,9 @@ def _fault(seen: Rendered) -> str | None:
 def _wrong(in_use: bool, fault: str, context: CheckContext, seen: Rendered | None = None) -> Observation:
     evidence: dict[str, Any] = {} if seen is None else {"learned": seen.learned_text, "tokens": sum(seen.learned)}
     if in_use:
-        return failed(fault, where="chat_template", key=_KEY if context.recipe is not None else None, **evidence)
+        return failed(
+            fault, where="chat_template", key=_KEY if context.given.recipe is not None else None, **evidence
+        )
     return info(f"with assistant_only_loss, {fault}", help="do not set assistant_only_loss", **evidence)
 
 

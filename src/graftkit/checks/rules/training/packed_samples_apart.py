@@ -23,7 +23,6 @@ _OPTIONS = ("packing", "padding_free")
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
     model = context.model
     if (reason := no_rows_for(model)) is not None:
         return passed(f"its samples are not packed: {reason}")
@@ -79,8 +78,7 @@ class _Packed:
 
 def _flash_elsewhere(context: CheckContext) -> str | None:
     """The flash attention that the recipe asks for, where the model at hand computes its attention otherwise."""
-    assert context.model is not None
-    if context.recipe is None:
+    if context.given.recipe is None:
         return None
     options = context.recipe.args.get("model_init_kwargs")
     wanted = str(options.get("attn_implementation", "")) if isinstance(options, Mapping) else ""
@@ -90,9 +88,10 @@ def _flash_elsewhere(context: CheckContext) -> str | None:
 
 def _seen(context: CheckContext, message: str, evidence: Mapping[str, Any]) -> Observation:
     """An error where samples are packed, otherwise something to know."""
-    if context.training is None or not context.training.packing:
+    if context.given.training is None or not context.training.packing:
         return info(message, help="do not pack samples for this model", **evidence)
-    set_ = [f"args.{name}" for name in _OPTIONS if context.recipe is not None and context.recipe.args.get(name)]
+    recipe = context.given.recipe
+    set_ = [f"args.{name}" for name in _OPTIONS if recipe is not None and recipe.args.get(name)]
     return failed(
         message,
         key=next(iter(set_), None),

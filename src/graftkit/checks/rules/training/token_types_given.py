@@ -22,8 +22,6 @@ _FLAG = "use_bidirectional_attention"
 
 
 def _check(context: CheckContext) -> Observation:
-    assert context.model is not None
-    assert context.batch is not None
     base: Any = context.model.get_base_model()
     key = next((name for name in _KEYS if name in inspect.signature(type(base).forward).parameters), None)
     config = getattr(base, "config", None)
@@ -55,8 +53,6 @@ def _types(config: Any, batch: Mapping[str, Any]) -> Tensor | None:
 
 
 def _compared(context: CheckContext, key: str, types: Tensor, config: Any) -> Observation:
-    assert context.model is not None
-    assert context.batch is not None
     right = logits_of(context.model, {**context.batch, key: types})
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     evidence: dict[str, Any] = {"key": key, _FLAG: getattr(text, _FLAG, None)}

@@ -23,7 +23,7 @@ from graftkit.findings import Severity
 def _check(context: CheckContext) -> Observation:
     if template_of(context.processor) is None:
         return unknown("the tokenizer has no chat template")
-    assistant_only = context.training is not None and context.training.assistant_only
+    assistant_only = context.given.training is not None and context.training.assistant_only
     try:
         whole = _Ends.of(everything_learned(context.processor), context.processor)
     except TemplateRefusalError as refusal:

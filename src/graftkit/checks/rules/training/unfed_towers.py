@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
-from graftkit.checks.peft_config.resolved import ResolvedTargets, with_resolved_targets
 from graftkit.checks.probes.modality_inputs import is_fed
 from graftkit.findings import Fix, Severity, Source
 from graftkit.recipes.training import Training
 
 
-def _check(context: CheckContext, resolved: ResolvedTargets) -> Observation:
+def _check(context: CheckContext) -> Observation:
+    resolved = context.resolved
     training = context.training
-    assert training is not None
     if training.modalities is None:
         return passed("the batches hold everything that the model takes")
     if training.zero_stage:
@@ -49,7 +48,7 @@ def _trouble(training: Training) -> tuple[str, str | None]:
 
 
 def _fix(context: CheckContext, training: Training) -> Fix | None:
-    if context.recipe is None:
+    if context.given.recipe is None:
         return None
     sets: dict[str, object] = {}
     if training.find_unused is False:
@@ -64,7 +63,7 @@ RULE = Rule(
     title="adapters that no batch feeds do not stop DDP",
     severity=Severity.WARNING,
     needs=("peft_config", "base", "training"),
-    check=with_resolved_targets(_check),
+    check=_check,
     why=(
         "on several devices DDP waits for the gradient of every trained parameter: one that no batch produces ends"
         ' the run with "Expected to have finished reduction in the prior iteration"'
