@@ -1,1 +1,1 @@
-"""What a configuration adapts, and what it leaves."""
+"""Which layers a configuration adapts, and which it leaves out."""
