@@ -36,17 +36,17 @@ class Backward:
     refusal: str | None = None
 
     @property
-    def dead(self) -> tuple[str, ...]:
+    def zero_gradient(self) -> tuple[str, ...]:
         """The tensors that get no gradient, or only zeros."""
         return tuple(name for name, grad in self.gradients.items() if grad is None or not grad.any())
 
     @property
     def usable(self) -> bool:
         """Whether there is something to compare with: finite gradients, and one at least that is not zero."""
-        return self.refusal is None and not self.wild and len(self.dead) < len(self.gradients)
+        return self.refusal is None and not self.nonfinite and len(self.zero_gradient) < len(self.gradients)
 
     @property
-    def wild(self) -> tuple[str, ...]:
+    def nonfinite(self) -> tuple[str, ...]:
         """The tensors whose gradient is not finite."""
         return tuple(n for n, grad in self.gradients.items() if grad is not None and not grad.isfinite().all())
 

@@ -30,7 +30,7 @@ from graftkit.training.guard.tensor_stats import Lives, Point
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Watched steps before a tensor without a gradient is called dead: the first of a LoRA brings its A none.
+# Watched steps before a tensor without a gradient is called untrained: the first of a LoRA brings its A none.
 _PATIENCE = 3
 # Where neither the caller nor the trainer's settings say how often.
 _EVERY = 10
@@ -121,10 +121,10 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         """
         if self._course is None or not self._course.watching:
             return
-        wild = self._course.gradients()
-        self._learns = not wild and any(group["lr"] > 0 for group in _groups(given.get("optimizer")))
-        if wild and not args.fp16:
-            raise self._not_finite("gradient", wild, state.global_step + 1)
+        nonfinite = self._course.gradients()
+        self._learns = not nonfinite and any(group["lr"] > 0 for group in _groups(given.get("optimizer")))
+        if nonfinite and not args.fp16:
+            raise self._not_finite("gradient", nonfinite, state.global_step + 1)
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Note what the step did to the adapter.
@@ -134,9 +134,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         """
         if self._course is None or not self._course.watching:
             return
-        wild = self._course.end(state.global_step, learns=self._learns)
-        if wild:
-            raise self._not_finite("weight", wild, state.global_step)
+        nonfinite = self._course.end(state.global_step, learns=self._learns)
+        if nonfinite:
+            raise self._not_finite("weight", nonfinite, state.global_step)
         lives = self._course.watch.lives
         if lives.steps >= _PATIENCE and lives.stuck:
             raise _nothing_trains(lives, state.global_step)
@@ -150,9 +150,11 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             TrainingError: ``not-finite``: the loss, or the norm of the gradients.
         """
         logged = {n: v for n in ("loss", "grad_norm") if isinstance(v := (logs or {}).get(n), (int, float))}
-        wild = tuple(n for n, v in logged.items() if not math.isfinite(v) and not (args.fp16 and n == "grad_norm"))
-        if wild and self._course is not None:
-            raise self._not_finite("logged value", wild, state.global_step)
+        nonfinite = tuple(
+            n for n, v in logged.items() if not math.isfinite(v) and not (args.fp16 and n == "grad_norm")
+        )
+        if nonfinite and self._course is not None:
+            raise self._not_finite("logged value", nonfinite, state.global_step)
         if "grad_norm" in logged and self._course is not None:
             self._course.unclip(state.global_step, logged["grad_norm"])
 
@@ -244,16 +246,16 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
 def _told_of(lives: Lives) -> Observation:
     """Which of the trained tensors were ever trained."""
-    tensors, dead = len(lives.names), lives.dead
+    tensors, untrained = len(lives.names), lives.untrained
     steps = f"{lives.steps} watched steps"
-    if not dead:
+    if not untrained:
         return passed(f"all {tensors} tensors were trained on {steps}", tensors=tensors, dead=0)
     return failed(
-        f"{len(dead)} of {tensors} tensors had no gradient on {steps}, or are still the zeros they began as",
-        where=name_in_base(dead[0]),
+        f"{len(untrained)} of {tensors} tensors had no gradient on {steps}, or are still the zeros they began as",
+        where=name_in_base(untrained[0]),
         help="leave them out of the targets, or put what feeds them in the data; equal rewards train nothing",
         tensors=tensors,
-        dead=len(dead),
+        dead=len(untrained),
         watched_steps=lives.steps,
     )
 

@@ -50,9 +50,9 @@ class Course:
     def end(self, step: int, *, learns: bool) -> tuple[str, ...]:
         """After the optimizer's step; returns the tensors that are not finite. See :meth:`Watch.end`."""
         self.watching = False
-        point, wild = self.watch.end(step, learns=learns)
+        point, nonfinite = self.watch.end(step, learns=learns)
         self.points.append(replace(point, saturation=self._by_tower(self._shares[-1])))
-        return wild
+        return nonfinite
 
     def stop(self) -> None:
         """Leave the model as it is, wherever the run was."""

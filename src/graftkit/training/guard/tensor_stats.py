@@ -152,7 +152,7 @@ class Lives:
         self.zero = frozenset(name for name, norm in weights.items() if not norm)
 
     @property
-    def dead(self) -> tuple[str, ...]:
+    def untrained(self) -> tuple[str, ...]:
         """The tensors without a gradient on any of these steps, or still at the zeros that they began with."""
         unfed = set(self.names) - self.with_gradient if self.saw_gradients else set()
         still = self.began_at_zero & self.zero

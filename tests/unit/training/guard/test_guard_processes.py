@@ -83,7 +83,7 @@ def _parts_are_seen_as_the_whole(rank: int, folder: Path) -> None:
     for one, other in zip(expected.points, seen.points, strict=True):
         assert other.gradient == pytest.approx(one.gradient, rel=1e-5)
         assert other.update == pytest.approx(one.update, rel=1e-5)
-    assert seen.watch.lives.dead == ()
+    assert seen.watch.lives.untrained == ()
     full = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in parted.state_dict().items()}
     if rank == 0:
         _saved_parts(parted, full, folder)

@@ -1,4 +1,4 @@
-"""What watched steps show: norms, updates, dead tensors, clamped activations."""
+"""What watched steps show: norms, updates, untrained tensors, clamped activations."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_an_update_is_measured_against_the_weights(adapted: nn.Module) -> None:
     with torch.no_grad():
         for parameter in watch.tensors.named.values():
             parameter.mul_(1.01)
-    point, wild = watch.end(1, learns=True)
-    assert wild == ()
+    point, nonfinite = watch.end(1, learns=True)
+    assert nonfinite == ()
     assert point.update["language"] == pytest.approx(0.01 / 1.01, rel=1e-4)
 
 
@@ -73,7 +73,7 @@ def lives(*steps: tuple[dict[str, float], dict[str, float], dict[str, float]]) -
 
 
 @pytest.mark.parametrize(
-    ("step", "dead", "stuck"),
+    ("step", "untrained", "stuck"),
     [
         pytest.param(({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"a": 0.1, "b": 0.1}), (), False, id="alive"),
         pytest.param(({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"b": 0.1}), ("a",), False, id="no gradient"),
@@ -83,15 +83,15 @@ def lives(*steps: tuple[dict[str, float], dict[str, float], dict[str, float]]) -
     ],
 )
 def test_signs_of_life(
-    step: tuple[dict[str, float], dict[str, float], dict[str, float]], dead: tuple[str, ...], stuck: bool
+    step: tuple[dict[str, float], dict[str, float], dict[str, float]], untrained: tuple[str, ...], stuck: bool
 ) -> None:
     seen = lives(step)
-    assert (seen.dead, seen.stuck) == (dead, stuck)
+    assert (seen.untrained, seen.stuck) == (untrained, stuck)
 
 
 def test_one_step_with_a_gradient_is_enough() -> None:
     still = ({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"b": 0.1})
-    assert lives(still, ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"a": 0.1}), still).dead == ()
+    assert lives(still, ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"a": 0.1}), still).untrained == ()
 
 
 class Clamp(nn.Module):

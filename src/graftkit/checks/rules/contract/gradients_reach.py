@@ -28,8 +28,8 @@ def _check(context: CheckContext) -> Observation:
     backward = seen.backward
     figures: dict[str, Any] = {
         "tensors": len(parameters),
-        "dead": len(backward.dead),
-        "not_finite": len(backward.wild),
+        "dead": len(backward.zero_gradient),
+        "not_finite": len(backward.nonfinite),
         "loss": backward.loss,
         "checkpointing": (seen.use.mode or Mode.OFF).value,
         "towers": seen.table,
@@ -38,10 +38,10 @@ def _check(context: CheckContext) -> Observation:
         return failed(
             f"there is no backward pass: {backward.refusal}", help="gradient_checkpointing=False", **figures
         )
-    if backward.wild:
-        message = f"{len(backward.wild)} of {len(parameters)} gradients are not finite"
-        return failed(message, where=backward.wild[0], **figures)
-    if backward.dead:
+    if backward.nonfinite:
+        message = f"{len(backward.nonfinite)} of {len(parameters)} gradients are not finite"
+        return failed(message, where=backward.nonfinite[0], **figures)
+    if backward.zero_gradient:
         return _dead(seen, len(parameters), figures)
     return passed(f"all {len(parameters)} adapter tensors get a gradient", **figures)
 
@@ -71,11 +71,11 @@ class _Seen:
     def table(self) -> dict[str, dict[str, int]]:
         """Tower -> how many adapter tensors it has and how many of them are dead."""
         rows: dict[str, dict[str, int]] = {}
-        dead = set(self.backward.dead)
+        zero_gradient = set(self.backward.zero_gradient)
         for name, tower in self.towers.items():
             row = rows.setdefault(tower, {"tensors": 0, "dead": 0})
             row["tensors"] += 1
-            row["dead"] += name in dead
+            row["dead"] += name in zero_gradient
         return rows
 
     @cached_property
@@ -93,7 +93,7 @@ class _Seen:
 
 
 def _dead(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Observation:
-    found = {name: _cause(seen, name) for name in seen.backward.dead}
+    found = {name: _cause(seen, name) for name in seen.backward.zero_gradient}
     causes = {cause.name: cause for cause in found.values()}
     counts = {name: sum(cause.name == name for cause in found.values()) for name in causes}
     message = f"{len(found)} of {tensors} adapter tensors get no gradient: "
@@ -149,11 +149,11 @@ def _is_outside_the_graph(seen: _Seen, name: str) -> bool:
 
 def _is_cut(seen: _Seen, name: str) -> bool:
     checkpointed = seen.use.mode not in {None, Mode.OFF}
-    return checkpointed and seen.without.refusal is None and name not in seen.without.dead
+    return checkpointed and seen.without.refusal is None and name not in seen.without.zero_gradient
 
 
 def _unfed_help(seen: _Seen) -> str:
-    towers = {seen.towers[n] for n in seen.backward.dead if _is_unfed(seen, n)}
+    towers = {seen.towers[n] for n in seen.backward.zero_gradient if _is_unfed(seen, n)}
     return f"put the inputs of the {', '.join(sorted(towers))} tower in the batch, or leave it out of the scope"
 
 
