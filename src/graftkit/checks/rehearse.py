@@ -24,8 +24,8 @@ from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training, training_of
 from graftkit.surveying.sources import hub
-from graftkit.surveying.sources.build import quiet_transformers
 from graftkit.surveying.sources.load_model import load_model
+from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.surveying.survey import survey
 from graftkit.twins.batch import example_batch
 from graftkit.twins.build import twin
@@ -136,10 +136,7 @@ class _ModelSource:
         """The folder with the model's weights, where it lies on this machine."""
         if not isinstance(self.source, (str, Path)):
             return None
-        if Path(self.source).is_dir():
-            return Path(self.source)
-        found = hub.from_cache(str(self.source), "config.json", self.revision)
-        return None if found is None else found.path.parent
+        return hub.local_folder(str(self.source), self.revision)
 
 
 def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, seed: int) -> Inputs:

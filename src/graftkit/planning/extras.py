@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
+from graftkit.surveying.quantized import logical_size
 from graftkit.text import suggest
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def parameter_sizes(model_map: ModelMap, model: Any) -> Sizes:
     where the plan is made for the model itself.
     """
     if hasattr(model, "named_parameters"):
-        sizes = {name: _logical_size(p) for name, p in model.named_parameters(remove_duplicate=False)}
+        sizes = {name: logical_size(p) for name, p in model.named_parameters(remove_duplicate=False)}
         return Sizes(sizes, frozenset(sizes) - {name for name, _ in model.named_parameters()})
     known: dict[str, int] = {}
     for site in model_map:
@@ -78,11 +79,6 @@ def parameter_sizes(model_map: ModelMap, model: Any) -> Sizes:
         known[f"{site.path}.bias"] = outputs
     present = set(model_map.parameter_paths)
     return Sizes({path: size for path, size in known.items() if path in present})
-
-
-def _logical_size(parameter: Any) -> int:
-    state = getattr(parameter, "quant_state", None)
-    return int(state.shape.numel()) if state is not None else int(parameter.numel())
 
 
 def saved_modules(model_map: ModelMap, name: str) -> list[str]:

@@ -54,6 +54,12 @@ def features_of(module: Any) -> tuple[int, int] | None:
     return (out, into) if isinstance(out, int) and isinstance(into, int) else None
 
 
+def logical_size(parameter: Any) -> int:
+    """Return the unpacked elements of a parameter: a bitsandbytes 4-bit weight keeps the shape it had."""
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else int(parameter.numel())
+
+
 def missing_package(module: Any) -> str | None:
     """The package PEFT needs for this quantized layer and that is not installed, or None."""
     weight = getattr(module, "weight", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,13 @@ from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.surveying.checkpoint.keys import checkpoint_keys
 from graftkit.surveying.notes import with_notes
 from graftkit.surveying.obstacles import objection
-from graftkit.surveying.quantized import features_of, quantization_of
+from graftkit.surveying.quantized import features_of, logical_size, quantization_of
 from graftkit.surveying.roles import role_of
 from graftkit.surveying.sites import ModelInfo, ModelMap, Obstacle, Site, Tower, Wrapper
-from graftkit.surveying.sources.build import build_on_meta, model_class_for
-from graftkit.surveying.sources.load_config import Loaded, load_config, remote_model_class
+from graftkit.surveying.sources.build import build_on_meta
+from graftkit.surveying.sources.load_config import LoadedConfig, load_config
+from graftkit.surveying.sources.model_class import model_class_of
+from graftkit.surveying.ties import tied_names
 from graftkit.surveying.towers import fed_towers, models_inside, tower_finder
 from graftkit.surveying.wrappers import wrappers_of
 
@@ -61,7 +63,7 @@ def survey(
     return found
 
 
-def survey_loaded(loaded: Loaded) -> ModelMap:
+def survey_loaded(loaded: LoadedConfig) -> ModelMap:
     """The map of a model whose configuration has been read already.
 
     Raises:
@@ -71,8 +73,8 @@ def survey_loaded(loaded: Loaded) -> ModelMap:
     return _map(_described(loaded), loaded.name, loaded.origin)
 
 
-def _described(loaded: Loaded) -> PreTrainedModel:
-    return build_on_meta(loaded.config, remote_model_class(loaded) or model_class_for(loaded.config))
+def _described(loaded: LoadedConfig) -> PreTrainedModel:
+    return build_on_meta(loaded.config, model_class_of(loaded))
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:
@@ -120,7 +122,7 @@ def _map(model: nn.Module, name: str, origin: str) -> ModelMap:
     sites = tuple(_sites(scene))
     names = {site.path: _weight_name(site) for site in sites}
     keys = checkpoint_keys(model, [n for n in names.values() if n in scene.parameters])
-    tied = _ties(scene, names)
+    tied = _ties(model, names)
     sites = tuple(
         replace(s, checkpoint_keys=keys.get(names[s.path], ()), tied_to=tied.get(s.path, ())) for s in sites
     )
@@ -261,18 +263,15 @@ def _weight_name(site: Site) -> str:
     return f"{site.path}.{suffix}"
 
 
-def _ties(scene: _Scene, names: dict[str, str]) -> dict[str, tuple[str, ...]]:
-    """Site -> the other places of its weight: other sites, or a second path of the same module."""
-    groups: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in scene.parameters.items():
-        groups[id(parameter)].append(name)
-    site_of = {name: path for path, name in names.items()}
-    found = {}
-    for path, name in names.items():
-        group = groups[id(scene.parameters[name])] if name in scene.parameters else []
-        if len(group) > 1:
-            found[path] = tuple(site_of.get(n, n.rpartition(".")[0]) for n in group if n != name)
-    return found
+def _ties(model: nn.Module, weights: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return, by site, the other places of its weight: other sites, or a second path of the same module."""
+    site_of = {name: path for path, name in weights.items()}
+    return {
+        site_of[name]: tuple(site_of.get(n, n.rpartition(".")[0]) for n in names if n != name)
+        for names in tied_names(model)
+        for name in names
+        if name in site_of
+    }
 
 
 def _towers(scene: _Scene, sites: tuple[Site, ...]) -> tuple[Tower, ...]:
@@ -281,15 +280,9 @@ def _towers(scene: _Scene, sites: tuple[Site, ...]) -> tuple[Tower, ...]:
     for name, parameter in scene.parameters.items():
         if id(parameter) not in seen:
             seen.add(id(parameter))
-            params[scene.tower_of(name.rpartition(".")[0])] += _numel(parameter)
+            params[scene.tower_of(name.rpartition(".")[0])] += logical_size(parameter)
     counts = Counter(site.tower for site in sites)
     return tuple(Tower(name, counts[name], params[name]) for name in counts | params)
-
-
-def _numel(parameter: Any) -> int:
-    """Logical elements: a bitsandbytes 4-bit weight knows the shape it was packed from."""
-    state = getattr(parameter, "quant_state", None)
-    return int(state.shape.numel()) if state is not None else int(parameter.numel())
 
 
 def _info(model: nn.Module, name: str, origin: str) -> ModelInfo:
@@ -300,7 +293,7 @@ def _info(model: nn.Module, name: str, origin: str) -> ModelInfo:
         cls=type(model).__name__,
         model_type=getattr(config, "model_type", None),
         origin=origin,
-        params=sum(_numel(p) for p in model.parameters()),
+        params=sum(logical_size(p) for p in model.parameters()),
         task_type=_task_type(model),
         modalities=(taken,) if isinstance(taken, str) else tuple(taken),
         fed_towers=fed_towers(model),

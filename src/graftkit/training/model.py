@@ -12,8 +12,8 @@ from graftkit.planning.plan import Plan
 from graftkit.planning.quantization import plan_quantization
 from graftkit.recipes.recipe import Recipe
 from graftkit.surveying.sites import ModelMap
-from graftkit.surveying.sources.build import quiet_transformers
 from graftkit.surveying.sources.load_model import load_model
+from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.surveying.survey import survey
 from graftkit.text import named
 

@@ -12,7 +12,7 @@ from graftkit.errors import BuildError
 from graftkit.families import family_of
 from graftkit.modeling.module_mode import evaluating
 from graftkit.modeling.unwrapping import base_model_of
-from graftkit.surveying.sources.build import quiet_transformers
+from graftkit.surveying.sources.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch

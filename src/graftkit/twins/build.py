@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import BuildError, GraftError
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.modeling.unwrapping import base_model_of
-from graftkit.surveying.sources.build import build_on_meta, model_class_for, quiet_transformers
-from graftkit.surveying.sources.load_config import Loaded, load_config, remote_model_class
+from graftkit.surveying.sources.build import build_on_meta
+from graftkit.surveying.sources.load_config import LoadedConfig, load_config
+from graftkit.surveying.sources.model_class import model_class_of
+from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.twins.batch import example_batch
 from graftkit.twins.bounds import calibrate_bounds
 from graftkit.twins.shrink import shrink
@@ -76,10 +78,10 @@ def _resolve(
     return loaded.config, _class_for(loaded)
 
 
-def _class_for(loaded: Loaded) -> type[PreTrainedModel]:
+def _class_for(loaded: LoadedConfig) -> type[PreTrainedModel]:
     config = loaded.config
     try:
-        return remote_model_class(loaded) or model_class_for(config)
+        return model_class_of(loaded)
     except GraftError:
         raise
     except Exception as error:

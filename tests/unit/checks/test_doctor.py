@@ -16,7 +16,7 @@ from graftkit.errors import AdapterError, SourceError
 from graftkit.findings import Severity
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.recipes.settings import CheckSettings
-from graftkit.surveying.sources import config as load
+from graftkit.surveying.sources import load_config as load
 
 
 def recipe(folder: Path, text: str) -> Recipe:
@@ -135,8 +135,8 @@ def test_names_in_an_adapters_configuration_are_safe_to_print(tmp_path: Path) ->
 
 def test_the_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gk.twin("llama").config.save_pretrained(tmp_path)
-    read, seen = load._read_json, []
-    monkeypatch.setattr(load, "_read_json", lambda path, where: seen.append(path) or read(path, where))
+    read, seen = load.read_config_json, []
+    monkeypatch.setattr(load, "read_config_json", lambda path, where: seen.append(path) or read(path, where))
     found = by_code(doctor(tmp_path))
     assert found["GK001"].severity is Severity.OK
     assert seen == [tmp_path / "config.json"]

@@ -281,13 +281,14 @@ def load(source, **options):
             "base": got.config.name_or_path}
 
 def model(source):
-    from graftkit.surveying.sources.load_config import load_config, remote_model_class
+    from graftkit.surveying.sources.load_config import load_config
+    from graftkit.surveying.sources.model_class import remote_model_class
     got = load_config(source, trust_remote_code=True)
     built = remote_model_class(got)._from_config(got.config)
     return {"class": type(built).__name__, "parameters": built.num_parameters()}
 
 def load_known(source, known, **options):
-    from graftkit.surveying.sources import config as module
+    from graftkit.surveying.sources import load_config as module
     module.geometry = lambda hub_id: known if hub_id == source else None
     return load(source, **options)
 

@@ -10,8 +10,10 @@ import pytest
 from transformers import Gemma4Config, LlamaConfig
 
 from graftkit.errors import SourceError
-from graftkit.surveying.sources import config as load
-from graftkit.surveying.sources.load_config import Loaded, load_config, remote_model_class, unknown_model_type
+from graftkit.surveying.sources import load_config as load
+from graftkit.surveying.sources.config_file import unknown_model_type
+from graftkit.surveying.sources.load_config import LoadedConfig, load_config
+from graftkit.surveying.sources.model_class import remote_model_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +71,7 @@ def _refusal(source: Any, **options: Any) -> SourceError:
 
 def test_a_configuration_is_taken_as_it_is() -> None:
     config = LlamaConfig(hidden_size=64)
-    assert load_config(config) == Loaded(config, "config", "llama")
+    assert load_config(config) == LoadedConfig(config, "config", "llama")
 
 
 def test_a_directory_and_its_file(model: Callable[..., Path]) -> None:

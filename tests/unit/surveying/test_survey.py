@@ -168,7 +168,7 @@ def test_what_cannot_be_adapted_says_why(path: str, obstacle: Obstacle, fact: st
 def test_weights_read_past_their_module_are_not_adaptable() -> None:
     site = gk.survey("mamba2")["backbone.layers.0.mixer.out_proj"]
     assert site.obstacle is Obstacle.BYPASSED
-    assert site.reason == family_of("mamba2").bypassed[0].reason
+    assert site.reason in {weight.reason for weight in family_of("mamba2").bypassed}
 
 
 def test_adapters_already_there_are_looked_through(e2b: nn.Module) -> None:

@@ -13,8 +13,10 @@ from graftkit.merging.checkpoint.shards import INDEX, SINGLE, Weights, read_weig
 from graftkit.merging.checkpoint.weight_conversion import Groups, group
 from graftkit.merging.errors import base_unreadable
 from graftkit.surveying.sources import hub
-from graftkit.surveying.sources.build import build_on_meta, model_class_for
-from graftkit.surveying.sources.load_config import load_config, remote_model_class
+from graftkit.surveying.sources.build import build_on_meta
+from graftkit.surveying.sources.load_config import load_config
+from graftkit.surveying.sources.model_class import model_class_of
+from graftkit.surveying.ties import tied_names
 from graftkit.text import named
 
 if TYPE_CHECKING:
@@ -57,10 +59,7 @@ class Base:
     @cached_property
     def ties(self) -> dict[str, tuple[str, ...]]:
         """Parameter -> all names of it, for those that have several."""
-        names: dict[int, list[str]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-        return {name: tuple(every) for every in names.values() if len(every) > 1 for name in every}
+        return {name: names for names in tied_names(self.model) for name in names}
 
     @property
     def companions(self) -> tuple[Path, ...]:
@@ -86,7 +85,7 @@ def read_base(source: str | Path, *, trust_remote_code: bool = False, revision: 
     folder = _folder(source, revision)
     _check_not_quantized(folder)
     loaded = load_config(folder, trust_remote_code=trust_remote_code)
-    model = build_on_meta(loaded.config, remote_model_class(loaded) or model_class_for(loaded.config))
+    model = build_on_meta(loaded.config, model_class_of(loaded))
     return Base(str(source), read_weights(folder), model)
 
 

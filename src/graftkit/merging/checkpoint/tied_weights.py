@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import MergeError
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import Change, LowRank, Rows, Whole
-from graftkit.surveying.sources.build import build_on_meta, quiet_transformers
+from graftkit.surveying.sources.build import build_on_meta
+from graftkit.surveying.sources.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.surveying.checkpoint.headers import Headers
 from graftkit.surveying.checkpoint.keys import checkpoint_keys
+from graftkit.surveying.ties import tied_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +48,7 @@ def compare(model: nn.Module, headers: Headers) -> Checkpoint:
     known = {key for keys in expected.values() for key in keys}
     absent = {name for name, keys in expected.items() if not any(key in headers for key in keys)}
     present = set(expected) - absent
-    excused = {name for group in _tied(model) if group & present for name in group}
+    excused = {name for names in tied_names(model) if not present.isdisjoint(names) for name in names}
     missing = sorted(key for name in absent - excused for key in expected[name])
     return Checkpoint(
         tensors=len(headers),
@@ -56,10 +57,3 @@ def compare(model: nn.Module, headers: Headers) -> Checkpoint:
         unknown=tuple(sorted(key for key in headers if key not in known)),
         missing=tuple(missing),
     )
-
-
-def _tied(model: nn.Module) -> list[set[str]]:
-    groups: dict[int, set[str]] = defaultdict(set)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups[id(parameter)].add(name)
-    return [group for group in groups.values() if len(group) > 1]

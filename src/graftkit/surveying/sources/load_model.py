@@ -1,12 +1,12 @@
-"""What the user names -> the live model, weights included."""
+"""What the user names -> the live model with its weights."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
-from graftkit.surveying.sources.build import model_class_for
-from graftkit.surveying.sources.load_config import load_config, remote_model_class
+from graftkit.surveying.sources.load_config import load_config
+from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.text import first_line
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def load_model(
         BuildError: ``weights-missing``: there is a configuration, and no weights that load into its class.
     """
     loaded = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
-    model_class = remote_model_class(loaded) or model_class_for(loaded.config)
+    model_class = model_class_of(loaded)
     try:
         return model_class.from_pretrained(
             name, config=loaded.config, revision=revision or "main", **{"dtype": "auto", **options}

@@ -123,13 +123,7 @@ def _map(model: PeftModel, plan: Plan | None) -> ModelMap | None:
 
 def _folder(model: PeftModel) -> Path | None:
     """The folder with the base's weights, where it lies on this machine."""
-    name = str(getattr(model.config, "name_or_path", "") or "")
-    if not name:
-        return None
-    if Path(name).is_dir():
-        return Path(name)
-    found = hub.from_cache(name, "config.json")
-    return None if found is None else found.path.parent
+    return hub.local_folder(str(getattr(model.config, "name_or_path", "") or ""))
 
 
 def _training(model: PeftModel, args: Any) -> Training:

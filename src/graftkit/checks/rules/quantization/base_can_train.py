@@ -8,7 +8,7 @@ from typing import Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity, Source
-from graftkit.surveying.sources.build import quiet_transformers
+from graftkit.surveying.sources.quiet import quiet_transformers
 
 
 def _check(context: CheckContext) -> Observation:

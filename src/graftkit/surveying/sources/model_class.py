@@ -1,0 +1,91 @@
+"""Configuration -> the class that its model is loaded into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import BuildError
+from graftkit.surveying.sources.load_config import LoadedConfig
+from graftkit.surveying.sources.remote_code import remote_class
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# The task heads to try, the most general generative one first. A configuration that names its own
+# architecture never reaches this list.
+_AUTO_CLASSES = (
+    "AutoModelForMultimodalLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForCausalLM",
+    "AutoModelForCTC",
+    "AutoModelForImageClassification",
+    "AutoModel",
+)
+
+
+def model_class_of(loaded: LoadedConfig) -> type[PreTrainedModel]:
+    """Return the class to load a model into: the one of its own code where that may run, else transformers'.
+
+    Raises:
+        SourceError: ``remote-code-failed``.
+        BuildError: ``no-model-class``.
+    """
+    return remote_model_class(loaded) or model_class_for(loaded.config)
+
+
+def model_class_for(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """Return the class of the installed transformers that ``config`` would be loaded into.
+
+    The first of ``config.architectures`` that transformers has, else the first task in a fixed order that
+    knows the configuration's type.
+
+    Raises:
+        BuildError: ``no-model-class``.
+    """
+    import transformers
+
+    for name in config.architectures or ():
+        named: Any = getattr(transformers, str(name), None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
+    for auto_name in _AUTO_CLASSES:
+        mapping = getattr(transformers, auto_name)._model_mapping
+        if type(config) in mapping.keys():  # noqa: SIM118 (a lazy mapping: `in` would test names)
+            chosen = mapping[type(config)]
+            return chosen[0] if isinstance(chosen, tuple) else chosen  # type: ignore[no-any-return]
+    raise BuildError(
+        f"no model class of transformers {transformers.__version__} takes {type(config).__name__}",
+        where=config.model_type,
+        why="the configuration names no architecture, and no auto class maps its type",
+        help="pass the model itself: gk.survey(model)",
+        code="no-model-class",
+    )
+
+
+def remote_model_class(loaded: LoadedConfig) -> type[PreTrainedModel] | None:
+    """Return the model class that a model's own code defines, None where it brings none or it may not run.
+
+    Of the classes that ``auto_map`` names, the one that ``config.architectures`` names too, else the first
+    one for a task, else ``AutoModel``'s.
+
+    Raises:
+        SourceError: ``remote-code-failed``, where the code cannot be fetched or run.
+    """
+    auto_map = getattr(loaded.config, "auto_map", None)
+    if loaded.code is None or not isinstance(auto_map, dict):
+        return None
+    offered = [ref for key, ref in _tasks_first(auto_map) if isinstance(ref, str)]
+    if not offered:
+        return None
+    wanted = set(loaded.config.architectures or ())
+    reference = next((ref for ref in offered if ref.rpartition(".")[2] in wanted), offered[0])
+    return remote_class(reference, loaded.code, loaded.revision)  # type: ignore[no-any-return]
+
+
+def _tasks_first(auto_map: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    models = [(key, value) for key, value in auto_map.items() if key.startswith("AutoModel")]
+    return sorted(models, key=lambda item: item[0] == "AutoModel")
