@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile, read_adapter, unreadable, without_tensors
-from graftkit.checks.adapter_files.view import TensorData
+from graftkit.checks.adapter_files.saved_adapter import TensorData
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import run

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.adapter_files.against_base import Fit
-from graftkit.checks.adapter_files.view import Saved
+from graftkit.checks.adapter_files.base_fit import Fit
+from graftkit.checks.adapter_files.saved_adapter import Saved
 from graftkit.checks.engine.rule import Observation, failed, passed, unknown
 from graftkit.engines import Engine, Fact, Feature, Stance
 from graftkit.findings import Severity

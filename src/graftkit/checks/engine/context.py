@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graftkit.adapters.file import AdapterFile
-    from graftkit.checks.adapter_files.against_base import Fit
-    from graftkit.checks.adapter_files.view import Saved, TensorData
+    from graftkit.checks.adapter_files.base_fit import Fit
+    from graftkit.checks.adapter_files.saved_adapter import Saved, TensorData
     from graftkit.checks.peft_config.resolved import ResolvedTargets
     from graftkit.checks.probes.gradients import Gradients
     from graftkit.engines import Engine
@@ -183,13 +183,13 @@ class CheckContext:
     @cached_property
     def saved(self) -> Saved:
         """The adapter, with its configuration read as PEFT reads it."""
-        from graftkit.checks.adapter_files.view import Saved
+        from graftkit.checks.adapter_files.saved_adapter import Saved
 
         return Saved(self.adapter, () if self.given.base is None else self.base.module_paths)
 
     @cached_property
     def fit(self) -> Fit:
         """The adapter held against the base."""
-        from graftkit.checks.adapter_files.against_base import Fit
+        from graftkit.checks.adapter_files.base_fit import Fit
 
         return Fit(self.saved, self.base)

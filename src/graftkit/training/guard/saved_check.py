@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.adapters.file import AdapterFile, read_adapter, without_tensors
-from graftkit.checks.adapter_files.view import TensorData
+from graftkit.checks.adapter_files.saved_adapter import TensorData
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule, unknown
 from graftkit.checks.engine.runner import run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.adapter_files.view import Saved
+from graftkit.checks.adapter_files.saved_adapter import Saved
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.schema import declared

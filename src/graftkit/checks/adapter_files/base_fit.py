@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from graftkit.adapters.placement import Atlas
-from graftkit.checks.adapter_files.view import Saved
+from graftkit.checks.adapter_files.saved_adapter import Saved
 from graftkit.planning.matching import rewritten_names
 from graftkit.surveying.sites import ModelMap, Site
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graftkit.checks.adapter_files.engine_support import features_of, verdict
-from graftkit.checks.adapter_files.view import Saved
+from graftkit.checks.adapter_files.saved_adapter import Saved
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, unknown
 from graftkit.engines import Engine, Feature, Stance
