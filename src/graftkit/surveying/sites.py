@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from graftkit.surveying.checkpoint.comparison import Checkpoint
+from graftkit.surveying.text import survey_text
 
 SCHEMA_VERSION = 1
 
@@ -247,6 +248,4 @@ class ModelMap:
         }
 
     def __str__(self) -> str:
-        from graftkit.surveying.text import survey_text
-
-        return survey_text(self)
+        return survey_text(self.to_dict())

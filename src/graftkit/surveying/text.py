@@ -1,48 +1,42 @@
-"""A model map as a table that a person reads."""
+"""A survey as tables for people, rendered from its JSON fields."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
-from graftkit.text import count, size, some, table
-
-if TYPE_CHECKING:
-    from graftkit.surveying.checkpoint.comparison import Checkpoint
-    from graftkit.surveying.sites import ModelMap, Site
+from graftkit.text import count, size, table
 
 
-def survey_text(model_map: ModelMap) -> str:
-    """One line per tower, role and wrapper, with an example path and what stands against adapting it."""
-    info = model_map.model
-    head = f"{info.name}: {info.cls}, {count(info.params)} parameters, read from {info.origin}"
+def survey_text(survey: Mapping[str, Any]) -> str:
+    """Render what ``ModelMap.to_dict()`` returns: one line a tower, then one a tower, role, kind and wrapper."""
+    model = survey["model"]
+    head = f"{model['name']}: {model['class']}, {count(model['params'])} parameters, read from {model['origin']}"
     towers = table(
         ("tower", ">sites", ">parameters"),
-        [(t.name, t.sites, count(t.params)) for t in model_map.towers],
+        [(tower["name"], tower["sites"], count(tower["params"])) for tower in survey["towers"]],
     )
-    groups = Counter(_row_key(site) for site in model_map)
-    first: dict[tuple[str, ...], Site] = {}
-    for site in model_map:
-        first.setdefault(_row_key(site), site)
-    rows = [(*key[:3], number, key[3], key[4], first[key].path) for key, number in groups.items()]
+    groups = Counter(_row(site) for site in survey["sites"])
+    first = {_row(site): site["path"] for site in reversed(survey["sites"])}
+    rows = [(*row[:3], number, *row[3:], first[row]) for row, number in groups.items()]
     sites = table(("tower", "role", "kind", ">sites", "wrapper", "adaptable", "first"), rows)
-    return "\n\n".join([head, towers, sites, *_checkpoint_lines(model_map.checkpoint)])
+    checkpoint = survey["checkpoint"]
+    return "\n\n".join([head, towers, sites, *([_checkpoint_text(checkpoint)] if checkpoint else [])])
 
 
-def _checkpoint_lines(checkpoint: Checkpoint | None) -> list[str]:
-    if checkpoint is None:
-        return []
-    kinds = ", ".join(f"{number} {dtype}" for dtype, number in checkpoint.dtypes)
-    lines = [f"checkpoint: {checkpoint.tensors} tensors ({kinds}), {size(checkpoint.bytes)}"]
-    for label, keys in (("unknown to the class", checkpoint.unknown), ("missing", checkpoint.missing)):
+def _row(site: Mapping[str, Any]) -> tuple[str, ...]:
+    wrapper = site["wrapper"]["class"] if site["wrapper"] else "-"
+    adaptable = "yes" if site["adaptable"] else f"no: {site['reason']}"
+    if site["adaptable"] and site["tied_to"]:
+        adaptable = f"tied to {site['tied_to'][0]}"
+    return (site["tower"], site["role"], site["kind"], wrapper, adaptable)
+
+
+def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
+    kinds = ", ".join(f"{number} {dtype}" for dtype, number in checkpoint["dtypes"].items())
+    lines = [f"checkpoint: {checkpoint['tensors']} tensors ({kinds}), {size(checkpoint['bytes'])}"]
+    for label, keys in (("unknown to the class", checkpoint["unknown"]), ("missing", checkpoint["missing"])):
         if keys:
-            lines.append(f"  {len(keys)} {label}: {some(keys)}")
-    return ["\n".join(lines)]
-
-
-def _row_key(site: Site) -> tuple[str, ...]:
-    wrapper = site.wrapper.cls if site.wrapper else "-"
-    adaptable = "yes" if site.adaptable else f"no: {site.reason}"
-    if site.adaptable and site.tied_to:
-        adaptable = f"tied to {site.tied_to[0]}"
-    return (site.tower, site.role, site.kind, wrapper, adaptable)
+            lines.append(f"  {len(keys)} {label}: {', '.join(keys[:3])}" + (" …" if len(keys) > 3 else ""))
+    return "\n".join(lines)

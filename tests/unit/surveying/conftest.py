@@ -307,7 +307,7 @@ def marked():
     return {"yes": os.path.exists(os.environ["GRAFT_TEST_MARK"])}
 
 def config_file(source):
-    from graftkit.surveying.sources.hub import fetch_config
+    from graftkit.surveying.sources.hub_config import fetch_config
     return {"commit": fetch_config(source).commit}
 
 answers = {}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 # A config.json is a few kilobytes. Naming a weight file instead is an easy slip, and must not read it.
-_MAX_CONFIG_BYTES = 16 * 2**20
+MAX_CONFIG_BYTES = 16 * 2**20
 
 
 def read_config_json(path: Path, where: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def read_config_json(path: Path, where: str) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
-        if size > _MAX_CONFIG_BYTES:
+        if size > MAX_CONFIG_BYTES:
             raise ValueError(f"{size} bytes is too large for a configuration")
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

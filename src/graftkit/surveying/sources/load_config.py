@@ -10,6 +10,7 @@ from graftkit.errors import SourceError, reraise_as
 from graftkit.families import geometry
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.config_file import build_config, read_config_json, unknown_model_type
+from graftkit.surveying.sources.hub_config import adapter_base, fetch_config
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.text import some
 
@@ -131,7 +132,7 @@ def _unreadable_folder(path: str, why: str) -> SourceError:
 
 def _why_no_model_directory(path: Path) -> str:
     if (path / "adapter_config.json").is_file():
-        base = hub.adapter_base(path / "adapter_config.json")
+        base = adapter_base(path / "adapter_config.json")
         return f"it holds an adapter; its base model is {base}" if base else "it holds an adapter"
     names = sorted(p.name for p in path.iterdir())
     return f"it holds {some(names, 5)}" if names else "it is empty"
@@ -166,7 +167,7 @@ def _from_hub(text: str, trust_remote_code: bool, revision: str | None) -> Loade
     if not hub.is_hub_id(text):
         return None
     try:
-        file = hub.fetch_config(text, revision)
+        file = fetch_config(text, revision)
     except SourceError as error:
         # The public geometry is that of the main branch, and stands in only for a hub that cannot be asked.
         known = geometry(text) if error.code == "hub-offline" and revision in (None, "main") else None
