@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from graftkit.surveying.survey import survey
     from graftkit.training.guard.guard import Guard
     from graftkit.training.run import train
-    from graftkit.twins.batch import example_batch
-    from graftkit.twins.build import twin
+    from graftkit.twins.example_batch import example_batch
+    from graftkit.twins.twin import twin
 
 __all__ = [
     "Finding",
@@ -74,14 +74,14 @@ _HOME = {
     "disable": "attaching.enable",
     "doctor": "checks.doctor",
     "enable": "attaching.enable",
-    "example_batch": "twins.batch",
+    "example_batch": "twins.example_batch",
     "initialize": "attaching.initialize",
     "merge": "merging.merge",
     "migrate": "adapters.migrate",
     "plan": "planning.plan",
     "survey": "surveying.survey",
     "train": "training.run",
-    "twin": "twins.build",
+    "twin": "twins.twin",
     "unwrap": "attaching.unwrap",
     "verify": "checks.verify",
 }

@@ -27,8 +27,8 @@ from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.load_model import load_model
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.surveying.survey import survey
-from graftkit.twins.batch import example_batch
-from graftkit.twins.build import twin
+from graftkit.twins.example_batch import example_batch
+from graftkit.twins.twin import twin
 
 if TYPE_CHECKING:
     from peft import PeftModel

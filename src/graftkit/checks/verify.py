@@ -75,7 +75,7 @@ def verify(
         )
     _check_state(model)
     if batch is None:
-        from graftkit.twins.batch import example_batch
+        from graftkit.twins.example_batch import example_batch
 
         batch = example_batch(model.get_base_model())
     with leaving_no_trace(model):

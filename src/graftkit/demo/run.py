@@ -26,7 +26,7 @@ from graftkit.report.html import write_report
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.survey import survey
 from graftkit.text import percent, table
-from graftkit.twins.build import twin
+from graftkit.twins.twin import twin
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from graftkit.twins.rules import LAYER_COUNTS, is_count
+from graftkit.twins.field_sizes import LAYER_COUNTS, is_count
 
 # (period, offset): the layers i with i % period == offset are of another kind. None: no offset field, and
 # the kind changes at (i + 1) % period == 0.

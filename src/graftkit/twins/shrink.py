@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from graftkit.errors import BuildError
 from graftkit.families import family_of
-from graftkit.twins import rules
+from graftkit.twins import field_sizes as rules
 from graftkit.twins.layers import shrink_layers
 
 if TYPE_CHECKING:

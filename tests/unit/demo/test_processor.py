@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from graftkit.demo import digits, processor
-from graftkit.twins import twin
+from graftkit.twins.twin import twin
 
 
 @pytest.fixture(scope="module")

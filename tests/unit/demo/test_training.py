@@ -12,7 +12,7 @@ from rich.console import Console
 
 from graftkit.demo import digits, processor, training
 from graftkit.errors import GraftError
-from graftkit.twins import twin
+from graftkit.twins.twin import twin
 
 BOTH = r".*(language_model.*\.(q|k|v|o|gate|up|down)_proj|vision_tower.*_proj\.linear)"
 FEW = training.TrainingSettings(steps=16, batch_size=32, warmup_steps=2, log_every=4)

@@ -89,7 +89,7 @@ CASES = (
 
 @functools.cache
 def _twin_of(case_index: int) -> Any:
-    from graftkit.twins.build import twin
+    from graftkit.twins.twin import twin
 
     return twin(CASES[case_index].config())
 

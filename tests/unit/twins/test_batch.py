@@ -7,8 +7,8 @@ import torch
 
 from graftkit.errors import BuildError
 from graftkit.families import geometry
-from graftkit.twins.batch import example_batch
-from graftkit.twins.build import twin
+from graftkit.twins.example_batch import example_batch
+from graftkit.twins.twin import twin
 
 
 @pytest.fixture(scope="module")

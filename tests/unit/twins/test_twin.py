@@ -12,9 +12,9 @@ from graftkit.errors import BuildError, SourceError
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.model_class import model_class_for
-from graftkit.twins.batch import example_batch
 from graftkit.twins.bounds import calibrate_bounds
-from graftkit.twins.build import twin
+from graftkit.twins.example_batch import example_batch
+from graftkit.twins.twin import twin
 
 
 def _forward(model, **kwargs):

@@ -34,7 +34,7 @@ def text_rows(model: PeftModel, lengths: Sequence[int], *, seed: int = 0) -> lis
     Raises:
         BuildError: code ``twin``: no text is known for the model's class.
     """
-    from graftkit.twins.batch import example_batch
+    from graftkit.twins.example_batch import example_batch
 
     base: Any = model.get_base_model()
     ids = example_batch(base, batch_size=len(lengths), seed=seed, modalities=["text"])["input_ids"]

@@ -95,7 +95,7 @@ def _verified(place: _Place, words: dict[str, Any], settings: CheckSettings) -> 
     from graftkit.attaching.attach import attach
     from graftkit.checks.verify import verify as run_checks
     from graftkit.planning.plan import plan
-    from graftkit.twins.batch import example_batch
+    from graftkit.twins.example_batch import example_batch
 
     if place.model is None:
         raise GraftError(
@@ -129,7 +129,7 @@ def _refuse_words(*words: Any) -> None:
 
 def _live_model(name: str, place: _Place) -> Any:
     if place.twin:
-        from graftkit.twins.build import twin
+        from graftkit.twins.twin import twin
 
         return twin(name, seed=place.seed, trust_remote_code=place.trust_remote_code, revision=place.revision)
     from graftkit.surveying.sources.load_model import load_model

@@ -13,8 +13,8 @@ from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import LoadedConfig, load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.sources.quiet import quiet_transformers
-from graftkit.twins.batch import example_batch
 from graftkit.twins.bounds import calibrate_bounds
+from graftkit.twins.example_batch import example_batch
 from graftkit.twins.shrink import shrink
 from graftkit.twins.weights import enliven
 
