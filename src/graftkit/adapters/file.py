@@ -1,8 +1,7 @@
-"""An adapter folder, read without trusting it: a bounded JSON configuration, a safetensors header, no pickle."""
+"""Adapter folders, read without trusting them: bounded JSON, a checked safetensors header, no pickle."""
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import AdapterError, SourceError
-from graftkit.surveying.checkpoint.headers import TensorHeader, parse_json, read_headers
+from graftkit.errors import AdapterError, SourceError, reraise_as
+from graftkit.surveying.checkpoint.safetensors_header import FileHeader, StoredTensor, parse_json, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -29,19 +28,14 @@ class AdapterFile:
     """One adapter folder. The tensors stay on disk until one is asked for.
 
     Attributes:
-        folder: where it is.
-        config: ``adapter_config.json`` as it stands, a JSON object.
-        tensors: tensor name -> dtype and shape, in file order.
-        metadata: the weights file's own metadata, e.g. ``{"format": "pt"}``.
-        repeated: names that the header holds more than once.
+        config: the JSON object in ``adapter_config.json``.
+        header: of the weights file.
         repeated_fields: names that an object in the configuration holds more than once.
     """
 
     folder: Path
     config: Mapping[str, Any] = field(repr=False)
-    tensors: Mapping[str, TensorHeader] = field(repr=False)
-    metadata: Mapping[str, str]
-    repeated: tuple[str, ...] = field(default=(), repr=False)
+    header: FileHeader = field(repr=False)
     repeated_fields: tuple[str, ...] = field(default=(), repr=False)
 
     @property
@@ -53,8 +47,18 @@ class AdapterFile:
         """PEFT's name for the method, in capitals: "LORA"."""
         return str(self.config["peft_type"]).upper()
 
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Tensor name -> dtype, shape and byte range, in file order."""
+        return self.header.tensors
+
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """Names that the header holds more than once."""
+        return self.header.repeated
+
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, read now, on the CPU.
+        """Read one tensor into the CPU's memory.
 
         Raises:
             KeyError: there is none of that name.
@@ -68,12 +72,12 @@ class AdapterFile:
 
 
 def read_adapter(folder: str | Path) -> AdapterFile:
-    """Read an adapter folder as PEFT's ``save_pretrained`` writes it. Nothing in it is executed or unpickled.
+    """Read an adapter folder as PEFT's ``save_pretrained`` writes it, without executing or unpickling anything.
 
     Raises:
-        AdapterError: ``adapter-not-found`` (no such folder), ``adapter-config`` (no ``adapter_config.json``, or
-            one that is no JSON object of a reasonable size with a ``peft_type``), ``adapter-pickle`` (the weights
-            are there as a pickle only), ``adapter-weights`` (no weights, or a malformed or truncated file).
+        AdapterError: ``adapter-not-found`` (no such folder), ``adapter-config`` (``adapter_config.json`` is
+            missing, too large, or not a JSON object with a ``peft_type``), ``adapter-pickle`` (the only weights are a
+            pickle), ``adapter-weights`` (no weights, or a malformed or truncated file).
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -95,7 +99,7 @@ def read_adapter(folder: str | Path) -> AdapterFile:
 
 
 def unreadable(file: AdapterFile) -> AdapterError | None:
-    """Why the installed safetensors cannot open the weights, whose header is well-formed; None where it can."""
+    """Return the error where the installed safetensors cannot open weights with a well-formed header, or None."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -112,7 +116,7 @@ def unreadable(file: AdapterFile) -> AdapterError | None:
 
 
 def without_tensors(folder: Path) -> AdapterFile | None:
-    """The adapter, where its only fault is that a well-formed weights file holds no tensors."""
+    """Return the adapter if its only fault is that the weights file holds no tensors, else None."""
     try:
         file = _read_folder(folder)
     except AdapterError:
@@ -124,7 +128,7 @@ def _read_folder(path: Path) -> AdapterFile:
     config, repeated_fields = _parsed_config(path / CONFIG_NAME)
     weights = _checked_weights(path)
     try:
-        headers = read_headers(weights)
+        header = read_header(weights)
     except SourceError as error:
         raise AdapterError(
             "the adapter's weights cannot be read",
@@ -133,40 +137,24 @@ def _read_folder(path: Path) -> AdapterFile:
             help="fetch the file again, and compare its size with the original's",
             code="adapter-weights",
         ) from error
-    known = MappingProxyType(config)
-    return AdapterFile(path, known, headers.tensors, headers.metadata, headers.repeated, repeated_fields)
-
-
-def raw_header(weights: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The header's entries and its metadata, of a file whose header ``read_headers`` has checked."""
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entries: dict[str, Any] = json.loads(file.read(length))
-    metadata = entries.pop("__metadata__", None)
-    known = metadata if isinstance(metadata, dict) else {}
-    return entries, {str(name): str(value) for name, value in known.items()}
+    return AdapterFile(path, MappingProxyType(config), header, repeated_fields)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """An ``adapter_config.json`` as it stands.
+    """Read an ``adapter_config.json``.
 
     Raises:
-        AdapterError: ``adapter-config``: it is missing, is no JSON object of a reasonable size, or has no
-            ``peft_type``.
+        AdapterError: ``adapter-config``: it is missing, too large, or not a JSON object with a ``peft_type``.
     """
     return _parsed_config(path)[0]
 
 
 def _parsed_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The configuration, and the names that an object in it holds more than once."""
+    """Return the configuration, and the names that an object in it holds more than once."""
     try:
         config, repeated = parse_json(_bounded_bytes(path))
-    except FileNotFoundError:
-        raise _bad_config(path, "it is not there") from None
-    except OSError as error:
-        raise _bad_config(path, error.strerror or str(error)) from error
     except (ValueError, RecursionError) as error:
-        raise _bad_config(path, f"it is not JSON: {error}") from error
+        raise _bad_config(path, f"it is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise _bad_config(path, f"a JSON object was expected, not a {type(config).__name__}")
     if not isinstance(config.get("peft_type"), str):
@@ -175,17 +163,18 @@ def _parsed_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _bounded_bytes(path: Path) -> bytes:
-    # Reading a pipe or a device would not end, and some files claim to be empty.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise _bad_config(path, "it is no regular file")
-    with path.open("rb") as file:
-        content = file.read(_MAX_CONFIG_BYTES + 1)
+    with reraise_as(_bad_config, path):
+        # Reading a pipe or a device would not end, and some files claim to be empty.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _bad_config(path, "it is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(_MAX_CONFIG_BYTES + 1)
     if len(content) > _MAX_CONFIG_BYTES:
         raise _bad_config(path, f"it is larger than {_MAX_CONFIG_BYTES:,} bytes")
     return content
 
 
-def _bad_config(path: Path, why: str) -> AdapterError:
+def _bad_config(path: Path | str, why: str) -> AdapterError:
     return AdapterError(
         f"no usable {CONFIG_NAME}",
         where=str(path),

@@ -20,11 +20,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, raw_header, read_adapter
+from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, read_adapter
 from graftkit.adapters.placement import Landing, land
 from graftkit.attaching.redirect import Scene, renamed, retargeted
 from graftkit.errors import AdapterError
 from graftkit.files import folder_when_whole, write_text
+from graftkit.surveying.checkpoint.safetensors_header import header_bytes
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap
 from graftkit.surveying.survey import survey
 
@@ -279,20 +280,13 @@ def _companions(folder: Path) -> list[Path]:
 
 
 def _write_weights(file: AdapterFile, names: Mapping[str, str], target: Path) -> None:
-    """The same file under other names: a new header, then the data as it is.
-
-    Source of the format: https://huggingface.co/docs/safetensors/index#format.
-    """
+    """Write the weights under other names: a new header, then the same data."""
     if not names:
         shutil.copyfile(file.weights_path, target)
         return
-    entries, metadata = raw_header(file.weights_path)
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    header.update({names.get(name, name): entry for name, entry in entries.items()})
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # The data starts at a multiple of 8 bytes.
-    text += b" " * (-len(text) % 8)
+    header = {names.get(name, name): tensor for name, tensor in file.tensors.items()}
+    data = len(file.header.raw)
     with file.weights_path.open("rb") as source, target.open("wb") as sink:
-        source.seek(8 + int.from_bytes(source.read(8), "little"))
-        sink.write(len(text).to_bytes(8, "little") + text)
+        source.seek(data)
+        sink.write(header_bytes(header, file.header.metadata, data))
         shutil.copyfileobj(source, sink, 1 << 20)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from graftkit.adapters.file import AdapterFile
 from graftkit.errors import AdapterError
 from graftkit.modeling.unwrapping import PEFT_PREFIX
-from graftkit.surveying.checkpoint.headers import TensorHeader
+from graftkit.surveying.checkpoint.safetensors_header import StoredTensor
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import and_more
 
@@ -65,8 +65,8 @@ def land(file: AdapterFile, model_map: ModelMap) -> tuple[Landing, ...]:
     atlas = Atlas(model_map, _tuner_prefix(file))
     landings = []
     misfits: dict[str, str] = {}
-    for name, header in file.tensors.items():
-        place = atlas.place(name, header)
+    for name, stored in file.tensors.items():
+        place = atlas.place(name, stored)
         if isinstance(place, Landing):
             landings.append(place)
         else:
@@ -113,7 +113,7 @@ class Atlas:
     def parameter_holders(self) -> frozenset[str]:
         return frozenset(s.path.rpartition(".")[0] for s in self.model_map if s.kind == "parameter")
 
-    def place(self, name: str, header: TensorHeader) -> Landing | str:
+    def place(self, name: str, stored: StoredTensor) -> Landing | str:
         """The tensor's place, or why it has none."""
         if not name.startswith(PEFT_PREFIX):
             # What all layers share is kept on the tuner itself: VeRA's projections are base_model.vera_A and _B.
@@ -128,13 +128,13 @@ class Atlas:
         core = ".".join(part for part in holder if part != "base_layer")
         if core in self.parameter_holders and core not in self.sites:
             return Landing(name, name)
-        return self._on_site(name, core, tensor, header)
+        return self._on_site(name, core, tensor, stored)
 
-    def _on_site(self, name: str, core: str, tensor: list[str], header: TensorHeader) -> Landing | str:
+    def _on_site(self, name: str, core: str, tensor: list[str], stored: StoredTensor) -> Landing | str:
         found, why = self._site(core)
         if found is None:
             return why
-        if (misfit := _misfit(found, tensor[0], header)) is not None:
+        if (misfit := _misfit(found, tensor[0], stored)) is not None:
             return misfit
         renamed = found.path != core
         return Landing(
@@ -143,7 +143,7 @@ class Atlas:
             why=why if renamed else "",
             module=found.path,
             spelled=core if core in self.sites else found.names[-1],
-            rank=_rank(tensor[0], header),
+            rank=_rank(tensor[0], stored),
         )
 
     def _site(self, core: str) -> tuple[Site | None, str]:
@@ -166,19 +166,19 @@ class Atlas:
         return Landing(name, name) if known else f"the base has no module {'.'.join(holder)}"
 
 
-def _misfit(site: Site, tensor: str, header: TensorHeader) -> str | None:
+def _misfit(site: Site, tensor: str, stored: StoredTensor) -> str | None:
     if tensor not in _AXES or not site.is_linear:
         return None
     axis, side = _AXES[tensor]
     sides = site.shape if site.kind == "linear" else site.shape[::-1]
-    if axis < len(header.shape) and header.shape[axis] == sides[side]:
+    if axis < len(stored.shape) and stored.shape[axis] == sides[side]:
         return None
-    return f"its shape is {list(header.shape)}, and {site.path} is {sides[_IN]} -> {sides[_OUT]}"
+    return f"its shape is {list(stored.shape)}, and {site.path} is {sides[_IN]} -> {sides[_OUT]}"
 
 
-def _rank(tensor: str, header: TensorHeader) -> int | None:
+def _rank(tensor: str, stored: StoredTensor) -> int | None:
     axis = _RANK_AXIS.get(tensor)
-    return header.shape[axis] if axis is not None and len(header.shape) > axis else None
+    return stored.shape[axis] if axis is not None and len(stored.shape) > axis else None
 
 
 def _collisions(landings: Iterable[Landing]) -> dict[str, str]:

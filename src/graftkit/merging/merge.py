@@ -17,16 +17,16 @@ from graftkit.adapters.file import AdapterFile, read_adapter
 from graftkit.errors import MergeError, reraise_as
 from graftkit.files import check_replaceable, write_text
 from graftkit.merging.checkpoint.base import read_base
-from graftkit.merging.checkpoint.shards import INDEX
 from graftkit.merging.checkpoint.tied_weights import untied_config
 from graftkit.merging.errors import adapter_unreadable, base_unreadable
 from graftkit.merging.io.read import Unreadable, copy_file, opened
-from graftkit.merging.io.shard_layout import Layout, lay_out
+from graftkit.merging.io.shard_layout import ShardLayout, layout_of
 from graftkit.merging.io.shard_writer import Crew, crew, finish, write_shard
 from graftkit.merging.io.staging import REPORT_NAME, Workplace, check_space, merge_stopped, workplace
 from graftkit.merging.plan import MergePlan, Weighted, make_plan
 from graftkit.merging.report import MergeReport, Progress
 from graftkit.merging.verify import Evidence, new_index, read_choice, verify_folder, verify_shard
+from graftkit.surveying.checkpoint.headers import INDEX
 
 Adapters = str | Path | Mapping[str, float] | Mapping[Path, float]
 
@@ -161,7 +161,7 @@ def _check_apart(out: Path, inputs: list[Path]) -> None:
 def _fingerprint(plan: MergePlan, tied: str | None, verify: bool) -> str:
     """What a merge depends on: a file from an interrupted run is used again only for the very same merge."""
     base = [
-        (str(s.path), _stat(s.path, base_unreadable), hashlib.sha256(s.header).hexdigest())
+        (str(s.path), _stat(s.path, base_unreadable), hashlib.sha256(s.header.raw).hexdigest())
         for s in plan.base.weights.shards
     ]
     adapters = [(_adapter_print(w.file), w.weight) for w in plan.adapters]
@@ -235,7 +235,7 @@ class _Run:
         with crew() as threads, ThreadPoolExecutor(1) as finisher:
             try:
                 for shard in self.plan.base.weights.shards:
-                    layout = lay_out(self.plan, shard)
+                    layout = layout_of(self.plan, shard)
                     if shard.name in self.whole:
                         self.meter.tick(shard.name, layout.size)
                         continue
@@ -245,11 +245,11 @@ class _Run:
             finally:
                 finish(finishing)
 
-    def _write(self, layout: Layout, threads: Crew) -> None:
+    def _write(self, layout: ShardLayout, threads: Crew) -> None:
         name = layout.shard.name
         write_shard(self.plan, layout, self.place.part(name), threads, lambda n: self.meter.tick(name, n))
 
-    def _finish(self, layout: Layout, threads: Crew) -> None:
+    def _finish(self, layout: ShardLayout, threads: Crew) -> None:
         name = layout.shard.name
         evidence = Evidence()
         if self.verify:

@@ -17,9 +17,10 @@ from graftkit.merging.arithmetic.changes import Added, Change, Layer, LowRank, R
 from graftkit.merging.arithmetic.terms import covers
 from graftkit.merging.checkpoint.base import Base
 from graftkit.merging.checkpoint.block_map import Block, Placed, matrix_shape, place
-from graftkit.merging.checkpoint.shards import FLOATS, Shard, Stored
+from graftkit.merging.checkpoint.shards import FLOATS, Shard
 from graftkit.merging.checkpoint.tied_weights import Ties, settle
 from graftkit.merging.checkpoint.weight_conversion import Group
+from graftkit.surveying.checkpoint.safetensors_header import StoredTensor
 from graftkit.text import percent, size, table
 
 # Single precision has 16 bits to spare over bfloat16. With so many products an element, less than one element in
@@ -90,7 +91,7 @@ class Job:
 
     name: str
     source: str
-    stored: Stored
+    stored: StoredTensor
     columns: int
     group: Group = field(repr=False)
     parts: tuple[Part, ...] = field(repr=False)
@@ -140,8 +141,8 @@ class MergePlan:
 
     def jobs_of(self, shard: Shard) -> tuple[Job, ...]:
         """The changes in one shard; a tensor that is untied goes where the one it was tied to lies."""
-        home = self.base.weights.home
-        return tuple(job for job in self.jobs.values() if home[job.source] is shard)
+        shard_of = self.base.weights.shard_of
+        return tuple(job for job in self.jobs.values() if shard_of[job.source] is shard)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -154,7 +155,7 @@ class MergePlan:
             "bytes": self.bytes,
             "changed_bytes": self.changed_bytes,
             "changed": len(self.jobs),
-            "tensors": len(self.base.weights.home),
+            "tensors": len(self.base.weights.shard_of),
             "through_peft": sum(any(isinstance(p.change, Layer) for p in job.parts) for job in self.jobs.values()),
             "unknown_keys": len(self.base.groups.unknown),
             "untied": list(self.ties.untied),
@@ -288,7 +289,7 @@ def _fits(change: Change, blocks: tuple[Block, ...], one: bool) -> bool:
     return isinstance(change, Added | Whole)
 
 
-def _check_dtype(name: str, stored: Stored) -> None:
+def _check_dtype(name: str, stored: StoredTensor) -> None:
     if stored.dtype in FLOATS:
         return
     raise MergeError(

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import SourceError, reraise_as
 from graftkit.merging.arithmetic.compute import Terms, exact_rows, read_rows
 from graftkit.merging.arithmetic.rounding import rounded
-from graftkit.merging.checkpoint.shards import INDEX
 from graftkit.merging.errors import base_unreadable, output_unreadable
 from graftkit.merging.io.read import Opened, buffer_of, opened, same_bytes
-from graftkit.merging.io.shard_layout import Layout, lay_out
+from graftkit.merging.io.shard_layout import ShardLayout, layout_of
 from graftkit.merging.io.shard_writer import workers
 from graftkit.merging.plan import Job, MergePlan
+from graftkit.surveying.checkpoint.headers import INDEX
 from graftkit.text import percent, size
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Evidence:
         )
 
 
-def verify_shard(plan: MergePlan, layout: Layout, path: Path, pool: Executor) -> Evidence:
+def verify_shard(plan: MergePlan, layout: ShardLayout, path: Path, pool: Executor) -> Evidence:
     """Check one output file against the base and the adapters, on the threads of ``pool``.
 
     Raises:
@@ -115,7 +115,7 @@ def verify_shard(plan: MergePlan, layout: Layout, path: Path, pool: Executor) ->
     return sum(evidence, Evidence())
 
 
-def _sampled(layout: Layout) -> Iterator[Job]:
+def _sampled(layout: ShardLayout) -> Iterator[Job]:
     """The jobs to compute again: all but those that cost a whole layer, and a few of these."""
     layers = 0
     for job in layout.jobs:
@@ -178,7 +178,7 @@ def verify_folder(plan: MergePlan, folder: Path) -> Evidence:
         for shard in plan.base.weights.shards:
             path = folder / shard.name
             if path.is_file():
-                evidence += verify_shard(plan, lay_out(plan, shard), path, pool)
+                evidence += verify_shard(plan, layout_of(plan, shard), path, pool)
     return evidence.judged()
 
 
@@ -214,7 +214,7 @@ def new_index(plan: MergePlan) -> dict[str, Any]:
     index = dict(weights.index)
     homes, metadata = index["weight_map"], index.get("metadata")
     assert isinstance(homes, dict)
-    added = {name: weights.home[plan.jobs[name].source].name for name in plan.ties.untied}
+    added = {name: weights.shard_of[plan.jobs[name].source].name for name in plan.ties.untied}
     total = weights.total_size + sum(plan.jobs[name].stored.nbytes for name in added)
     known = metadata if isinstance(metadata, dict) else {}
     return {**index, "metadata": {**known, "total_size": total}, "weight_map": {**homes, **added}}

@@ -33,7 +33,11 @@ def refused(folder: Path) -> AdapterError:
 
 def test_a_whole_adapter(folder: Path) -> None:
     file = read_adapter(folder)
-    assert (file.peft_type, file.config["r"], dict(file.metadata)) == ("LORA", 2, {"format": "pt", "by": "me"})
+    assert (file.peft_type, file.config["r"], dict(file.header.metadata)) == (
+        "LORA",
+        2,
+        {"format": "pt", "by": "me"},
+    )
     assert file.tensors[NAME].shape == (2, 4)
     assert torch.equal(file.tensor(NAME), torch.arange(8.0).reshape(2, 4))
     with pytest.raises(KeyError):
@@ -65,7 +69,7 @@ def test_a_broken_configuration(folder: Path, content: bytes) -> None:
 def test_no_configuration(folder: Path) -> None:
     (folder / CONFIG).unlink()
     error = refused(folder)
-    assert (error.code, error.why) == ("adapter-config", "it is not there")
+    assert (error.code, error.where) == ("adapter-config", str(folder / CONFIG))
 
 
 @pytest.mark.parametrize("keep", [0, 4, 40, 100], ids=lambda n: f"{n} bytes")

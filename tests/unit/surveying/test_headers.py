@@ -78,38 +78,37 @@ def test_the_data_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    "content",
     [
-        pytest.param(b"", "truncated: 0 bytes", id="empty"),
-        pytest.param(b"\x01\x00", "truncated: 2 bytes", id="no length"),
-        pytest.param(struct.pack("<Q", 100) + b"{}", "the header alone takes 108", id="header cut"),
-        pytest.param(struct.pack("<Q", 2**63) + b"{}", "claims a header of", id="absurd length"),
-        pytest.param(b"version https://git-lfs.github.com/spec/v1", "no safetensors file", id="lfs pointer"),
-        pytest.param(_file(b"not json"), "not JSON", id="not json"),
-        pytest.param(_file(b"\xff\xfe\xfd"), "not JSON", id="not utf-8"),
-        pytest.param(_file(b"[" * 100_000), "not JSON", id="nested"),
-        pytest.param(_file(b'{"a": ' + b"9" * 5000 + b"}"), "not JSON", id="huge number"),
-        pytest.param(_file([1, 2]), "not a list", id="a list"),
-        pytest.param(_file({"a": 3}), "no valid dtype, shape", id="entry is a number"),
-        pytest.param(_file({"a": {"dtype": "F32", "shape": [1]}}), "no valid dtype, shape", id="no offsets"),
-        pytest.param(_file({"a": _tensor(0, 1, "U8", [True])}, b"1"), "no valid", id="a true dimension"),
-        pytest.param(_file({"a": _tensor(0, 1, "U8", [-1])}, b"1"), "no valid", id="a negative dimension"),
-        pytest.param(_file({"a": _tensor(0, 1, "U8", [2**63])}, b"1"), "no valid", id="a huge dimension"),
-        pytest.param(_file({"a": _tensor(0, 1, "U8", [1] * 65)}, b"1"), "no valid", id="many dimensions"),
-        pytest.param(_file({"a": _tensor(4, 0, "U8", [4])}, b"1234"), "its shape denies", id="ends first"),
-        pytest.param(_file({"a": _tensor(4, 0, "?", [4])}, b"1234"), "does not follow", id="ends first, odd"),
-        pytest.param(_file({"a": _tensor(0, 4, "F32", [2])}, b"1234"), "its shape denies", id="wrong size"),
-        pytest.param(_file({"a": _tensor(0, 9)}, b"1234"), "is truncated: 4 bytes of data", id="data cut"),
-        pytest.param(_file({"a": _tensor(0, 4)}, b"12345"), "no tensor owns", id="too much data"),
-        pytest.param(_file({"a": _tensor(0, 4), "b": _tensor(2, 6)}, b"123456"), "overlaps", id="overlap"),
-        pytest.param(_file({"a": _tensor(0, 2), "b": _tensor(4, 6)}, b"123456"), "not follow", id="a hole"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\x01\x00", id="no length"),
+        pytest.param(struct.pack("<Q", 100) + b"{}", id="header cut"),
+        pytest.param(struct.pack("<Q", 2**63) + b"{}", id="absurd length"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1", id="lfs pointer"),
+        pytest.param(_file(b"not json"), id="not json"),
+        pytest.param(_file(b"\xff\xfe\xfd"), id="not utf-8"),
+        pytest.param(_file(b"[" * 100_000), id="nested"),
+        pytest.param(_file(b'{"a": ' + b"9" * 5000 + b"}"), id="huge number"),
+        pytest.param(_file([1, 2]), id="a list"),
+        pytest.param(_file({"a": 3}), id="entry is a number"),
+        pytest.param(_file({"a": {"dtype": "F32", "shape": [1]}}), id="no offsets"),
+        pytest.param(_file({"a": _tensor(0, 1, "U8", [True])}, b"1"), id="a true dimension"),
+        pytest.param(_file({"a": _tensor(0, 1, "U8", [-1])}, b"1"), id="a negative dimension"),
+        pytest.param(_file({"a": _tensor(0, 1, "U8", [2**63])}, b"1"), id="a huge dimension"),
+        pytest.param(_file({"a": _tensor(0, 1, "U8", [1] * 65)}, b"1"), id="many dimensions"),
+        pytest.param(_file({"a": _tensor(4, 0, "U8", [4])}, b"1234"), id="ends first"),
+        pytest.param(_file({"a": _tensor(4, 0, "?", [4])}, b"1234"), id="ends first, odd"),
+        pytest.param(_file({"a": _tensor(0, 4, "F32", [2])}, b"1234"), id="wrong size"),
+        pytest.param(_file({"a": _tensor(0, 9)}, b"1234"), id="data cut"),
+        pytest.param(_file({"a": _tensor(0, 4)}, b"12345"), id="too much data"),
+        pytest.param(_file({"a": _tensor(0, 4), "b": _tensor(2, 6)}, b"123456"), id="overlap"),
+        pytest.param(_file({"a": _tensor(0, 2), "b": _tensor(4, 6)}, b"123456"), id="a hole"),
     ],
 )
-def test_malformed_files_are_refused(content: bytes, why: str, tmp_path: Path) -> None:
+def test_malformed_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     error = _refusal(tmp_path)
     assert (error.code, error.where) == ("weights-header", str(tmp_path / "model.safetensors"))
-    assert why in str(error.why)
 
 
 def test_an_unknown_dtype_is_passed_on(tmp_path: Path) -> None:

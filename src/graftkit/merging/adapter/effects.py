@@ -54,7 +54,7 @@ def read_effects(file: AdapterFile, model: PreTrainedModel) -> Effects:
     """
     config = read_config(file)
     tensors = AdapterTensors(file)
-    tensors.check()
+    tensors.check_not_empty()
     refuse(file, config)
     if file.peft_type == "LORA":
         adapted = attach_on_meta(model, config)

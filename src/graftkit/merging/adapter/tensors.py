@@ -1,4 +1,4 @@
-"""An adapter's tensors, read one at a time by position: never mapped, so that memory holds what is in use."""
+"""An adapter's tensors, read by position when needed: never mapped, so memory holds only what is in use."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from graftkit.adapters.file import AdapterFile
-from graftkit.errors import MergeError, reraise_as
-from graftkit.merging.checkpoint.shards import FLOATS, Shard, read_shard, torch_dtype
+from graftkit.errors import MergeError
+from graftkit.merging.checkpoint.shards import FLOATS, torch_dtype
 from graftkit.merging.errors import adapter_unreadable
 from graftkit.merging.io.read import buffer_of, opened
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 
-# Experts lie one after another on disk, each with two or three matrices from two of the adapter's tensors; and the
+# Experts follow each other on disk, each with two or three matrices from two of the adapter's tensors; and the
 # verification is one file behind.
-_KEPT = 4
+_CACHED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,53 +29,48 @@ class AdapterTensors:
     """The tensors of one adapter, as PEFT would load them.
 
     Attributes:
-        file: the adapter.
-        converted: tensors that PEFT makes of those in the file when it loads them (experts saved one by one).
-        gone: names in the file that those replace.
+        converted: tensors that PEFT makes on loading from some of the file's (experts saved one by one).
+        replaced: names of those tensors in the file.
     """
 
     file: AdapterFile
     converted: Mapping[str, torch.Tensor] = field(default_factory=lambda: MappingProxyType({}), repr=False)
-    gone: frozenset[str] = frozenset()
-    _kept: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    replaced: frozenset[str] = frozenset()
+    _cache: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @cached_property
-    def _shard(self) -> Shard:
-        with reraise_as(adapter_unreadable, self.file.weights_path):
-            return read_shard(self.file.weights_path)
-
-    @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        stored = {name: t.shape for name, t in self._shard.tensors.items() if name not in self.gone}
+        """Tensor name -> shape."""
+        stored = {name: t.shape for name, t in self.file.tensors.items() if name not in self.replaced}
         return MappingProxyType({**stored, **{name: tuple(t.shape) for name, t in self.converted.items()}})
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, in the type it is stored in.
+        """Read one tensor in its stored dtype.
 
         Raises:
             KeyError: there is none of that name.
-            MergeError: ``merge-not-finite``: it holds a NaN or an infinity.
+            MergeError: ``merge-not-finite``: it contains NaN or infinity.
             AdapterError: ``adapter-weights``: the file cannot be read any more.
         """
         return self.rows(name, 0, (self.shapes[name] or (1,))[0]).view(self.shapes[name])
 
-    def read_again(self, name: str) -> torch.Tensor:
-        """As :meth:`read`, for a tensor that the next disk tensors will need too: the last few are kept."""
+    def read_cached(self, name: str) -> torch.Tensor:
+        """Read a tensor that the next disk tensors need too: the last few are kept in memory."""
         with self._lock:
-            if name not in self._kept:
-                self._kept[name] = self.read(name)
-                while len(self._kept) > _KEPT:
-                    self._kept.pop(next(iter(self._kept)))
-            return self._kept[name]
+            if name not in self._cache:
+                self._cache[name] = self.read(name)
+                while len(self._cache) > _CACHED:
+                    self._cache.pop(next(iter(self._cache)))
+            return self._cache[name]
 
     def rows(self, name: str, begin: int, end: int) -> torch.Tensor:
-        """Some rows (of the first axis) of a tensor."""
+        """Read rows ``begin`` to ``end`` (of the first axis) of a tensor."""
         if name in self.converted:
             return _finite(name, self.converted[name][begin:end])
-        stored = self._shard.tensors[name]
+        stored = self.file.tensors[name]
         if stored.dtype not in FLOATS:
-            return self._any_type(name)[begin:end]
+            return self._any_dtype(name)[begin:end]
         count = (stored.shape or (1,))[0]
         row = stored.nbytes // count if count else 0
         buffer = buffer_of((end - begin) * row)
@@ -83,7 +78,7 @@ class AdapterTensors:
             file.read_into(buffer, stored.begin + begin * row)
         return _finite(name, buffer.view(torch_dtype(stored.dtype)).view(end - begin, *stored.shape[1:]))
 
-    def _any_type(self, name: str) -> torch.Tensor:
+    def _any_dtype(self, name: str) -> torch.Tensor:
         from safetensors import SafetensorError
 
         try:
@@ -92,11 +87,12 @@ class AdapterTensors:
             raise adapter_unreadable(str(self.file.weights_path), str(error)) from error
         return tensor if tensor.dim() else tensor.view(1)
 
-    def with_converted(self, converted: Mapping[str, torch.Tensor], gone: frozenset[str]) -> AdapterTensors:
-        return replace(self, converted=MappingProxyType(dict(converted)), gone=gone)
+    def with_converted(self, converted: Mapping[str, torch.Tensor], replaced: frozenset[str]) -> AdapterTensors:
+        """Return a copy with ``converted`` in place of the file's ``replaced`` tensors."""
+        return replace(self, converted=MappingProxyType(dict(converted)), replaced=replaced)
 
-    def check(self) -> None:
-        """Refuse tensors without data.
+    def check_not_empty(self) -> None:
+        """Refuse an adapter with tensors that have no elements.
 
         Raises:
             MergeError: ``merge-empty-tensors``.
@@ -117,7 +113,7 @@ def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if bool(tensor.isfinite().all()):
         return tensor
     raise MergeError(
-        "the adapter holds values that are not finite",
+        "the adapter contains values that are not finite",
         where=name,
         why="a NaN or an infinity would spread over every weight that it is merged into",
         help="take an earlier checkpoint of the training run",

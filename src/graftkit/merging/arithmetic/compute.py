@@ -64,7 +64,7 @@ class Terms:
         return WholeTerm(change, tensors, part.stacked, part.blocks, part.weight)
 
     def _read(self, begin: int, end: int) -> torch.Tensor:
-        with opened(self.plan.base.weights.home[self.job.source].path, base_unreadable) as file:
+        with opened(self.plan.base.weights.shard_of[self.job.source].path, base_unreadable) as file:
             return read_rows(file, self.job, begin, end).double()
 
 

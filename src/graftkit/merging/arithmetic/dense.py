@@ -66,7 +66,7 @@ def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:
     dtype = torch_dtype(stored.dtype)
     if group.converter is not None or stored.begin % dtype.itemsize:
         return read_param(plan, param)
-    shard = plan.base.weights.home[name]
+    shard = plan.base.weights.shard_of[name]
     try:
         storage = torch.UntypedStorage.from_file(str(shard.path), False, shard.size)
     except RuntimeError as error:
@@ -80,7 +80,7 @@ def read_disk(plan: MergePlan, name: str) -> torch.Tensor:
     """A whole disk tensor."""
     stored = plan.base.weights.stored(name)
     buffer = buffer_of(stored.nbytes)
-    with opened(plan.base.weights.home[name].path, base_unreadable) as file:
+    with opened(plan.base.weights.shard_of[name].path, base_unreadable) as file:
         file.read_into(buffer, stored.begin)
     return buffer.view(torch_dtype(stored.dtype)).view(stored.shape)
 

@@ -105,7 +105,7 @@ class LowRankTerm:
 def _one_expert(change: LowRank, tensors: AdapterTensors, at: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors of one expert, for a disk tensor that holds no other; B has to be read whole, but once."""
     rank = tensors.shapes[change.a][0] // change.experts
-    b = tensors.read_again(change.b)
+    b = tensors.read_cached(change.b)
     return tensors.rows(change.a, at * rank, (at + 1) * rank), b.view(len(b), rank, -1)[:, :, at].contiguous()
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import MergeError, SourceError, reraise_as
-from graftkit.merging.checkpoint.shards import INDEX, SINGLE, Weights, read_weights
+from graftkit.merging.checkpoint.shards import Weights, read_weights
 from graftkit.merging.checkpoint.weight_conversion import Groups, group
 from graftkit.merging.errors import base_unreadable
+from graftkit.surveying.checkpoint.headers import INDEX, SINGLE
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import load_config
@@ -49,7 +50,7 @@ class Base:
     @cached_property
     def groups(self) -> Groups:
         """Disk tensors and parameters that belong together."""
-        return group(self.model, self.weights.home)
+        return group(self.model, self.weights.shard_of)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from graftkit.merging.arithmetic.compute import Chunk, Scratch, chunks_of, row_b
 from graftkit.merging.errors import base_unreadable
 from graftkit.merging.io.direct_writer import Room, rooms, stream
 from graftkit.merging.io.read import Opened, opened
-from graftkit.merging.io.shard_layout import Layout
+from graftkit.merging.io.shard_layout import ShardLayout
 from graftkit.merging.plan import MergePlan
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def chunk_elements() -> int:
     return max(_FEWEST, min(_MOST, _CHUNK_BYTES // (_BYTES_AN_ELEMENT * workers())))
 
 
-def write_shard(plan: MergePlan, layout: Layout, path: Path, crew: Crew, tick: Tick) -> None:
+def write_shard(plan: MergePlan, layout: ShardLayout, path: Path, crew: Crew, tick: Tick) -> None:
     """Write one output file, without its last step: making it durable.
 
     Args:
@@ -137,7 +137,7 @@ class _Piece:
         return raw
 
 
-def _pieces(plan: MergePlan, layout: Layout, elements: int) -> Iterator[_Piece]:
+def _pieces(plan: MergePlan, layout: ShardLayout, elements: int) -> Iterator[_Piece]:
     for job in layout.jobs:
         for chunk in chunks_of(plan, job, elements):
             yield _Piece(layout.at[job.name] + chunk.begin * row_bytes(job), chunk)
