@@ -76,8 +76,8 @@ def read_adapter(folder: str | Path) -> AdapterFile:
 
     Raises:
         AdapterError: ``adapter-not-found`` (no such folder), ``adapter-config`` (``adapter_config.json`` is
-            missing, too large, or not a JSON object with a ``peft_type``), ``adapter-pickle`` (the only weights are a
-            pickle), ``adapter-weights`` (no weights, or a malformed or truncated file).
+            missing, too large, or not a JSON object with a ``peft_type``), ``adapter-pickle`` (there are only
+            pickled weights), ``adapter-weights`` (no weights, or a malformed or truncated file).
     """
     path = Path(folder).expanduser()
     if not path.is_dir():

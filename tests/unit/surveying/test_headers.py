@@ -117,31 +117,30 @@ def test_an_unknown_dtype_is_passed_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "why"),
+    ("index", "where"),
     [
-        pytest.param(b"{", "not JSON", id="truncated"),
-        pytest.param(b"[]", "not a list", id="a list"),
-        pytest.param(b"{}", "no weight_map", id="no map"),
-        pytest.param(b'{"weight_map": {"a": 3}}', "outside its own folder: 3", id="a number"),
-        pytest.param(b'{"weight_map": {"a": "../x.safetensors"}}', "outside", id="parent"),
-        pytest.param(b'{"weight_map": {"a": "d/../../x.safetensors"}}', "outside", id="hidden parent"),
-        pytest.param(b'{"weight_map": {"a": "..\\\\x.safetensors"}}', "outside", id="parent on Windows"),
-        pytest.param(b'{"weight_map": {"a": "/etc/x.safetensors"}}', "outside", id="absolute"),
-        pytest.param(b'{"weight_map": {"a": "C:/x.safetensors"}}', "outside", id="drive"),
-        pytest.param(b'{"weight_map": {"a": "\\\\\\\\host\\\\x.safetensors"}}', "outside", id="share"),
-        pytest.param(b'{"weight_map": {"a": "passwords.txt"}}', "outside", id="no weights"),
-        pytest.param(b'{"weight_map": {"b": "x.safetensors"}}', "does not hold 'b'", id="no such tensor"),
-        pytest.param(b'{"weight_map": {"a": "y.safetensors"}}', "FileNotFoundError", id="no such shard"),
+        pytest.param(b"{", INDEX, id="truncated"),
+        pytest.param(b"[]", INDEX, id="a list"),
+        pytest.param(b"{}", INDEX, id="no map"),
+        pytest.param(b'{"weight_map": {"a": 3}}', INDEX, id="a number"),
+        pytest.param(b'{"weight_map": {"a": "../x.safetensors"}}', INDEX, id="parent"),
+        pytest.param(b'{"weight_map": {"a": "d/../../x.safetensors"}}', INDEX, id="hidden parent"),
+        pytest.param(b'{"weight_map": {"a": "..\\\\x.safetensors"}}', INDEX, id="parent on Windows"),
+        pytest.param(b'{"weight_map": {"a": "/etc/x.safetensors"}}', INDEX, id="absolute"),
+        pytest.param(b'{"weight_map": {"a": "C:/x.safetensors"}}', INDEX, id="drive"),
+        pytest.param(b'{"weight_map": {"a": "\\\\\\\\host\\\\x.safetensors"}}', INDEX, id="share"),
+        pytest.param(b'{"weight_map": {"a": "passwords.txt"}}', INDEX, id="no weights"),
+        pytest.param(b'{"weight_map": {"b": "x.safetensors"}}', "x.safetensors", id="no such tensor"),
+        pytest.param(b'{"weight_map": {"a": "y.safetensors"}}', "y.safetensors", id="no such shard"),
     ],
 )
-def test_indexes_that_lie_are_refused(index: bytes, why: str, tmp_path: Path) -> None:
+def test_indexes_that_lie_are_refused(index: bytes, where: str, tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "x.safetensors").write_bytes(_file({"a": _tensor(0, 1)}, b"1"))
     (tmp_path / "inner" / "x.safetensors").write_bytes(_file({"a": _tensor(0, 1)}, b"1"))
     (tmp_path / "inner" / INDEX).write_bytes(index)
     error = _refusal(tmp_path / "inner")
-    assert error.code == "weights-header"
-    assert why in str(error.why)
+    assert (error.code, str(error.where).rpartition("/")[2]) == ("weights-header", where)
 
 
 @pytest.mark.parametrize(
