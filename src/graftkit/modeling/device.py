@@ -1,4 +1,4 @@
-"""Batches on the device of a model."""
+"""Batches on the device of a model, and in its type."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 
 def on_device_of(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Return the batch with its tensors on the device of the model's first parameter."""
     device = next(model.parameters()).device
     return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+
+
+def cast_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the batch on the model's device, its floating-point tensors in the model's type."""
+    device, dtype = model.device, model.dtype
+    return {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in batch.items()}

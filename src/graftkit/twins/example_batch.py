@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftkit.errors import BuildError
 from graftkit.families import family_of
+from graftkit.modeling.device import cast_inputs
 from graftkit.modeling.module_mode import evaluating
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.surveying.sources.quiet import quiet_transformers
+from graftkit.twins.generic_inputs import GenericInputs
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 MODALITIES = ("text", "image", "audio")
 
-_TEXT_TOKENS = 12
-# Models up to this size run a batch before it is handed out; larger ones are taken at the batch's word.
+# Models up to this size run a batch before it is returned; of larger ones it is returned untried.
 _TRIED_UP_TO = 200_000_000
-_IGNORED = -100
-_IMAGE_TYPE = 1
-# Strided feature extractors of raw audio reduce by 320: this makes about twenty frames.
-_SAMPLES = 6400
-_FRAMES = 64
-_TARGET_TOKENS = 4
-_IMAGE_TOKENS = ("image_token_id", "image_token_index")
-_AUDIO_TOKENS = ("audio_token_id", "audio_token_index")
 
 
 def example_batch(
@@ -40,12 +30,12 @@ def example_batch(
     seed: int = 0,
     modalities: Iterable[str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Model inputs, with labels, that ``model(**batch)`` takes and can be trained on.
+    """Return model inputs, with labels, that ``model(**batch)`` takes and can be trained on.
 
     Text is (B, T) int64 ``input_ids`` with an ``attention_mask`` of ones and ``labels`` that ignore (-100)
     the placeholders of images and audio. Images and audio come as the model's forward names and shapes them,
-    in its floating-point type. All tensors are on the model's device. A class without a loss of its own gets
-    no labels.
+    in its floating-point type. All tensors are on the model's device. A class that computes no loss gets no
+    labels.
 
     Args:
         model: a transformers model, or a PEFT model around one.
@@ -69,7 +59,7 @@ def example_batch(
     generator = torch.Generator().manual_seed(seed)
     try:
         with quiet_transformers():
-            batch = _on_model(base, _inputs(base, batch_size, generator, wanted))
+            batch = cast_inputs(base, _inputs(base, batch_size, generator, wanted))
             _try(base, batch)
     except BuildError:
         raise
@@ -90,254 +80,14 @@ def _inputs(
     family = family_of(model.config.model_type)
     if family is not None and family.example_inputs is not None:
         return family.example_inputs(model, batch_size, generator, modalities)
-    return _Generic(model, batch_size, generator, modalities).batch()
-
-
-def _on_model(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    device, dtype = model.device, model.dtype
-    return {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        for name, value in batch.items()
-    }
+    return GenericInputs(model, batch_size, generator, modalities).batch()
 
 
 def _try(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> None:
-    """Run a small model on the batch once, so that what is handed out is known to work."""
+    """Run a small model on the batch once, to know that it takes it."""
     import torch
 
     if model.device.type == "meta" or sum(p.numel() for p in model.parameters()) > _TRIED_UP_TO:
         return
     with torch.no_grad(), evaluating(model):
         model(**batch)
-
-
-@dataclass(frozen=True)
-class _Generic:
-    """Inputs derived from the names that a model's forward accepts and from its configuration."""
-
-    model: PreTrainedModel
-    batch_size: int
-    generator: torch.Generator
-    modalities: frozenset[str]
-
-    def batch(self) -> dict[str, torch.Tensor]:
-        images = self._images() if "image" in self.modalities and self._takes("pixel_values") else {}
-        audio = self._audio() if "audio" in self.modalities else {}
-        batch = images | audio
-        if self._takes("input_ids") and not self._is_speech_to_text():
-            batch |= self._text(images, audio)
-        if not batch:
-            raise ValueError(f"its forward takes none of: {', '.join(sorted(self.modalities))}")
-        return batch | self._labels(batch)
-
-    # What the model says about itself
-
-    @property
-    def config(self) -> PretrainedConfig:
-        return self.model.config
-
-    def _accepted(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(type(self.model).forward).parameters
-
-    def _takes(self, name: str) -> bool:
-        return name in self._accepted()
-
-    def _tower_takes(self, name: str) -> bool:
-        vision = getattr(self.config, "vision_config", None)
-        towers = [m for m in self.model.modules() if getattr(m, "config", None) is vision]
-        return not towers or name in inspect.signature(type(towers[0]).forward).parameters
-
-    def _is_speech_to_text(self) -> bool:
-        return bool(self.config.is_encoder_decoder) and (
-            self._takes("input_features") or self._takes("input_values")
-        )
-
-    def _find(self, names: Iterable[str], *, within: str | None = None, default: Any = None) -> Any:
-        """The first of these fields that the configuration (or one of its parts) sets."""
-        part = getattr(self.config, within, None) if within else None
-        for config in (part, getattr(self.config, "encoder_config", None), self.config):
-            for name in names:
-                if config is not None and (value := getattr(config, name, None)) is not None:
-                    return value
-        return default
-
-    # Images
-
-    def _images(self) -> dict[str, torch.Tensor]:
-        if self._takes("image_grid_thw"):
-            return self._patches()
-        height, width = _pair(self._find(("image_size", "input_size"), within="vision_config", default=32))
-        channels = self._find(("num_channels", "in_channels", "in_chans"), within="vision_config", default=3)
-        pixels = self._normal(self.batch_size, *self._per_row(), channels, height, width)
-        return {"pixel_values": pixels, **self._image_sizes(height, width)}
-
-    def _per_row(self) -> tuple[int, ...]:
-        """An axis for several pictures a row: images that are masked by pixel, or an image and its tiles."""
-        if self._find(("image_grid_pinpoints",)):
-            return (2,)
-        return (1,) if self._takes("pixel_attention_mask") else ()
-
-    def _image_sizes(self, height: int, width: int) -> dict[str, torch.Tensor]:
-        import torch
-
-        # Some language models pass the sizes on to whatever tower they have; not every tower takes them.
-        used = self._find(("image_grid_pinpoints",)) or self._tower_takes("image_sizes")
-        if not self._takes("image_sizes") or not used:
-            return {}
-        return {"image_sizes": torch.tensor([[height, width]] * self.batch_size)}
-
-    def _patches(self) -> dict[str, torch.Tensor]:
-        """Images as rows of flattened patches with one (time, height, width) grid an image."""
-        import torch
-
-        vision = self.config.vision_config
-        merge = getattr(vision, "spatial_merge_size", 1)
-        side = 2 * merge
-        channels = self._find(("in_channels", "in_chans", "num_channels"), within="vision_config", default=3)
-        size = channels * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2
-        grid = torch.tensor([[1, side, side]] * self.batch_size)
-        return {
-            "pixel_values": self._normal(self.batch_size * side * side, size),
-            "image_grid_thw": grid,
-        }
-
-    # Audio
-
-    def _audio(self) -> dict[str, torch.Tensor]:
-        import torch
-
-        if self._takes("input_features"):
-            bins = self._find(
-                ("num_mel_bins", "input_feat_size", "mel_dim", "feature_size", "input_dim"),
-                within="audio_config",
-                default=80,
-            )
-            positions = self._find(("max_source_positions",), within="audio_config")
-            # Encoders with a table of positions take (bins, frames) of exactly that length, the others
-            # (frames, bins) of any.
-            frames = 2 * positions if positions else _FRAMES
-            shape = (bins, frames) if positions else (frames, bins)
-            features = {"input_features": self._normal(self.batch_size, *shape)}
-            for name in ("feature_attention_mask", "input_features_mask"):
-                if self._takes(name):
-                    features[name] = torch.ones(self.batch_size, frames, dtype=torch.long)
-            return features
-        if self._takes("input_values"):
-            return {"input_values": self._normal(self.batch_size, _SAMPLES)}
-        return {}
-
-    # Text
-
-    def _text(
-        self, images: Mapping[str, torch.Tensor], audio: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        import torch
-
-        text = self._random_ids(_TEXT_TOKENS)
-        half = _TEXT_TOKENS // 2
-        pieces = [text[:, :half], text[:, half:]]
-        for inputs, names, features in (
-            (images, _IMAGE_TOKENS, "get_image_features"),
-            (audio, _AUDIO_TOKENS, "get_audio_features"),
-        ):
-            token = self._find(names)
-            if inputs and token is not None:
-                count = self._soft_tokens(features, inputs)
-                pieces.insert(-1, torch.full((self.batch_size, count), token))
-        ids = torch.cat(pieces, dim=1)
-        batch = {"input_ids": ids}
-        if self._takes("attention_mask"):
-            batch["attention_mask"] = torch.ones_like(ids)
-        image_token = self._find(_IMAGE_TOKENS)
-        if images and image_token is not None:
-            for name in ("mm_token_type_ids", "token_type_ids"):
-                if self._takes(name):
-                    batch[name] = (ids == image_token).long() * _IMAGE_TYPE
-        return batch
-
-    def _random_ids(self, length: int) -> torch.Tensor:
-        import torch
-
-        vocabulary = self.config.get_text_config().vocab_size
-        special = [i for i in _special_ids(self.config) if 3 < i < vocabulary]
-        high = min([i for i in special if i > vocabulary // 2] + [vocabulary])
-        return torch.randint(3, high, (self.batch_size, length), generator=self.generator)
-
-    def _soft_tokens(self, method: str, inputs: Mapping[str, torch.Tensor]) -> int:
-        """How many placeholders a row needs: as many as the tower gives features, by asking the tower."""
-        import torch
-
-        compute = getattr(self.model, method, None) or getattr(self.model.base_model, method)
-        accepted = inspect.signature(compute).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        given = {k: v for k, v in _on_model(self.model, inputs).items() if takes_any or k in accepted}
-        with torch.no_grad(), evaluating(self.model):
-            features = compute(**given)
-        return _rows(features) // self.batch_size
-
-    # Labels
-
-    def _labels(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        import torch
-
-        if not self._takes("labels"):
-            return {"return_loss": torch.tensor(True)} if self._takes("return_loss") else {}
-        if self.config.is_encoder_decoder:
-            targets = self._random_ids(_TARGET_TOKENS)
-            if getattr(self.config, "decoder_start_token_id", None) is None:
-                # Without a start token the model cannot make the decoder's inputs from the labels.
-                return {"labels": targets, "decoder_input_ids": targets.clone()}
-            return {"labels": targets}
-        if "input_ids" in batch and self.model.get_output_embeddings() is not None:
-            ids = batch["input_ids"]
-            soft = [t for t in (self._find(_IMAGE_TOKENS), self._find(_AUDIO_TOKENS)) if t is not None]
-            return {"labels": ids.masked_fill(torch.isin(ids, torch.tensor(soft)), _IGNORED)}
-        return {"labels": self._labels_like(self._logits(batch))}
-
-    def _logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        import torch
-
-        with torch.no_grad(), evaluating(self.model):
-            output = self.model(**_on_model(self.model, batch))
-        return output.logits  # type: ignore[no-any-return]
-
-    def _labels_like(self, logits: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        classes = logits.shape[-1]
-        if logits.ndim == 2:
-            return torch.randint(0, classes, logits.shape[:1], generator=self.generator)
-        # A score per step and no text: a transcription, shorter than the steps, without the blank (0).
-        steps = min(_TARGET_TOKENS, math.ceil(logits.shape[1] / 2))
-        return torch.randint(1, classes, (logits.shape[0], steps), generator=self.generator)
-
-    def _normal(self, *shape: int) -> torch.Tensor:
-        import torch
-
-        return torch.randn(shape, generator=self.generator)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) else (int(size), int(size))
-
-
-def _special_ids(config: PretrainedConfig) -> set[int]:
-    fields = config.to_dict()
-    parts = [fields, *(v for v in fields.values() if isinstance(v, dict))]
-    values = [v for part in parts for k, v in part.items() if str(k).endswith(("_token_id", "_token_index"))]
-    flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return {i for i in flat if isinstance(i, int)}
-
-
-def _rows(features: Any) -> int:
-    """Feature vectors in what a tower returned: a tensor, several, or an output object that holds them."""
-    import torch
-
-    if isinstance(features, torch.Tensor):
-        return math.prod(features.shape[:-1])
-    pooled = getattr(features, "pooler_output", None)
-    if pooled is not None:
-        return _rows(pooled)
-    if hasattr(features, "last_hidden_state"):
-        return _rows(features.last_hidden_state)
-    return sum(_rows(part) for part in features)

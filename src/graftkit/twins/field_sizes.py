@@ -6,8 +6,8 @@ Every rule only shrinks: a value below its target stays.
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 HIDDEN = 64
@@ -120,6 +120,7 @@ _COUNTS: dict[str, int] = {
 }
 _VOCABULARIES = ("vocab_size", "text_vocab_size", "decoder_vocab_size", "n_vocab", "vocab_size_or_config")
 
+WIDTHS = ("hidden_size", "d_model", "n_embd", "dim")
 LAYER_COUNTS = (
     "num_hidden_layers",
     "n_layer",
@@ -158,22 +159,15 @@ HEAD_COUNTS = frozenset(_TO_HEADS)
 
 
 def is_count(value: Any) -> TypeGuard[int]:
-    """Whether a value is a positive integer that a size rule may replace."""
+    """Check whether a value is a positive integer, which a size rule may replace."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def first_count(fields: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """Return the first of these names whose field is a positive integer, or None."""
+    return next((name for name in names if is_count(fields.get(name))), None)
+
+
 def is_token_field(name: str) -> bool:
-    """Whether a field holds the id of a special token, or a list of such ids."""
+    """Check whether a field holds the id of a special token, or a list of such ids."""
     return bool(_TOKEN_FIELD.search(name))
-
-
-def shrunk_heads(value: int) -> int:
-    """At most four query heads, and a power of two so that every width divides by it."""
-    return 1 << int(math.log2(min(value, HEADS)))
-
-
-def shrunk_kv_heads(value: int, heads: int, new_heads: int) -> int:
-    """Multi-query stays one head, multi-head stays one per query head, grouped stays grouped."""
-    if value >= heads:
-        return new_heads
-    return 1 if value == 1 else max(1, new_heads // 2)

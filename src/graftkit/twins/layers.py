@@ -42,8 +42,7 @@ _INDEX_LISTS = (
     "attn_layer_indices",
     "global_attention_layers",
 )
-# Lists of one value a layer, whatever decides their length; where one of these is given, a period that
-# would otherwise generate it decides nothing.
+# Lists of one value a layer. Where one is given, the periods and prefixes that would generate it decide nothing.
 _SUPERSEDED = {
     "layer_types": (
         "sliding_window_pattern",
@@ -59,14 +58,14 @@ _FEWEST = 2
 
 
 def shrink_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one (sub-)configuration that change when it keeps only the layers it needs.
+    """Return the fields of one (sub-)configuration that change when it keeps only the layers it needs.
 
     Args:
         fields: the configuration's own fields, without its sub-configurations.
 
     Returns:
         New values for layer counts, per-layer lists, index lists, per-layer overrides and suffix counts.
-        Stacks without anything that tells layers apart keep two layers.
+        Stacks whose layers are all of one kind keep two.
     """
     counts = {name: fields[name] for name in LAYER_COUNTS if is_count(fields.get(name))}
     changed: dict[str, Any] = {name: min(count, _FEWEST) for name, count in counts.items()}
@@ -89,32 +88,25 @@ def _main_count(fields: Mapping[str, Any], counts: Mapping[str, int]) -> int | N
 def _kept_layers(fields: Mapping[str, Any], total: int) -> list[int]:
     kinds = [_kind(fields, index, total) for index in range(total)]
     wanted = set(kinds)
-    if _has_period(fields):
+    if _periods(fields):
         # A period counts from the first layer, so that only a prefix keeps each layer's kind.
         length = next(n for n in range(1, total + 1) if set(kinds[:n]) == wanted)
         return list(range(max(length, _FEWEST)))
     kept = {kinds.index(kind) for kind in wanted}
-    index = 0
-    while len(kept) < _FEWEST:
-        kept.add(index)
-        index += 1
-    return sorted(kept)
+    return sorted(kept) if len(kept) >= _FEWEST else list(range(_FEWEST))
 
 
 def _periods(fields: Mapping[str, Any]) -> list[tuple[int, int]]:
-    hidden = {name for owner, names in _SUPERSEDED.items() if fields.get(owner) for name in names}
+    """Return (period, offset) of every period that decides a layer's kind."""
+    superseded = _superseded(fields)
     found: list[tuple[int, int]] = []
     for name, offset_name in _PERIODS:
         period = fields.get(name)
-        if name in hidden or not is_count(period) or period == 1:
+        if name in superseded or not is_count(period) or period == 1:
             continue
         offset = fields.get(offset_name) if offset_name else None
         found.append((period, offset if isinstance(offset, int) else period - 1))
     return found
-
-
-def _has_period(fields: Mapping[str, Any]) -> bool:
-    return bool(_periods(fields))
 
 
 def _kind(fields: Mapping[str, Any], index: int, total: int) -> Hashable:
@@ -132,8 +124,12 @@ def _kind(fields: Mapping[str, Any], index: int, total: int) -> Hashable:
 
 
 def _prefix_fields(fields: Mapping[str, Any]) -> list[str]:
-    hidden = {name for owner, names in _SUPERSEDED.items() if fields.get(owner) for name in names}
-    return [name for name in _PREFIXES if is_count(fields.get(name)) and name not in hidden]
+    superseded = _superseded(fields)
+    return [name for name in _PREFIXES if is_count(fields.get(name)) and name not in superseded]
+
+
+def _superseded(fields: Mapping[str, Any]) -> set[str]:
+    return {name for owner, names in _SUPERSEDED.items() if fields.get(owner) for name in names}
 
 
 def _is_index_list(value: Any, total: int) -> bool:

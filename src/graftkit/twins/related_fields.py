@@ -1,0 +1,115 @@
+"""Fields of a configuration whose sizes depend on each other, apart from those of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from graftkit.twins.field_sizes import HEAD_DIM, HIDDEN, SMALL_INTERMEDIATE, first_count, is_count
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+_TOP_K = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_k",
+    "moe_top_k",
+    "num_selected_experts",
+)
+# Mamba's heads, and how wide each is.
+_STATE_HEADS = (
+    ("mamba_n_heads", "mamba_d_head"),
+    ("n_mamba_heads", "mamba_headdim"),
+    ("mamba_num_heads", "mamba_head_dim"),
+)
+_PATCHES_PER_SIDE = 4
+
+
+def experts(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep top-k below the number of experts where it was, and one where it was one."""
+    experts = first_count(own, _EXPERTS)
+    top_k = first_count(own, _TOP_K)
+    if experts is None or top_k is None:
+        return {}
+    if own[top_k] < own[experts] and new[top_k] >= new[experts]:
+        return {top_k: max(1, new[experts] - 1)}
+    return {}
+
+
+def state_space(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep Mamba's heads x head size = inner width = expansion x hidden size, as the classes require."""
+    factor, width = first_count(own, ("mamba_expand", "expand")), new.get("hidden_size")
+    if factor is None or width is None:
+        return {}
+    inner, changed = int(own[factor] * width), {}
+    if own.get("intermediate_size") == own[factor] * own["hidden_size"] and "state_size" in own:
+        changed["intermediate_size"] = inner
+    for heads, size in _STATE_HEADS:
+        if is_count(own.get(heads)) and is_count(own.get(size)):
+            changed[size] = min(own[size], HEAD_DIM)
+            changed[heads] = inner // changed[size]
+    if "state_size" in own and "chunk_size" in own:
+        changed["chunk_size"] = min(own["chunk_size"], 8)
+    return changed
+
+
+def codebooks(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep codes as wide as the hidden size where they are, since these need no projection; others stay narrow."""
+    width = own.get("hidden_size")
+    return {
+        name: new["hidden_size"] if own[name] == width else min(own[name], SMALL_INTERMEDIATE)
+        for name in ("codebook_dim", "vector_quantization_hidden_dimension")
+        if is_count(own.get(name)) and is_count(width)
+    }
+
+
+def positions(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Shrink a learned table of positions; a rotary model's length decides no shape and is kept."""
+    length = own.get("max_position_embeddings")
+    if not is_count(length) or own.get("rope_parameters"):
+        return {}
+    return {"max_position_embeddings": min(length, 4 * HIDDEN)}
+
+
+def image(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Set an image of 4 x 4 patches, whatever the patch size is."""
+    size, patch = own.get("image_size"), own.get("patch_size")
+    if _is_pair(size) and _is_pair(patch):
+        return {"image_size": [min(s, _PATCHES_PER_SIDE * p) for s, p in zip(size, patch, strict=True)]}
+    if not (is_count(size) and is_count(patch)):
+        return {}
+    return {"image_size": min(size, _PATCHES_PER_SIDE * patch)}
+
+
+def _is_pair(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and len(value) == 2 and all(is_count(v) for v in value)
+
+
+def tiles(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Set one tile an image, of the vision tower's own size, where images are cut into tiles."""
+    vision = fields.get("vision_config")
+    if not fields.get("image_grid_pinpoints") or not isinstance(vision, Mapping):
+        return {}
+    size = vision.get("image_size")
+    return {"image_grid_pinpoints": [[size, size]]} if is_count(size) else {}
+
+
+def layer_overrides(
+    own: Mapping[str, Any], new: Mapping[str, Any], overrides: Mapping[int, Mapping[str, Any]]
+) -> dict[int, dict[str, Any]]:
+    """Keep per-layer sizes larger or smaller than the model's own where they were."""
+    return {
+        layer: {k: _relative(v, own.get(k), new.get(k)) for k, v in values.items()}
+        for layer, values in overrides.items()
+    }
+
+
+def _relative(value: Any, base: Any, new_base: Any) -> Any:
+    if not (is_count(value) and is_count(base) and is_count(new_base)):
+        return value
+    if value == base:
+        return new_base
+    if value > base:
+        return min(value, new_base * max(2, min(4, value // base)))
+    return max(1, min(new_base // 2, value))
