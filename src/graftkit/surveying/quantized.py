@@ -1,4 +1,4 @@
-"""Quantized linears, recognised by what they store, whatever package their class comes from."""
+"""Quantized linears, recognised by what they store, whatever package defines their class."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BITSANDBYTES = {"Params4bit": "bitsandbytes 4-bit", "Int8Params": "bitsandbytes
 
 
 def quantization_of(module: Any) -> str | None:
-    """The quantizer that made this linear, or None for a module that is no quantized linear."""
+    """Return the quantizer of a linear, None for a module that is not a quantized linear."""
     if features_of(module) is None:
         return None
     weight = getattr(module, "weight", None)
@@ -48,7 +48,7 @@ def quantization_of(module: Any) -> str | None:
 
 
 def features_of(module: Any) -> tuple[int, int] | None:
-    """(out_features, in_features) of a linear, quantized or not; None where the module does not say."""
+    """Return (out_features, in_features) of a linear, quantized or not; None where the module has none."""
     out = getattr(module, "out_features", getattr(module, "outfeatures", None))
     into = getattr(module, "in_features", getattr(module, "infeatures", None))
     return (out, into) if isinstance(out, int) and isinstance(into, int) else None
@@ -61,7 +61,7 @@ def logical_size(parameter: Any) -> int:
 
 
 def missing_package(module: Any) -> str | None:
-    """The package PEFT needs for this quantized layer and that is not installed, or None."""
+    """Return the package that PEFT needs for this quantized layer if it is not installed, else None."""
     weight = getattr(module, "weight", None)
     if type(weight).__name__ in _BITSANDBYTES:
         package = "bitsandbytes"

@@ -47,15 +47,15 @@ _ROUTER_WORDS = ("router",)
 
 
 def role_of(names: tuple[str, ...], kind: str, *, in_state_space: bool = False) -> str:
-    """The role of the weight that goes by ``names``: its own path first, then its wrappers', outwards.
+    """Return the role of the weight that goes by ``names``.
 
     A q/k/v/o name counts as attention only where no mixer of another kind (state space, recurrence) is its
     parent; a name that no table knows falls back to the part of the layer it lies in.
 
     Args:
-        names: the site's paths, its own first.
+        names: the site's paths: its own, then its wrappers', outwards.
         kind: the site's kind.
-        in_state_space: whether its parent is a state-space mixer by structure, whatever it is called.
+        in_state_space: whether its parent is a state-space mixer by structure, whatever its name.
     """
     parts = names[-1].lower().split(".")
     parent_words = parts[:-1]
@@ -74,7 +74,7 @@ def role_of(names: tuple[str, ...], kind: str, *, in_state_space: bool = False) 
 
 
 def _place(parents: list[str]) -> str | None:
-    """The part of the layer a module lies in: the nearest ancestor that says so."""
+    """Return the part of the layer that a module lies in, as its nearest telling ancestor names it."""
     for part in reversed(parents):
         if _has([part], _SSM_WORDS):
             return "ssm"

@@ -1,4 +1,4 @@
-"""The words of a survey: Site, Wrapper, Tower and the ModelMap that holds them."""
+"""What a survey returns: a ModelMap of towers and sites, and what stands against adapting a site."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Wrapper:
 
     Attributes:
         cls: its class name.
-        path: its module path, the outermost one where wrappers are nested.
+        path: its module path; of nested wrappers the outermost one's.
     """
 
     cls: str
@@ -233,7 +233,7 @@ class ModelMap:
         return {site.path: site for site in self.sites}
 
     def __getitem__(self, path: str) -> Site:
-        """The site at ``path``, by its own path or its wrapper's. KeyError when there is none."""
+        """Return the site at ``path``, its own or its wrapper's; KeyError where there is none."""
         if path in self._by_path:
             return self._by_path[path]
         return next((s for s in self.sites if path in s.names), None) or self._by_path[path]

@@ -26,13 +26,13 @@ _TOWER_OF_MODALITY = {"text": "language", "image": "vision", "video": "vision", 
 
 
 def tower_finder(model: nn.Module) -> Callable[[str], str]:
-    """A function from module path to tower name for this model.
+    """Return a function from module path to tower name for this model.
 
     The deepest assignment above a path wins. Sources, in this order: the modules that own a
     sub-configuration, ``get_encoder``/``get_decoder``, ``get_output_embeddings`` and the modules outside the
     base model (heads); what lies between towers is the projector; a model without towers is one, named after
     the modality it takes. In a module that only holds a model (a parallel wrapper, a reward model), the model
-    inside is asked, and what is around it is its head.
+    inside decides, and what is around it is its head.
     """
     found = [(prefix, _finder(inner)) for prefix, inner in models_inside(model)]
     if found == [] or found[0][0] == "":
@@ -48,14 +48,14 @@ def tower_finder(model: nn.Module) -> Callable[[str], str]:
 
 
 def fed_towers(model: nn.Module) -> tuple[str, ...]:
-    """The towers that every batch feeds, because they take the main input of the model or of one it holds."""
+    """Return the towers that every batch feeds, since they take the main input of the model or of one it holds."""
     inputs = (getattr(held, "main_input_name", "") for _, held in models_inside(model))
     modalities = (_MODALITY_OF_INPUT[name] for name in inputs if name in _MODALITY_OF_INPUT)
     return tuple(dict.fromkeys(_TOWER_OF_MODALITY[modality] for modality in modalities))
 
 
 def models_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
-    """(path, model) of the outermost transformers models in ``model``: itself, or those that it holds."""
+    """Return (path, model) of the outermost transformers models in ``model``: itself, or those that it holds."""
     from transformers import PreTrainedModel
 
     found: list[tuple[str, PreTrainedModel]] = []
@@ -81,10 +81,10 @@ def _finder(model: nn.Module) -> Callable[[str], str]:
 
 
 def _default_tower(model: nn.Module, towers: frozenset[str]) -> str:
-    """The tower of what no source claims.
+    """Return the tower of what no source claims.
 
-    Beside a language tower it is what connects the towers. Without one, towers of other modalities hang on a
-    model that is itself the language model. A model without towers is one.
+    Beside a language tower it is the projector. Without one, a model that has towers of other modalities and
+    takes text is itself the language model. A model without towers is one.
     """
     if "language" in towers and len(towers) > 1:
         return "projector"
@@ -118,7 +118,7 @@ def _from_sub_configs(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _sub_configs(config: PretrainedConfig | None) -> Iterator[tuple[int, str]]:
-    """(identity, tower) of every sub-configuration, nested ones included."""
+    """Yield (identity, tower) of every sub-configuration, nested ones included."""
     for key in getattr(config, "sub_configs", None) or ():
         sub = getattr(config, key, None)
         if sub is None:
@@ -136,7 +136,7 @@ def _tower_from_words(key: str, model_type: str) -> str:
 
 
 def _from_sub_models(model: nn.Module, towers: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """Beside assigned towers, a complete sub-model that shares the root's configuration (a text decoder)."""
+    """Yield complete sub-models beside assigned towers that share the root's configuration (a text decoder)."""
     from transformers import PreTrainedModel
 
     if not any("." not in path for path in towers):
@@ -148,7 +148,7 @@ def _from_sub_models(model: nn.Module, towers: frozenset[str]) -> Iterator[tuple
 
 
 def _from_encoder_decoder(model: Any) -> Iterator[tuple[str, str]]:
-    """An encoder of another modality than the decoder's (speech to text, image to text)."""
+    """Yield the encoder and the decoder, which may differ in modality (speech to text, image to text)."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return
     paths = {id(module): path for path, module in model.named_modules()}
@@ -173,7 +173,7 @@ def _from_heads(model: Any) -> Iterator[tuple[str, str]]:
 
 
 def _towers_taken(module: Any) -> Iterator[str]:
-    """Towers of the modalities a module takes: its main input's first, text last since it accompanies others."""
+    """Yield the towers of the modalities a module takes: its main input's first, text last."""
     taken = getattr(module, "input_modalities", None) or ()
     taken = (taken,) if isinstance(taken, str) else tuple(taken)
     main = _MODALITY_OF_INPUT.get(getattr(module, "main_input_name", ""))

@@ -1,4 +1,4 @@
-"""Which modules are one linear with something of their own around it: decided by structure alone."""
+"""Modules that wrap one linear, found by structure alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def wrappers_of(model: nn.Module, linear_paths: frozenset[str]) -> dict[str, tup
     the wrapper's class defines its forward (a plain container does not). Wrappers may nest.
 
     Returns:
-        linear path -> (class name, path) of the outermost wrapper around it.
+        Linear path -> (class name, path) of the outermost wrapper around it.
     """
     modules = dict(model.named_modules())
     found: dict[str, tuple[str, str]] = {}

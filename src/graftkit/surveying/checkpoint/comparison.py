@@ -19,9 +19,9 @@ class Checkpoint:
     """What the weight files hold, as their headers say.
 
     Attributes:
-        tensors: how many.
-        bytes: of tensor data.
-        dtypes: safetensors dtype -> tensors.
+        tensors: their number.
+        bytes: of all tensor data.
+        dtypes: safetensors dtype -> number of tensors.
         unknown: keys that the model's class does not know (it ignores them on loading).
         missing: keys that the model's class expects and no file holds (it starts them at random).
     """

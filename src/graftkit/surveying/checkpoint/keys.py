@@ -1,4 +1,4 @@
-"""Names in memory -> names on disk, through transformers' own conversion mapping."""
+"""Names in memory -> keys on disk, through transformers' own conversion mapping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_keys(model: nn.Module, names: list[str]) -> dict[str, tuple[str, ...]]:
-    """The checkpoint keys that hold each parameter or buffer of ``names``.
+    """Return the checkpoint keys that hold each parameter or buffer of ``names``.
 
     A fused parameter (stacked experts, a joined gate and up projection) is spread over several keys. A model
     that transformers does not convert keeps its names.
@@ -29,7 +29,7 @@ def checkpoint_keys(model: nn.Module, names: list[str]) -> dict[str, tuple[str, 
 
 
 class _StandIn:
-    """The model with its conversion mapping looked up once, instead of once per parameter, and not set on it."""
+    """The model with its conversion mapping looked up once, not once per parameter, and not set on the model."""
 
     def __init__(self, model: Any) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping

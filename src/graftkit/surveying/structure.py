@@ -1,0 +1,89 @@
+"""What a survey reads off a model's modules, gathered in one walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graftkit.families import Family, family_of
+from graftkit.surveying import kinds
+from graftkit.surveying.towers import models_inside, tower_finder
+from graftkit.surveying.wrappers import wrappers_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# The configuration fields that count stacked experts.
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class ModelStructure:
+    """A model's modules and parameters by path, and what its configurations and families say about them.
+
+    Attributes:
+        modules: every module, the root included.
+        parameters: every parameter; a tied one under each of its names.
+        kind_at: the kind of each module that is a site.
+        wrappers: linear -> class name and path of the outermost wrapper around it.
+        tower_of: module path -> tower name.
+        family_at: the family of each sub-model, so that a tower brings its own facts into any composite.
+        output_layers: the output embeddings of each transformers model inside.
+        expert_counts: how many experts the configurations say are stacked.
+        state_spaces: the state-space mixers.
+    """
+
+    modules: dict[str, nn.Module]
+    parameters: dict[str, nn.Parameter]
+    kind_at: dict[str, str]
+    wrappers: dict[str, tuple[str, str]]
+    tower_of: Callable[[str], str]
+    family_at: dict[str, Family | None]
+    output_layers: tuple[nn.Module | None, ...]
+    expert_counts: frozenset[int]
+    state_spaces: frozenset[str]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelStructure:
+        modules = dict(model.named_modules())
+        kind_at = {p: k for p, m in modules.items() if p and (k := kinds.kind_of(m)) is not None}
+        kind_at = {p: k for p, k in kind_at.items() if kind_at.get(p.rpartition(".")[0]) != kinds.MULTIHEAD}
+        linears = frozenset(p for p, k in kind_at.items() if k in {kinds.LINEAR, kinds.TRANSPOSED})
+        return cls(
+            modules=modules,
+            parameters=dict(model.named_parameters(remove_duplicate=False)),
+            kind_at=kind_at,
+            wrappers=wrappers_of(model, linears),
+            tower_of=tower_finder(model),
+            family_at=_families(modules),
+            output_layers=tuple(inner.get_output_embeddings() for _, inner in models_inside(model)),
+            expert_counts=frozenset(_expert_counts(modules)),
+            state_spaces=frozenset(path for path, module in modules.items() if _is_state_space(module)),
+        )
+
+    def family_above(self, path: str) -> Family | None:
+        """Return the family of the nearest sub-model that a module lies in, or None."""
+        while path:
+            path = path.rpartition(".")[0]
+            if self.family_at.get(path) is not None:
+                return self.family_at[path]
+        return None
+
+
+def _is_state_space(module: nn.Module) -> bool:
+    """Check for a mixer with a decaying state: it owns a decay (A, or its logarithm) or a step size's bias."""
+    return not {"A_log", "dt_bias"}.isdisjoint(name for name, _ in module.named_parameters(recurse=False))
+
+
+def _families(modules: dict[str, nn.Module]) -> dict[str, Family | None]:
+    types = {p: getattr(getattr(m, "config", None), "model_type", None) for p, m in modules.items()}
+    return {path: family_of(model_type) for path, model_type in types.items() if model_type}
+
+
+def _expert_counts(modules: dict[str, nn.Module]) -> Iterator[int]:
+    for config in {id(c): c for m in modules.values() if (c := getattr(m, "config", None)) is not None}.values():
+        for field in _EXPERT_COUNTS:
+            count = getattr(config, field, None)
+            if isinstance(count, int) and count > 1:
+                yield count
