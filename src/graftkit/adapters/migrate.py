@@ -26,6 +26,7 @@ from graftkit.attaching.redirect import Scene, renamed, retargeted
 from graftkit.errors import AdapterError
 from graftkit.files import folder_when_whole, write_text
 from graftkit.surveying.checkpoint.safetensors_header import header_bytes
+from graftkit.planning.matching import value_at
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap
 from graftkit.surveying.survey import survey
 
@@ -221,10 +222,7 @@ def _spelled(path: str, landing: Landing, scene: Scene, named: set[str]) -> str:
 
 
 def _rank(config: Any, path: str) -> Any:
-    from peft.utils.other import get_pattern_key
-
-    pattern = getattr(config, "rank_pattern", None) or {}
-    return pattern.get(get_pattern_key(pattern.keys(), path), getattr(config, "r", _DEFAULT_RANK))
+    return value_at(getattr(config, "rank_pattern", None), path, getattr(config, "r", _DEFAULT_RANK))
 
 
 def _with_ranks(config: SimpleNamespace, ranks: Mapping[str, int]) -> SimpleNamespace:

@@ -15,6 +15,7 @@ from graftkit.errors import AttachError, MissingDependencyError
 from graftkit.modeling.device import on_device_of
 from graftkit.modeling.module_mode import keep_modes
 from graftkit.planning.initializers import initializer_of
+from graftkit.planning.matching import value_at
 from graftkit.planning.plan import Plan
 from graftkit.text import some
 
@@ -147,11 +148,9 @@ def _examples(model: nn.Module, plan: Plan, data: Sequence[Mapping[str, Any]]) -
 
 
 def _check_examples(plan: Plan, examples: Mapping[str, int]) -> None:
-    from peft.utils.other import get_pattern_key
-
     config: Any = plan.peft_config
     for path, found in examples.items():
-        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), path), config.r)
+        rank = value_at(config.rank_pattern, path, config.r)
         needed = round(rank * config.eva_config.rho)
         width = _width(plan, path)
         if min(found, width) < needed:

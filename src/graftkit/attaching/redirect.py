@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from graftkit.planning.matching import rewritten_names, smallest_exact
+from graftkit.planning.matching import key_matches, rewritten_names, smallest_exact, value_at
 from graftkit.surveying.kinds import LINEAR, TRANSPOSED, kind_of
 from graftkit.surveying.wrappers import wrappers_of
 
@@ -178,27 +178,20 @@ _MISSING = object()
 
 
 def _value(pattern: Mapping[str, Any], *names: str) -> Any:
-    """The value of the first name that has one."""
-    for name in names:
-        key = next((key for key in pattern if _key_matches(key, name)), None)
-        if key is not None:
-            return pattern[key]
-    return _MISSING
-
-
-def _key_matches(key: str, path: str) -> bool:
-    return re.match(rf"(.*\.)?({key})$", path) is not None
+    """Return the value of the first name that has one."""
+    values = (value_at(pattern, name, _MISSING) for name in names)
+    return next((value for value in values if value is not _MISSING), _MISSING)
 
 
 def _any_match(key: str, paths: Iterable[str]) -> bool:
-    return any(_key_matches(key, path) for path in paths)
+    return any(key_matches(key, path) for path in paths)
 
 
 def _stretched(pattern: Mapping[str, Any], moved: Mapping[str, str], stay: Sequence[str]) -> dict[str, Any]:
     """Each key that names a wrapper also, or only, names what is inside."""
     result = {}
     for key, value in pattern.items():
-        tails = {path.removeprefix(name) for path, name in moved.items() if _key_matches(key, name)}
+        tails = {path.removeprefix(name) for path, name in moved.items() if key_matches(key, name)}
         if tails:
             tail = "|".join(re.escape(tail) for tail in sorted(tails))
             optional = "?" if _any_match(key, stay) else ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
 from graftkit.surveying.quantized import logical_size
+from graftkit.planning.matching import ends_with
 from graftkit.text import suggest
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def check_extras(model_map: ModelMap, options: Mapping[str, Any]) -> None:
     indices = options.get("trainable_token_indices")
     embeddings = [site.path for site in model_map if site.kind == "embedding"]
     for name in indices if isinstance(indices, Mapping) else ():
-        if not any(_ends_with(path, name) for path in embeddings):
+        if not any(ends_with(path, name) for path in embeddings):
             raise _no_module("trainable_token_indices", name, embeddings, model_map)
 
 
@@ -106,7 +107,7 @@ def _tokens(model_map: ModelMap, config: Any) -> int:
             len(rows) * site.shape[1]
             for name, rows in indices.items()
             for site in embeddings
-            if _ends_with(site.path, name)
+            if ends_with(site.path, name)
         )
     first = next((site for site in embeddings if site.tower == "language"), embeddings[0])
     return len(indices) * first.shape[1]
@@ -118,10 +119,6 @@ def _biases(config: Any, counted: Iterable[str], sizes: Sizes) -> int:
     own = tuple(f"{path}." for path in counted)
     others = (name for name in sizes.by_path if "bias" in name and not name.startswith(own))
     return sum(sizes.by_path[name] for name in others if name not in sizes.repeated)
-
-
-def _ends_with(path: str, name: str) -> bool:
-    return path == name or path.endswith(f".{name}")
 
 
 def _no_module(option: str, name: str, paths: Iterable[str], model_map: ModelMap) -> PlanError:

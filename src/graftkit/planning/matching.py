@@ -1,7 +1,8 @@
-"""How PEFT reads targets, and the smallest form that makes it read exactly the planned sites."""
+"""How PEFT reads targets and patterns, and the smallest targets that make it read exactly the planned sites."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -9,14 +10,48 @@ from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any
 
-# Longer than any module path. What is longer is a trick, and regular expressions are not run over it.
+# Longer than any module path; regular expressions are not run over what is longer.
 LONGEST_NAME = 500
+# The regular expressions that PEFT makes of a key of rank_pattern and the like, and of a name in modules_to_save.
+# Sources: ``peft.utils.other.get_pattern_key``, ``peft.tuners.tuners_utils.check_target_module_exists``.
+KEY_FORM = r"(.*\.)?({})$"
+SAVED_FORM = r"(^|.*\.){}($|\..*)"
 # More suffixes than this read worse than one regular expression.
 _LONGEST_SUFFIX_LIST = 32
 
 
+# ---- patterns: rank_pattern, alpha_pattern and the like ----
+
+
+@functools.lru_cache(maxsize=4096)  # Python's own cache holds 512, which a pattern of full paths exceeds
+def _key_matcher(key: str) -> Callable[[str], object]:
+    return re.compile(KEY_FORM.format(key)).match
+
+
+def key_matches(key: str, path: str) -> bool:
+    """Check whether PEFT applies a key of a pattern to the module or parameter at ``path``."""
+    return len(path) <= LONGEST_NAME and _key_matcher(key)(path) is not None
+
+
+def value_at(pattern: Mapping[str, Any] | None, path: str, default: Any = None) -> Any:
+    """Return the value that PEFT uses at ``path``: that of the first key that matches, else the default.
+
+    Source: ``peft.utils.other.get_pattern_key``, which gives back the path itself where no key matches.
+    """
+    pattern = pattern or {}
+    return pattern.get(next((key for key in pattern if key_matches(key, path)), path), default)
+
+
+# ---- targets ----
+
+
+def ends_with(path: str, name: str) -> bool:
+    """Check whether ``path`` is ``name``, or ends with it after a dot."""
+    return path == name or path.endswith(f".{name}")
+
+
 def matched_by(targets: str | Iterable[str], paths: Iterable[str]) -> list[str]:
-    """The paths PEFT would adapt: a string is a regular expression on the whole path, a list holds suffixes.
+    """Return the paths PEFT would adapt: a string is a regular expression for the whole path, a list has suffixes.
 
     Source: ``peft.tuners.tuners_utils.check_target_module_exists``.
     """
@@ -28,7 +63,7 @@ def matched_by(targets: str | Iterable[str], paths: Iterable[str]) -> list[str]:
 
 
 def suffix_finder(wanted: Collection[str]) -> Callable[[str], list[str]]:
-    """Which of ``wanted`` a path is, or ends with after a dot: looked up, so that a long list costs no more."""
+    """Return a function that lists which of ``wanted`` a path ends with, however many they are, by look-up."""
     known = frozenset(wanted)
     depths = sorted({name.count(".") + 1 for name in known})
 
@@ -41,7 +76,7 @@ def suffix_finder(wanted: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def target_matcher(fields: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Whether the targets of a configuration, with its filters, name a module.
+    """Return a function that tells whether the targets of a configuration, with its filters, name a module.
 
     PEFT itself decides. It compares every module with every target, though, so that a list of full paths would
     take minutes: the targets that a path ends with are looked up first.
@@ -52,8 +87,8 @@ def target_matcher(fields: Mapping[str, Any]) -> Callable[[str], bool]:
         fields: the configuration's fields, ``target_modules`` a regular expression, a list, or None for none.
     """
     targets = fields.get("target_modules")
-    # PEFT compiles these anew for every module, and Python keeps a few hundred compiled expressions only.
-    saved = [re.compile(rf"(^|.*\.){name}($|\..*)").match for name in fields.get("modules_to_save") or ()]
+    # PEFT compiles these again for every module, and Python keeps only a few hundred compiled expressions.
+    saved = [re.compile(SAVED_FORM.format(name)).match for name in fields.get("modules_to_save") or ()]
     others = {**fields, "modules_to_save": None}
     if isinstance(targets, str):
         config = SimpleNamespace(**others)
@@ -79,14 +114,14 @@ def target_matcher(fields: Mapping[str, Any]) -> Callable[[str], bool]:
 
 
 def _matched_by_peft(config: SimpleNamespace, path: str) -> bool:
-    # Here, and not where a matcher is made: names alone never need it, and importing PEFT takes seconds.
+    # Imported here because names without filters never need PEFT, whose import takes seconds.
     from peft.tuners.tuners_utils import check_target_module_exists
 
     return bool(check_target_module_exists(config, path))
 
 
 def smallest_exact(planned: Sequence[str], paths: Sequence[str], *, regex_is_safe: bool = True) -> str | list[str]:
-    """The smallest ``target_modules`` that matches ``planned`` and nothing else among ``paths``.
+    """Return the smallest ``target_modules`` that matches ``planned`` and nothing else among ``paths``.
 
     A list of suffixes, else a regular expression, else the full paths. First form that is exact wins.
 
@@ -107,7 +142,7 @@ def smallest_exact(planned: Sequence[str], paths: Sequence[str], *, regex_is_saf
 
 
 def rewritten_names(model_type: str | None) -> frozenset[str]:
-    """Leaf names that PEFT takes for stacked experts on this model type, wherever in the model they stand.
+    """Return the leaf names that PEFT takes for stacked experts on this model type, wherever they are.
 
     On these types PEFT turns such names, and any regular expression, into ``target_parameters`` before it
     matches: a dense ``mlp.gate_proj`` would be dropped, and a regular expression loses its scope.
@@ -123,13 +158,13 @@ def rewritten_names(model_type: str | None) -> frozenset[str]:
 
 
 def suffixes(path: str) -> list[str]:
-    """Every dotted suffix of a path, the whole of it included, shortest first."""
+    """Return every dotted suffix of a path, the path itself included, shortest first."""
     parts = path.split(".")
     return [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
 
 
 def _as_suffixes(planned: Sequence[str], paths: Sequence[str]) -> list[str] | None:
-    """The shortest suffix of each planned path that no other path shares; None where they are unwieldy."""
+    """Return the shortest suffix of each planned path that no other path shares; None where they are unwieldy."""
     wanted = set(planned)
     taken = {suffix for path in paths if path not in wanted for suffix in suffixes(path)}
     chosen: set[str] = set()
@@ -142,7 +177,7 @@ def _as_suffixes(planned: Sequence[str], paths: Sequence[str]) -> list[str] | No
 
 
 def _numbered(suffix: str) -> bool:
-    """Whether a suffix counts layers one by one, which a regular expression says shorter."""
+    """Check whether a suffix counts layers one by one, which a regular expression says shorter."""
     return any(part.isdigit() for part in suffix.split("."))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
 from graftkit.planning.intent import ROLE_TARGETS, Intent
-from graftkit.planning.matching import smallest_exact
+from graftkit.planning.matching import ends_with, key_matches, smallest_exact
 from graftkit.planning.select import select
 from graftkit.text import suggest
 
@@ -47,14 +47,6 @@ def rekey(name: str, pattern: Mapping[str, Any], model_map: ModelMap, sites: Seq
     return keyed
 
 
-def value_at(pattern: Mapping[str, Any], path: str) -> Any:
-    """The value PEFT uses at ``path``, or None for the default.
-
-    Source: ``peft.utils.other.get_pattern_key``.
-    """
-    return next((v for key, v in pattern.items() if re.match(rf"(.*\.)?({key})$", path)), None)
-
-
 def _path(site: Site) -> str:
     """What PEFT matches keys against, a parameter's own path included."""
     return site.path
@@ -87,17 +79,16 @@ def _as_target(key: str, model_map: ModelMap, sites: Sequence[Site]) -> Sequence
 
 def _as_peft_reads(key: str, _model_map: ModelMap, sites: Sequence[Site]) -> Sequence[Site]:
     try:
-        pattern = re.compile(rf"(.*\.)?({key})$")
+        return [site for site in sites if any(key_matches(key, name) for name in site.names)]
     except re.error:
         return ()
-    return [site for site in sites if any(pattern.match(name) for name in site.names)]
 
 
 # ---- keys that PEFT's tuners all read alike ----
 
 # Most tuners use get_pattern_key; C3A and FourierFT want a dot before the key; OSF searches anywhere.
 _READERS: tuple[Callable[[str, str], object], ...] = (
-    lambda key, path: re.match(rf"(.*\.)?({key})$", path),
+    key_matches,
     lambda key, path: "." not in path or re.match(rf".*\.{key}$", path),
     lambda key, path: re.search(key, path),
 )
@@ -140,7 +131,7 @@ def _is_exact(
 
 
 def _unmatched(name: str, key: str, model_map: ModelMap, sites: Sequence[Site]) -> PlanError:
-    elsewhere = [site for site in model_map if any(n == key or n.endswith(f".{key}") for n in site.names)]
+    elsewhere = [site for site in model_map if any(ends_with(n, key) for n in site.names)]
     if elsewhere:
         return PlanError(
             f"{name} key {key!r} matches no planned site",

@@ -15,7 +15,7 @@ from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, lay
 from graftkit.planning.extras import Sizes, check_extras, extra_params, parameter_sizes
 from graftkit.planning.initializers import default_config
 from graftkit.planning.intent import read_intent
-from graftkit.planning.matching import matched_by, rewritten_names, smallest_exact
+from graftkit.planning.matching import matched_by, rewritten_names, smallest_exact, value_at
 from graftkit.planning.methods import (
     Method,
     build_config,
@@ -25,7 +25,7 @@ from graftkit.planning.methods import (
     numbers_of,
     refusal_of,
 )
-from graftkit.planning.patterns import rekey, value_at
+from graftkit.planning.patterns import rekey
 from graftkit.planning.quantization import QuantizationPlan, plan_quantization
 from graftkit.planning.select import select
 from graftkit.planning.skeleton import Slot, ask, slots_of

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from graftkit.errors import PlanError
 from graftkit.planning.intent import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, Intent
+from graftkit.planning.matching import ends_with
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import some, suggest
 
@@ -125,13 +126,9 @@ def _as_name(target: str, sites: list[Site]) -> tuple[list[Site], str]:
     # One of the usual names means a module. Stacked experts share some of those names but not all of them, and
     # half an expert is never meant: they are asked for by role.
     named = [s for s in sites if s.kind != "parameter" or target not in USUAL_NAMES]
-    matched = [s for s in named if any(_ends_with(name, target) for name in s.names)]
+    matched = [s for s in named if any(ends_with(name, target) for name in s.names)]
     wrapped = any(s.wrapper for s in matched)
     return matched, f"named {target}" + (" (the wrapper's inner linear, where wrapped)" if wrapped else "")
-
-
-def _ends_with(path: str, target: str) -> bool:
-    return path == target or path.endswith(f".{target}")
 
 
 def _as_usual_name(target: str, sites: list[Site]) -> tuple[list[Site], str]:
@@ -189,7 +186,7 @@ def _unmatched(target: str, model_map: ModelMap, intent: Intent) -> PlanError:
             help=f"add {towers[0]!r} to the scope, or leave {target!r} out",
             code="target-unmatched",
         )
-    modules = [p for p in model_map.module_paths if _ends_with(p, target)]
+    modules = [p for p in model_map.module_paths if ends_with(p, target)]
     if modules:
         return PlanError(
             f"target {target!r} names no weight that an adapter could go on",

@@ -12,7 +12,7 @@ from graftkit.adapters.file import AdapterFile
 from graftkit.checks.peft_config.schema import declared
 from graftkit.checks.peft_config.validate import config_problems
 from graftkit.modeling.unwrapping import PEFT_PREFIX
-from graftkit.planning.matching import LONGEST_NAME, suffixes, target_matcher
+from graftkit.planning.matching import suffixes, target_matcher, value_at
 
 _CHUNK = 1 << 22
 # Below it, squares in single precision lose their digits.
@@ -100,7 +100,7 @@ class Saved:
 
         Source: ``peft.tuners.lora.model.LoraModel._create_and_replace``.
         """
-        return int(self._by_pattern("rank_pattern", path, self.default_rank))
+        return int(value_at(self.file.config.get("rank_pattern"), path, self.default_rank))
 
     @property
     def default_rank(self) -> int:
@@ -113,16 +113,7 @@ class Saved:
         Source: ``peft.tuners.lora.model.LoraModel._create_and_replace``.
         """
         default = self.file.config.get("lora_alpha", _DEFAULT_ALPHA)
-        return float(self._by_pattern("alpha_pattern", path, default) if path else default)
-
-    def _by_pattern(self, field: str, path: str, default: Any) -> Any:
-        pattern = self.file.config.get(field)
-        if not pattern:
-            return default
-        from peft.utils.other import get_pattern_key
-
-        key = get_pattern_key(pattern.keys(), path) if len(path) <= LONGEST_NAME else path
-        return pattern.get(key, default)
+        return float(value_at(self.file.config.get("alpha_pattern"), path, default) if path else default)
 
     def shown_rank(self, name: str) -> int | None:
         """The rank that a tensor's shape shows, or None where it shows none."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from graftkit.planning.matching import LONGEST_NAME
+from graftkit.planning.matching import KEY_FORM, LONGEST_NAME, SAVED_FORM
 from graftkit.text import quoted
 
 _REPEATS = re.compile(r"[*+{]")
@@ -53,8 +53,8 @@ def _patterns(config: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
         if isinstance(config.get(name), str):
             yield name, config[name], ""
     for name in ("rank_pattern", "alpha_pattern"):
-        yield from ((name, key, r"(.*\.)?({})$") for key in config.get(name) or ())
-    yield from (("modules_to_save", key, r"(^|.*\.){}($|\..*)") for key in config.get("modules_to_save") or ())
+        yield from ((name, key, KEY_FORM) for key in config.get(name) or ())
+    yield from (("modules_to_save", key, SAVED_FORM) for key in config.get("modules_to_save") or ())
     layers = config.get("layers_pattern") or ()
     for key in (layers,) if isinstance(layers, str) else layers:
         yield "layers_pattern", key, r"(?:^|.*?\.){}\.(\d+)\."

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from graftkit.checks.peft_config.raw import RawPeftConfig, Refusal, said
 from graftkit.checks.probes.modality_inputs import own_names
 from graftkit.planning.extras import saved_modules
-from graftkit.planning.matching import rewritten_names, suffix_finder, target_matcher
+from graftkit.planning.matching import key_matches, rewritten_names, suffix_finder, target_matcher, value_at
 from graftkit.planning.methods import not_on_parameters, refusal_of
 from graftkit.surveying.sites import Obstacle, Site
 
@@ -226,23 +226,14 @@ class ResolvedTargets(RawPeftConfig):
     # ---- patterns ----
 
     def matched_by(self, pattern: str) -> Mapping[str, tuple[str, ...]]:
-        """Key of ``rank_pattern`` or ``alpha_pattern``, as written -> the adapted paths that it matches.
-
-        Source: ``peft.utils.other.get_pattern_key``.
-        """
+        """Key of ``rank_pattern`` or ``alpha_pattern``, as written -> the adapted paths that it matches."""
         paths = (*self.modules, *self.parameters)
-        found = {}
-        for key in self.given.get(pattern) or {}:
-            matches = re.compile(rf"(.*\.)?({key})$").match
-            found[key] = tuple(path for path in paths if matches(path))
-        return found
+        keys = self.given.get(pattern) or {}
+        return {key: tuple(path for path in paths if key_matches(key, path)) for key in keys}
 
     def rank(self, path: str) -> int:
         """The rank PEFT would use at a targeted path."""
-        from peft.utils.other import get_pattern_key
-
-        pattern = self.fields.get("rank_pattern") or {}
-        return int(pattern.get(get_pattern_key(pattern.keys(), path), self.fields.get("r") or 0))
+        return int(value_at(self.fields.get("rank_pattern"), path, self.fields.get("r") or 0))
 
 
 def _by_entry(entries: Iterable[str], paths: Iterable[str]) -> Mapping[str, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import Added, Change, Layer, LowRank, Rows, Whole
 from graftkit.merging.unsupported import rebuilds_base, refuse
 from graftkit.modeling.unwrapping import PEFT_PREFIX
+from graftkit.planning.matching import ends_with, target_matcher
 from graftkit.text import some
 
 if TYPE_CHECKING:
@@ -295,10 +296,9 @@ def _own_tensors(config: Any, tensors: AdapterTensors) -> dict[str, tuple[str, .
 
 def _targeted(config: Any, model: PreTrainedModel) -> Iterator[str]:
     """The modules that PEFT's own matching takes for targets."""
-    from peft.tuners.tuners_utils import check_target_module_exists
-
+    matches = target_matcher(vars(config))
     for path, module in model.named_modules():
-        if path and not list(module.children()) and check_target_module_exists(config, path):
+        if path and not list(module.children()) and matches(path):
             yield path
 
 
@@ -337,7 +337,7 @@ def _indices(config: Any, param: str) -> list[int]:
     given = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     if isinstance(given, dict):
         module = param.rpartition(".")[0]
-        given = next((v for key, v in given.items() if module == key or module.endswith(f".{key}")), [])
+        given = next((v for key, v in given.items() if ends_with(module, key)), [])
     return [int(i) for i in given]
 
 
