@@ -25,8 +25,8 @@ from graftkit.adapters.placement import Landing, land
 from graftkit.attaching.redirect import Scene, renamed, retargeted
 from graftkit.errors import AdapterError
 from graftkit.files import folder_when_whole, write_text
-from graftkit.surveying.checkpoint.safetensors_header import header_bytes
 from graftkit.planning.matching import value_at
+from graftkit.surveying.checkpoint.safetensors_header import header_bytes
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap
 from graftkit.surveying.survey import survey
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
-from graftkit.surveying.quantized import logical_size
 from graftkit.planning.matching import ends_with
+from graftkit.surveying.quantized import logical_size
 from graftkit.text import suggest
 
 if TYPE_CHECKING:
