@@ -132,8 +132,8 @@ class Report:
 
     @property
     def tally(self) -> str:
-        """The summary in one line, without what there is none of."""
-        counted = [f"{number} {name}" for name, number in self.summary.items() if number]
+        """The summary in one line: "1 error, 2 warnings, 20 passed"."""
+        counted = [f"{number} {_counted(name, number)}" for name, number in self.summary.items() if number]
         return ", ".join(counted) or "no rule was run"
 
     @property
@@ -161,6 +161,12 @@ class Report:
         lines = [f"unknown: {', '.join(undecided)}"] if undecided else []
         lines += [str(finding) for severity in shown for finding in self if finding.severity is severity]
         return "\n".join([*lines, self.tally])
+
+
+def _counted(severity: str, number: int) -> str:
+    if severity == Severity.OK:
+        return "passed"
+    return f"{severity}s" if number > 1 and severity in (Severity.ERROR, Severity.WARNING) else severity
 
 
 def _shown(value: Any) -> str:

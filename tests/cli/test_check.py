@@ -13,20 +13,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tests.cli.running import fields_of, graft, refused
 from torch import nn
-
-
-def graft(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed command in a process of its own, offline and without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *words],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -45,13 +33,6 @@ def adapter(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def fields_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(done.stdout)
-    assert fields["schema_version"] == 1
-    assert "Traceback" not in done.stderr
-    return fields
-
-
 def test_a_good_adapter_exits_0(adapter: Path, base: str) -> None:
     done = graft("check", str(adapter), "--base", base, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,10 +40,35 @@ def test_a_good_adapter_exits_0(adapter: Path, base: str) -> None:
 
 
 def test_without_a_base_the_rest_is_still_checked(adapter: Path) -> None:
-    done = graft("check", str(adapter))
+    done = graft("check", str(adapter), "--json")
     assert done.returncode == 0
-    assert "needs base" in done.stdout
-    assert "GK505" in done.stdout
+    found = {f["code"]: f for f in fields_of(done)["findings"]}
+    assert found["GK505"]["severity"] == "ok"
+    assert {tuple(f["evidence"]["missing"]) for f in found.values() if f["severity"] == "unknown"} == {("base",)}
+
+
+def test_what_passed_is_counted_and_listed_on_request(adapter: Path) -> None:
+    quiet, verbose = graft("check", adapter), graft("check", adapter, "-v")
+    assert "GK505" not in quiet.stdout
+    assert "GK505" in verbose.stdout
+    assert quiet.stdout.splitlines()[-1].startswith(verbose.stdout.splitlines()[-1])
+
+
+def test_the_worst_finding_stands_last(adapter: Path) -> None:
+    (adapter / "adapter_model.bin").write_bytes(b"a pickle, for all anyone knows")
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    done = graft("check", adapter, "-v")
+    heads = [line.split()[0].rstrip(",") for line in done.stdout.splitlines() if line[:1].isalpha()]
+    order = ["ok", "unknown", "info", "warning", "error"]
+    assert {"unknown", "error"} <= set(heads)
+    assert heads == sorted(heads, key=order.index)
+
+
+def test_a_merged_checkpoint_has_a_command_of_its_own(adapter: Path) -> None:
+    error = refused("check", "merged", "--base", "the base", "--adapter", adapter, "-a", "b:0.3")
+    assert error["code"] == "usage"
+    assert error["help"] == f"graft check-merged merged --base 'the base' --adapter {adapter} --adapter b:0.3"
 
 
 def test_a_finding_exits_1(adapter: Path) -> None:
@@ -116,9 +122,7 @@ def _no_base(adapter: Path) -> list[str]:
     ],
 )
 def test_what_cannot_be_checked_exits_2(adapter: Path, words: Callable[[Path], list[str]], code: str) -> None:
-    done = graft("check", *words(adapter), "--json")
-    assert done.returncode == 2
-    error = fields_of(done)["error"]
+    error = refused("check", *words(adapter))
     assert error["code"] == code
     assert error["help"]
 

@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.running import fields_of, graft, refused
 
 E2B = "google/gemma-4-E2B-it"
-
-
-def graft(*words: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed command in a process of its own, offline and without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *words],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        cwd=cwd,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **variables},
-        timeout=120,
-        check=False,
-    )
-
-
-def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(done.stdout)
-    assert fields["schema_version"] == 1
-    return fields
 
 
 def test_survey_json() -> None:
     done = graft("survey", E2B, "--json")
     assert done.returncode == 0
-    fields = result(done)
+    fields = fields_of(done)
     assert fields["model"]["origin"] == "family data"
     assert {t["name"] for t in fields["towers"]} == {"vision", "language", "audio", "projector", "head"}
     wrapped = [s for s in fields["sites"] if s["wrapper"]]
@@ -53,9 +33,9 @@ def test_survey_for_people() -> None:
 
 def test_plan_json_and_written_configuration(tmp_path: Path) -> None:
     target = tmp_path / "adapter_config.json"
-    done = graft("plan", E2B, "--scope", "language,vision", "-r", "8", "--write", str(target), "--format", "json")
+    done = graft("plan", E2B, "--scope", "language,vision", "--r", "8", "--write", str(target), "--format", "json")
     assert done.returncode == 0, done.stderr
-    fields = result(done)
+    fields = fields_of(done)
     assert fields["scope"] == ["language", "vision"]
     assert json.loads(target.read_text()) == fields["peft_config"]
     assert str(target.name) in done.stderr
@@ -68,7 +48,7 @@ def test_plan_json_and_written_configuration(tmp_path: Path) -> None:
 def test_verify_the_twin() -> None:
     done = graft("verify", "llama", "--twin", "--json", "-r", "4")
     assert done.returncode == 0, done.stderr
-    fields = result(done)
+    fields = fields_of(done)
     assert fields["summary"].keys() == {"error", "warning", "info", "unknown", "ok"}
     assert {f["code"] for f in fields["findings"] if f["severity"] == "ok"} >= {
         "GK115",
@@ -85,12 +65,12 @@ def test_verify_exits_1_on_a_finding() -> None:
     # Llava takes its features from the last layer but one: the last layer's adapters never get a gradient.
     done = graft("verify", "llava", "--twin", "--scope", "vision", "--json", "-r", "4")
     assert done.returncode == 1, done.stderr
-    failing = [f for f in result(done)["findings"] if f["severity"] == "error"]
+    failing = [f for f in fields_of(done)["findings"] if f["severity"] == "error"]
     assert [f["code"] for f in failing] == ["GK203"]
 
 
 def test_env() -> None:
-    fields = result(graft("env", "--json"))
+    fields = fields_of(graft("env", "--json"))
     assert fields["packages"]["graftkit"] == "0.1.0"
     assert fields["system"]["python"] == sys.version.split()[0]
 
@@ -130,13 +110,10 @@ def _empty(folder: Path) -> str:
 )
 def test_bad_input(tmp_path: Path, words: list[Any], code: str, said: str) -> None:
     arguments = [word(tmp_path) if callable(word) else word for word in words]
-    done = graft(*arguments, "--json")
-    assert done.returncode == 2
-    error = result(done)["error"]
+    error = refused(*arguments)
     assert error["code"] == code
     assert error["help"]
     assert said in json.dumps(error)
-    assert "Traceback" not in done.stderr
 
 
 def test_an_error_for_people_goes_to_stderr() -> None:
@@ -157,7 +134,7 @@ def test_writing_where_one_may_not_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     done = graft("plan", "llama", "--write", str(tmp_path / "file" / "config.json"), "--json")
     assert done.returncode == 2
-    assert result(done)["error"]["code"] == "output-not-writable"
+    assert fields_of(done)["error"]["code"] == "output-not-writable"
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -194,14 +171,14 @@ def test_plan_explains_one_site() -> None:
 def test_plan_takes_any_method_and_its_options() -> None:
     done = graft("plan", "llama", "-m", "ia3", "--json")
     assert done.returncode == 0, done.stderr
-    assert result(done)["peft_config"]["peft_type"] == "IA3"
+    assert fields_of(done)["peft_config"]["peft_type"] == "IA3"
     done = graft(
         "plan", "llama", "-q", "4bit", "-o", "use_rslora=true", "-o", "init_lora_weights=gaussian", "--json"
     )
     assert done.returncode == 0, done.stderr
-    config = result(done)["peft_config"]
+    config = fields_of(done)["peft_config"]
     assert (config["use_rslora"], config["init_lora_weights"], config["r"]) == (True, "gaussian", 16)
-    assert result(done)["quantization"]["bits"] == "4bit"
+    assert fields_of(done)["quantization"]["bits"] == "4bit"
 
 
 def test_plan_for_people_names_what_quantization_leaves() -> None:
@@ -212,7 +189,7 @@ def test_plan_for_people_names_what_quantization_leaves() -> None:
 
 
 def test_rules_are_listed_and_shown() -> None:
-    listed = result(graft("rules", "--json"))["rules"]
+    listed = fields_of(graft("rules", "--json"))["rules"]
     assert {"GK115", "GK203", "GK508", "GK601", "GK607"} <= {rule["code"] for rule in listed}
     page = graft("rules", "gk601")
     assert page.returncode == 0
@@ -227,7 +204,7 @@ def test_unknown_can_fail_too() -> None:
 
 def test_spaces_after_commas_are_no_part_of_a_name() -> None:
     done = graft("plan", "llama", "--targets", "q_proj, v_proj", "--json")
-    assert result(done)["targets"] == ["q_proj", "v_proj"]
+    assert fields_of(done)["targets"] == ["q_proj", "v_proj"]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,22 +10,10 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from tests.cli.running import fields_of, graft, refused
 from torch import nn
 
 from graftkit.text import size
-
-
-def graft(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the installed command in a process of its own, offline and without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *map(str, words)],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -44,13 +28,6 @@ def adapter(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Path:
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     get_peft_model(twin_of("llama"), config).save_pretrained(str(tmp_path / "adapter"))
     return tmp_path / "adapter"
-
-
-def fields_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(done.stdout)
-    assert fields["schema_version"] == 1
-    assert "Traceback" not in done.stderr
-    return fields
 
 
 def test_a_merge_and_its_report(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -102,6 +79,17 @@ def test_a_dry_run_writes_nothing(base: Path, adapter: Path, tmp_path: Path) -> 
         assert re.search(rf"{path.name} +{re.escape(size(path.stat().st_size))} ", printed)
 
 
+def test_a_merged_checkpoint_is_checked_against_its_base(base: Path, adapter: Path, tmp_path: Path) -> None:
+    assert graft("merge", base, adapter, tmp_path / "out").returncode == 0
+    words = ("check-merged", tmp_path / "out", "--base", base, "--adapter")
+    exact = graft(*words, adapter, "--json")
+    assert exact.returncode == 0, exact.stdout + exact.stderr
+    assert {f["code"]: f["severity"] for f in fields_of(exact)["findings"]}["GK606"] == "ok"
+    other = graft(*words, f"{adapter}:0.5", "--json")
+    assert other.returncode == 1
+    assert {f["code"]: f["severity"] for f in fields_of(other)["findings"]}["GK606"] == "error"
+
+
 def test_several_adapters_with_weights(base: Path, adapter: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.symlink_to(adapter, target_is_directory=True)
@@ -128,9 +116,7 @@ def test_what_cannot_be_done_exits_2(
     words: tuple[str, ...], code: str, base: Path, adapter: Path, tmp_path: Path
 ) -> None:
     given = [w.format(base=base, adapter=adapter, out=tmp_path / "out") for w in words]
-    done = graft("merge", *given, "--json")
-    assert done.returncode == 2, done.stdout + done.stderr
-    error = fields_of(done)["error"]
+    error = refused("merge", *given)
     assert error["code"] == code
     assert error["help"]
     assert not (tmp_path / "out").exists()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.training.small import graft, save_model, word_tokenizer, write_rows
+from tests.cli.running import fields_of, graft, refused
+from tests.training.small import save_model, word_tokenizer, write_rows
 
 from graftkit.recipes.recipe import read_recipe
 
@@ -33,19 +32,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refused(*words: str, cwd: Path) -> dict[str, Any]:
-    """The error of a command that cannot be done, in its JSON form."""
-    done = graft("train", *words, "--json", cwd=cwd)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert found["schema_version"] == 1
-    error: dict[str, Any] = found["error"]
-    return error
-
-
 def test_without_a_recipe(tmp_path: Path) -> None:
-    error = refused(cwd=tmp_path)
+    error = refused("train", cwd=tmp_path)
     assert error["code"] == "usage"
     assert "--init" in error["help"]
 
@@ -60,35 +48,35 @@ def test_a_recipe_to_begin_with_can_be_read(tmp_path: Path, trainer: str) -> Non
 
 def test_a_recipe_to_begin_with_as_json(tmp_path: Path) -> None:
     done = graft("train", "--init", "dpo", "--json", cwd=tmp_path)
-    assert "trainer: dpo" in json.loads(done.stdout)["recipe"]
+    assert "trainer: dpo" in fields_of(done)["recipe"]
 
 
 def test_a_trainer_that_is_none(tmp_path: Path) -> None:
-    error = refused("--init", "ppo", cwd=tmp_path)
+    error = refused("train", "--init", "ppo", cwd=tmp_path)
     assert error["code"] == "usage"
     assert "grpo" in error["what"]
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
-    error = refused("nowhere.yaml", cwd=tmp_path)
+    error = refused("train", "nowhere.yaml", cwd=tmp_path)
     assert error["code"] == "recipe-not-found"
     assert "nowhere.yaml" in error["where"]
 
 
 def test_a_key_that_is_none_has_its_place(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(RECIPE.format(model="base").replace("data:", "date:"))
-    error = refused("recipe.yaml", cwd=folder)
+    error = refused("train", "recipe.yaml", cwd=folder)
     assert error["code"] == "recipe-invalid"
     assert error["where"].endswith("recipe.yaml:3:1")
-    assert error["help"] == "did you mean data?"
+    assert "data" in error["help"]
 
 
 def test_an_argument_that_is_none_has_its_place_and_a_suggestion(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(RECIPE.format(model="base").replace("learning_rate", "learnig_rate"))
-    error = refused("recipe.yaml", cwd=folder)
+    error = refused("train", "recipe.yaml", cwd=folder)
     assert error["code"] == "recipe-invalid"
     assert error["where"].endswith("recipe.yaml:10:3")
-    assert error["help"] == "did you mean learning_rate?"
+    assert "learning_rate" in error["help"]
 
 
 def test_a_recipe_is_read_before_processes_are_started(folder: Path) -> None:
@@ -109,32 +97,31 @@ def test_a_recipe_is_read_before_processes_are_started(folder: Path) -> None:
     ids=["no value", "no such argument", "no such trainer"],
 )
 def test_an_override_that_means_nothing(folder: Path, pair: str, code: str) -> None:
-    assert refused("recipe.yaml", "--set", pair, cwd=folder)["code"] == code
+    assert refused("train", "recipe.yaml", "--set", pair, cwd=folder)["code"] == code
 
 
 def test_a_model_that_is_not_there(folder: Path) -> None:
-    error = refused("recipe.yaml", cwd=folder)
+    error = refused("train", "recipe.yaml", cwd=folder)
     assert "base" in error["what"]
 
 
 def test_nothing_to_resume(folder: Path) -> None:
-    error = refused("recipe.yaml", "--resume", cwd=folder)
+    error = refused("train", "recipe.yaml", "--resume", cwd=folder)
     assert error["code"] == "nothing-to-resume"
     assert error["where"] == "out/recipe"
 
 
-def test_a_run_and_what_it_says(folder: Path) -> None:
+def test_a_run_and_its_result(folder: Path) -> None:
     save_model(folder / "base", word_tokenizer([*map(str, range(11)), "+", "="]))
     done = graft("train", "recipe.yaml", "--json", "--set", "args.max_steps=3", cwd=folder)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["schema_version"] == 1
-    assert told["steps"] == 3
-    assert [entry["step"] for entry in told["history"] if "loss" in entry] == [1, 2, 3]
-    assert told["metrics"]["eval_loss"] > 0
-    assert not {"eval_runtime", "epoch"} & told["metrics"].keys()
-    assert told["summary"]["error"] == 0
-    assert not told["interrupted"]
-    assert (folder / told["report"]).is_file()
-    assert (folder / told["folder"] / "adapter_model.safetensors").is_file()
+    fields = fields_of(done)
+    assert fields["steps"] == 3
+    assert [entry["step"] for entry in fields["history"] if "loss" in entry] == [1, 2, 3]
+    assert fields["metrics"]["eval_loss"] > 0
+    assert not {"eval_runtime", "epoch"} & fields["metrics"].keys()
+    assert fields["summary"]["error"] == 0
+    assert not fields["interrupted"]
+    assert (folder / fields["report"]).is_file()
+    assert (folder / fields["folder"] / "adapter_model.safetensors").is_file()
     assert "loading the model" in done.stderr

@@ -1,28 +1,46 @@
-"""The findings of one run as text: what is wrong first, what could not be decided next, what held last."""
+"""The findings of one run as text: what needs attention, the worst last, and one line of summary."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from textwrap import fill
 
 from graftkit.findings import Finding, Report, Severity
+from graftkit.text import some
 
 _WIDTH = 110
 _INDENT = "  "
 _LABEL = 7
+_MOST_CODES = 6
+_WORST_LAST = (Severity.INFO, Severity.WARNING, Severity.ERROR)
 
 
-def findings_text(report: Report) -> str:
-    """The report, worst first, each finding with its place, its figures and the next step."""
-    parts = [_block(f) for severity in _TOLD for f in report if f.severity is severity and not _missing(f)]
-    lacking = _lacking(report)
-    held = [f"ok {f.code} {f.title}\n{_line('', f.message)}" for f in report if f.severity is Severity.OK]
-    sections = ["\n\n".join(parts), "\n".join(lacking), "\n".join(held), _tally(report)]
+def findings_text(report: Report, *, verbose: bool = False) -> str:
+    """Return the report as text; ``verbose`` lists what passed, and every code of what is unknown."""
+    passed = [f"ok {f.code} {f.title}\n{_line('', f.message)}" for f in report if f.severity is Severity.OK]
+    findings = [_block(f) for severity in _WORST_LAST for f in report if f.severity is severity]
+    sections = [
+        "\n".join(passed) if verbose else "",
+        "\n".join(_unknown(report, verbose)),
+        "\n\n".join(findings),
+        _summary(report, verbose),
+    ]
     return "\n\n".join(section for section in sections if section)
 
 
-_TOLD = (Severity.ERROR, Severity.WARNING, Severity.INFO, Severity.UNKNOWN)
+def _unknown(report: Report, verbose: bool) -> Iterator[str]:
+    """One entry for all rules that could not decide for the same reason."""
+    by_reason: dict[str, list[Finding]] = defaultdict(list)
+    for finding in report:
+        if finding.severity is Severity.UNKNOWN:
+            by_reason[finding.message].append(finding)
+    for reason, findings in by_reason.items():
+        codes = [finding.code for finding in findings]
+        if len(codes) == 1 and "missing" not in findings[0].evidence:
+            yield _block(findings[0])
+        else:
+            yield _line("", f"unknown, {reason}: {some(codes, len(codes) if verbose else _MOST_CODES)}").strip()
 
 
 def _block(finding: Finding) -> str:
@@ -43,30 +61,16 @@ def _details(finding: Finding) -> Iterator[tuple[str, str | None]]:
 def _line(name: str, text: str) -> str:
     label = f"{name}:".ljust(_LABEL) if name else ""
     hanging = _INDENT + " " * len(label)
-    lines = text.splitlines() or [""]
     wrapped = [
         fill(line, _WIDTH, initial_indent=hanging, subsequent_indent=hanging, break_long_words=False)
-        for line in lines
+        for line in text.splitlines() or [""]
     ]
     return "\n".join(wrapped).replace(hanging, _INDENT + label, 1)
 
 
-def _missing(finding: Finding) -> tuple[str, ...]:
-    return tuple(finding.evidence.get("missing", ())) if finding.severity is Severity.UNKNOWN else ()
-
-
-def _lacking(findings: Iterable[Finding]) -> list[str]:
-    """One line for all rules that lack the same facts."""
-    codes: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for finding in findings:
-        if missing := _missing(finding):
-            codes[missing].append(finding.code)
-    return [_line("", f"unknown, needs {', '.join(m)}: {', '.join(c)}").strip() for m, c in codes.items()]
-
-
-def _tally(report: Report) -> str:
-    if not len(report):
-        return "no rule was run"
-    counted = [f"{number} {name}" for name, number in report.summary.items() if number]
-    fixable = sum(f.fix is not None for f in report)
-    return ", ".join(counted) + (f"; --fix mends {fixable}" if fixable else "")
+def _summary(report: Report, verbose: bool) -> str:
+    hidden = report.summary[Severity.OK] and not verbose
+    fixes = sum(finding.fix is not None for finding in report)
+    hints = ["-v lists what passed"] if hidden else []
+    hints += [f"--fix writes {fixes} fix{'es' * (fixes > 1)}"] if fixes else []
+    return "; ".join([report.tally, *hints])

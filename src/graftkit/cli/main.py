@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import typer
 
 from graftkit._version import __version__
-from graftkit.cli.commands import check, demo, doctor, env, merge, plan, rules, survey, train, verify
+from graftkit.cli.commands import check, check_merged, demo, doctor, env, merge, plan, rules, survey, train, verify
 from graftkit.cli.output import Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError
 
@@ -38,6 +38,7 @@ for command in (
     verify.verify,
     train.train,
     check.check,
+    check_merged.check_merged,
     merge.merge,
     rules.rules,
     env.env,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from graftkit.cli.output import Format
-from graftkit.errors import PlanError
+from graftkit.errors import GraftError, PlanError
 
 
 class FailLevel(StrEnum):
@@ -55,16 +55,17 @@ Scope = Annotated[
 MethodOption = Annotated[
     str, typer.Option("--method", "-m", help="lora, dora, rslora, or any method of PEFT by name.")
 ]
-Rank = Annotated[int | None, typer.Option("--rank", "-r", help="Rank of the adapter. Default for LoRA: 16.")]
+R = Annotated[int | None, typer.Option("--r", "-r", "--rank", help="Rank of the adapter. Default for LoRA: 16.")]
 Alpha = Annotated[
     float | None, typer.Option("--alpha", help="Numerator of the scale. Default for LoRA: the rank.")
 ]
 Dropout = Annotated[float | None, typer.Option("--dropout", help="Dropout on the adapter's input.")]
 Quantization = Annotated[
-    str | None, typer.Option("--quantization", "-q", help="Plan for a base packed by bitsandbytes: 4bit or 8bit.")
+    str | None,
+    typer.Option("--quantization", "-q", help="Plan for a base quantized by bitsandbytes: 4bit or 8bit."),
 ]
 FailLevelOption = Annotated[
-    FailLevel, typer.Option("--fail-level", help="Least severe finding that fails; unknown: all but proven.")
+    FailLevel, typer.Option("--fail-level", help="Least severe finding that makes the exit status 1.")
 ]
 PeftOption = Annotated[
     list[str] | None,
@@ -78,12 +79,12 @@ AllowUnmatched = Annotated[
 
 
 def chosen(output_format: Format, json: bool) -> Format:
-    """The format that ``--format`` and ``--json`` together ask for."""
+    """Return the format that ``--format`` and ``--json`` together ask for."""
     return Format.JSON if json else output_format
 
 
 def peft_options(pairs: list[str] | None) -> dict[str, Any]:
-    """``name=value`` pairs as keyword arguments; a value that is no JSON is text.
+    """Return ``name=value`` pairs as keyword arguments; a value that is not valid JSON is text.
 
     Raises:
         PlanError: ``option-pair``: a pair without ``=``.
@@ -94,7 +95,9 @@ def peft_options(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise PlanError(f"not an option: {pair!r}", help="--option use_dora=true", code="option-pair")
+            raise PlanError(
+                f"{pair!r} is not a name=value pair", help="--option use_dora=true", code="option-pair"
+            )
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -103,7 +106,7 @@ def peft_options(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def split(values: list[str] | None) -> list[str] | None:
-    """Repeated options and comma lists, flattened. A comma inside brackets belongs to a regular expression."""
+    """Flatten repeated options and comma lists; a comma inside brackets belongs to a regular expression."""
     import re
 
     if not values:
@@ -112,8 +115,19 @@ def split(values: list[str] | None) -> list[str] | None:
     return [part for part in parts if part]
 
 
-def weighted(text: str) -> tuple[str, float]:
-    """``DIR:0.7`` as a folder and a weight; without a number the weight is 1."""
+def weighted(adapters: list[str]) -> dict[str, float]:
+    """Read ``DIR:0.7`` as a folder and its weight; without a number the weight is 1.
+
+    Raises:
+        GraftError: ``usage``: an adapter is named twice.
+    """
+    pairs = [_weighted(text) for text in adapters]
+    if len(dict(pairs)) != len(pairs):
+        raise GraftError("an adapter is named twice", where=pairs[0][0], help="add its weights up", code="usage")
+    return dict(pairs)
+
+
+def _weighted(text: str) -> tuple[str, float]:
     folder, colon, number = text.rpartition(":")
     try:
         return (folder, float(number)) if colon and folder else (text, 1.0)

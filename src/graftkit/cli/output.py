@@ -1,4 +1,4 @@
-"""The one sink: data to stdout, everything else to stderr, in the format that was asked for."""
+"""The one sink of all commands: data to stdout, everything else to stderr, in the format that was asked for."""
 
 from __future__ import annotations
 
@@ -33,27 +33,18 @@ class Output:
     """Where a command's result and its errors go.
 
     Attributes:
-        format: of results and errors.
         data: the stream for results: the process's own stdout.
     """
 
     format: Format
     data: IO[str]
 
-    def result(
-        self,
-        value: Any,
-        text: str | None = None,
-        page: Callable[[Any], Mapping[str, Any]] | None = None,
-        other: Mapping[Format, Callable[[Any], str]] = MappingProxyType({}),
-    ) -> None:
+    def result(self, value: Any, forms: Mapping[Format, Callable[[], str]] = MappingProxyType({})) -> None:
         """Write a result in the format that was asked for.
 
         Args:
-            value: the result; as JSON it is its ``to_dict()``, or itself where it is a mapping.
-            text: it for people, where ``str(value)`` is not that.
-            page: from it to the data of its page, for HTML.
-            other: the further formats that this kind of result has.
+            value: the result: ``to_dict()`` is its JSON and ``str()`` its text, unless ``forms`` has another.
+            forms: how to write the other formats that this kind of result has.
 
         Raises:
             GraftError: ``format-unsupported``: this result has no such form.
@@ -61,23 +52,23 @@ class Output:
         if self.format is Format.JSON:
             fields = value if isinstance(value, dict) else value.to_dict()
             self._print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, indent=2))
+        elif self.format in forms:
+            self._print(forms[self.format]())
         elif self.format is Format.HUMAN:
-            self._print(str(value) if text is None else text)
-        elif self.format is Format.HTML and page is not None:
-            from graftkit.report.html import render_report
-
-            self._print(render_report(page(value)))  # type: ignore[arg-type]
-        elif self.format in other:
-            self._print(other[self.format](value))
+            self._print(str(value))
         else:
             raise _unsupported(self.format)
 
-    def say(self, text: str) -> None:
+    def step(self, text: str) -> None:
         """Write a step of a long result: data for people, a note on stderr where JSON is the data."""
-        if self.format is not Format.HUMAN:
-            sys.stderr.write(text + "\n\n")
-        else:
+        if self.format is Format.HUMAN:
             self._print(text + "\n")
+        else:
+            self.note(text + "\n")
+
+    def note(self, text: str) -> None:
+        """Write what is no part of the result to stderr."""
+        sys.stderr.write(text + "\n")
 
     def error(self, error: GraftError) -> None:
         """Write an error: JSON to stdout where JSON was asked for, else text to stderr."""
@@ -85,7 +76,7 @@ class Output:
             fields = {"schema_version": SCHEMA_VERSION, "error": error.to_dict()}
             self._print(json.dumps(fields, indent=2))
         else:
-            sys.stderr.write(f"error: {error}\n")
+            self.note(f"error: {error}")
 
     def _print(self, text: str) -> None:
         try:
@@ -104,7 +95,7 @@ def _unsupported(wanted: Format) -> GraftError:
 
 
 class StdoutLostError(GraftError):
-    """Results cannot be written to stdout any more."""
+    """Results can no longer be written to stdout."""
 
     code = "output-not-writable"
 
@@ -118,22 +109,22 @@ class InterruptError(GraftError):
     code = "interrupted"
 
     def __init__(self) -> None:
-        super().__init__("interrupted", help="nothing half-written was left behind; run it again when you like")
+        super().__init__("interrupted", help="no half-written file was left behind; run the command again")
 
 
 @contextmanager
 def only_data_on_stdout(output_format: Format) -> Iterator[Output]:
     """Send whatever libraries print to stderr, so that stdout carries the result alone."""
     output = Output(output_format, sys.stdout)
-    # It announces on import that an optional kernel is not installed: nothing the user asked about.
+    # On import it warns of an optional kernel that is not installed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
-        # What libraries tell each other about their next version; nothing the user can act on.
+        # Notes from one library to another about its next version: the user cannot act on them.
         warnings.simplefilter("ignore", FutureWarning)
         try:
             yield output
         except KeyboardInterrupt as stop:
-            # Said here, because the command-line library turns it into a bare exit status.
+            # Converted here because Typer turns it into a bare exit status.
             raise InterruptError from stop
 
 

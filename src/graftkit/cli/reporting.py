@@ -1,46 +1,52 @@
-"""What the checking commands share: which rules, in which form, what is mended, and how they end."""
+"""What the commands that run rules share: their options, the settings, the fixes and the report."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graftkit.cli.options import FailLevel, split
-from graftkit.cli.output import Format, Output, progress_console
+from graftkit.cli.output import Format, Output
 
 if TYPE_CHECKING:
-    from graftkit.findings import Finding, Report
+    from graftkit.findings import Report
     from graftkit.recipes.recipe import Recipe
     from graftkit.recipes.settings import CheckSettings
 
 Select = Annotated[
     list[str] | None,
-    typer.Option("--select", help="Run only rules whose code begins so: GK2, GK601. Repeat it or use commas."),
+    typer.Option(
+        "--select", help="Run only rules whose code begins with this: GK2, GK601. Repeat it or use commas."
+    ),
 ]
 Ignore = Annotated[
-    list[str] | None, typer.Option("--ignore", help="Leave out rules whose code begins so. Repeat or use commas.")
+    list[str] | None,
+    typer.Option("--ignore", help="Leave out rules whose code begins with this. Repeat it or use commas."),
 ]
-FixOption = Annotated[
+Fix = Annotated[
     bool, typer.Option("--fix", help="Write the mechanical fixes into the recipe or the adapter's configuration.")
 ]
-RecipeOption = Annotated[
+RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="The training recipe, a YAML file.", show_default=False)
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="List what passed, and every rule that could not decide.")
 ]
 
 
 def settings_for(
     select: list[str] | None, ignore: list[str] | None, recipe: Recipe | None = None
 ) -> CheckSettings:
-    """The options over the recipe's settings over those of the project in the current folder.
+    """Return the options over the recipe's settings over those of the project in the current folder.
 
     Raises:
-        RecipeError: ``settings``: they cannot be read, or name what is no rule.
+        RecipeError: ``settings``: they cannot be read, or name a rule that does not exist.
     """
     from graftkit.checks.rules import check_settings
     from graftkit.recipes.settings import CheckSettings, project_settings
@@ -52,40 +58,43 @@ def settings_for(
 
 
 def run_and_fix(
-    check: Callable[[], Report], fix: bool, *, recipe: Path | None = None, adapter: Path | None = None
+    output: Output,
+    check: Callable[[], Report],
+    fix: bool,
+    *,
+    recipe: Path | None = None,
+    adapter: Path | None = None,
 ) -> Report:
-    """Run the checks; with ``fix``, write what can be mended, say so on stderr, and run them again."""
+    """Run the checks; with ``fix``, write the mechanical fixes, note them, and run the checks again."""
     if not fix:
         return check()
     from graftkit.checks.engine.fixing import fix_all
 
-    report, mended = fix_all(check, recipe=recipe, adapter=adapter)
-    _tell(mended, {"recipe": recipe, "adapter": adapter})
+    report, fixed = fix_all(check, recipe=recipe, adapter=adapter)
+    files = {"recipe": recipe, "adapter": adapter}
+    for finding in fixed:
+        if finding.fix is not None:
+            output.note(f"fixed {finding.code} in {files[finding.fix.file]}: {finding.fix}")
     return report
 
 
-def _tell(mended: Iterable[Finding], files: dict[str, Path | None]) -> None:
-    console = progress_console()
-    for finding in mended:
-        assert finding.fix is not None
-        console.print(f"fixed {finding.code} in {files[finding.fix.file]}: {finding.fix}", soft_wrap=True)
-
-
-def conclude(output: Output, report: Report, title: str, fail_level: FailLevel) -> None:
-    """Write the report in the format asked for, and end with status 1 where something counts at ``fail_level``."""
+def conclude(output: Output, report: Report, title: str, fail_level: FailLevel, *, verbose: bool) -> None:
+    """Write the report in the format asked for, and exit with 1 if a finding counts at ``fail_level``."""
     from graftkit.cli.findings_text import findings_text
     from graftkit.findings import Severity
     from graftkit.report.annotations import to_annotations
     from graftkit.report.findings_page import findings_page
+    from graftkit.report.html import render_report
     from graftkit.report.sarif import to_sarif
 
+    command = shlex.join(["graft", *sys.argv[1:]])
     output.result(
         report,
-        findings_text(report),
-        page=findings_page(title, shlex.join(["graft", *sys.argv[1:]])),
-        other={
-            Format.SARIF: lambda found: json.dumps(to_sarif(found), indent=2),
-            Format.GITHUB: to_annotations,
+        {
+            Format.HUMAN: lambda: findings_text(report, verbose=verbose),
+            Format.HTML: lambda: render_report(findings_page(report, title, command)),
+            Format.SARIF: lambda: json.dumps(to_sarif(report), indent=2),
+            Format.GITHUB: lambda: to_annotations(report),
         },
     )
     if report.at_or_above(Severity(fail_level.value)):

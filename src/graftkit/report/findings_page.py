@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from graftkit.findings import Finding, Report, Severity
 from graftkit.report.data import Check, ReportData, Verdict
 
@@ -16,17 +14,13 @@ _VERDICTS: dict[Severity, Verdict] = {
 }
 
 
-def findings_page(title: str, command: str) -> Callable[[Report], ReportData]:
-    """A function from a report to its page, worst findings first."""
-
-    def page(report: Report) -> ReportData:
-        return ReportData(title=title, checks=checks_of(report), command=command)
-
-    return page
+def findings_page(report: Report, title: str, command: str) -> ReportData:
+    """Return the page of a report, worst findings first."""
+    return ReportData(title=title, checks=checks_of(report), command=command)
 
 
 def checks_of(report: Report) -> list[Check]:
-    """The findings as a page shows them, worst first."""
+    """Return the findings as a page shows them, worst first."""
     order = list(_VERDICTS)
     return [_check(finding) for finding in sorted(report, key=lambda finding: order.index(finding.severity))]
 

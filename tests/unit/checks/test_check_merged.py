@@ -76,15 +76,3 @@ def test_gk606_a_tensor_that_nobody_should_have_touched(places: Places) -> None:
 def test_gk606_the_base_under_another_name(places: Places) -> None:
     shutil.copytree(places.base, places.out)
     assert found(places)["GK606"].severity is Severity.ERROR
-
-
-def test_on_the_command_line(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
-    from graftkit.cli.main import main
-
-    gk.merge(places.base, places.adapter, places.out)
-    words = ["check", str(places.out), "--base", str(places.base), "--adapter", f"{places.adapter}:1.0"]
-    for arguments, status in ((words, 0), ([*words[:2], *words[4:]], 2)):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        assert ended.value.code == status
-    assert "ok GK606" in capsys.readouterr().out

@@ -1,9 +1,10 @@
-"""``graft check``: whether a saved adapter is whole, and whether it fits its base."""
+"""``graft check``: is a saved adapter whole, and does it fit its base."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,65 +12,56 @@ from graftkit.cli import options, reporting
 from graftkit.cli.output import Format, only_data_on_stdout
 from graftkit.errors import GraftError
 
-if TYPE_CHECKING:
-    from graftkit.findings import Report
-    from graftkit.recipes.settings import CheckSettings
-
 
 def check(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapter's folder.", show_default=False)],
     base: Annotated[
         str | None, typer.Option("--base", help="The model it is for: as MODEL of the other commands.")
     ] = None,
-    merged_from: Annotated[
-        list[str] | None,
-        typer.Option("--adapter", "-a", help="ADAPTER is a checkpoint merged from --base and this."),
-    ] = None,
+    merged_from: Annotated[list[str] | None, typer.Option("--adapter", "-a", hidden=True)] = None,
     target: Annotated[
         str | None,
         typer.Option("--target", help="The engine that is to serve it: vllm, sglang or llama.cpp, vllm==0.32."),
     ] = None,
     headers_only: Annotated[
-        bool, typer.Option("--headers-only", help="Read no tensor's data: an adapter of any size takes no longer.")
+        bool, typer.Option("--headers-only", help="Read the headers alone: as quick for an adapter of any size.")
     ] = False,
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,
-    fix: reporting.FixOption = False,
+    fix: reporting.Fix = False,
     fail_level: options.FailLevelOption = options.FailLevel.ERROR,
+    verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
     output_format: options.FormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
-    """Check a saved adapter: is it whole, safe to load, and taken by its base?"""
+    """Check a saved adapter: is it whole, safe to load, and does it fit its base?"""
     with only_data_on_stdout(options.chosen(output_format, json)) as output:
+        if merged_from:
+            raise _another_command(adapter, base, merged_from)
         from graftkit.checks.check import check as run_checks
         from graftkit.surveying.survey import survey
 
         settings = reporting.settings_for(select, ignore)
-        if merged_from:
-            place = {"trust_remote_code": trust_remote_code, "revision": revision}
-            report = _merged(adapter, base, merged_from, settings, place)
-            reporting.conclude(output, report, f"graft check {adapter}", fail_level)
-            return
-        fitted = None
+        model_map = None
         if base is not None:
-            fitted = survey(base, trust_remote_code=trust_remote_code, revision=revision)
+            model_map = survey(base, trust_remote_code=trust_remote_code, revision=revision)
         report = reporting.run_and_fix(
-            lambda: run_checks(adapter, fitted, target=target, data=not headers_only, settings=settings),
+            output,
+            lambda: run_checks(adapter, model_map, target=target, data=not headers_only, settings=settings),
             fix,
             adapter=Path(adapter).expanduser(),
         )
-        reporting.conclude(output, report, f"graft check {adapter}", fail_level)
+        reporting.conclude(output, report, f"graft check {adapter}", fail_level, verbose=verbose)
 
 
-def _merged(
-    merged: str, base: str | None, adapters: list[str], settings: CheckSettings, place: dict[str, Any]
-) -> Report:
-    from graftkit.checks.check_merged import check_merged
-
-    if base is None:
-        raise GraftError(
-            "a merged checkpoint is compared with its base, and none is named", help="--base MODEL", code="usage"
-        )
-    return check_merged(merged, base, dict(map(options.weighted, adapters)), settings=settings, **place)
+def _another_command(merged: str, base: str | None, adapters: list[str]) -> GraftError:
+    words = [merged, "--base", base or "BASE", *(word for adapter in adapters for word in ("--adapter", adapter))]
+    return GraftError(
+        "a merged checkpoint is checked by graft check-merged",
+        where="--adapter",
+        why="graft check looks at one adapter",
+        help=f"graft check-merged {shlex.join(words)}",
+        code="usage",
+    )

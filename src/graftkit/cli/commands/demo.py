@@ -22,7 +22,8 @@ def demo(
     with only_data_on_stdout(chosen(output_format, json)) as output:
         from graftkit.demo.run import run_demo
 
-        result = run_demo(out, tell=output.say)
-        output.result(result, f"Done in {result.seconds:.0f} s. Open {result.report} in a browser.")
+        result = run_demo(out, tell=output.step)
+        done = f"Done in {result.seconds:.0f} s. Open {result.report} in a browser."
+        output.result(result, {Format.HUMAN: lambda: done})
     if not result.proven:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""``graft doctor``: everything that can be told before a model is loaded."""
+"""``graft doctor``: everything that can be checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graftkit.cli import options, reporting
-from graftkit.cli.output import Format, only_data_on_stdout, progress_console
+from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from graftkit.findings import Report
@@ -17,23 +18,24 @@ if TYPE_CHECKING:
 
 def doctor(
     model: options.RecipesModel = None,
-    recipe: reporting.RecipeOption = None,
+    recipe: reporting.RecipeFile = None,
     adapter: Annotated[
         Path | None,
-        typer.Option("--adapter", help="A folder with an adapter_config.json: look at its targets instead."),
+        typer.Option("--adapter", help="A folder with an adapter_config.json: check its targets instead."),
     ] = None,
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,
-    fix: reporting.FixOption = False,
+    fix: reporting.Fix = False,
     fail_level: options.FailLevelOption = options.FailLevel.ERROR,
+    verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
     output_format: options.FormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
-    """Check the environment and, where there are any, a model, a recipe and an adapter's configuration.
+    """Check the environment and, if given, a model, a recipe and an adapter's configuration.
 
-    Without --recipe the recipe.yaml of the current folder is looked at, if there is one.
+    Without --recipe, the recipe.yaml of the current folder is checked if there is one.
     """
     with only_data_on_stdout(options.chosen(output_format, json)) as output:
         from graftkit.checks.doctor import doctor as examine
@@ -42,16 +44,17 @@ def doctor(
         file = recipe or find_recipe()
 
         def check() -> Report:
-            written: Recipe | None = read_recipe(file) if file else None
-            with progress_console().status("looking"):
+            read: Recipe | None = read_recipe(file) if file else None
+            with progress_bar() as on_progress:
                 return examine(
                     model,
-                    recipe=written,
+                    recipe=read,
                     adapter=adapter,
-                    settings=reporting.settings_for(select, ignore, written),
+                    settings=reporting.settings_for(select, ignore, read),
                     trust_remote_code=trust_remote_code,
                     revision=revision,
+                    on_progress=on_progress,
                 )
 
-        report = reporting.run_and_fix(check, fix, recipe=file, adapter=adapter)
-        reporting.conclude(output, report, "graft doctor", fail_level)
+        report = reporting.run_and_fix(output, check, fix, recipe=file, adapter=adapter)
+        reporting.conclude(output, report, "graft doctor", fail_level, verbose=verbose)

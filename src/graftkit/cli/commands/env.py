@@ -1,4 +1,4 @@
-"""``graft env``: versions, made to paste into a bug report."""
+"""``graft env``: versions to paste into a bug report."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ def env(output_format: FormatOption = Format.HUMAN, json: JsonOption = False) ->
     found = environment()
     lines = [f"{name}: {value or '-'}" for group in found.values() for name, value in group.items()]
     with only_data_on_stdout(chosen(output_format, json)) as output:
-        output.result(found, "\n".join(lines))
+        output.result(found, {Format.HUMAN: lambda: "\n".join(lines)})

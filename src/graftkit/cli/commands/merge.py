@@ -79,11 +79,7 @@ def _places(folders: list[str], adapter: list[str] | None) -> tuple[dict[str, fl
     """
     if len(folders) != (1 if adapter else 2):
         raise _usage()
-    named = [options.weighted(text) for text in adapter] if adapter else [(folders[0], 1.0)]
-    adapters = dict(named)
-    if len(adapters) != len(named):
-        raise GraftError("an adapter is named twice", where=named[0][0], help="add its weights up", code="usage")
-    return adapters, folders[-1]
+    return options.weighted(adapter) if adapter else {folders[0]: 1.0}, folders[-1]
 
 
 def _usage() -> GraftError:

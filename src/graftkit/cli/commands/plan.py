@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from graftkit.cli import options
-from graftkit.cli.output import Format, only_data_on_stdout, progress_console
+from graftkit.cli.output import Format, only_data_on_stdout
 
 
 def plan(
@@ -16,7 +16,7 @@ def plan(
     targets: options.Targets = None,
     scope: options.Scope = None,
     method: options.MethodOption = "lora",
-    rank: options.Rank = None,
+    r: options.R = None,
     alpha: options.Alpha = None,
     dropout: options.Dropout = None,
     quantization: options.Quantization = None,
@@ -26,17 +26,18 @@ def plan(
         Path | None, typer.Option("--write", "-w", help="Write the PEFT configuration to this file.")
     ] = None,
     explain: Annotated[
-        str | None, typer.Option("--explain", help="Tell everything about one site instead, by its path.")
+        str | None, typer.Option("--explain", help="Explain one site instead, by its path.")
     ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
     output_format: options.FormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
-    """Say what would be trained, what would not and why, and what it costs."""
+    """Show what would be trained, what would not and why, and what it costs."""
     with only_data_on_stdout(options.chosen(output_format, json)) as output:
-        from graftkit.planning.explain import explain as tell_about
+        from graftkit.planning.explain import explain as explain_site
         from graftkit.planning.plan import plan as make_plan
+        from graftkit.report.html import render_report
         from graftkit.report.model import plan_page
         from graftkit.surveying.survey import survey
 
@@ -46,7 +47,7 @@ def plan(
             targets=options.split(targets) or "all-linear",
             scope=options.split(scope),
             method=method,
-            r=rank,
+            r=r,
             alpha=alpha,
             dropout=dropout,
             quantization=quantization,
@@ -54,17 +55,16 @@ def plan(
             **options.peft_options(option),
         )
         if write is not None:
-            _write_config(made.to_dict()["peft_config"], write)
+            output.note(f"wrote {_write_config(made.to_dict()['peft_config'], write)}")
         if explain is not None:
-            output.result(tell_about(made, explain))
+            output.result(explain_site(made, explain))
         else:
-            output.result(made, page=plan_page)
+            output.result(made, {Format.HTML: lambda: render_report(plan_page(made))})
 
 
-def _write_config(config: dict[str, object], path: Path) -> None:
+def _write_config(config: dict[str, object], path: Path) -> Path:
     import json
 
     from graftkit.files import write_text
 
-    written = write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    progress_console().print(f"wrote {written}", soft_wrap=True)
+    return write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

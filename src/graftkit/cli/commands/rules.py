@@ -28,13 +28,13 @@ def rules(
             rows = [(rule.code, rule.severity, rule.title) for rule in known.values()]
             output.result(
                 {"rules": [_fields(rule) for rule in known.values()]},
-                table(("code", "severity", "the fact that must hold"), rows),
+                {Format.HUMAN: lambda: table(("code", "severity", "the fact that must hold"), rows)},
             )
             return
         rule = known.get(code.upper())
         if rule is None:
             raise _no_such_rule(code, list(known))
-        output.result(_fields(rule), page(rule).partition("-->")[2].strip())
+        output.result(_fields(rule), {Format.HUMAN: lambda: page(rule).partition("-->")[2].strip()})
 
 
 def _fields(rule: Any) -> dict[str, Any]:

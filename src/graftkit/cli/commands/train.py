@@ -54,7 +54,8 @@ def train(
         if init is not None:
             from graftkit.recipes.write import initial_recipe
 
-            output.result({"recipe": initial_recipe(init.value)}, initial_recipe(init.value).rstrip("\n"))
+            text = initial_recipe(init.value)
+            output.result({"recipe": text}, {Format.HUMAN: lambda: text.rstrip("\n")})
             return
         if recipe is None:
             raise GraftError(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graftkit.cli import options, reporting
-from graftkit.cli.output import Format, only_data_on_stdout, progress_console
+from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import progress_bar
 from graftkit.errors import GraftError
 
 if TYPE_CHECKING:
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
 
 def verify(
     model: options.RecipesModel = None,
-    recipe: reporting.RecipeOption = None,
+    recipe: reporting.RecipeFile = None,
     twin: Annotated[
         bool, typer.Option("--twin", help="Check a tiny random twin of the architecture: needs no weights.")
     ] = False,
     targets: options.Targets = None,
     scope: options.Scope = None,
     method: options.MethodOption = "lora",
-    rank: options.Rank = None,
+    r: options.R = None,
     alpha: options.Alpha = None,
     option: options.PeftOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the twin and of its example batch.")] = 0,
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,
-    fix: reporting.FixOption = False,
+    fix: reporting.Fix = False,
     fail_level: options.FailLevelOption = options.FailLevel.ERROR,
+    verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
     output_format: options.FormatOption = Format.HUMAN,
@@ -41,97 +42,88 @@ def verify(
 ) -> None:
     """Attach the planned adapter and prove that it trains, merges, saves and reloads.
 
-    With --recipe, what is proven is the recipe: its adapter, its quantization and its training settings. The other
-    options that say what to adapt are then its own.
+    With --recipe, the recipe is proven: its adapter, its quantization and its training settings. It then says what
+    to adapt, and the options for that cannot be given.
     """
-    place = _Place(model, twin, seed, trust_remote_code, revision)
+    access = {"trust_remote_code": trust_remote_code, "revision": revision}
     with only_data_on_stdout(options.chosen(output_format, json)) as output:
         if recipe is not None:
-            _refuse_words(targets, scope, rank, alpha, option, method)
-            report = reporting.run_and_fix(lambda: _rehearsed(recipe, place, select, ignore), fix, recipe=recipe)
-        else:
-            words = {
+            if any((targets, scope, method != "lora", r, alpha, option)):
+                raise _recipe_decides()
+
+            def check() -> Report:
+                return _rehearse(recipe, model, select, ignore, on_twin=twin, seed=seed, **access)
+
+            report = reporting.run_and_fix(output, check, fix, recipe=recipe)
+        elif model is not None:
+            live = _live_model(model, seed if twin else None, access)
+            request = {
                 "targets": options.split(targets) or "all-linear",
                 "scope": options.split(scope),
                 "method": method,
-                "r": rank,
+                "r": r,
                 "alpha": alpha,
                 **options.peft_options(option),
             }
-            report = _verified(place, words, reporting.settings_for(select, ignore))
-        reporting.conclude(output, report, f"graft verify {model or recipe}", fail_level)
+            report = _verify(live, request, seed, reporting.settings_for(select, ignore))
+        else:
+            raise _nothing_to_verify()
+        reporting.conclude(output, report, f"graft verify {model or recipe}", fail_level, verbose=verbose)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """The model, and which form of it is tried."""
-
-    model: str | None
-    twin: bool
-    seed: int
-    trust_remote_code: bool
-    revision: str | None
-
-
-def _rehearsed(file: Path, place: _Place, select: list[str] | None, ignore: list[str] | None) -> Report:
+def _rehearse(
+    file: Path, model: str | None, select: list[str] | None, ignore: list[str] | None, **how: Any
+) -> Report:
     from graftkit.checks.rehearse import rehearse
     from graftkit.recipes.recipe import read_recipe
 
-    written = read_recipe(file)
-    with progress_console().status("rehearsing") as status:
-        return rehearse(
-            written,
-            place.model,
-            on_twin=place.twin,
-            seed=place.seed,
-            settings=reporting.settings_for(select, ignore, written),
-            trust_remote_code=place.trust_remote_code,
-            revision=place.revision,
-            on_progress=lambda progress: status.update(progress.step),
-        )
+    recipe = read_recipe(file)
+    settings = reporting.settings_for(select, ignore, recipe)
+    with progress_bar() as on_progress:
+        return rehearse(recipe, model, settings=settings, on_progress=on_progress, **how)
 
 
-def _verified(place: _Place, words: dict[str, Any], settings: CheckSettings) -> Report:
+def _live_model(name: str, twin_seed: int | None, access: dict[str, Any]) -> Any:
+    if twin_seed is not None:
+        from graftkit.twins.twin import twin
+
+        return twin(name, seed=twin_seed, **access)
+    from graftkit.surveying.sources.load_model import load_model
+
+    return load_model(name, **access)
+
+
+def _verify(model: Any, request: dict[str, Any], seed: int, settings: CheckSettings) -> Report:
     from graftkit.attaching.attach import attach
     from graftkit.checks.verify import verify as run_checks
     from graftkit.planning.plan import plan
     from graftkit.twins.example_batch import example_batch
 
-    if place.model is None:
-        raise GraftError(
-            "nothing to verify",
-            why="neither a MODEL nor --recipe was given",
-            help="graft verify --help",
-            code="usage",
-        )
-    live = _live_model(place.model, place)
-    made = plan(live, **words)
-    adapted = attach(live, made)
-    batch = example_batch(adapted.get_base_model(), seed=place.seed)
-    with progress_console().status("checking") as status:
+    planned = plan(model, **request)
+    adapted = attach(model, planned)
+    batch = example_batch(adapted.get_base_model(), seed=seed)
+    with progress_bar() as on_progress:
         return run_checks(
             adapted,
             batch,
-            plan=made,
+            plan=planned,
             settings=settings,
-            on_progress=lambda progress: status.update(progress.step),
+            on_progress=on_progress,
         )
 
 
-def _refuse_words(*words: Any) -> None:
-    if any(word not in (None, "lora") for word in words):
-        raise GraftError(
-            "--recipe says what to adapt; no other option can",
-            help="change the recipe's adapter section, or leave --recipe out",
-            code="usage",
-        )
+def _nothing_to_verify() -> GraftError:
+    return GraftError(
+        "nothing to verify",
+        why="neither a MODEL nor --recipe was given",
+        help="graft verify --help",
+        code="usage",
+    )
 
 
-def _live_model(name: str, place: _Place) -> Any:
-    if place.twin:
-        from graftkit.twins.twin import twin
-
-        return twin(name, seed=place.seed, trust_remote_code=place.trust_remote_code, revision=place.revision)
-    from graftkit.surveying.sources.load_model import load_model
-
-    return load_model(name, trust_remote_code=place.trust_remote_code, revision=place.revision)
+def _recipe_decides() -> GraftError:
+    return GraftError(
+        "--recipe says what to adapt; no other option can",
+        help="change the recipe's adapter section, or leave --recipe out",
+        code="usage",
+    )
