@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def report() -> Report:
         help="turn it off: 100 %",
         fix=Fix("recipe", {"args.packing": False}),
     )
-    lacking = finding(Severity.UNKNOWN, evidence={"missing": ("model", "batch")})
+    lacking = replace(finding(Severity.UNKNOWN), message="needs batch", evidence={"missing": ("batch",)})
     return Report((*(finding(severity, where="a.site") for severity in SEVERITIES), placed, lacking))
 
 
