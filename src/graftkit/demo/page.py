@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.demo.digits import to_grey
 from graftkit.env import environment
 from graftkit.report.data import ReportData
-from graftkit.report.model import towers_of
+from graftkit.report.model_pages import towers_of
 from graftkit.text import percent
 
 if TYPE_CHECKING:

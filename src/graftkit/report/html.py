@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, get_args
 from graftkit.files import refuse_read_only, write_text
 from graftkit.report.chart import drawn
 from graftkit.report.data import Check, Figure, ReportData, Verdict
-from graftkit.report.picture import tower_rows
-from graftkit.report.sample import drawn_sample
+from graftkit.report.sample_image import drawn_sample
+from graftkit.report.tower_grid import tower_rows
 from graftkit.text import grouped, size
 
 if TYPE_CHECKING:

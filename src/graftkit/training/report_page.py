@@ -11,7 +11,7 @@ from graftkit.report.chart import Curve
 from graftkit.report.data import Chart, ReportData, SavedFile
 from graftkit.report.findings_page import checks_of
 from graftkit.report.html import write_report
-from graftkit.report.model import towers_of
+from graftkit.report.model_pages import towers_of
 from graftkit.text import count
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from graftkit.errors import OutputError
 from graftkit.report import chart
 from graftkit.report.chart import drawn
 from graftkit.report.html import render_report, write_report
-from graftkit.report.picture import tower_rows
+from graftkit.report.tower_grid import tower_rows
 
 FULL: dict[str, Any] = {
     "title": "A report",

@@ -38,7 +38,7 @@ def plan(
         from graftkit.planning.explain import explain as explain_site
         from graftkit.planning.plan import plan as make_plan
         from graftkit.report.html import render_report
-        from graftkit.report.model import plan_page
+        from graftkit.report.model_pages import plan_page
         from graftkit.surveying.survey import survey
 
         model_map = survey(model, trust_remote_code=trust_remote_code, revision=revision)

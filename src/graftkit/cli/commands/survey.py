@@ -23,7 +23,7 @@ def survey(
     """Show every place an adapter can go, per tower, without the model's weights."""
     with only_data_on_stdout(chosen(output_format, json)) as output:
         from graftkit.report.html import render_report
-        from graftkit.report.model import survey_page
+        from graftkit.report.model_pages import survey_page
         from graftkit.surveying.survey import survey as make_map
 
         found = make_map(model, trust_remote_code=trust_remote_code, revision=revision, headers=headers)
