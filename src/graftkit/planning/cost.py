@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
-from graftkit.planning.skeleton import Slot, ask
+from graftkit.planning.trials.skeleton import Slot, ask
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -10,13 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
-from graftkit.planning.cost import Memory, memory_of, refused, trainable_params
-from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
-from graftkit.planning.extras import Sizes, check_extras, extra_params, parameter_sizes
-from graftkit.planning.initializers import default_config
-from graftkit.planning.intent import read_intent
-from graftkit.planning.matching import matched_by, rewritten_names, smallest_exact, value_at
-from graftkit.planning.methods import (
+from graftkit.planning.config.extras import Sizes, check_extras, extra_params, parameter_sizes
+from graftkit.planning.config.methods import (
     Method,
     build_config,
     check_numbers,
@@ -25,11 +20,16 @@ from graftkit.planning.methods import (
     numbers_of,
     refusal_of,
 )
-from graftkit.planning.patterns import rekey
+from graftkit.planning.cost import Memory, memory_of, refused, trainable_params
+from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
+from graftkit.planning.initializers import default_config
+from graftkit.planning.matching import matched_by, rewritten_names, smallest_exact, value_at
 from graftkit.planning.quantization import QuantizationPlan, plan_quantization
-from graftkit.planning.select import select
-from graftkit.planning.skeleton import Slot, ask, slots_of
-from graftkit.planning.trials import check_initializer, refusal_when_quantized
+from graftkit.planning.selection.intent import read_intent
+from graftkit.planning.selection.patterns import rekey
+from graftkit.planning.selection.select import select
+from graftkit.planning.trials.skeleton import Slot, ask, slots_of
+from graftkit.planning.trials.small_layer import check_initializer, refusal_when_quantized
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap, Site
 from graftkit.surveying.survey import survey
 from graftkit.text import some

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from graftkit.planning.methods import method_named, numbers_text
+from graftkit.planning.config.methods import method_named, numbers_text
 from graftkit.text import count, percent, size, table
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from transformers import BitsAndBytesConfig
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
 from graftkit.checks.probes.forward import difference, logits_of, loss_of
-from graftkit.planning.methods import method_named, method_names
+from graftkit.planning.config.methods import method_named, method_names
 
 E2B = "google/gemma-4-E2B-it"
 METHODS = method_names()

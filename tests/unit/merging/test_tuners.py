@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel
 import graftkit as gk
 from graftkit.errors import MergeError
 from graftkit.merging.merge import merge
-from graftkit.planning.methods import method_named, method_names
+from graftkit.planning.config.methods import method_named, method_names
 
 if TYPE_CHECKING:
     from tests.unit.merging.conftest import Bench

@@ -14,10 +14,10 @@ from torch import nn
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
 from graftkit.errors import PlanError
+from graftkit.planning.config.methods import method_named, method_names, numbers_of
 from graftkit.planning.cost import trainable_params
 from graftkit.planning.initializers import names as initializer_names
-from graftkit.planning.methods import method_named, method_names, numbers_of
-from graftkit.planning.skeleton import slots_of
+from graftkit.planning.trials.skeleton import slots_of
 
 E2B = "google/gemma-4-E2B-it"
 MOE = "google/gemma-4-26B-A4B-it"

@@ -12,8 +12,8 @@ from typing import Any
 
 from graftkit.checks.peft_config.validate import config_problems
 from graftkit.errors import PlanError
+from graftkit.planning.config.methods import Method, method_named
 from graftkit.planning.matching import rewritten_names, suffix_finder
-from graftkit.planning.methods import Method, method_named
 from graftkit.surveying.sites import ModelMap
 from graftkit.text import closest, some
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 from graftkit.checks.peft_config.raw import RawPeftConfig, Refusal, said
 from graftkit.checks.probes.modality_inputs import own_names
-from graftkit.planning.extras import saved_modules
+from graftkit.planning.config.extras import saved_modules
+from graftkit.planning.config.methods import not_on_parameters, refusal_of
 from graftkit.planning.matching import key_matches, rewritten_names, suffix_finder, target_matcher, value_at
-from graftkit.planning.methods import not_on_parameters, refusal_of
 from graftkit.surveying.sites import Obstacle, Site
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from graftkit.planning.intent import fed_towers
+from graftkit.planning.selection.intent import fed_towers
 from graftkit.surveying.sites import ModelMap
 
 # Tower -> what a batch has to hold for the tower to work. A projector works for any of them.

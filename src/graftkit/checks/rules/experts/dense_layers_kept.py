@@ -6,8 +6,8 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import more_parameters, recipe_key
 from graftkit.findings import Severity, Source
+from graftkit.planning.config.methods import not_on_parameters
 from graftkit.planning.matching import rewritten_names
-from graftkit.planning.methods import not_on_parameters
 from graftkit.text import percent, some
 
 

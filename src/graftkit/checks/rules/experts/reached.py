@@ -10,7 +10,7 @@ from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed,
 from graftkit.checks.peft_config.fixes import more_parameters, recipe_key
 from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.findings import Severity, Source
-from graftkit.planning.methods import not_on_parameters
+from graftkit.planning.config.methods import not_on_parameters
 from graftkit.surveying.roles import role_of
 from graftkit.text import percent
 

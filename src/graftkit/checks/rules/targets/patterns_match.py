@@ -11,7 +11,7 @@ from graftkit.checks.peft_config.fixes import config_fix, recipe_key
 from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.errors import PlanError
 from graftkit.findings import Severity, Source
-from graftkit.planning.patterns import rekey
+from graftkit.planning.selection.patterns import rekey
 from graftkit.text import some
 
 _PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}

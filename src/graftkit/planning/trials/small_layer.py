@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
+from graftkit.planning.config.methods import ANY_VALID, Method, method_named
 from graftkit.planning.initializers import Initializer, initializer_of
-from graftkit.planning.methods import ANY_VALID, Method, method_named
-from graftkit.planning.skeleton import Slot, build
+from graftkit.planning.trials.skeleton import Slot, build
 from graftkit.surveying.sites import Site
 
 if TYPE_CHECKING:

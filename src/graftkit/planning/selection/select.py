@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graftkit.errors import PlanError
-from graftkit.planning.intent import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, Intent
 from graftkit.planning.matching import ends_with
+from graftkit.planning.selection.intent import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, Intent
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import some, suggest
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
-from graftkit.planning.intent import ROLE_TARGETS, Intent
 from graftkit.planning.matching import ends_with, key_matches, smallest_exact
-from graftkit.planning.select import select
+from graftkit.planning.selection.intent import ROLE_TARGETS, Intent
+from graftkit.planning.selection.select import select
 from graftkit.text import suggest
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
 from graftkit.planning.initializers import initializer_of
-from graftkit.planning.skeleton import Slot, ask
+from graftkit.planning.trials.skeleton import Slot, ask
 from graftkit.text import suggest
 
 if TYPE_CHECKING:
