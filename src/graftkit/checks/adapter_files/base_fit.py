@@ -1,28 +1,22 @@
-"""A saved adapter held against a base: what of it has a place there, and what stock PEFT leaves out."""
+"""How a saved adapter fits a base: which of its tensors have a place there, and which stock PEFT leaves out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from graftkit.adapters.placement import Atlas
-from graftkit.checks.adapter_files.saved_adapter import Saved
+from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 from graftkit.planning.matching import rewritten_names
 from graftkit.surveying.sites import ModelMap, Site
 
 
 @dataclass(frozen=True)
-class Fit:
-    """An adapter held against a base.
+class BaseFit:
+    """A saved adapter and the base to load it on."""
 
-    Attributes:
-        saved: the adapter.
-        base: the map of the base.
-    """
-
-    saved: Saved
+    saved: SavedAdapter
     base: ModelMap
 
     @cached_property
@@ -32,32 +26,32 @@ class Fit:
 
     @property
     def sites(self) -> Mapping[str, Site]:
-        """Site by each of its names: its own path, and those of its wrappers."""
+        """Sites by each of their names: their own path and those of their wrappers."""
         return self._atlas.sites
 
     def holds_parameters(self, core: str) -> bool:
-        """Whether a module's own parameters, stacked experts, can be adapted."""
+        """Check whether the module holds parameters that can be adapted, such as stacked experts."""
         return core in self._atlas.parameter_holders
 
     @cached_property
     def inner(self) -> Mapping[str, str]:
-        """Wrapper's path -> the path of the linear inside it."""
+        """Path of a wrapper -> path of the linear inside it."""
         return {name: site.path for site in self.base if site.wrapper for name in site.names[1:]}
 
     @cached_property
     def wrapped(self) -> tuple[str, ...]:
-        """The wrappers that the saved targets name."""
+        """The paths of the wrappers that the saved targets name."""
         return tuple(name for name in self.inner if self.saved.targets and self.saved.matches(name))
 
     @cached_property
     def planned(self) -> tuple[str, ...]:
-        """The sites that the saved targets reach, where a wrapper's name counts for what is inside it."""
+        """The paths of the sites that the saved targets reach; a wrapper's name counts for the linear inside."""
         reached = [p for p in self.base.module_paths if self.saved.matches(p) and not self._rewritten(p)]
         paths = {self.inner.get(path, path) for path in reached}
         return tuple(path for path in self.base.module_paths if path in paths and path in self.sites)
 
     def _rewritten(self, path: str) -> bool:
-        """Whether PEFT takes this module's target for one of stacked experts when it loads the adapter.
+        """Check whether PEFT, loading the adapter, takes this module's target for one of stacked experts.
 
         Source: ``peft.utils.transformers_weight_conversion._convert_peft_config_moe``.
         """
@@ -65,12 +59,12 @@ class Fit:
 
     @cached_property
     def rewritten(self) -> frozenset[str]:
-        """Leaf names that PEFT takes for stacked experts on this base."""
+        """The leaf names that PEFT takes for stacked experts on this base."""
         return rewritten_names(self.base.model.model_type)
 
     @cached_property
     def lost(self) -> Mapping[str, str]:
-        """Tensor -> why stock PEFT leaves it out when it loads the adapter onto this base."""
+        """Tensor -> why stock PEFT leaves it out when it loads the adapter on this base."""
         planned = frozenset(self.planned) if self.saved.targets is not None else None
         found = {}
         for name in self.saved.file.tensors:
@@ -81,7 +75,7 @@ class Fit:
 
     def _why_lost(self, name: str, planned: frozenset[str] | None) -> str:
         core = self.saved.module_of(name)
-        if core is not None and self._one_of_the_experts(core):
+        if core is not None and self._is_one_expert(core):
             return ""
         place = self._atlas.place(name, self.saved.file.tensors[name])
         if isinstance(place, str):
@@ -96,8 +90,8 @@ class Fit:
             return f"PEFT takes the target {place.module.rpartition('.')[2]} for stacked experts on this base"
         return f"no target names {place.module}"
 
-    def _one_of_the_experts(self, core: str) -> bool:
-        """Whether PEFT stacks this tensor with those of the other experts when it loads the adapter."""
+    def _is_one_expert(self, core: str) -> bool:
+        """Check whether PEFT, loading the adapter, stacks this tensor with those of the other experts."""
         parts = core.split(".")
         return (
             len(parts) > 2
@@ -106,13 +100,6 @@ class Fit:
             and ".".join(parts[:-2]) in self._atlas.parameter_holders
         )
 
-    def places(self, name: str) -> bool:
-        """Whether the base has a place of a fitting shape for a tensor of this name, whatever is targeted."""
-        return not isinstance(self._atlas.place(name, self._header(name)), str)
-
-    def _header(self, name: str) -> Any:
-        return self.saved.file.tensors[name]
-
-    def fits_as(self, name: str, renamed: str) -> bool:
-        """Whether the tensor would fit under another name."""
-        return not isinstance(self._atlas.place(renamed, self._header(name)), str)
+    def has_place(self, name: str, renamed: str | None = None) -> bool:
+        """Check whether the base has a place of the tensor's shape under its name, or under another one."""
+        return not isinstance(self._atlas.place(renamed or name, self.saved.file.tensors[name]), str)

@@ -1,28 +1,26 @@
-"""Ways to look at an adapter as an engine that is to serve it would."""
+"""What a saved adapter asks of the engine that is to serve it, and what the engine does with it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from graftkit.checks.adapter_files.base_fit import Fit
-from graftkit.checks.adapter_files.saved_adapter import Saved
+from graftkit.checks.adapter_files.base_fit import BaseFit
+from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
+from graftkit.checks.engine.context import CheckContext, UndecidableError
 from graftkit.checks.engine.rule import Observation, failed, passed, unknown
 from graftkit.engines import Engine, Fact, Feature, Stance
 from graftkit.findings import Severity
 from graftkit.planning.initializers import moves_base
-from graftkit.surveying.sites import Site
 from graftkit.text import some
-
-if TYPE_CHECKING:
-    from graftkit.checks.engine.context import CheckContext
 
 # Parts of a model that serve other modalities than text. Engines treat them apart from the language model.
 _TOWERS = frozenset({"vision", "audio", "projector"})
-_WORDS_OF_TENSORS: Mapping[Feature, str] = {
+# The roles of linears that make an attention's values.
+_VALUES = frozenset({"attention.v", "attention.qkv", "attention.kv"})
+_TENSORS: Mapping[Feature, str] = {
     Feature.DORA: "lora_magnitude_vector",
     Feature.TRAINABLE_TOKENS: "trainable_tokens_delta",
     Feature.EMBEDDING: "lora_embedding_A",
@@ -40,30 +38,27 @@ _VARIANTS = (
 )
 
 
-def of_lora(check: Callable[[CheckContext], Observation]) -> Callable[[CheckContext], Observation]:
-    """A check of what an engine does with LoRA's tensors, made to say "unknown" of an adapter that has none."""
+def require_lora(context: CheckContext) -> None:
+    """Check that the adapter is a LoRA in the model's layers.
 
-    def checked(context: CheckContext) -> Observation:
-        saved = context.saved
-        if saved.problems:
-            return unknown(f"the configuration cannot be used: {some(saved.problems)}")
-        if saved.file.peft_type != "LORA":
-            return unknown(f"{some([saved.file.peft_type])} is no LoRA")
-        if saved.prefix is None:
-            return unknown("the adapter keeps no tensors in a model's layers")
-        return check(context)
-
-    return checked
+    Raises:
+        UndecidableError: it is not, or PEFT cannot use its configuration.
+    """
+    saved = context.saved
+    if saved.file.peft_type != "LORA":
+        raise UndecidableError(f"the adapter is not a LoRA: {some([saved.file.peft_type])}")
+    if saved.prefix is None:
+        raise UndecidableError("the adapter has no tensors in the model's layers")
 
 
 def moving_initializer(config: Mapping[str, Any]) -> str | None:
-    """The initializer that changed the base before training, or None."""
+    """Return the initializer that changed the base before training, or None."""
     given = config.get("init_lora_weights")
     return given if moves_base(given) else None
 
 
-def features_of(saved: Saved, fit: Fit | None) -> dict[Feature, str]:
-    """What an adapter's configuration and tensors ask of an engine -> the field or tensor that says so."""
+def features_of(saved: SavedAdapter, fit: BaseFit | None) -> dict[Feature, str]:
+    """Return the features that an adapter asks of an engine, each with the field or tensor that shows it."""
     config = saved.file.config
     if saved.file.peft_type != "LORA":
         return {Feature.OTHER_METHOD: saved.file.peft_type}
@@ -77,16 +72,16 @@ def features_of(saved: Saved, fit: Fit | None) -> dict[Feature, str]:
         Feature.VARIANT: any(config.get(name) for name in _VARIANTS),
     }
     found = {feature: feature.value for feature, given in by_field.items() if given}
-    found |= {f: name for f, word in _WORDS_OF_TENSORS.items() if (name := _tensor_with(saved, word)) is not None}
+    found |= {f: name for f, part in _TENSORS.items() if (name := _tensor_with(saved, part)) is not None}
     return found | _head(saved, fit)
 
 
-def _tensor_with(saved: Saved, word: str) -> str | None:
-    return next((name for name in saved.file.tensors if word in name), None)
+def _tensor_with(saved: SavedAdapter, part: str) -> str | None:
+    return next((name for name in saved.file.tensors if part in name), None)
 
 
-def _head(saved: Saved, fit: Fit | None) -> dict[Feature, str]:
-    """LoRA on the output layer. Without a base it goes by its usual name, and its ties are unknown."""
+def _head(saved: SavedAdapter, fit: BaseFit | None) -> dict[Feature, str]:
+    """Find LoRA on the output layer. Without a base it is known by its usual name, and its ties are unknown."""
     if fit is None:
         head = next((core for core in saved.modules if core.rpartition(".")[2] == "lm_head"), None)
         return {} if head is None else {Feature.LM_HEAD: head}
@@ -96,91 +91,81 @@ def _head(saved: Saved, fit: Fit | None) -> dict[Feature, str]:
     return {Feature.TIED_HEAD if site.tied_to else Feature.LM_HEAD: site.path}
 
 
-@dataclass(frozen=True)
-class Served:
-    """An adapter that fits a base, sorted by what engines differ about.
-
-    Attributes:
-        fit: the adapter held against the base.
-    """
-
-    fit: Fit
-
-    @cached_property
-    def modules(self) -> Mapping[Feature, tuple[str, ...]]:
-        """Feature -> the adapted modules that need it."""
-        found: dict[Feature, list[str]] = {}
-        for core in self.fit.saved.modules:
-            feature = self._feature(core)
-            if feature is not None:
-                found.setdefault(feature, []).append(core)
-        lone = self._queries_without_values()
-        return {f: tuple(cores) for f, cores in found.items()} | ({Feature.NO_VALUE: lone} if lone else {})
-
-    def _feature(self, core: str) -> Feature | None:
-        site = self.fit.sites.get(core)
-        if site is None:
-            return Feature.STACKED_EXPERTS if self.fit.holds_parameters(core) else Feature.OTHER_PREFIX
-        if site.path != core:
-            return Feature.INNER_NAMES
-        return Feature.TOWERS if site.tower in _TOWERS else None
-
-    def _queries_without_values(self) -> tuple[str, ...]:
-        layers: dict[str, dict[str, str]] = {}
-        for core, site in self._language_sites():
-            layers.setdefault(core.rpartition(".")[0], {})[site.role] = core
-        lone = ("attention.v", "attention.qkv", "attention.kv")
-        extra = self.fit.saved.modules
-        return tuple(
-            roles["attention.q"]
-            for roles in layers.values()
-            if "attention.q" in roles
-            and not any(role in roles for role in lone)
-            and beside(roles["attention.q"], "q", "v") not in extra
-        )
-
-    def _language_sites(self) -> Iterable[tuple[str, Site]]:
-        for core in self.fit.saved.modules:
-            site = self.fit.sites.get(core)
-            if site is not None and site.tower not in _TOWERS:
-                yield core, site
+def modules_by_feature(fit: BaseFit) -> dict[Feature, list[str]]:
+    """Return the adapted modules by the feature that an engine needs to apply them; most need none."""
+    found: dict[Feature, list[str]] = {}
+    for module in fit.saved.modules:
+        feature = _feature_of(module, fit)
+        if feature is not None:
+            found.setdefault(feature, []).append(module)
+    lone = _queries_without_values(fit)
+    return found | ({Feature.NO_VALUE: lone} if lone else {})
 
 
-def beside(path: str, before: str, after: str) -> str | None:
-    """The projection of another role in the same layer ("k_proj" -> "v_proj"), or None where names do not tell."""
+def _feature_of(module: str, fit: BaseFit) -> Feature | None:
+    site = fit.sites.get(module)
+    if site is None:
+        return Feature.STACKED_EXPERTS if fit.holds_parameters(module) else Feature.OTHER_PREFIX
+    if site.path != module:
+        return Feature.INNER_NAMES
+    return Feature.TOWERS if site.tower in _TOWERS else None
+
+
+def _queries_without_values(fit: BaseFit) -> list[str]:
+    """Return the adapted query projections whose layer has no adapter on its values."""
+    layers: dict[str, dict[str, str]] = {}
+    for module in fit.saved.modules:
+        site = fit.sites.get(module)
+        if site is not None and site.tower not in _TOWERS:
+            layers.setdefault(module.rpartition(".")[0], {})[site.role] = module
+    return [
+        query
+        for roles in layers.values()
+        if (query := roles.get("attention.q")) is not None
+        and not _VALUES.intersection(roles)
+        and sibling(query, "q", "v") not in fit.saved.modules
+    ]
+
+
+def sibling(path: str, role: str, other: str) -> str | None:
+    """Return the projection of another role in the same layer ("k_proj" -> "v_proj"), None for other names."""
     parent, _, leaf = path.rpartition(".")
-    return f"{parent}.{after}{leaf.removeprefix(before)}" if leaf.startswith(f"{before}_") else None
+    return f"{parent}.{other}{leaf.removeprefix(role)}" if leaf.startswith(f"{role}_") else None
 
 
 _Asked = Mapping[Feature, Sequence[str]]
 
 
 def verdict(engine: Engine, asked: _Asked, bad: frozenset[Stance], good: str) -> Observation:
-    """What an engine makes of what is asked of it: failed where a stance is ``bad``, else what is unknown."""
-    context = {feature: engine.fact(feature) for feature in asked}
-    refused = [fact for fact in context.values() if fact.stance in bad]
+    """Judge what is asked of an engine: failed for any ``bad`` stance, unknown for an unknown one, else passed."""
+    facts = [engine.fact(feature) for feature in asked]
+    refused = [fact for fact in facts if fact.stance in bad]
     if refused:
         return _refused(engine, refused, asked)
-    unsure = [fact for fact in context.values() if fact.stance is Stance.UNKNOWN]
+    unsure = [fact for fact in facts if fact.stance is Stance.UNKNOWN]
     if unsure:
-        return unknown(_told(engine, unsure, asked), help=unsure[0].help, engine=str(engine))
+        return unknown(_message(engine, unsure, asked), help=unsure[0].help, **_evidence(engine, unsure))
     return passed(good, engine=str(engine))
 
 
-def _refused(engine: Engine, context: list[Fact], asked: _Asked) -> Observation:
-    hard = [fact for fact in context if fact.flag is None]
-    first = (hard or context)[0]
-    advice = "; ".join(dict.fromkeys(filter(None, (_advice(fact) for fact in context))))
-    figures: dict[str, Any] = {
-        "engine": str(engine),
-        "features": [fact.feature.value for fact in context],
-        "sources": [fact.source for fact in context],
-    }
-    message = _told(engine, context, asked)
+def _refused(engine: Engine, facts: list[Fact], asked: _Asked) -> Observation:
+    hard = [fact for fact in facts if fact.flag is None]
+    first = (hard or facts)[0]
+    advice = "; ".join(dict.fromkeys(filter(None, (_advice(fact) for fact in facts))))
+    figures = _evidence(engine, facts)
+    message = _message(engine, facts, asked)
     if hard:
         return failed(message, where=asked[first.feature][0], help=advice, **figures)
     # It depends on how the server is started, which is not known here.
     return Observation(Severity.WARNING, message, asked[first.feature][0], advice, figures)
+
+
+def _evidence(engine: Engine, facts: list[Fact]) -> dict[str, Any]:
+    return {
+        "engine": str(engine),
+        "features": [fact.feature.value for fact in facts],
+        "sources": [fact.source for fact in facts],
+    }
 
 
 def _advice(fact: Fact) -> str | None:
@@ -189,18 +174,13 @@ def _advice(fact: Fact) -> str | None:
     return ", ".join(filter(None, (f"start the server with {fact.flag}", fact.help)))
 
 
-def _told(engine: Engine, context: Iterable[Fact], asked: _Asked) -> str:
-    return "; ".join(f"{engine} {fact.says} ({some(asked[fact.feature])})" for fact in context)
+def _message(engine: Engine, facts: Iterable[Fact], asked: _Asked) -> str:
+    return "; ".join(f"{engine} {fact.says} ({some(asked[fact.feature])})" for fact in facts)
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What one module's update is multiplied by.
-
-    Attributes:
-        trained: in PEFT.
-        served: by the engine.
-    """
+    """The factor on one module's update in PEFT (``trained``) and in the engine (``served``)."""
 
     trained: float
     served: float
@@ -210,30 +190,31 @@ class Scale:
         return self.served / self.trained if self.trained else math.inf
 
 
-def scales(saved: Saved, engine: Engine) -> dict[str, Scale] | Observation:
-    """Module -> its scale in PEFT and in the engine; "unknown" where the engine's rule is not known.
+def scales(saved: SavedAdapter, engine: Engine) -> dict[str, Scale]:
+    """Return each module's scale in PEFT and in the engine.
 
     Source: ``peft.tuners.lora.layer.LoraLayer.update_layer``.
+
+    Raises:
+        UndecidableError: it is not known how the engine scales.
     """
-    used = _scale_features(saved)
-    context = {feature: engine.fact(feature) for feature in used}
-    unsure = [fact for fact in context.values() if fact.stance is Stance.UNKNOWN]
+    facts = [engine.fact(feature) for feature in _scale_features(saved)]
+    unsure = [fact for fact in facts if fact.stance is Stance.UNKNOWN]
     if unsure:
-        return unknown("; ".join(f"{engine} {fact.says}" for fact in unsure), engine=str(engine))
-    takes = {feature for feature, fact in context.items() if fact.stance is Stance.TAKES}
+        raise UndecidableError("; ".join(f"{engine} {fact.says}" for fact in unsure), engine=str(engine))
+    takes = {fact.feature for fact in facts if fact.stance is Stance.TAKES}
     rooted = bool(saved.file.config.get("use_rslora"))
-    rank, alpha = saved.default_rank, saved.alpha("")
     found = {}
-    for core in saved.modules:
-        own_rank, own_alpha = saved.rank(core), saved.alpha(core)
-        served_rank = own_rank if Feature.RANK_PATTERN in takes else rank
-        served_alpha = own_alpha if Feature.ALPHA_PATTERN in takes else alpha
+    for module in saved.modules:
+        rank, alpha = saved.rank(module), saved.alpha(module)
+        served_rank = rank if Feature.RANK_PATTERN in takes else saved.default_rank
+        served_alpha = alpha if Feature.ALPHA_PATTERN in takes else saved.alpha("")
         served = _scale(served_alpha, served_rank, rooted and Feature.RSLORA in takes)
-        found[core] = Scale(_scale(own_alpha, own_rank, rooted), served)
+        found[module] = Scale(_scale(alpha, rank, rooted), served)
     return found
 
 
-def _scale_features(saved: Saved) -> list[Feature]:
+def _scale_features(saved: SavedAdapter) -> list[Feature]:
     config = saved.file.config
     asked = {
         Feature.RSLORA: config.get("use_rslora"),

@@ -1,4 +1,4 @@
-"""A saved adapter: what its configuration promises, and what its tensors hold."""
+"""A saved adapter as its configuration and the headers of its tensors describe it, and its data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _DEFAULT_ALPHA = 8
 
 
 @dataclass(frozen=True)
-class Saved:
-    """One adapter as it is described by its configuration and its header. No tensor data is read.
+class SavedAdapter:
+    """An adapter as its configuration and header describe it. No tensor data is read.
 
     Attributes:
-        file: the adapter.
+        file: the adapter's configuration and the headers of its tensors.
         paths: further module paths that its patterns will be matched with: those of the base.
     """
 
@@ -37,20 +37,20 @@ class Saved:
 
     @cached_property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with the configuration's own fields, whatever the tensors are."""
+        """What is wrong with the fields of the configuration, whatever the tensors are."""
         return config_problems(
             self.file.config, self.file.peft_type, (*self.modules, *self.paths), modules=len(self.file.tensors)
         )
 
     @cached_property
     def prefix(self) -> str | None:
-        """How the method's tensors begin ("lora_"), or None where PEFT keeps none in a model's layers."""
+        """The prefix of the method's tensors ("lora_"); None where PEFT keeps none in a model's layers."""
         method = declared(self.file.peft_type)
         return None if method is None else method.prefix
 
     @cached_property
     def modules(self) -> Mapping[str, tuple[str, ...]]:
-        """Module path, as the file spells it -> the names of the tensors that adapt it."""
+        """Module path, as the file has it -> the names of the tensors that adapt it."""
         found: dict[str, list[str]] = {}
         for name in self.file.tensors:
             core = self.module_of(name)
@@ -59,7 +59,7 @@ class Saved:
         return {core: tuple(names) for core, names in found.items()}
 
     def module_of(self, name: str) -> str | None:
-        """The module a tensor adapts, as the file spells it; None for a weight that was saved whole."""
+        """Return the module that a tensor adapts, as the file has it; None for a weight that was saved whole."""
         if self.prefix is None or not name.startswith(PEFT_PREFIX):
             return None
         core, found, _ = name.removeprefix(PEFT_PREFIX).partition(f".{self.prefix}")
@@ -85,7 +85,7 @@ class Saved:
         return given if isinstance(given, str) else tuple(given)
 
     def matches(self, path: str) -> bool:
-        """Whether the configuration's targets, with its filters, name this module.
+        """Check whether the configuration's targets, with its filters, name this module.
 
         Source: ``peft.tuners.tuners_utils.check_target_module_exists``.
         """
@@ -96,7 +96,7 @@ class Saved:
         return target_matcher({**self.file.config, "target_modules": self.targets})
 
     def rank(self, path: str) -> int:
-        """The rank that the configuration promises for a module.
+        """Return a module's rank according to the configuration.
 
         Source: ``peft.tuners.lora.model.LoraModel._create_and_replace``.
         """
@@ -104,27 +104,27 @@ class Saved:
 
     @property
     def default_rank(self) -> int:
-        """The rank of the modules that no pattern names."""
+        """The rank of modules that no pattern names."""
         return int(self.file.config.get("r", _DEFAULT_RANK))
 
     def alpha(self, path: str) -> float:
-        """The alpha that the configuration promises for a module; for the empty path, that of all others.
+        """Return a module's alpha according to the configuration; for an empty path, the default.
 
         Source: ``peft.tuners.lora.model.LoraModel._create_and_replace``.
         """
         default = self.file.config.get("lora_alpha", _DEFAULT_ALPHA)
         return float(value_at(self.file.config.get("alpha_pattern"), path, default) if path else default)
 
-    def shown_rank(self, name: str) -> int | None:
-        """The rank that a tensor's shape shows, or None where it shows none."""
+    def rank_of_shape(self, name: str) -> int | None:
+        """Return the rank that a tensor's shape shows, or None where it shows none."""
         shape: tuple[int, ...] = self.file.tensors[name].shape
         axis = next((_RANK_AXES[part] for part in name.split(".") if part in _RANK_AXES), None)
         return shape[axis] if axis is not None and len(shape) > axis and all(shape) else None
 
 
 @dataclass(frozen=True, slots=True)
-class Stat:
-    """What the data of one tensor is like: its squared norm, and whether every value is finite."""
+class TensorStats:
+    """The squared L2 norm of one tensor, and whether all its values are finite."""
 
     square: float
     finite: bool
@@ -132,31 +132,27 @@ class Stat:
 
 @dataclass(frozen=True)
 class TensorData:
-    """The adapter's data. It is read when it is first asked for, one tensor at a time.
-
-    Attributes:
-        file: the adapter.
-    """
+    """The data of an adapter's tensors, read when first asked for, one tensor at a time."""
 
     file: AdapterFile
 
     @cached_property
-    def stats(self) -> Mapping[str, Stat]:
-        """One ``Stat`` a tensor, by name."""
+    def stats(self) -> Mapping[str, TensorStats]:
+        """Statistics by tensor name."""
         from safetensors import safe_open
 
         with safe_open(str(self.file.weights_path), framework="pt") as opened:
-            return {name: _stat(opened.get_tensor(name)) for name in self.file.tensors}
+            return {name: _stats(opened.get_tensor(name)) for name in self.file.tensors}
 
 
-def _stat(tensor: Any) -> Stat:
+def _stats(tensor: Any) -> TensorStats:
     parts = tensor.flatten().split(_CHUNK) if tensor.numel() else ()
     square = sum(_norm(part.abs() if part.is_complex() else part) ** 2 for part in parts)
-    return Stat(square, math.isfinite(square))
+    return TensorStats(square, math.isfinite(square))
 
 
 def _norm(part: Any) -> float:
-    """In single precision, which is many times faster, unless the squares leave its range."""
+    """Return the L2 norm, computed in float32, which is many times faster, unless the squares leave its range."""
     import torch
 
     fast = float(torch.linalg.vector_norm(part.float()))

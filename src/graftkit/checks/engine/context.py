@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graftkit.adapters.file import AdapterFile
-    from graftkit.checks.adapter_files.base_fit import Fit
-    from graftkit.checks.adapter_files.saved_adapter import Saved, TensorData
+    from graftkit.checks.adapter_files.base_fit import BaseFit
+    from graftkit.checks.adapter_files.saved_adapter import SavedAdapter, TensorData
     from graftkit.checks.peft_config.resolved import ResolvedTargets
     from graftkit.checks.probes.gradients import Gradients
     from graftkit.engines import Engine
@@ -181,15 +181,30 @@ class CheckContext:
         return Gradients(self.model, self.batch)
 
     @cached_property
-    def saved(self) -> Saved:
-        """The adapter, with its configuration read as PEFT reads it."""
-        from graftkit.checks.adapter_files.saved_adapter import Saved
+    def saved(self) -> SavedAdapter:
+        """The saved adapter, with its configuration read as PEFT reads it.
 
-        return Saved(self.adapter, () if self.given.base is None else self.base.module_paths)
+        Raises:
+            UndecidableError: PEFT cannot use the configuration.
+        """
+        if self.config_problems:
+            raise UndecidableError(f"the configuration cannot be used: {some(self.config_problems)}")
+        return self._saved
+
+    @property
+    def config_problems(self) -> tuple[str, ...]:
+        """What is wrong with the fields of the saved adapter's configuration."""
+        return self._saved.problems
 
     @cached_property
-    def fit(self) -> Fit:
-        """The adapter held against the base."""
-        from graftkit.checks.adapter_files.base_fit import Fit
+    def _saved(self) -> SavedAdapter:
+        from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 
-        return Fit(self.saved, self.base)
+        return SavedAdapter(self.adapter, () if self.given.base is None else self.base.module_paths)
+
+    @cached_property
+    def fit(self) -> BaseFit:
+        """How the saved adapter fits the base, whether or not PEFT can use its configuration."""
+        from graftkit.checks.adapter_files.base_fit import BaseFit
+
+        return BaseFit(self._saved, self.base)

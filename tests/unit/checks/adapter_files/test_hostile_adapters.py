@@ -84,20 +84,21 @@ def test_a_field_of_every_wrong_type(good: Path, base: gk.ModelMap, name: str) -
 
 @pytest.mark.rule_fails("GK504")
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value"),
     [
-        pytest.param("use_dora", "false", "a string, not true or false", id="a word for a truth value"),
-        pytest.param("lora_alpha", "16", "'16'", id="a word for a number"),
-        pytest.param("r", True, "True", id="a truth value for a number"),
-        pytest.param("lora_dropout", [0.1], "a list, not a whole number or a number", id="a list for a number"),
-        pytest.param("trainable_token_indices", 5, "a list or an object", id="a number for a list"),
+        pytest.param("use_dora", "false", id="a word for a truth value"),
+        pytest.param("lora_alpha", "16", id="a word for a number"),
+        pytest.param("r", True, id="a truth value for a number"),
+        pytest.param("lora_dropout", [0.1], id="a list for a number"),
+        pytest.param("trainable_token_indices", 5, id="a number for a list"),
     ],
 )
-def test_gk504_a_field_of_the_wrong_type(good: Path, name: str, value: Any, said: str) -> None:
+def test_gk504_a_field_of_the_wrong_type(good: Path, name: str, value: Any) -> None:
     edit(good, **{name: value})
     found = finding(check(good), "GK504")
     assert found.severity is ERROR
-    assert said.strip("'") in found.message
+    assert found.evidence["problems"] == 1
+    assert name in found.message
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,6 @@ def test_gk505_fields_that_are_there_twice(good: Path) -> None:
     (good / CONFIG).write_text(text.replace("{", '{"r": 999, ', 1))
     found = finding(check(good), "GK505")
     assert (found.severity, found.where) == (ERROR, "r")
-    assert "configuration" in found.message
 
 
 def test_gk504_fields_that_peft_drops_with_a_warning(good: Path, twin_of: Callable[[str], nn.Module]) -> None:

@@ -62,7 +62,6 @@ def test_gk602_a_live_model_without_wrappers(e2b: nn.Module) -> None:
     model = get_peft_model(unwrap_for_good(e2b), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     found = seen("GK602", base=base, model=model)
     assert found.severity is ERROR
-    assert "live model" in found.message
 
 
 @pytest.mark.rule_passes("GK602")
@@ -162,7 +161,6 @@ def test_gk604_an_update_that_needs_its_initializer(llama: nn.Module, tmp_path: 
     model.save_pretrained(tmp_path)
     found = finding(check(tmp_path), "GK604")
     assert found.severity is WARNING
-    assert "stock PEFT makes that base again" in str(found.help)
     want = model(**batch).logits
     assert torch.allclose(PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path).eval()(**batch).logits, want)
     assert (update_alone(llama, tmp_path, batch) - want).abs().max() > 0.1

@@ -115,45 +115,54 @@ def test_a_version_that_nobody_read_is_unknown(llama: nn.Module, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("options", "target", "severity", "said"),
+    ("options", "target", "severity", "feature"),
     [
-        pytest.param({"use_dora": True}, "vllm", ERROR, "refuses DoRA", id="dora in vllm"),
-        pytest.param({"use_dora": True}, "sglang", ERROR, "refuses DoRA", id="dora in sglang"),
-        pytest.param({"use_dora": True}, "llama_cpp", ERROR, "Not a lora_A", id="dora in llama.cpp"),
-        pytest.param({"modules_to_save": ["lm_head"]}, "vllm", ERROR, "saved whole", id="a module saved whole"),
-        pytest.param({"modules_to_save": ["lm_head"]}, "sglang", UNKNOWN, "modules saved whole", id="not known"),
-        pytest.param({"bias": "lora_only"}, "vllm", ERROR, "trained biases", id="biases"),
-        pytest.param({"bias": "lora_only"}, "vllm==0.10.0", WARNING, "an option", id="biases behind an option"),
-        pytest.param({"bias": "lora_only"}, "vllm==0.11.0", UNKNOWN, "biases", id="biases where no source says"),
+        pytest.param({"use_dora": True}, "vllm", ERROR, "dora", id="dora in vllm"),
+        pytest.param({"use_dora": True}, "sglang", ERROR, "dora", id="dora in sglang"),
+        pytest.param({"use_dora": True}, "llama_cpp", ERROR, "dora", id="dora in llama.cpp"),
         pytest.param(
-            {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"}, "vllm", ERROR, "invocation", id="alora"
+            {"modules_to_save": ["lm_head"]}, "vllm", ERROR, "modules_to_save", id="a module saved whole"
+        ),
+        pytest.param({"modules_to_save": ["lm_head"]}, "sglang", UNKNOWN, "modules_to_save", id="not known"),
+        pytest.param({"bias": "lora_only"}, "vllm", ERROR, "bias", id="biases"),
+        pytest.param({"bias": "lora_only"}, "vllm==0.10.0", WARNING, "bias", id="biases behind an option"),
+        pytest.param({"bias": "lora_only"}, "vllm==0.11.0", UNKNOWN, "bias", id="biases where no source says"),
+        pytest.param(
+            {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"}, "vllm", ERROR, "alora", id="alora"
         ),
         pytest.param(
             {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"},
             "llama_cpp",
             OK,
-            "takes",
+            None,
             id="alora taken",
         ),
-        pytest.param({"init_lora_weights": "pissa"}, "vllm", ERROR, "original base", id="pissa"),
-        pytest.param({"init_lora_weights": "olora"}, "llama_cpp", ERROR, "original base", id="olora"),
-        pytest.param({"init_lora_weights": "gaussian"}, "vllm", OK, "takes", id="one that moves nothing"),
+        pytest.param({"init_lora_weights": "pissa"}, "vllm", ERROR, "moved base", id="pissa"),
+        pytest.param({"init_lora_weights": "olora"}, "llama_cpp", ERROR, "moved base", id="olora"),
+        pytest.param({"init_lora_weights": "gaussian"}, "vllm", OK, None, id="one that moves nothing"),
+        pytest.param({"trainable_token_indices": [1, 2]}, "vllm", ERROR, "trainable tokens", id="trained tokens"),
         pytest.param(
-            {"trainable_token_indices": [1, 2]}, "vllm", ERROR, "unsupported LoRA weight", id="trained tokens"
+            {"target_modules": ["embed_tokens", "q_proj"]}, "vllm", UNKNOWN, "embedding", id="embeddings"
         ),
-        pytest.param({"target_modules": ["embed_tokens", "q_proj"]}, "vllm", UNKNOWN, "embedd", id="embeddings"),
-        pytest.param({"target_modules": ["embed_tokens", "q_proj"]}, "llama_cpp", OK, "takes", id="taken"),
-        pytest.param({"layer_replication": [(0, 1), (0, 1)]}, "vllm", UNKNOWN, "variant", id="repeated layers"),
-        pytest.param({"r": 24}, "vllm", WARNING, "rank 24", id="a rank behind an option"),
-        pytest.param({"r": 16}, "vllm", OK, "takes", id="a rank that is taken"),
+        pytest.param({"target_modules": ["embed_tokens", "q_proj"]}, "llama_cpp", OK, None, id="taken"),
+        pytest.param(
+            {"layer_replication": [(0, 1), (0, 1)]}, "vllm", UNKNOWN, "variant of LoRA", id="repeated layers"
+        ),
+        pytest.param({"r": 24}, "vllm", WARNING, None, id="a rank behind an option"),
+        pytest.param({"r": 16}, "vllm", OK, None, id="a rank that is taken"),
     ],
 )
 def test_gk701_what_an_engine_does_not_take(
-    llama: nn.Module, tmp_path: Path, options: dict[str, Any], target: str, severity: gk.Severity, said: str
+    llama: nn.Module,
+    tmp_path: Path,
+    options: dict[str, Any],
+    target: str,
+    severity: gk.Severity,
+    feature: str | None,
 ) -> None:
     found = served(saved(llama, tmp_path, lora(**options)), target, llama)["GK701"]
     assert found.severity is severity, found.message
-    assert said in found.message
+    assert found.evidence.get("features") == (feature and [feature])
     assert found.help or severity in {OK, UNKNOWN}
 
 
@@ -193,7 +202,7 @@ def test_gk701_a_method_other_than_lora(llama: nn.Module, tmp_path: Path) -> Non
     config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     found = served(saved(llama, tmp_path, config), "vllm", llama)
     assert found["GK701"].severity is ERROR
-    assert "nothing but LoRA" in found["GK701"].message
+    assert found["GK701"].evidence["features"] == ["other method"]
 
 
 @pytest.mark.rule_fails("GK701")
@@ -203,7 +212,7 @@ def test_gk701_an_output_layer_that_is_tied(twin_of: Callable[[str], nn.Module],
         folder = saved(base, tmp_path, LoraConfig(r=2, target_modules=["lm_head"]))
     found = served(folder, "llama_cpp", base)["GK701"]
     assert found.severity is ERROR
-    assert "tied to the embeddings" in found.message
+    assert found.evidence["features"] == ["tied lm_head"]
 
 
 # ---- GK702 ----
@@ -231,7 +240,7 @@ def test_gk702_a_tower_where_no_option_was_seen(e2b: nn.Module, tmp_path: Path) 
 def test_gk702_a_tower_that_is_dropped(e2b: nn.Module, tmp_path: Path) -> None:
     found = served(tower_adapter(e2b, tmp_path), "sglang", e2b)["GK702"]
     assert found.severity is ERROR
-    assert "layer of the same number" in found.message
+    assert found.evidence["features"] == ["towers"]
 
 
 @pytest.mark.rule_fails("GK702")
@@ -241,7 +250,7 @@ def test_gk702_keys_without_the_inner_name(e2b: nn.Module, tmp_path: Path) -> No
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     found = served(folder, "vllm", e2b)["GK702"]
     assert found.severity is ERROR
-    assert "their own names" in found.message
+    assert "inner names" in found.evidence["features"]
     assert "gk.migrate" in str(found.help)
 
 
@@ -260,7 +269,7 @@ def test_gk702_stacked_experts_are_unknown(twin_of: Callable[[str], nn.Module], 
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     found = served(tmp_path, "vllm", twin_of("google/gemma-4-26B-A4B-it"))["GK702"]
     assert found.severity is UNKNOWN
-    assert "stacked experts" in found.message
+    assert found.evidence["features"] == ["stacked experts"]
 
 
 # ---- GK703 ----
@@ -384,7 +393,7 @@ def test_gk705_layers_that_share_keys_and_values(e2b: nn.Module, tmp_path: Path)
     assert found.severity is ERROR
     shared = [s.path for s in gk.survey(e2b) if s.note and s.role == "attention.q"]
     assert found.where in shared
-    assert "zeros" in str(found.help)
+    assert found.evidence["features"] == ["no value"]
     assert served(tmp_path, "vllm", e2b)["GK705"].severity is OK
 
 
@@ -393,7 +402,7 @@ def test_gk705_towers_that_have_no_place(e2b: nn.Module, tmp_path: Path) -> None
     found = served(tower_adapter(e2b, tmp_path), "llama_cpp", e2b)
     assert found["GK705"].severity is ERROR
     assert found["GK702"].severity is OK
-    assert "towers" in found["GK705"].message
+    assert found["GK705"].evidence["features"] == ["towers"]
 
 
 def test_gk705_no_error_once_zeros_are_written(e2b: nn.Module, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Is a saved adapter whole, safe to load, and taken by its base?"""
+"""Rules on the files of a saved adapter: complete, safe to load, and fitting the base."""

@@ -1,10 +1,10 @@
-"""The configuration must describe the tensors beside it."""
+"""Check that the configuration describes the tensors beside it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.adapter_files.saved_adapter import Saved
+from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.schema import declared
@@ -14,16 +14,14 @@ from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
+    if problems := context.config_problems:
+        return failed(f"its fields are not what PEFT expects: {some(problems)}", problems=len(problems))
     saved = context.saved
-    if saved.problems:
-        return failed(
-            f"its fields are not what PEFT expects: {some(saved.problems)}", problems=len(saved.problems)
-        )
     untargeted, ranks = _untargeted(context), _other_ranks(saved)
-    unanswered = _due(context, _unanswered(saved))
+    unanswered = _expected(context, _unanswered(saved))
     seen = [
         f"no target names {len(untargeted)} adapted modules: {some(untargeted)}" if untargeted else "",
-        f"no tensor answers the targets {some(unanswered)}" if unanswered else "",
+        f"no tensor belongs to the targets {some(unanswered)}" if unanswered else "",
         f"{len(ranks)} tensors have another rank than the configuration says: {some(ranks)}" if ranks else "",
     ]
     figures: dict[str, Any] = {
@@ -32,7 +30,7 @@ def _check(context: CheckContext) -> Observation:
         "other_ranks": len(ranks),
     }
     if context.given.base is None and unanswered and not untargeted and not ranks:
-        advice = "PEFT ignores a target that its base has no module for: --base tells whether a layer is missing"
+        advice = "PEFT ignores a target that its base has no module for; --base shows whether a layer is missing"
         return Observation(Severity.WARNING, seen[1], unanswered[0], advice, figures)
     if any(seen):
         return failed("; ".join(filter(None, seen)), where=(untargeted or unanswered or ranks)[0], **figures)
@@ -45,36 +43,37 @@ def _untargeted(context: CheckContext) -> list[str]:
         return []
     by_wrapper: dict[str, str] = {}
     if context.given.base is not None and saved.prefix is not None:
-        # Named by its wrapper: that is what another rule reports.
+        # A target that names the wrapper is for GK507 to report.
         by_wrapper = {inner: name for name, inner in context.fit.inner.items()}
     stray = (core for core in saved.modules if core not in saved.parameters)
     return [c for c in stray if not saved.matches(c) and not (c in by_wrapper and saved.matches(by_wrapper[c]))]
 
 
-def _due(context: CheckContext, targets: list[str]) -> list[str]:
-    """The targets that the base has, or may have, something for. Lists are shared between families of models."""
+def _expected(context: CheckContext, targets: list[str]) -> list[str]:
+    """Return the targets that the base has, or may have, modules for: lists are shared between model families."""
     if not targets or context.given.base is None or isinstance(context.saved.targets, str):
         return targets
     known = {suffix for path in context.base.module_paths for suffix in suffixes(path)}
     return [target for target in targets if target in known]
 
 
-def _unanswered(saved: Saved) -> list[str]:
-    """Targets of the list form that no tensor is for. A module path has few suffixes, so they are looked up."""
+def _unanswered(saved: SavedAdapter) -> list[str]:
+    """Return the targets that no tensor belongs to."""
     if saved.targets is None or saved.prefix is None:
         return []
     if isinstance(saved.targets, str):
         answers = any(saved.matches(core) or saved.matches(core.rpartition(".")[0]) for core in saved.modules)
         return [] if answers or saved.parameters else [saved.targets]
+    # A module path has few suffixes, so they are looked up instead of matching every target with every path.
     answered = {suffix for core in saved.modules for suffix in suffixes(core)}
-    # An inner linear answers for its wrapper's name too.
+    # An inner linear belongs to its wrapper's name too.
     answered |= {suffix for core in saved.modules for suffix in suffixes(core.rpartition(".")[0])}
     missing = [target for target in saved.targets if target not in answered]
-    # A target that the filters take out again is due no tensor.
+    # No tensor is expected for a target that the filters exclude.
     return [target for target in missing if saved.matches(target)]
 
 
-def _other_ranks(saved: Saved) -> list[str]:
+def _other_ranks(saved: SavedAdapter) -> list[str]:
     if saved.file.peft_type != "LORA":
         return []
     found = []
@@ -82,20 +81,20 @@ def _other_ranks(saved: Saved) -> list[str]:
         if core in saved.parameters:
             continue
         said = saved.rank(core)
-        shown = {name: saved.shown_rank(name) for name in names}
+        shown = {name: saved.rank_of_shape(name) for name in names}
         found += [f"{name} ({rank}, not {said})" for name, rank in shown.items() if rank not in {None, said}]
     return found
 
 
-def _fields(saved: Saved) -> Observation:
+def _fields(saved: SavedAdapter) -> Observation:
     modules = len(saved.modules)
     method = declared(saved.file.peft_type)
     if method is None:
-        return failed(f"the installed PEFT knows no method {some([saved.file.peft_type])}")
+        return failed(f"the installed PEFT has no method {some([saved.file.peft_type])}")
     ignored = sorted(saved.file.config.keys() - method.fields.keys())
     if ignored:
         message = f"the tensors agree; the installed PEFT ignores the fields {some(ignored)}"
-        advice = "an adapter from a newer PEFT may compute something else here: update peft"
+        advice = "an adapter from a newer PEFT may compute something else in this version: update peft"
         return Observation(Severity.INFO, message, ignored[0], advice, {"ignored": len(ignored)})
     return passed(f"targets and ranks agree with the tensors of {modules} modules", modules=modules)
 
@@ -106,10 +105,10 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter",),
     check=_check,
-    why="PEFT builds layers from the configuration and fills them from the file; what differs is lost",
+    why="PEFT builds layers from the configuration and fills them from the file: what differs is lost",
     example="`r` is edited in `adapter_config.json` after training, or another run's file is copied beside it.",
     help="restore the adapter_config.json that was saved with these tensors",
-    safety="The configuration can be mended without touching the tensors; alpha cannot be told from them.",
+    safety="The configuration can be corrected without touching the tensors; alpha cannot be read from them.",
     since="0.1.0",
     sources=("peft: tuners.tuners_utils.check_target_module_exists", "peft: utils.other.get_pattern_key"),
 )

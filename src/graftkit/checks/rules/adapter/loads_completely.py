@@ -1,4 +1,4 @@
-"""The base must take every tensor, and the file must hold every layer that its targets plan."""
+"""Check that the base takes every tensor, and that the file has tensors for every layer that is targeted."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from graftkit.text import percent, some
 
 
 def _check(context: CheckContext) -> Observation:
-    if context.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(context.saved.problems)}")
     if context.saved.prefix is None:
-        return unknown(f"adapters of type {some([context.adapter.peft_type])} keep no tensors in a model's layers")
+        return unknown(f"adapters of type {some([context.adapter.peft_type])} have no tensors in a model's layers")
     lost, total = context.fit.lost, len(context.adapter.tensors)
     lacking = _lacking(context)
     figures: dict[str, Any] = {"tensors": total, "lost": len(lost), "lacking": len(lacking)}
@@ -27,14 +25,14 @@ def _check(context: CheckContext) -> Observation:
         message = f"{len(lost)} of {total} tensors are not loaded{weight}: {some([first])}: {lost[first]}"
         return failed(message, where=first, **figures)
     if lacking:
-        message = f"the targets name {len(lacking)} layers that the file has nothing for: {some(lacking)}"
+        message = f"the targets name {len(lacking)} layers that the file has no tensors for: {some(lacking)}"
         advice = "they stay as the base has them: save again on the process that holds every layer"
         return failed(message, where=lacking[0], help=advice, **figures)
-    return passed(f"the base takes all {total} tensors, and no planned layer is without", **figures)
+    return passed(f"the base takes all {total} tensors, and every targeted layer has its own", **figures)
 
 
 def _lacking(context: CheckContext) -> list[str]:
-    """Sites that the targets reach and no tensor is for."""
+    """Return the sites that the targets reach and no tensor belongs to."""
     if context.saved.targets is None:
         return []
     sites = context.fit.sites
@@ -43,7 +41,7 @@ def _lacking(context: CheckContext) -> list[str]:
 
 
 def _share(context: CheckContext, lost: Iterable[str]) -> float | None:
-    """How much of the file's squared norm is lost, or None where the data is not read or not finite."""
+    """Return the lost share of the file's squared norm, 0 to 1; None where the data is not read or not finite."""
     if context.given.data is None:
         return None
     stats = context.data.stats
@@ -58,12 +56,12 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base"),
     check=_check,
-    why="PEFT loads what fits and at most warns about the rest, so that a part of the training is gone unnoticed",
+    why="PEFT loads what fits and at most warns about the rest: a part of the training is lost unnoticed",
     example=(
         "A mixture-of-experts adapter that was trained with transformers 4 names every expert's `gate_proj`; with "
         "transformers 5 the experts are one stacked parameter, and only attention and shared experts are loaded."
     ),
-    help="name the base the adapter was trained on; `gk.migrate` brings wrapped names into the form PEFT loads",
+    help="give the base that the adapter was trained on; `gk.migrate` rewrites wrapped names as PEFT loads them",
     safety="Renaming tensors changes no value, and `gk.migrate` refuses an adapter that has tensors left over.",
     since="0.1.0",
     sources=(

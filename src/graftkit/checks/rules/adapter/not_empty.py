@@ -1,4 +1,4 @@
-"""Every tensor must hold something."""
+"""Check that the weights file has tensors, and none of size 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _check(context: CheckContext) -> Observation:
     tensors = context.adapter.tensors
     empty = [name for name, header in tensors.items() if not math.prod(header.shape)]
     if not tensors:
-        return failed("the weights file holds no tensors", tensors=0, empty=0)
+        return failed("the weights file has no tensors", tensors=0, empty=0)
     if empty:
         message = f"{len(empty)} of {len(tensors)} tensors have size 0: {some(empty)}"
         return failed(message, where=empty[0], tensors=len(tensors), empty=len(empty))

@@ -1,4 +1,4 @@
-"""The adapter must begin its paths where the base does."""
+"""Check that the adapter's module paths begin as those of the base do."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from graftkit.findings import Severity
 from graftkit.modeling.unwrapping import PEFT_PREFIX
 from graftkit.text import some
 
-# The longest common endings come first, and a right one is among them.
+# The longest common endings come first, so the right prefix is among the first.
 _MOST_PREFIXES = 64
 
 
 def _check(context: CheckContext) -> Observation:
-    if context.saved.prefix is None or not context.saved.modules:
+    modules = context.fit.saved.modules
+    if not modules:
         return unknown("the file names no module of a base")
-    modules = context.saved.modules
-    found = sum(context.fit.places(names[0]) for names in modules.values())
+    found = sum(context.fit.has_place(names[0]) for names in modules.values())
     if found:
         return passed(f"{found} of {len(modules)} adapted modules are in the base under their name", found=found)
     fitting = next((pair for pair in islice(_prefixes(context), _MOST_PREFIXES) if _fits(context, *pair)), None)
     if fitting is None:
         message = f"none of {len(modules)} adapted modules is in the base, and no other prefix would help"
         trained_on = context.adapter.config.get("base_model_name_or_path")
-        advice = "name the base it was trained on" + (f": {some([trained_on])}" if trained_on else "")
+        advice = "give the base it was trained on" + (f": {some([trained_on])}" if trained_on else "")
         return failed(message, where=next(iter(modules)), help=advice, found=0)
     before, after = (PEFT_PREFIX + part for part in fitting)
     return failed(
@@ -40,8 +40,8 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _prefixes(context: CheckContext) -> Iterator[tuple[str, str]]:
-    """What the first module's path begins with, and what a site of the same ending begins with instead."""
-    parts = next(iter(context.saved.modules)).split(".")
+    """Yield pairs: how the first module's path begins, and how a site with the same ending begins."""
+    parts = next(iter(context.fit.saved.modules)).split(".")
     for at in range(len(parts)):
         head, tail = parts[:at], ".".join(parts[at:])
         for path in context.fit.sites:
@@ -50,17 +50,17 @@ def _prefixes(context: CheckContext) -> Iterator[tuple[str, str]]:
 
 
 def _fits(context: CheckContext, before: str, after: str) -> bool:
-    names = (name for names in context.saved.modules.values() for name in names)
+    names = (name for names in context.fit.saved.modules.values() for name in names)
     return all(
         name.startswith(PEFT_PREFIX + before)
-        and context.fit.fits_as(name, PEFT_PREFIX + after + name.removeprefix(PEFT_PREFIX + before))
+        and context.fit.has_place(name, PEFT_PREFIX + after + name.removeprefix(PEFT_PREFIX + before))
         for name in names
     )
 
 
 RULE = Rule(
     code="GK502",
-    title="the adapter's paths begin where the base's do",
+    title="the adapter's paths begin as the base's do",
     severity=Severity.ERROR,
     needs=("adapter", "base"),
     check=_check,
@@ -70,7 +70,7 @@ RULE = Rule(
         "(`model.language_model.layers…`)."
     ),
     help="re-key the tensors, or load the class that the adapter was trained on",
-    safety="Renaming changes no value. The finding only names a prefix under which every tensor fits by shape.",
+    safety="Renaming changes no value. A prefix is only suggested if every tensor then fits by shape.",
     since="0.1.0",
     sources=("https://github.com/huggingface/transformers/issues/46766",),
 )

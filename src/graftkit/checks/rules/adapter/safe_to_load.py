@@ -1,4 +1,4 @@
-"""The files must be ones that can be loaded without running or trusting what is in them."""
+"""Check that the files can be loaded without running or trusting what is in them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ def _check(context: CheckContext) -> Observation:
         return failed(f"{seen.what}{why}", where=seen.where, help=seen.help, refusal=seen.code)
     strange = [name for name in context.adapter.tensors if _is_strange(name)]
     if strange:
-        return failed(f"{len(strange)} tensors have names that no module has: {some(strange)}", names=len(strange))
+        return failed(
+            f"{len(strange)} tensors have names that no module can have: {some(strange)}", names=len(strange)
+        )
     twice = (*context.adapter.repeated, *context.adapter.repeated_fields)
     if twice:
         holder = "header" if context.adapter.repeated else "configuration"
-        message = f"the {holder} holds {len(twice)} names twice: {some(twice)}"
+        message = f"the {holder} has {len(twice)} names twice: {some(twice)}"
         return failed(message, where=twice[0], twice=len(twice))
     links = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if _leads_out(context.folder / name)]
     if links:
         message = f"{some(links)} is a link to a file outside the adapter's folder"
-        advice = "copy the file itself: what it leads to may change, or may not be the adapter's"
+        advice = "copy the file itself: its target may change, or not belong to the adapter"
         return Observation(Severity.WARNING, message, links[0], advice, {"links": len(links)})
     pickles = [name for name in PICKLES if (context.folder / name).is_file()]
     if pickles:
-        message = f"there is a pickle of weights beside {WEIGHTS_NAME}: {some(pickles)}"
+        message = f"pickled weights beside {WEIGHTS_NAME}: {some(pickles)}"
         return Observation(Severity.WARNING, message, pickles[0], "delete it: loading it can run code")
-    return passed("safetensors with a sound header, and no pickle of weights beside it")
+    return passed("safetensors with a valid header, and no pickled weights beside it")
 
 
 def _is_strange(name: str) -> bool:
@@ -43,7 +45,7 @@ def _is_strange(name: str) -> bool:
 
 
 def _leads_out(path: Path) -> bool:
-    """Whether a link leads out of its folder. In the hub's cache every file is a link to a blob beside it."""
+    """Check whether the file is a link out of its folder, or out of its repository in the Hub's cache."""
     folder = path.parent.resolve()
     repository = folder.parent.parent if folder.parent.name == "snapshots" else folder
     return path.is_symlink() and not path.resolve().is_relative_to(repository)
@@ -60,7 +62,7 @@ RULE = Rule(
         "A download stops half-way: the header describes more data than the file has. Or the folder holds "
         "`adapter_model.bin`, a pickle, and nothing else."
     ),
-    help="fetch the files again from a source you trust, as safetensors",
+    help="download the files again from a source you trust, as safetensors",
     safety="graftkit never loads a pickle. Converting one means loading it: do that in a sandbox.",
     since="0.1.0",
     sources=(

@@ -1,18 +1,16 @@
-"""Saved targets must not name a wrapper of the base."""
+"""Check that the saved targets name no wrapper of the base."""
 
 from __future__ import annotations
 
 from graftkit.adapters.migrate import migrate
 from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.errors import AdapterError
 from graftkit.findings import Fix, Severity
 from graftkit.text import some
 
 
 def _check(context: CheckContext) -> Observation:
-    if context.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(context.saved.problems)}")
     if context.saved.targets is None:
         return passed("the configuration names no modules")
     fit = context.fit
@@ -25,7 +23,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _fix(context: CheckContext) -> Fix | None:
-    """The configuration that names the linears inside; None where tensors would have to be renamed too."""
+    """Return the fix that names the linears inside; None where tensors would have to be renamed too."""
     try:
         fitted = migrate(context.adapter, context.base)
     except AdapterError:
@@ -39,7 +37,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base"),
     check=_check,
-    why="stock PEFT refuses to load the adapter: a wrapper is no module that it can adapt",
+    why="stock PEFT refuses to load the adapter: it cannot adapt a wrapper",
     example=(
         "A tool redirects `q_proj` to the linear inside the wrapper while it trains, and saves "
         '`target_modules: ["q_proj"]`.'

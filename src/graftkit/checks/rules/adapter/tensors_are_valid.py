@@ -1,4 +1,4 @@
-"""Shapes must be those of an adapter, and values those of a trained one."""
+"""Check that shapes and types are an adapter's, and that values are finite and trained."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def _check(context: CheckContext) -> Observation:
     empty = [name for name, header in tensors.items() if not math.prod(header.shape)]
     flat = [n for n, h in tensors.items() if len(h.shape) < 2 and _is_factor(n)]
     if empty or flat:
-        what = f"{len(empty)} tensors of size 0, {len(flat)} of one dimension where two are due"
+        what = f"{len(empty)} tensors of size 0, {len(flat)} of one dimension that should have two"
         first = (empty or flat)[0]
         return failed(
             f"{what}: {some(dict.fromkeys(empty + flat))}", where=first, empty=len(empty), flat=len(flat)
         )
     if not tensors:
-        return unknown("there are no tensors")
+        return unknown("the file has no tensors")
     strange = [name for name, header in tensors.items() if header.dtype not in _FLOATS and _is_factor(name)]
     if strange:
         kinds = sorted({tensors[name].dtype for name in strange})
         message = f"{len(strange)} tensors have a type that no adapter has ({some(kinds)}): {some(strange)}"
         return failed(message, where=strange[0], strange=len(strange))
     if context.given.data is None:
-        return unknown(f"the shapes of {len(tensors)} tensors are sound, and the data was not read")
+        return unknown(f"the shapes of {len(tensors)} tensors are valid; the data was not read")
     broken = [name for name, stat in context.data.stats.items() if not stat.finite]
     if broken:
-        message = f"{len(broken)} of {len(tensors)} tensors hold NaN or infinite values: {some(broken)}"
+        message = f"{len(broken)} of {len(tensors)} tensors have NaN or infinite values: {some(broken)}"
         return failed(message, where=broken[0], not_finite=len(broken))
     return _zeros(context)
 
@@ -48,7 +48,7 @@ def _is_factor(name: str) -> bool:
 
 
 def _is_one_of(factors: frozenset[str], name: str) -> bool:
-    """Whether it is such a factor itself: with ``lora_bias`` B has a vector beside its matrix."""
+    """Check whether the tensor is such a factor itself: with ``lora_bias``, B has a vector beside its matrix."""
     parts = name.split(".")
     return not factors.isdisjoint(parts) and parts[-1] != "bias"
 
@@ -58,13 +58,13 @@ def _zeros(context: CheckContext) -> Observation:
     # Of an embedding's pair either factor may be the one that starts at zero, of a linear's always B.
     zero = [name for name in starting if context.data.stats[name].square == 0]
     if not zero:
-        return passed(f"{len(context.data.stats)} tensors, all finite, none that should have moved is zero")
+        return passed(f"{len(context.data.stats)} tensors, all finite, none left at zero")
     if len(zero) == len(starting):
         message = f"all {len(zero)} B tensors are zero: the adapter is untrained and adds nothing"
         advice = "check that the trained adapter was saved, and that it received gradients (graft verify)"
     else:
         message = f"{len(zero)} of {len(starting)} B tensors are zero, so their layers add nothing: {some(zero)}"
-        advice = "these layers got no gradient: does the data feed their tower?"
+        advice = "these layers got no gradient: check that the data feeds their tower"
     return Observation(
         Severity.WARNING, message, zero[0], advice, {"zero": len(zero), "starting_at_zero": len(starting)}
     )
@@ -72,14 +72,14 @@ def _zeros(context: CheckContext) -> Observation:
 
 RULE = Rule(
     code="GK503",
-    title="the adapter's tensors are sound",
+    title="the adapter's tensors are valid",
     severity=Severity.ERROR,
     needs=("adapter",),
     check=_check,
     why="NaN spreads to every output, a malformed tensor cannot be loaded, and a B of zeros means no training",
-    example="A half-precision run overflows in its last steps: `lora_B` holds NaN, and nobody looked at the loss.",
+    example="A half-precision run overflows in its last steps: `lora_B` is NaN, and nobody looked at the loss.",
     help="take an earlier checkpoint, and train with a smaller learning rate or in bfloat16",
-    safety="Nothing here can be mended in the file: values that were lost have to be trained again.",
+    safety="The file cannot be repaired: values that were lost have to be trained again.",
     since="0.1.0",
     sources=("peft: tuners.lora.layer.LoraLayer.reset_lora_parameters",),
 )

@@ -9,7 +9,6 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity
 from graftkit.planning.initializers import initializer_of
-from graftkit.text import some
 
 # Why stock PEFT does not make the base again, for each initializer where it does not: seen with peft 0.21.2.
 _NOT_REBUILT = {
@@ -24,9 +23,7 @@ _CONVERT = (
 
 
 def _check(context: CheckContext) -> Observation:
-    if context.saved.problems:
-        return unknown(f"the configuration cannot be used: {some(context.saved.problems)}")
-    init = moving_initializer(context.adapter.config)
+    init = moving_initializer(context.saved.file.config)
     if init is None:
         return passed("its initializer left the base as it was")
     figures: dict[str, Any] = {"init_lora_weights": init}

@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from graftkit.checks.adapter_files.engine_support import features_of, verdict
-from graftkit.checks.adapter_files.saved_adapter import Saved
+from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Observation, Rule, failed, unknown
+from graftkit.checks.engine.rule import Observation, Rule, failed
 from graftkit.engines import Engine, Feature, Stance
 from graftkit.findings import Severity, Source
-from graftkit.text import some
 
 _BAD = frozenset({Stance.REFUSES, Stance.IGNORES})
 
 
 def _check(context: CheckContext) -> Observation:
     saved = context.saved
-    if saved.problems:
-        return unknown(f"the configuration cannot be used: {some(saved.problems)}")
     fit = None if context.given.base is None or saved.prefix is None else context.fit
     asked: dict[Feature, Sequence[str]] = {f: (name,) for f, name in features_of(saved, fit).items()}
     seen = verdict(context.engine, asked, _BAD, f"{context.engine} takes what this adapter is made of")
@@ -28,7 +25,7 @@ def _check(context: CheckContext) -> Observation:
     return _rank(context.engine, saved) or seen
 
 
-def _rank(engine: Engine, saved: Saved) -> Observation | None:
+def _rank(engine: Engine, saved: SavedAdapter) -> Observation | None:
     limit = engine.rank_limit
     largest = max((saved.rank(core) for core in saved.modules), default=0)
     if limit is None or largest <= limit.default:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftkit.checks.adapter_files.engine_support import beside, of_lora, verdict
+from graftkit.checks.adapter_files.engine_support import require_lora, sibling, verdict
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, passed
 from graftkit.engines import Feature, Stance
@@ -11,11 +11,12 @@ from graftkit.surveying.sites import Note
 
 
 def _check(context: CheckContext) -> Observation:
+    require_lora(context)
     modules, sites = context.saved.modules, context.fit.sites
     keys = [core for core in modules if (site := sites.get(core)) is not None and site.note is Note.KEY_IS_VALUE]
     if not keys:
         return passed("no adapted key projection makes the values too", keys=0)
-    lone = [core for core in keys if beside(core, "k", "v") not in modules]
+    lone = [core for core in keys if sibling(core, "k", "v") not in modules]
     if not lone:
         return passed(
             f"each of {len(keys)} key projections that make the values too has its pair as v_proj as well"
@@ -29,7 +30,7 @@ RULE = Rule(
     title="an adapter on keys that are the values too reaches both in the engine",
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
-    check=of_lora(_check),
+    check=_check,
     why="the engine keeps a second weight for the values, which the adapter on the keys does not change",
     example=(
         "`attention_k_eq_v`: in transformers `k_proj` makes keys and values, and vLLM loads its weight twice. The "

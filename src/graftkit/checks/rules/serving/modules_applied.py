@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftkit.checks.adapter_files.engine_support import Served, of_lora, verdict
+from graftkit.checks.adapter_files.engine_support import modules_by_feature, require_lora, verdict
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, passed
 from graftkit.engines import Feature, Stance
@@ -12,7 +12,8 @@ _ASKED = (Feature.OTHER_PREFIX, Feature.INNER_NAMES, Feature.TOWERS, Feature.STA
 
 
 def _check(context: CheckContext) -> Observation:
-    engine, modules = context.engine, Served(context.fit).modules
+    require_lora(context)
+    engine, modules = context.engine, modules_by_feature(context.fit)
     asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
     # A refusal is loud: that is another rule's.
     asked = {f: cores for f, cores in asked.items() if engine.fact(f).stance is not Stance.REFUSES}
@@ -27,7 +28,7 @@ RULE = Rule(
     title="the engine applies every module of the adapter that it loads",
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
-    check=of_lora(_check),
+    check=_check,
     why="an engine that finds no module for a tensor says nothing, and serves the base there",
     example=(
         "An adapter on a vision tower is loaded by vLLM without `--enable-tower-connector-lora`: requests "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftkit.checks.adapter_files.engine_support import Served, of_lora, verdict
+from graftkit.checks.adapter_files.engine_support import modules_by_feature, require_lora, verdict
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, passed
 from graftkit.engines import Feature, Stance
@@ -12,7 +12,8 @@ _ASKED = (Feature.OTHER_PREFIX, Feature.TOWERS, Feature.STACKED_EXPERTS, Feature
 
 
 def _check(context: CheckContext) -> Observation:
-    engine, modules = context.engine, Served(context.fit).modules
+    require_lora(context)
+    engine, modules = context.engine, modules_by_feature(context.fit)
     asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
     # What it loads and leaves out is another rule's.
     asked = {f: cores for f, cores in asked.items() if engine.fact(f).stance is not Stance.IGNORES}
@@ -25,7 +26,7 @@ RULE = Rule(
     title="the adapter's names map to tensors of the engine",
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
-    check=of_lora(_check),
+    check=_check,
     why="the server or the converter stops at a tensor that it has no place for, or that it misses",
     example=(
         "Layers that share keys and values have a `q_proj` and no `v_proj`. SGLang joins the three projections "

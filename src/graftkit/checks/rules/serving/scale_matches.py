@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from graftkit.checks.adapter_files.engine_support import Scale, of_lora, scales
+from graftkit.checks.adapter_files.engine_support import Scale, require_lora, scales
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.findings import Severity, Source
 
 
 def _check(context: CheckContext) -> Observation:
+    require_lora(context)
     found = scales(context.saved, context.engine)
-    if isinstance(found, Observation):
-        return found
     wrong = {core: scale for core, scale in found.items() if not math.isclose(scale.trained, scale.served)}
     figures: dict[str, Any] = {"engine": str(context.engine), "modules": len(found), "wrong": len(wrong)}
     if not wrong:
@@ -37,7 +36,7 @@ RULE = Rule(
     title="the engine scales the update as PEFT does",
     severity=Severity.ERROR,
     needs=("adapter", "engine"),
-    check=of_lora(_check),
+    check=_check,
     why="the adapter loads without a word, and acts several times too weakly or too strongly",
     example="An rsLoRA adapter of rank 64 is served by SGLang, which scales by alpha / r: eight times too weak.",
     help="fold the scale into lora_B: multiply it by PEFT's scale, set lora_alpha to r, and drop the options",
