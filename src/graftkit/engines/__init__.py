@@ -1,4 +1,4 @@
-"""What serves adapters, and what each engine makes of their files. One small file an engine; they are data."""
+"""What serves adapters, and what each engine does with their files: one file of data an engine."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["Engine", "Fact", "Feature", "Stance", "all_engines", "engine_named"]
 
 @cache
 def all_engines() -> tuple[Engine, ...]:
-    """Every engine in its newest known version, by name."""
+    """Return every engine in its newest known version, by name."""
     names = [name for _, name, _ in pkgutil.iter_modules(__path__) if not name.startswith("_")]
     engines = [importlib.import_module(f"{__name__}.{name}").ENGINE for name in names]
     return tuple(sorted(engines, key=lambda engine: engine.name))
 
 
 def engine_named(text: str) -> Engine:
-    """The engine a user means: "vllm", or "vllm==0.32" for a version other than the newest known.
+    """Return the engine a user means: "vllm", or "vllm==0.32" for a version other than the newest known.
 
     Raises:
-        EngineError: ``engine-unknown`` (no such engine) or ``engine-version`` (what follows "==" is no version).
+        EngineError: ``engine-unknown``, or ``engine-version`` where what follows "==" is not a version.
     """
     name, _, version = (part.strip() for part in text.partition("=="))
     engine = next((e for e in all_engines() if _plain(name) in {_plain(e.name), _plain(e.title)}), None)
@@ -41,7 +41,7 @@ def engine_named(text: str) -> Engine:
         return replace(engine, version=Version(_number(version)))
     except InvalidVersion:
         raise EngineError(
-            f"{version!r:.80} is no version",
+            f"{version!r:.80} is not a version",
             where=f"{text!r:.80}",
             help=f"{engine.name}=={engine.version or '1.0'}, or {engine.name} for the newest known",
             code="engine-version",
@@ -53,7 +53,7 @@ def _plain(name: str) -> str:
 
 
 def _number(version: str) -> str:
-    """A version as packaging reads it. Some engines count builds: b6500."""
+    """Return a version as packaging reads it. Some engines count builds: b6500."""
     return version[1:] if re.fullmatch(r"b\d+", version) else version
 
 

@@ -1,8 +1,10 @@
-"""What an engine file says: facts about what serves adapters, each with its versions and its source."""
+"""What an engine file says: facts about what serves adapters, each with its versions and its source.
+
+To add an engine, add ``engines/<name>.py`` with an ``ENGINE``; nothing else names it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -11,32 +13,39 @@ from packaging.version import Version
 
 
 class Feature(StrEnum):
-    """One thing an adapter may have that engines differ about."""
+    """Something an adapter may have that engines differ about: its name in JSON, and in a sentence."""
 
-    DORA = "dora"
-    BIAS = "bias"
-    ALORA = "alora"
-    MOVED_BASE = "moved base"
-    MODULES_TO_SAVE = "modules_to_save"
-    TRAINABLE_TOKENS = "trainable tokens"
-    EMBEDDING = "embedding"
-    LM_HEAD = "lm_head"
-    TIED_HEAD = "tied lm_head"
-    OTHER_METHOD = "other method"
-    VARIANT = "variant of LoRA"
-    TOWERS = "towers"
-    INNER_NAMES = "inner names"
-    STACKED_EXPERTS = "stacked experts"
-    OTHER_PREFIX = "other prefix"
-    KEY_IS_VALUE = "key is value"
-    NO_VALUE = "no value"
-    RSLORA = "rslora"
-    RANK_PATTERN = "rank pattern"
-    ALPHA_PATTERN = "alpha pattern"
+    words: str
+
+    def __new__(cls, value: str, words: str) -> Feature:
+        feature = str.__new__(cls, value)
+        feature._value_, feature.words = value, words
+        return feature
+
+    DORA = "dora", "DoRA"
+    BIAS = "bias", "trained biases"
+    ALORA = "alora", "an activated LoRA"
+    MOVED_BASE = "moved base", "an initializer that moves the base"
+    MODULES_TO_SAVE = "modules_to_save", "modules saved whole"
+    TRAINABLE_TOKENS = "trainable tokens", "trained tokens"
+    EMBEDDING = "embedding", "LoRA on embeddings"
+    LM_HEAD = "lm_head", "LoRA on the output layer"
+    TIED_HEAD = "tied lm_head", "LoRA on an output layer that is tied to the embeddings"
+    OTHER_METHOD = "other method", "methods other than LoRA"
+    VARIANT = "variant of LoRA", "this variant of LoRA"
+    TOWERS = "towers", "LoRA on a tower of another modality"
+    INNER_NAMES = "inner names", "the names of linears inside wrappers"
+    STACKED_EXPERTS = "stacked experts", "LoRA on stacked experts"
+    OTHER_PREFIX = "other prefix", "names of another class"
+    KEY_IS_VALUE = "key is value", "LoRA on keys that are the values too"
+    NO_VALUE = "no value", "a query without a value projection beside it"
+    RSLORA = "rslora", "rsLoRA's scale"
+    RANK_PATTERN = "rank pattern", "ranks of their own"
+    ALPHA_PATTERN = "alpha pattern", "scales of their own"
 
 
 class Stance(StrEnum):
-    """What an engine makes of a feature. ``IGNORES``: it loads, and computes something else without a word."""
+    """What an engine does with a feature. ``IGNORES``: it loads the adapter, and silently computes something else."""
 
     TAKES = "takes"
     REFUSES = "refuses"
@@ -49,13 +58,11 @@ class Fact:
     """One fact about one feature.
 
     Attributes:
-        feature: what it is about.
-        stance: what the engine makes of it.
         says: what happens, as the end of a sentence that begins with the engine's name.
         source: the thread or the source file that says so.
-        versions: of the engine, for which the source says so.
-        help: the way out, or None where there is none or none is needed; with a flag, where that works.
-        flag: an option of the engine with which it takes the feature, or None.
+        versions: the engine's versions that the source covers.
+        help: the next step, or None where there is none or none is needed; with a flag, where that works.
+        flag: the engine's option with which it takes the feature, or None.
     """
 
     feature: Feature
@@ -72,12 +79,12 @@ class RankLimit:
     """How large a rank an engine takes.
 
     Attributes:
-        default: without an option.
-        largest: with it.
+        default: the largest rank without the option.
+        largest: the largest rank with it.
         flag: the option, with ``{}`` for the rank.
         steps: the values the option takes, ascending.
-        source: the source file that says so.
-        versions: of the engine.
+        source: the page or source file that says so.
+        versions: the engine's versions that the source covers.
     """
 
     default: int
@@ -94,11 +101,11 @@ class Engine:
 
     Attributes:
         name: as ``--target`` takes it.
-        title: as its makers write it.
-        version: the one that is served with, or the newest known; None where the versions carry no order here.
-        known: the versions that the facts were read for. Of others nothing is known.
-        facts: what it makes of each feature; the first that fits a version counts.
-        ranks: its limits on the rank, likewise.
+        title: as its project writes it.
+        version: the one that is served with, or the newest known; None where the facts name no versions.
+        known: the versions that the facts cover; everything is unknown of others.
+        facts: the first that covers a feature and a version counts.
+        ranks: its limits on the rank; the first that covers a version counts.
     """
 
     name: str
@@ -109,12 +116,12 @@ class Engine:
     ranks: tuple[RankLimit, ...] = field(default=(), repr=False)
 
     def fact(self, feature: Feature) -> Fact:
-        """What this version makes of a feature; ``UNKNOWN`` where no source says."""
+        """Return what this version does with a feature; ``UNKNOWN`` where no source says."""
         if self._covers(self.known):
             found = next((f for f in self.facts if f.feature is feature and self._covers(f.versions)), None)
             if found is not None:
                 return found
-        return Fact(feature, Stance.UNKNOWN, f"is not known to take {_WORDS[feature]}, nor to refuse it", "")
+        return Fact(feature, Stance.UNKNOWN, f"is not known to take {feature.words}, nor to refuse it", "")
 
     @property
     def rank_limit(self) -> RankLimit | None:
@@ -127,27 +134,3 @@ class Engine:
 
     def __str__(self) -> str:
         return self.title if self.version is None else f"{self.title} {self.version}"
-
-
-_WORDS: Mapping[Feature, str] = {
-    Feature.DORA: "DoRA",
-    Feature.BIAS: "trained biases",
-    Feature.ALORA: "an activated LoRA",
-    Feature.MOVED_BASE: "an initializer that moves the base",
-    Feature.MODULES_TO_SAVE: "modules saved whole",
-    Feature.TRAINABLE_TOKENS: "trained tokens",
-    Feature.EMBEDDING: "LoRA on embeddings",
-    Feature.LM_HEAD: "LoRA on the output layer",
-    Feature.TIED_HEAD: "LoRA on an output layer that is tied to the embeddings",
-    Feature.OTHER_METHOD: "methods other than LoRA",
-    Feature.VARIANT: "this variant of LoRA",
-    Feature.TOWERS: "LoRA on a tower of another modality",
-    Feature.INNER_NAMES: "the names of linears inside wrappers",
-    Feature.STACKED_EXPERTS: "LoRA on stacked experts",
-    Feature.OTHER_PREFIX: "names of another class",
-    Feature.KEY_IS_VALUE: "LoRA on keys that are the values too",
-    Feature.NO_VALUE: "a query without a value projection beside it",
-    Feature.RSLORA: "rsLoRA's scale",
-    Feature.RANK_PATTERN: "ranks of their own",
-    Feature.ALPHA_PATTERN: "scales of their own",
-}

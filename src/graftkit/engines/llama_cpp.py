@@ -1,7 +1,7 @@
 """llama.cpp: its converter ``convert_lora_to_gguf.py``, and ``llama-adapter.h``, which scales what it wrote.
 
-Read in both files. Builds are counted, and no build's number was read: the facts hold for the files as stored in
-2026, and no build is told from another.
+Read in both files as of 2026. Its versions are build numbers, which the files do not state: the facts are not tied to
+a build.
 """
 
 from graftkit.engines._base import Engine, Fact, Feature, Stance
@@ -25,7 +25,7 @@ ENGINE = Engine(
             Feature.MOVED_BASE,
             Stance.IGNORES,
             "adds B·A to the original base, which is not the one it was trained on",
-            f"{_CONVERTER} reads lora_alpha and nothing of the initializer",
+            f"{_CONVERTER} reads lora_alpha, and not the initializer",
             help="convert it to a plain LoRA (GK604), or merge it",
         ),
         Fact(
@@ -38,7 +38,7 @@ ENGINE = Engine(
         Fact(
             Feature.TOWERS,
             Stance.REFUSES,
-            "has no place for towers: the converter knows the language model's tensors alone",
+            "has no place for towers: the converter knows only the language model's tensors",
             "https://github.com/ggml-org/llama.cpp/issues/23047",
             help="leave the towers out, or merge the adapter and convert both parts of the merged model",
         ),
@@ -59,7 +59,7 @@ ENGINE = Engine(
             Feature.ALPHA_PATTERN,
             Stance.IGNORES,
             "scales every layer by the one lora_alpha",
-            f"{_CONVERTER} reads lora_alpha alone",
+            f"{_CONVERTER} reads only lora_alpha",
             help="write the scale into lora_B, and leave one lora_alpha",
         ),
     ),

@@ -1,7 +1,7 @@
 """SGLang, as its LoRA manager reads an adapter. Read in ``sglang/srt/lora/`` and in the threads each fact names.
 
-The threads that are newest here are of September 2026 and say "the latest version", without its number: the facts
-hold up to it, and no version is told from another.
+The newest of these threads are of September 2026 and say "the latest version", without its number: the facts hold
+for every version up to it.
 """
 
 from graftkit.engines._base import Engine, Fact, Feature, Stance
@@ -24,7 +24,7 @@ ENGINE = Engine(
         Fact(
             Feature.ALORA,
             Stance.IGNORES,
-            "knows nothing of invocation tokens, so that the adapter acts on the whole prompt",
+            "ignores invocation tokens, so that the adapter acts on the whole prompt",
             f"{_THREADS}/issues/16942",
             help="serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged",
         ),
@@ -38,7 +38,7 @@ ENGINE = Engine(
         Fact(
             Feature.TOWERS,
             Stance.IGNORES,
-            "drops LoRA on towers, or takes it for that of a language layer of the same number",
+            "drops LoRA on towers, or applies it to the language layer of the same number",
             f"{_THREADS}/issues/28784",
             help="merge the adapter, or leave the towers out",
         ),

@@ -13,7 +13,7 @@ _THREADS = "https://github.com/vllm-project/vllm"
 _NAMES = "vllm.lora.utils.parse_fine_tuned_lora_name"
 _HELPER = "vllm.lora.peft_helper.PEFTHelper"
 _FOLD = "write the scale into lora_B, and set lora_alpha to r"
-# Before it the loader knew nothing of rsLoRA.
+# Earlier loaders do not know rsLoRA.
 _OLDEST = ">=0.6.6"
 
 ENGINE = Engine(
@@ -35,7 +35,7 @@ ENGINE = Engine(
         Fact(
             Feature.BIAS,
             Stance.REFUSES,
-            "takes trained biases with an option alone",
+            "takes trained biases only with an option",
             "https://docs.vllm.ai/en/v0.10.0/api/vllm/lora/peft_helper.html",
             SpecifierSet("<0.11"),
             flag="--enable-lora-bias",
@@ -51,7 +51,7 @@ ENGINE = Engine(
         Fact(
             Feature.ALORA,
             Stance.IGNORES,
-            "knows nothing of invocation tokens, so that the adapter acts on the whole prompt",
+            "ignores invocation tokens, so that the adapter acts on the whole prompt",
             f"{_THREADS}/pull/19710",
             help="serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged",
         ),
@@ -79,7 +79,7 @@ ENGINE = Engine(
         Fact(
             Feature.TOWERS,
             Stance.IGNORES,
-            "loads LoRA on towers and projectors, and leaves it out unless an option is set",
+            "loads LoRA on towers and projectors, and applies it only with an option",
             f"{_THREADS}/issues/31479",
             SpecifierSet(">=0.22"),
             help="where the model's class supports it; else merge the adapter",
@@ -88,14 +88,14 @@ ENGINE = Engine(
         Fact(
             Feature.INNER_NAMES,
             Stance.IGNORES,
-            "keeps the linears inside wrappers, and takes their own names alone",
+            "keeps the linears inside wrappers, and accepts only their own names",
             f"{_THREADS}/issues/41754",
             help="gk.migrate(adapter, base, out) names the linears inside",
         ),
         Fact(
             Feature.OTHER_PREFIX,
             Stance.IGNORES,
-            "compares the last part of a name alone when it loads, and finds no such module later",
+            "compares only the last part of a name when it loads, and finds no such module later",
             f"{_THREADS}/issues/34186",
             help="re-key the tensors to the class that is served (GK502)",
         ),
@@ -110,7 +110,7 @@ ENGINE = Engine(
         Fact(
             Feature.STACKED_EXPERTS,
             Stance.UNKNOWN,
-            "takes LoRA on stacked experts for some models' classes, and drops it without a word for others",
+            "takes LoRA on stacked experts for some model classes, and silently drops it for others",
             f"{_THREADS}/pull/50252",
             help="compare its outputs with and without the adapter, or merge it",
         ),

@@ -1,4 +1,4 @@
-"""What is special about a family of models, one small file each, found by listing this folder."""
+"""What is special about a family of models: one file each, found by listing this folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Bypassed", "Family", "Requirement", "all_families", "family_of", "ge
 
 @cache
 def all_families() -> tuple[Family, ...]:
-    """Every family in this folder, by file name. A model type claimed twice is an error in the files."""
+    """Return every family in this folder, by file name. A model type claimed twice is an error in the files."""
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
     families = tuple(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)
     owners: dict[str, str] = {}
@@ -27,12 +27,12 @@ def all_families() -> tuple[Family, ...]:
 
 
 def family_of(model_type: str | None) -> Family | None:
-    """The family that covers a transformers model type, or None: most models need no facts of their own."""
+    """Return the family that covers a transformers model type, or None: most models need none."""
     return next((f for f in all_families() if model_type in f.model_types), None)
 
 
 def geometry(hub_id: str) -> Mapping[str, Any] | None:
-    """The public configuration of a released checkpoint, by hub id (case-insensitive), or None."""
+    """Return the public configuration of a released checkpoint, by hub id (case-insensitive), or None."""
     wanted = hub_id.lower()
     for family in all_families():
         for name, config in family.geometries.items():

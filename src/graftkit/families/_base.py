@@ -1,4 +1,7 @@
-"""What a family file can say. Families are data plus a little code; nothing model-specific lives elsewhere."""
+"""What a family file can say: data plus a little code. Nothing model-specific lives elsewhere.
+
+To add a family, add ``families/<name>.py`` with a ``FAMILY``; nothing else names it, and the tests run on it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bypassed:
-    """A weight that the model also reads past its module, so that an adapter on it is (partly) ignored.
+    """A weight that the model reads without calling its module, so that an adapter on it is at least partly ignored.
 
     Attributes:
         pattern: an ``fnmatch`` pattern on the module path, e.g. ``"*.mixer.out_proj"``.
@@ -26,9 +29,9 @@ class Requirement:
 
     Attributes:
         package: its distribution name.
-        versions: a PEP 440 specifier of those that do.
+        versions: a PEP 440 specifier of the versions that do.
         reason: what goes wrong with the others, in one sentence.
-        source: where that is known from.
+        source: the thread or source file that says so.
     """
 
     package: str
@@ -39,15 +42,14 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Family:
-    """Facts about one family of models that its structure does not tell.
+    """Facts about one family of models that their structure does not show.
 
     Attributes:
-        name: the family's name.
         model_types: the transformers model types it covers, sub-configurations included.
         geometries: public hub id -> configuration, as ``config.json`` would have it.
         bypassed: weights that an adapter cannot reach through their module.
-        twin_overrides: configuration values that the twin must have whatever the generic shrinking rules
-            say; nested mappings address sub-configurations.
+        twin_overrides: configuration values of the twin that replace those of the generic shrinking rules;
+            nested mappings address sub-configurations.
         example_inputs: ``(model, batch_size, generator, modalities) -> dict`` of model inputs, for models
             whose inputs cannot be derived from the configuration alone; ``modalities`` is a frozenset of
             "text", "image", "audio". None where the generic batch is right.

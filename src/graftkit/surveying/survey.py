@@ -134,7 +134,7 @@ def _info(model: nn.Module, name: str, origin: str) -> ModelInfo:
 
 
 def _task_type(model: Any) -> str | None:
-    """Return the PEFT task type whose wrapper passes this class's inputs through unchanged, or None for the plain one."""
+    """Return the PEFT task type whose wrapper passes this class's inputs on unchanged, None for the plain one."""
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate() or getattr(model, "main_input_name", "") != "input_ids":
         return None

@@ -49,31 +49,21 @@ def test_importing_families_imports_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# (model type, fields beyond the defaults, leaves that the patterns must hit)
-BYPASSED = (
-    ("mamba", {}, {"conv1d", "dt_proj", "x_proj", "out_proj"}),
-    ("falcon_mamba", {}, {"conv1d", "dt_proj", "x_proj", "out_proj"}),
-    ("mamba2", {}, {"conv1d", "out_proj"}),
-    ("bamba", {"attn_layer_indices": [1]}, {"conv1d", "out_proj"}),
-    ("granitemoehybrid", {}, {"conv1d", "out_proj"}),
-    ("zamba2", {}, {"conv1d", "out_proj"}),
-    ("nemotron_h", {}, {"conv1d", "out_proj"}),
-    ("falcon_h1", {}, {"conv1d", "out_proj"}),
-    ("jamba", {}, {"conv1d", "dt_proj"}),
-    ("qwen3_next", {}, {"conv1d"}),
-    ("qwen3_5", {}, {"conv1d"}),
-)
+# Fields beyond a type's defaults that its layers of every kind need.
+FIELDS = {"bamba": {"attn_layer_indices": [1]}}
+BYPASSED = [(family, model_type) for family in FAMILIES if family.bypassed for model_type in family.model_types]
 
 
-@pytest.mark.parametrize(("model_type", "fields", "leaves"), BYPASSED, ids=[case[0] for case in BYPASSED])
-def test_patterns_hit_the_mixer_and_nothing_of_the_attention(model_type, fields, leaves):
+@pytest.mark.parametrize(("family", "model_type"), BYPASSED, ids=[model_type for _, model_type in BYPASSED])
+def test_patterns_hit_the_mixer_and_nothing_of_the_attention(family, model_type):
     from transformers import CONFIG_MAPPING
 
     from graftkit.surveying.sources.build import build_on_meta
     from graftkit.twins.shrink import shrink
 
-    model = build_on_meta(shrink(CONFIG_MAPPING[model_type](**fields)))
-    patterns = [b.pattern for b in family_of(model_type).bypassed]
-    hit = [n for n, _ in model.named_modules() if any(fnmatchcase(n, p) for p in patterns)]
+    model = build_on_meta(shrink(CONFIG_MAPPING[model_type](**FIELDS.get(model_type, {}))))
+    patterns = [weight.pattern for weight in family.bypassed]
+    hit = [name for name, _ in model.named_modules() if any(fnmatchcase(name, p) for p in patterns)]
+    leaves = {pattern.rpartition(".")[2] for pattern in patterns}
     assert {name.rpartition(".")[2] for name in hit} == leaves
     assert not [name for name in hit if "attn" in name.replace("linear_attn", "") or "visual" in name]
