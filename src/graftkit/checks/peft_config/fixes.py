@@ -1,4 +1,4 @@
-"""Fixes for a stock PEFT configuration, wherever it is written down: a recipe, or a saved adapter."""
+"""Fixes for a stock PEFT configuration, in a recipe or in a saved adapter."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.findings import Fix
-from graftkit.planning.matching import rewritten_names, smallest_exact
+from graftkit.planning.config.methods import not_on_parameters
+from graftkit.planning.matching import smallest_exact
 
 _SECTION = "adapter.peft_config"
 
 
 def recipe_key(context: CheckContext, field: str) -> str | None:
-    """The recipe's key that decides a field of the configuration; None where no recipe does."""
+    """Return the recipe's key that decides a field of the configuration; None where no recipe does."""
     if context.given.recipe is None or context.given.folder is not None:
         return None
     return f"{_SECTION}.{field}" if context.recipe.fields.adapter.peft_config is not None else "adapter"
@@ -27,12 +27,13 @@ def config_fix(
     *,
     saved: bool = False,
 ) -> Fix | None:
-    """A fix of fields of the stock configuration, or None where that is written in no file that may be changed.
+    """Return a fix that sets and removes fields, or None where no file that may be changed has them.
 
     Args:
+        context: where the configuration comes from.
         sets: field -> value.
         removes: fields to drop.
-        saved: whether it is right for an adapter that has been trained already, too.
+        saved: whether the fix is also right for an adapter that is already trained.
     """
     sets = sets or {}
     if context.given.folder is not None:
@@ -46,26 +47,30 @@ def config_fix(
     )
 
 
-def retargeted(
-    context: CheckContext, resolved: ResolvedTargets, modules: Iterable[str], *, saved: bool = False
-) -> Fix | None:
-    """A fix that makes ``target_modules`` name exactly these modules, and the experts it names now."""
-    paths = set(modules)
-    planned = [path for path in resolved.base.module_paths if path in paths]
-    rewrites = bool(resolved.is_lora and rewritten_names(resolved.base.model.model_type))
-    # Where PEFT makes experts of names, a string names experts too, and cannot be put as a list.
+def retargeted(context: CheckContext, modules: Iterable[str], *, saved: bool = False) -> Fix | None:
+    """Return a fix that makes ``target_modules`` name exactly these modules, and the experts it names now."""
+    resolved, wanted = context.resolved, set(modules)
+    planned = [path for path in resolved.base.module_paths if path in wanted]
+    rewrites = bool(resolved.expert_names)
+    # Where PEFT takes names for experts, a regular expression names experts too, and a list cannot replace it.
     if not planned or (rewrites and isinstance(resolved.targets, str)):
         return None
     targets = smallest_exact(planned, resolved.base.module_paths, regex_is_safe=not rewrites)
     if resolved.rewritten:
         targets = sorted({*targets, *resolved.rewritten})
-    # The paths are of the chosen layers already, and PEFT takes no layers beside a regular expression.
+    # The paths are in the chosen layers already, and PEFT refuses these fields beside a regular expression.
     chosen = [n for n in ("layers_to_transform", "layers_pattern") if resolved.given.get(n) is not None]
     return config_fix(context, {"target_modules": targets}, chosen, saved=saved)
 
 
-def more_parameters(context: CheckContext, resolved: ResolvedTargets, parameters: Iterable[str]) -> Fix | None:
-    """A fix that adds parameters to ``target_parameters``, by the shortest names that are exact."""
+def more_parameters(context: CheckContext, parameters: Iterable[str]) -> Fix | None:
+    """Return a fix that adds parameters to ``target_parameters``, by the shortest exact names.
+
+    None where an option of the configuration cannot be used on parameters.
+    """
+    resolved = context.resolved
+    if not_on_parameters(resolved.given):
+        return None
     given = resolved.given.get("target_parameters") or []
     short = smallest_exact(list(parameters), resolved.base.parameter_paths, regex_is_safe=False)
     return config_fix(context, {"target_parameters": sorted({*given, *short})})

@@ -1,4 +1,4 @@
-"""PEFT's own source, read as text: importing PEFT brings torch and transformers with it, which takes seconds."""
+"""PEFT's source, read as text: importing PEFT imports torch and transformers, which takes seconds."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Any
 _PLAIN: Mapping[str, Any] = {kind.__name__: kind for kind in (bool, int, float, str, list, dict, tuple, set)}
 _TYPING: Mapping[str, Any] = {name: getattr(typing, name) for name in ("Any", "Optional", "Union")}
 _DATACLASS, _ENUM, _REGISTER = "dataclass", "Enum", "register_peft_method"
-# A method's configuration is this class with fields of its own, where the text can be followed.
+# The base classes of a method's configuration, in the order in which they declare fields.
 _BASES = ("PeftConfigMixin", "PeftConfig")
 
 _Classes = Mapping[str, ast.ClassDef]
 
 
 def written_method(peft_type: str) -> tuple[str, Mapping[str, Any]] | None:
-    """How a method's tensors' names begin, and its configuration's fields with their annotations as types.
+    """Return the prefix of a method's tensors, and its configuration's fields with their annotations as types.
 
-    Classes that an annotation names are stand-ins of their kind: an enumeration, or a dataclass.
+    Classes that an annotation names are replaced by an empty enumeration or dataclass.
     Sources: ``__init__.py`` and ``config.py`` of ``peft/tuners/<method>``, ``peft/config.py``,
     ``peft/utils/peft_types.py``.
 
     Returns:
-        None where the text does not tell, as of a class derived from another method's: PEFT has to be asked.
+        None where the text is not enough, as for a class derived from another method's: PEFT must be imported.
     """
     try:
         return _read(peft_type)
@@ -59,7 +59,7 @@ def _read(peft_type: str) -> tuple[str, Mapping[str, Any]] | None:
 def _home() -> Path:
     found = find_spec("peft")
     if found is None or found.origin is None:
-        raise LookupError("peft has no source here")
+        raise LookupError("PEFT's source cannot be found")
     return Path(found.origin).parent
 
 
@@ -72,24 +72,24 @@ def _statements(path: Path) -> list[ast.stmt]:
 
 
 def _members(cls: ast.ClassDef) -> frozenset[str]:
-    """The values of an enumeration of strings."""
+    """Return the values of an enumeration of strings."""
     return frozenset(ast.literal_eval(node.value) for node in cls.body if isinstance(node, ast.Assign))
 
 
 def _registration(path: Path, method: str) -> dict[str, ast.expr]:
-    """The arguments with which the method is registered, by name."""
+    """Return the keyword arguments with which the method is registered."""
     for node in _statements(path):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             given = {str(word.arg): word.value for word in node.value.keywords}
             if ast.unparse(node.value.func) == _REGISTER and ast.literal_eval(given["name"]) == method:
                 return given
-    raise LookupError(f"{path} registers no {method}")
+    raise LookupError(f"{path} does not register {method}")
 
 
 def _fields(cls: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
-    """The fields that a dataclass's own body declares."""
+    """Yield name and annotation of the fields that a dataclass's body declares."""
     if not _is_dataclass(cls):
-        raise LookupError(f"{cls.name} is no dataclass")
+        raise LookupError(f"{cls.name} is not a dataclass")
     for node in cls.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             yield node.target.id, node.annotation
@@ -100,17 +100,17 @@ def _is_dataclass(cls: ast.ClassDef) -> bool:
 
 
 def _stand_ins(classes: _Classes) -> dict[str, Any]:
-    """For each enumeration and each dataclass, an empty one of its name."""
+    """Return an empty class for each enumeration and each dataclass, by name."""
     found: dict[str, Any] = {name: make_dataclass(name, ()) for name, cls in classes.items() if _is_dataclass(cls)}
     enums = (name for name, cls in classes.items() if any(ast.unparse(b).endswith(_ENUM) for b in cls.bases))
     return found | {name: enum.Enum(name, ()) for name in enums}
 
 
 def _type(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """The type that an annotation stands for.
+    """Return the type that an annotation stands for.
 
     Raises:
-        LookupError: it names something unknown here, or is put in a way that is.
+        LookupError: it names an unknown type, or is an expression of an unknown form.
     """
     match node:
         case ast.Constant(value=None):

@@ -1,4 +1,4 @@
-"""A stock PEFT configuration as PEFT reads it: fields checked, defaults, "all-linear" and experts spelled out."""
+"""A stock PEFT configuration as PEFT reads it: fields checked, defaults, "all-linear" and experts expanded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -18,36 +19,46 @@ from graftkit.surveying.sites import ModelMap
 from graftkit.text import closest, some
 
 ALL_LINEAR = "all-linear"
-# Methods that take modules of any kind, norms above all: the map does not say which of those there are.
+# Methods that adapt modules of any kind, norms above all, which the map does not list.
 _OF_ANY_MODULE = frozenset({"LN_TUNING"})
 # Quantizers whose layers are still an nn.Linear, which is what PEFT looks for under "all-linear".
 _STILL_LINEAR = ("bitsandbytes", "torchao")
 
 
+class RefusalKind(Enum):
+    """What ``get_peft_model`` raises over."""
+
+    CONFIG = "the configuration class refuses its fields"
+    FUSED = "only some of the names that PEFT fuses into one parameter"
+    NO_DEFAULT = "no targets, and PEFT has no default ones for the model type"
+    WRAPPER = "a wrapper around a linear"
+    MODULE = "a module that PEFT does not adapt"
+    MIXER = "a module whose weight a fused kernel reads"
+    PARAMETER = "a parameter that PEFT does not adapt"
+    OPTION = "an option that parameters cannot take"
+    NOTHING = "targets that match nothing"
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One thing that makes ``get_peft_model`` raise.
+    """One reason for ``get_peft_model`` to raise.
 
     Attributes:
-        kind: "config" (the class refuses its fields), "fused" (half of what is stacked together), "no-default"
-            (no targets, and PEFT knows none for the model type), "wrapper", "module", "parameter" (a target of
-            a kind that PEFT does not adapt), "option" (one that a bare parameter cannot take) or "nothing".
         where: the module, parameter or field.
         why: PEFT's reason.
     """
 
-    kind: str
+    kind: RefusalKind
     where: str
     why: str
 
 
 @dataclass(frozen=True)
 class RawPeftConfig:
-    """A stock PEFT configuration as PEFT reads it on a base, before it matches anything.
+    """A stock PEFT configuration as PEFT reads it on a base, before it matches targets.
 
     Attributes:
-        config: the fields as ``adapter_config.json`` or ``PeftConfig.to_dict`` has them; what is missing has
-            PEFT's default.
+        config: the fields of ``adapter_config.json`` or ``PeftConfig.to_dict``; PEFT's defaults fill the rest.
         base: the map of the base.
     """
 
@@ -56,17 +67,22 @@ class RawPeftConfig:
 
     @cached_property
     def given(self) -> Mapping[str, Any]:
-        """The fields as JSON would have them: sets sorted, enumerations by value."""
+        """The fields as in JSON: sets sorted, enumerations by value."""
         return {name: _plain(value) for name, value in self.config.items()}
 
     @property
     def peft_type(self) -> str:
-        """The method, as PEFT spells it; LoRA where the configuration does not say."""
+        """The method, in PEFT's capitals; LoRA where the configuration names none."""
         return str(self.given.get("peft_type") or "LORA")
 
     @property
     def is_lora(self) -> bool:
         return self.peft_type == "LORA"
+
+    @cached_property
+    def expert_names(self) -> frozenset[str]:
+        """Leaf names that PEFT takes for stacked experts on this model type; only LoRA has any."""
+        return rewritten_names(self.base.model.model_type) if self.is_lora else frozenset()
 
     @cached_property
     def _method(self) -> Method | None:
@@ -77,7 +93,7 @@ class RawPeftConfig:
 
     @cached_property
     def problems(self) -> tuple[str, ...]:
-        """Why nothing can be said of this configuration; empty where it can be read."""
+        """Why the configuration cannot be resolved; empty where it can."""
         if self.faults:
             return self.faults
         if self._method is None or self.peft_type in _OF_ANY_MODULE:
@@ -88,25 +104,25 @@ class RawPeftConfig:
 
     @cached_property
     def faults(self) -> tuple[str, ...]:
-        """What is wrong with the fields themselves, whatever the base; empty where they can be used."""
+        """What is wrong with the fields on any base; empty where they can be used."""
         from peft import PeftType
 
         if self._method is None:
             known = self.peft_type in PeftType.__members__
             return () if known else (f"PEFT has no method {some([self.peft_type])}",)
-        # Where PEFT rewrites experts' names it runs patterns over the parameters, too.
+        # Where PEFT rewrites experts' names it runs patterns over the parameters as well.
         paths = (*self.base.module_paths, *self.base.parameter_paths)
         return config_problems(self.given, self.peft_type, paths, modules=len(self.base.module_paths))
 
     @cached_property
     def targets(self) -> str | tuple[str, ...] | None:
-        """``target_modules`` as it is written: a regular expression or "all-linear", names, or None."""
+        """``target_modules`` as written: a regular expression or "all-linear", names, or None."""
         written = self.given.get("target_modules")
         return tuple(written) if isinstance(written, list) else written
 
     @cached_property
     def _read(self) -> tuple[Mapping[str, Any], Refusal | None]:
-        """The fields when PEFT comes to match them, and why it does not get there, if it does not."""
+        """The fields as PEFT matches them, and the refusal that keeps it from matching, if any."""
         from peft import PeftType
 
         assert self._method is not None
@@ -124,7 +140,7 @@ class RawPeftConfig:
 
     @cached_property
     def ignored(self) -> Mapping[str, str | None]:
-        """Field that PEFT drops because its class has none of that name -> what may have been meant.
+        """Field that PEFT drops because its class has none of that name -> the nearest name, or None.
 
         Source: ``peft.config.PeftConfigMixin.check_kwargs`` and ``from_peft_type``, which only warn.
         """
@@ -133,7 +149,7 @@ class RawPeftConfig:
         return {name: next(iter(closest(name, known)), None) for name in self.given if name not in known}
 
     def _construct(self) -> Refusal | None:
-        """Make the configuration class check its own fields."""
+        """Let the configuration class check its own fields."""
         assert self._method is not None
         known = {f.name for f in fields(self._method.config_class) if f.init}
         given = {name: copy.copy(value) for name, value in self.given.items() if name in known}
@@ -142,28 +158,28 @@ class RawPeftConfig:
             try:
                 self._method.config_class(**given)
             except Exception as error:
-                # The classes refuse with ValueError, TypeError and ImportError, and trip over odd values.
-                return Refusal("config", type(error).__name__, said(error))
+                # The classes raise ValueError, TypeError and ImportError, and others over unexpected values.
+                return Refusal(RefusalKind.CONFIG, type(error).__name__, one_line(error))
         return None
 
     def _rewrite(self, state: SimpleNamespace) -> Refusal | None:
-        """On some model types PEFT turns names of experts into parameters: done by PEFT itself, on names alone."""
+        """Let PEFT turn names of experts into parameters, as it does on some model types; it needs names alone."""
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-        names = rewritten_names(self.base.model.model_type)
-        if not self.is_lora or not names:
+        names = self.expert_names
+        if not names:
             return None
         if _is_all_linear(state.target_modules):
             state.target_modules = sorted({p.rpartition(".")[2] for p in self.all_linear} | names)
         try:
             convert_peft_config_for_transformers(state, self._names_only, conversions=None)
         except ValueError as error:
-            return Refusal("fused", self.shown_targets, said(error))
+            return Refusal(RefusalKind.FUSED, self.shown_targets, one_line(error))
         return None
 
     @property
     def _names_only(self) -> Any:
-        """As much of a model as PEFT's rewriting looks at."""
+        """The parts of a model that PEFT's rewriting reads."""
         base = self.base
         return SimpleNamespace(
             config=SimpleNamespace(model_type=base.model.model_type),
@@ -172,7 +188,7 @@ class RawPeftConfig:
         )
 
     def _fill_in(self, state: SimpleNamespace) -> Refusal | None:
-        """PEFT's default targets for the model type, where none are given.
+        """Fill in PEFT's default targets for the model type, where none are given.
 
         Source: ``peft.tuners.lora.model.LoraModel._prepare_adapter_config``, and those of the other tuners.
         """
@@ -186,7 +202,7 @@ class RawPeftConfig:
             state.target_modules = known if isinstance(known, str) else set(known)
         elif not getattr(state, "target_parameters", None):
             why = f"PEFT has no default targets for the model type {self.base.model.model_type}"
-            return Refusal("no-default", "target_modules", why)
+            return Refusal(RefusalKind.NO_DEFAULT, "target_modules", why)
         return None
 
     def _expand(self, state: SimpleNamespace) -> None:
@@ -196,13 +212,13 @@ class RawPeftConfig:
             state.target_modules = list(self.all_linear)
         targets = state.target_modules
         layers = getattr(state, "layers_to_transform", None) is not None
-        # Full paths are not filtered by layer, and the shorter names that PEFT makes of many of them are.
+        # PEFT filters by layer not full paths, but the shorter names that it makes of many of them.
         if layers and isinstance(targets, list) and len(targets) >= MIN_TARGET_MODULES_FOR_OPTIMIZATION:
             state.target_modules = _condensed(targets, self.base.module_paths)
 
     @cached_property
     def all_linear(self) -> tuple[str, ...]:
-        """What "all-linear" stands for: every linear but the output embeddings, or a classifier's head.
+        """The modules that "all-linear" stands for: all linears but the output embeddings or a classifier's head.
 
         Source: ``peft.tuners.tuners_utils._maybe_include_all_linear_layers``.
         """
@@ -223,12 +239,12 @@ class RawPeftConfig:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The fields when PEFT comes to match them: experts rewritten, "all-linear" and defaults spelled out."""
+        """The fields as PEFT matches them: experts rewritten, "all-linear" and defaults expanded."""
         return self._read[0]
 
     @property
     def is_all_linear(self) -> bool:
-        """Whether the targets are the word "all-linear"."""
+        """Whether the targets are "all-linear"."""
         return _is_all_linear(self.targets)
 
     @property
@@ -237,21 +253,19 @@ class RawPeftConfig:
         return some([self.targets] if isinstance(self.targets, str) else self.targets or ())
 
     @cached_property
-    def spelled(self) -> str | tuple[str, ...] | None:
-        """The targets as written, with "all-linear" spelled out."""
+    def expanded_targets(self) -> str | tuple[str, ...] | None:
+        """The targets as written, with "all-linear" expanded."""
         return self.all_linear if self.is_all_linear else self.targets
 
     @cached_property
     def rewritten(self) -> Mapping[str, str]:
-        """Written target -> the expert parameter that PEFT takes it for.
+        """Target, as written -> the expert parameter that PEFT takes it for.
 
         Source: ``peft.utils.transformers_weight_conversion._convert_peft_config_moe``.
         """
         from peft.utils import transformers_weight_conversion as conversion
 
-        if not self.is_lora or not isinstance(self.targets, tuple):
-            return {}
-        if not rewritten_names(self.base.model.model_type):
+        if not self.expert_names or not isinstance(self.targets, tuple):
             return {}
         pattern = conversion._MODEL_TO_CONVERSION_PATTERN[self.base.model.model_type]
         mapping = conversion._MOE_TARGET_MODULE_MAPPING[pattern]
@@ -259,13 +273,13 @@ class RawPeftConfig:
         return {target: mapping[leaf] for target, leaf in leaves.items() if leaf in mapping}
 
 
-def said(error: Exception) -> str:
-    """What an error of PEFT says, on one line."""
+def one_line(error: Exception) -> str:
+    """Return the text of PEFT's error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _condensed(targets: list[str], paths: Iterable[str]) -> list[str]:
-    """What PEFT makes of a long list before it matches. Source: ``BaseTuner.inject_adapter``."""
+    """Return what PEFT makes of a long list before it matches. Source: ``BaseTuner.inject_adapter``."""
     from peft.tuners.tuners_utils import _find_minimal_target_modules
 
     near = suffix_finder(targets)

@@ -1,4 +1,4 @@
-"""What stock PEFT would do with a configuration on a base, read from the map alone: no model is built."""
+"""What stock PEFT would do with a configuration on a base, worked out from the map: no model is built."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
 
-from graftkit.checks.peft_config.raw import RawPeftConfig, Refusal, said
+from graftkit.checks.peft_config.raw import RawPeftConfig, Refusal, RefusalKind, one_line
 from graftkit.checks.probes.modality_inputs import own_names
 from graftkit.planning.config.extras import saved_modules
 from graftkit.planning.config.methods import not_on_parameters, refusal_of
-from graftkit.planning.matching import key_matches, rewritten_names, suffix_finder, target_matcher, value_at
+from graftkit.planning.matching import key_matches, suffix_finder, target_matcher, value_at
 from graftkit.surveying.sites import Obstacle, Site
 
 
 @dataclass(frozen=True)
 class ResolvedTargets(RawPeftConfig):
-    """A stock PEFT configuration held against a base."""
+    """A stock PEFT configuration matched with a base."""
 
     # ---- modules ----
 
@@ -34,14 +34,14 @@ class ResolvedTargets(RawPeftConfig):
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
-        """The modules that PEFT takes for targets, in the model's order, whatever they are."""
+        """The modules that PEFT targets, in the model's order, of any kind."""
         matches = target_matcher(self.fields)
         named = [path for path in self.base.module_paths if matches(path)]
         tied = self._tied_along(named)
         return tuple(path for path in self.base.module_paths if path in tied) if tied else tuple(named)
 
     def _tied_along(self, named: Iterable[str]) -> frozenset[str]:
-        """With ``ensure_weight_tying``: the named modules, the input embeddings and what is tied to them.
+        """Return, for ``ensure_weight_tying``, the named modules, the input embeddings and what is tied to them.
 
         Source: ``peft.tuners.lora.model.LoraModel._add_targets_to_tie``.
         """
@@ -60,7 +60,7 @@ class ResolvedTargets(RawPeftConfig):
 
     @cached_property
     def named(self) -> Mapping[str, tuple[str, ...]]:
-        """Entry of ``target_modules``, as written -> the modules it names before anything is filtered out."""
+        """Entry of ``target_modules``, as written -> the modules it names, before filters."""
         if self.targets is None:
             return {}
         if isinstance(self.targets, str):
@@ -69,14 +69,14 @@ class ResolvedTargets(RawPeftConfig):
 
     @cached_property
     def _without_filters(self) -> Callable[[str], bool]:
-        return target_matcher({"target_modules": self.spelled})
+        return target_matcher({"target_modules": self.expanded_targets})
 
     @cached_property
     def meant(self) -> tuple[str, ...]:
-        """The modules that the targets name as they are written, filters applied: before PEFT rewrites experts."""
-        if self.spelled is None or not rewritten_names(self.base.model.model_type):
+        """The modules that the targets name after filters, before PEFT rewrites the names of experts."""
+        if self.expanded_targets is None or not self.expert_names:
             return self.modules
-        matches = target_matcher({**self.fields, "target_modules": self.spelled})
+        matches = target_matcher({**self.fields, "target_modules": self.expanded_targets})
         return tuple(filter(matches, self.base.module_paths))
 
     @cached_property
@@ -94,14 +94,14 @@ class ResolvedTargets(RawPeftConfig):
 
     @cached_property
     def saved_whole(self) -> Mapping[str, tuple[str, ...]]:
-        """Entry of ``modules_to_save`` -> the modules that are trained whole because of it."""
+        """Entry of ``modules_to_save`` -> the modules that it trains whole."""
         return {name: tuple(saved_modules(self.base, name)) for name in self.given.get("modules_to_save") or ()}
 
     # ---- parameters ----
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
-        """The parameters that PEFT takes for targets, those it made of experts' names included."""
+        """The parameters that PEFT targets, including those that it made of experts' names."""
         wanted = self.fields.get("target_parameters") if self.is_lora else None
         near = suffix_finder(wanted or ())
         return tuple(path for path in self.base.parameter_paths if near(path)) if wanted else ()
@@ -115,12 +115,12 @@ class ResolvedTargets(RawPeftConfig):
 
     @cached_property
     def refusals(self) -> tuple[Refusal, ...]:
-        """What makes PEFT raise, in the order in which it would; empty where it attaches."""
+        """What makes PEFT raise, in the order in which it would; empty where PEFT attaches."""
         found = [self._read[1]] if self._read[1] is not None else []
         found += self._refused.values()
         found += filter(None, map(self._parameter_refusal, self.parameters))
         if not found and not self.modules and not self.parameters:
-            found.append(Refusal("nothing", self.shown_targets, "the targets match nothing in the base"))
+            found.append(Refusal(RefusalKind.NOTHING, self.shown_targets, "the targets match nothing in the base"))
         return tuple(found)
 
     @cached_property
@@ -130,11 +130,11 @@ class ResolvedTargets(RawPeftConfig):
 
     def _mixer_refusal(self, path: str) -> Refusal | None:
         why = self._barred.get(path.rpartition(".")[2])
-        return Refusal("mixer", path, why) if why else None
+        return Refusal(RefusalKind.MIXER, path, why) if why else None
 
     @cached_property
     def _barred(self) -> Mapping[str, str]:
-        """Leaf names that PEFT does not adapt on this model type, and its reason."""
+        """Leaf name that PEFT does not adapt on this model type -> its reason."""
         from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
         found = {}
@@ -143,21 +143,22 @@ class ResolvedTargets(RawPeftConfig):
             try:
                 _check_lora_target_modules_mamba(config, model, leaf)
             except ValueError as error:
-                found[leaf] = said(error)
+                found[leaf] = one_line(error)
         return found
 
     def _module_refusal(self, path: str) -> Refusal | None:
         if path in self.inner:
             wrapper = self.inner[path].wrapper
-            return Refusal("wrapper", path, f"a {wrapper.cls if wrapper else 'wrapper'} is no layer PEFT adapts")
+            why = f"PEFT does not adapt a {wrapper.cls if wrapper else 'wrapper'}"
+            return Refusal(RefusalKind.WRAPPER, path, why)
         site = self._sites.get(path)
         if site is None:
             inside = self._sites.get(path.rpartition(".")[0])
             if inside is not None and inside.kind == "multihead_attention":
                 return None
-            return Refusal("module", path, "it is no layer that PEFT adapts")
-        why = self._site_refusal(site)
-        return Refusal("module", path, why) if why else None
+            return Refusal(RefusalKind.MODULE, path, "it is not a layer that PEFT adapts")
+        reason = self._site_refusal(site)
+        return Refusal(RefusalKind.MODULE, path, reason) if reason else None
 
     def _site_refusal(self, site: Site) -> str | None:
         assert self._method is not None
@@ -171,16 +172,17 @@ class ResolvedTargets(RawPeftConfig):
     def _parameter_refusal(self, path: str) -> Refusal | None:
         holder = path.rpartition(".")[0]
         if not holder:
-            return Refusal("parameter", path, "a parameter of the model itself cannot be targeted")
+            return Refusal(RefusalKind.PARAMETER, path, "a parameter of the model itself cannot be targeted")
         if holder in self.targeted:
-            return Refusal("parameter", path, f"target_modules names {holder} as well")
+            return Refusal(RefusalKind.PARAMETER, path, f"target_modules names {holder} as well")
         site = self.site_of(path)
         dimensions = len(site.shape) if site is not None else 1
         if dimensions not in {2, 3}:
-            return Refusal("parameter", path, f"it has {dimensions} dimensions, and only 2 and 3 are supported")
+            why = f"it has {dimensions} dimensions, and only 2 and 3 are supported"
+            return Refusal(RefusalKind.PARAMETER, path, why)
         options = not_on_parameters(self.given)
         if options:
-            return Refusal("option", path, f"a bare parameter takes no {', '.join(options.values())}")
+            return Refusal(RefusalKind.OPTION, path, f"a bare parameter takes no {', '.join(options.values())}")
         return None
 
     @cached_property
@@ -189,14 +191,14 @@ class ResolvedTargets(RawPeftConfig):
         return frozenset(self.modules)
 
     def site_of(self, parameter: str) -> Site | None:
-        """The site whose weight a parameter is, or None."""
+        """Return the site whose weight a parameter is, or None."""
         own = self._sites.get(parameter)
         holder, _, name = parameter.rpartition(".")
         return own if own is not None or name != "weight" else self._sites.get(holder)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """The sites that PEFT would adapt, in the map's order; what it refuses is not among them."""
+        """The sites that PEFT would adapt, in the map's order, without those it refuses."""
         paths = {path for path in self.modules if path not in self._refused}
         by_parameter = (self.site_of(path) for path in self.parameters)
         paths |= {site.path for site in by_parameter if site is not None}
@@ -209,7 +211,7 @@ class ResolvedTargets(RawPeftConfig):
 
     @cached_property
     def by_tower(self) -> Mapping[str, tuple[Site, ...]]:
-        """Tower -> the sites that PEFT would adapt in it, in the map's order; towers without any are left out."""
+        """Tower -> the sites that PEFT would adapt in it, in the map's order; towers without one are missing."""
         found: dict[str, list[Site]] = defaultdict(list)
         for site in self.sites:
             found[site.tower].append(site)
@@ -217,7 +219,7 @@ class ResolvedTargets(RawPeftConfig):
 
     @cached_property
     def mentioned(self) -> frozenset[str]:
-        """The towers that the targets mention, by the name of a module that holds nothing of another tower."""
+        """The towers that the targets mention, by the name of a module that only this tower has."""
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets or ()
         named = (*targets, *(self.given.get("target_parameters") or ()))
         words = set(re.findall(r"\w+", " ".join(named)))
@@ -226,18 +228,18 @@ class ResolvedTargets(RawPeftConfig):
     # ---- patterns ----
 
     def matched_by(self, pattern: str) -> Mapping[str, tuple[str, ...]]:
-        """Key of ``rank_pattern`` or ``alpha_pattern``, as written -> the adapted paths that it matches."""
+        """Return key of ``rank_pattern`` or ``alpha_pattern``, as written -> the adapted paths that it matches."""
         paths = (*self.modules, *self.parameters)
         keys = self.given.get(pattern) or {}
         return {key: tuple(path for path in paths if key_matches(key, path)) for key in keys}
 
     def rank(self, path: str) -> int:
-        """The rank PEFT would use at a targeted path."""
+        """Return the rank that PEFT would use at a targeted path."""
         return int(value_at(self.fields.get("rank_pattern"), path, self.fields.get("r") or 0))
 
 
 def _by_entry(entries: Iterable[str], paths: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
-    """Entry -> the paths that are it, or end with it after a dot."""
+    """Return entry -> the paths that equal it, or end with it after a dot."""
     found: dict[str, list[str]] = {entry: [] for entry in entries}
     near = suffix_finder(found)
     for path in paths:

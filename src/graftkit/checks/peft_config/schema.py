@@ -1,4 +1,4 @@
-"""What the installed PEFT declares of a method: its configuration's fields, and how its tensors' names begin."""
+"""What the installed PEFT declares for a method: its configuration's fields, and the prefix of its tensors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from typing import Any
 from graftkit.checks.peft_config.peft_source import written_method
 
 _KINDS = frozenset({bool, int, float, str, list, dict})
+_WORDS: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    types.NoneType: "null",
+}
 
 
 @dataclass(frozen=True)
 class Declared:
-    """One method.
+    """The declarations of one method.
 
     Attributes:
-        prefix: how its tensors' names begin ("lora_"), or None where it keeps none in a model's layers.
-        fields: field of its configuration -> the JSON kinds it may have; empty where that is too loose to tell.
+        prefix: prefix of its tensors' names ("lora_"), or None where it keeps none in a model's layers.
+        fields: field of its configuration -> the JSON types it may have; empty where any value may be right.
     """
 
     prefix: str | None
@@ -31,19 +40,34 @@ class Declared:
 
 @cache
 def declared(peft_type: str) -> Declared | None:
-    """What PEFT declares of a method, by its name in capitals; None where the installed PEFT knows none such.
+    """Return what PEFT declares for a method, named in capitals; None where the installed PEFT has no such method.
 
-    Its source is read first, because importing it takes seconds; PEFT is asked what the text does not tell.
+    Importing PEFT takes seconds: its source is read as text, and PEFT is imported where the text is not enough.
     """
     written = written_method(peft_type)
     if written is None:
-        return asked(peft_type)
+        return imported(peft_type)
     prefix, hints = written
     return Declared(prefix, {name: _kinds(hint) for name, hint in hints.items()})
 
 
-def asked(peft_type: str) -> Declared | None:
-    """The same from PEFT's own tables and classes."""
+def wrong_kinds(config: Mapping[str, Any], peft_type: str) -> dict[str, str]:
+    """Return the fields whose JSON value has another type than the field: name -> a clause that says so."""
+    method = declared(peft_type)
+    if method is None:
+        return {}
+    found = {}
+    for name, value in config.items():
+        kinds = method.fields.get(name)
+        # PEFT's classes check nothing, and null in their fields is as good as false.
+        if kinds and value is not None and type(value) not in kinds:
+            expected = " or ".join(_WORDS[kind] for kind in _WORDS if kind in kinds)
+            found[name] = f"{name} is {_WORDS[type(value)]}, not {expected}"
+    return found
+
+
+def imported(peft_type: str) -> Declared | None:
+    """Return the same from PEFT's own tables and classes."""
     from peft import PeftType, PromptLearningConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 
@@ -65,7 +89,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _kinds(hint: Any) -> frozenset[type]:
-    """The JSON kinds of a declaration; empty where it says nothing, or where a part of it is no JSON kind."""
+    """Return the JSON types of an annotation; empty where it names none, or where a part of it is no JSON type."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         arms = [_kinds(arm) for arm in typing.get_args(hint)]
         return frozenset().union(*arms) if all(arms) else frozenset()
@@ -76,11 +100,11 @@ def _kinds(hint: Any) -> frozenset[type]:
         return frozenset({float, int})
     if plain is types.NoneType or plain in _KINDS:
         return frozenset({plain})
-    return _loose(plain)
+    return _saved_as(plain)
 
 
-def _loose(plain: Any) -> frozenset[type]:
-    """What is no JSON kind itself and is saved as one: an enumeration as a string, a set or tuple as a list."""
+def _saved_as(plain: Any) -> frozenset[type]:
+    """Return the JSON type that a value is saved as: a string for an enumeration, a list for a set or tuple."""
     if not isinstance(plain, type):
         return frozenset()
     if issubclass(plain, enum.Enum):

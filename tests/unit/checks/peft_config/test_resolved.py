@@ -223,7 +223,7 @@ def test_keys_decide_ranks_as_in_peft(twin_of: Callable[[str], nn.Module]) -> No
 def test_what_cannot_be_read_is_a_problem(
     twin_of: Callable[[str], nn.Module], fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graftkit.checks.peft_config.regex_limits._PATIENCE", 1)
+    monkeypatch.setattr("graftkit.checks.peft_config.validate._TIMEOUT", 1)
     assert ResolvedTargets(fields, gk.survey(twin_of("llama"))).problems
 
 

@@ -9,15 +9,15 @@ from peft import PeftType
 
 from graftkit.checks.peft_config import peft_source
 from graftkit.checks.peft_config.peft_source import written_method
-from graftkit.checks.peft_config.schema import asked, declared
+from graftkit.checks.peft_config.schema import declared, imported
 
 METHODS = [kind.value for kind in PeftType]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_text_says_what_peft_says(method: str) -> None:
-    assert asked(method) is not None
-    assert declared(method) == asked(method)
+    assert imported(method) is not None
+    assert declared(method) == imported(method)
 
 
 def test_the_text_tells_of_most_methods_and_of_the_usual_one() -> None:
@@ -65,6 +65,6 @@ def test_without_a_source_peft_is_asked(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(peft_source, "_home", lambda: tmp_path)
     declared.cache_clear()
     try:
-        assert declared("LORA") == asked("LORA")
+        assert declared("LORA") == imported("LORA")
     finally:
         declared.cache_clear()

@@ -292,7 +292,7 @@ def test_gk503_a_layer_that_was_not_trained(good: Path) -> None:
 def test_gk504_a_configuration_of_something_else(
     good: Path, llama: nn.Module, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], count: str
 ) -> None:
-    monkeypatch.setattr("graftkit.checks.peft_config.regex_limits._PATIENCE", 1)
+    monkeypatch.setattr("graftkit.checks.peft_config.validate._TIMEOUT", 1)
     edit(good, **fields)
     report = check(good, llama)
     found = finding(report, "GK504")

@@ -6,14 +6,12 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import more_parameters, recipe_key
 from graftkit.findings import Severity, Source
-from graftkit.planning.config.methods import not_on_parameters
-from graftkit.planning.matching import rewritten_names
 from graftkit.text import percent, some
 
 
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
-    if not resolved.is_lora or not rewritten_names(resolved.base.model.model_type):
+    if not resolved.expert_names:
         return passed("PEFT reads the targets as they are written")
     dropped = set(resolved.meant) - resolved.targeted
     sites = [site for site in resolved.base if site.path in dropped and site.path not in resolved.adapted]
@@ -26,7 +24,7 @@ def _check(context: CheckContext) -> Observation:
         f"{len(sites)} linears ({percent(share)} of the weights) that the targets name get no adapter: PEFT takes"
         f" {some(names)} for stacked experts",
         where=sites[0].path,
-        fix=more_parameters(context, resolved, parameters) if not not_on_parameters(resolved.given) else None,
+        fix=more_parameters(context, parameters),
         key=recipe_key(context, "target_modules"),
         dropped=len(sites),
         share=round(share, 4),

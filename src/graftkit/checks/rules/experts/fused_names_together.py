@@ -5,13 +5,14 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import config_fix, recipe_key
+from graftkit.checks.peft_config.raw import RefusalKind
 from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.findings import Fix, Severity, Source
 
 
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
-    refusal = next((refusal for refusal in resolved.refusals if refusal.kind == "fused"), None)
+    refusal = next((refusal for refusal in resolved.refusals if refusal.kind is RefusalKind.FUSED), None)
     if refusal is None:
         return passed("what PEFT fuses is named together")
     missing = _missing(resolved)

@@ -8,9 +8,9 @@ from typing import Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.checks.peft_config.fixes import more_parameters, recipe_key
+from graftkit.checks.peft_config.raw import RefusalKind
 from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.findings import Severity, Source
-from graftkit.planning.config.methods import not_on_parameters
 from graftkit.surveying.roles import role_of
 from graftkit.text import percent
 
@@ -19,7 +19,7 @@ def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     experts = [site for site in resolved.base if site.role == "expert" and site.kind == "parameter"]
     missed = [site for site in experts if site.path not in resolved.adapted]
-    if any(refusal.kind == "fused" for refusal in resolved.refusals):
+    if any(refusal.kind is RefusalKind.FUSED for refusal in resolved.refusals):
         return unknown("PEFT refuses the names that it fuses before it comes to the experts")
     if not missed:
         return passed(f"all {len(experts)} expert parameters are adapted" if experts else "there are none")
@@ -34,7 +34,7 @@ def _check(context: CheckContext) -> Observation:
         f"the targets leave out {len(missed)} of {len(experts)} expert parameters, {weights}: they are stacked"
         " parameters, and the targets name modules",
         where=missed[0].path,
-        fix=more_parameters(context, resolved, paths) if not not_on_parameters(resolved.given) else None,
+        fix=more_parameters(context, paths),
         key=recipe_key(context, "target_modules"),
         **figures,
     )

@@ -17,9 +17,7 @@ def _check(context: CheckContext) -> Observation:
     return failed(
         f"the targets match {len(both)} linears and also their wrappers, which PEFT refuses: {some(both)}",
         where=both[0],
-        fix=retargeted(
-            context, resolved, (path for path in resolved.modules if path not in resolved.inner), saved=True
-        ),
+        fix=retargeted(context, (path for path in resolved.modules if path not in resolved.inner), saved=True),
         key=recipe_key(context, "target_modules"),
         wrappers=len(both),
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
+from graftkit.checks.peft_config.raw import RefusalKind
 from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.checks.probes.modality_inputs import is_fed
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
 # What else PEFT raises over; other rules speak of the rest.
-_OTHERS = frozenset({"config", "module", "parameter"})
+_OTHERS = frozenset({RefusalKind.CONFIG, RefusalKind.MODULE, RefusalKind.PARAMETER})
 
 
 def _check(context: CheckContext) -> Observation:
@@ -24,14 +25,15 @@ def _check(context: CheckContext) -> Observation:
             f" ({wrapper.cls if wrapper else ''}), which PEFT refuses: {some(resolved.wrappers)}",
             where=resolved.wrappers[0],
             help=f"name the linear inside, such as {resolved.inner[resolved.wrappers[0]].path}",
-            fix=retargeted(context, resolved, _inner(context, resolved), saved=True),
+            fix=retargeted(context, _inner(context, resolved), saved=True),
             key=key,
             wrappers=len(resolved.wrappers),
             targets=len(resolved.modules),
         )
     other = next((refusal for refusal in resolved.refusals if refusal.kind in _OTHERS), None)
     if other is not None:
-        advice = "leave it out of the targets" if other.kind != "config" else "change the field it names"
+        in_config = other.kind is RefusalKind.CONFIG
+        advice = "change the field it names" if in_config else "leave it out of the targets"
         return failed(f"PEFT refuses {other.where}: {other.why}", where=other.where, help=advice, key=key)
     named = len(resolved.modules) + len(resolved.parameters)
     return passed(f"each of the {named} targets is something that PEFT adapts", targets=named)

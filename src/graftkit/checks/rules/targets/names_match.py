@@ -5,6 +5,7 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
 from graftkit.checks.peft_config.fixes import recipe_key
+from graftkit.checks.peft_config.raw import RefusalKind
 from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.checks.probes.modality_inputs import always_fed
 from graftkit.findings import Severity, Source
@@ -13,7 +14,7 @@ from graftkit.planning.matching import LONGEST_NAME
 from graftkit.surveying.roles import role_of
 from graftkit.text import some, suggest
 
-_NOTHING = frozenset({"nothing", "no-default"})
+_NOTHING = frozenset({RefusalKind.NOTHING, RefusalKind.NO_DEFAULT})
 # Similar names are looked for among all of the model's: a list of thousands is no slip of the pen.
 _MOST_ADVISED = 20
 

@@ -19,7 +19,7 @@ def _check(context: CheckContext) -> Observation:
     return failed(
         f"{len(strange)} adapted layers: {strange[0].reason}: {some(site.path for site in strange)}",
         where=strange[0].path,
-        fix=retargeted(context, resolved, (path for path in resolved.modules if path not in left_out)),
+        fix=retargeted(context, (path for path in resolved.modules if path not in left_out)),
         key=recipe_key(context, "target_modules"),
         layers=len(strange),
     )

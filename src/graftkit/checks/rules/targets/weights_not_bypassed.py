@@ -5,6 +5,7 @@ from __future__ import annotations
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
+from graftkit.checks.peft_config.raw import RefusalKind
 from graftkit.findings import Severity, Source
 from graftkit.surveying.sites import Obstacle
 from graftkit.text import some
@@ -12,7 +13,7 @@ from graftkit.text import some
 
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
-    refused = {refusal.where: refusal.why for refusal in resolved.refusals if refusal.kind == "mixer"}
+    refused = {refusal.where: refusal.why for refusal in resolved.refusals if refusal.kind is RefusalKind.MIXER}
     ignored = {site.path: site.reason or "" for site in resolved.sites if site.obstacle is Obstacle.BYPASSED}
     bad = {**refused, **ignored}
     if not bad:
@@ -22,7 +23,7 @@ def _check(context: CheckContext) -> Observation:
     return failed(
         f"{len(bad)} targets are read past their layer, and {verdict}: {bad[first]}: {some(bad)}",
         where=first,
-        fix=retargeted(context, resolved, (path for path in resolved.modules if path not in bad)),
+        fix=retargeted(context, (path for path in resolved.modules if path not in bad)),
         key=recipe_key(context, "target_modules"),
         layers=len(bad),
     )

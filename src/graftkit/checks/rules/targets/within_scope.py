@@ -11,7 +11,6 @@ from graftkit.checks.peft_config.fixes import recipe_key, retargeted
 from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.checks.probes.modality_inputs import always_fed, is_fed
 from graftkit.findings import Severity, Source
-from graftkit.planning.matching import rewritten_names
 from graftkit.surveying.sites import ModelMap, Site
 
 
@@ -31,7 +30,7 @@ def _check(context: CheckContext) -> Observation:
         message,
         where=stray[0].path,
         # Mechanical only where it is known that the batches do not feed what would be left out.
-        fix=retargeted(context, resolved, _without(resolved, stray)) if _knows(context) and not fed else None,
+        fix=retargeted(context, _without(resolved, stray)) if _knows(context) and not fed else None,
         key=recipe_key(context, "target_modules"),
         **figures,
     )
@@ -59,7 +58,7 @@ def _unasked(context: CheckContext, resolved: ResolvedTargets) -> list[Site]:
 
 
 def _beyond(resolved: ResolvedTargets) -> frozenset[str]:
-    if not isinstance(resolved.targets, str) or not rewritten_names(resolved.base.model.model_type):
+    if not isinstance(resolved.targets, str) or not resolved.expert_names:
         return frozenset()
     return resolved.targeted.difference(resolved.meant)
 
