@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from graftkit.recipes.recipe import read_recipe
-from graftkit.training.run import TrainingResult, train
+from graftkit.training.result import TrainingResult
+from graftkit.training.run import train
 
 _STOCK = """
 import json, sys

@@ -26,7 +26,8 @@ from tests.training.small import (
 import graftkit as gk
 from graftkit.recipes.recipe import read_recipe
 from graftkit.surveying.sources.load_config import load_config
-from graftkit.training.run import TrainingResult, train
+from graftkit.training.result import TrainingResult
+from graftkit.training.run import train
 
 pytestmark = pytest.mark.distributed
 without_accelerator = pytest.mark.skipif(

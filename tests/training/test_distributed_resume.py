@@ -31,7 +31,7 @@ from tests.training.test_distributed import (
     zero,
 )
 
-from graftkit.training.checkpointing.checkpoints import last_whole_checkpoint, written
+from graftkit.training.checkpointing.checkpoints import last_complete_checkpoint, read_info
 
 pytestmark = pytest.mark.distributed
 
@@ -176,7 +176,7 @@ def test_processes_end_after_their_launcher_is_killed(tmp_path: Path, base: Path
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
     assert "interrupted" in (run.output / "report.html").read_text(encoding="utf-8")
-    saved = last_whole_checkpoint(run.output)
+    saved = last_complete_checkpoint(run.output)
     assert saved is not None
     done = run.train("--resume", f"--set=args.max_steps={int(saved.name.removeprefix('checkpoint-')) + 2}")
     assert done.returncode == 0, done.stderr
@@ -289,9 +289,9 @@ def test_ctrl_c_under_zero_saves_and_the_run_goes_on(
     seen = json.loads(out[out.index("{\n") :])
     assert seen["interrupted"]
     done = seen["steps"]
-    saved = last_whole_checkpoint(run.output)
+    saved = last_complete_checkpoint(run.output)
     assert saved == run.output / f"checkpoint-{done}"
-    assert written(saved).sharing.value.endswith(f"ZeRO-{stage}")
+    assert read_info(saved).sharding.value.endswith(f"ZeRO-{stage}")
     graft = [sys.executable, "-m", "graftkit.cli.main", "train", str(file), "--resume", "--json"]
     again = ran([*graft, f"--set=args.max_steps={done + 3}", "--launch", str(PROCESSES)], tmp_path, {})
     assert again.returncode == 0, again.stderr

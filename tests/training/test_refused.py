@@ -9,7 +9,8 @@ from tests.training.small import docstrings, save_model, trained_tokenizer, writ
 
 from graftkit.errors import TrainingError
 from graftkit.recipes.recipe import read_recipe
-from graftkit.training.run import REPORT_NAME, train
+from graftkit.training.result import REPORT_NAME
+from graftkit.training.run import train
 
 
 def test_reentrant_checkpointing_on_shared_keys_is_refused_with_a_report(tmp_path: Path) -> None:

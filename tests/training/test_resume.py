@@ -15,7 +15,8 @@ from tests.training.small import graft, save_model, started, wait_for, word_toke
 
 from graftkit.errors import TrainingError
 from graftkit.recipes.recipe import read_recipe
-from graftkit.training.run import TrainingResult, train
+from graftkit.training.result import TrainingResult
+from graftkit.training.run import train
 
 SUMS = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(10) for b in range(10)]
 # Dropout draws from the random state that a checkpoint has to bring back.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.modeling.sharding import FSDP_WRAPPER
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # What PEFT puts before the base model's own names (peft.PeftModel holds a tuner, which holds the model).
 PEFT_PREFIX = "base_model.model."
@@ -17,6 +20,15 @@ def base_model_of(model: Any) -> Any:
     if isinstance(model, DistributedDataParallel):
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def peft_model_of(model: Any) -> PeftModel | None:
+    """Return the PEFT model inside the wrappers that distribute or compile it, or None."""
+    from peft import PeftModel
+
+    while model is not None and not isinstance(model, PeftModel):
+        model = getattr(model, "module", getattr(model, "_orig_mod", None))
+    return model
 
 
 def name_in_base(name: str) -> str:

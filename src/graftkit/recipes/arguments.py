@@ -1,4 +1,4 @@
-"""The arguments that TRL's configuration classes have, and those of a recipe that they do not."""
+"""The arguments of TRL's configuration classes, and those of a recipe that are unknown to them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ class UnknownArgument:
     """An argument of a recipe that its trainer's configuration class does not have.
 
     Attributes:
-        name: as it is written.
-        place: its line and column in the recipe, from 1, or those of the nearest key that the file has; None
-            where it has none.
-        advice: what may have been meant, or where to look.
+        place: line and column in the recipe, from 1, or those of the nearest parent in the file; None without one.
+        advice: a known argument that is near, or where to look.
     """
 
     name: str
@@ -30,7 +28,7 @@ class UnknownArgument:
 
 
 def config_class(trainer: str) -> Any:
-    """TRL's configuration class of a trainer. The trainer itself is not imported with it.
+    """Return TRL's configuration class of a trainer, without importing the trainer.
 
     Raises:
         MissingDependencyError: TRL is not installed, or cannot be imported.
@@ -39,26 +37,26 @@ def config_class(trainer: str) -> Any:
         import trl
 
         return getattr(trl, CONFIG_CLASSES[trainer])
-    except (ImportError, RuntimeError) as error:  # TRL's lazy module makes RuntimeErrors of those within
+    except (ImportError, RuntimeError) as error:  # TRL's lazy module raises RuntimeErrors
         raise MissingDependencyError(
-            "TRL, whose arguments a recipe gives, cannot be imported",
+            "TRL, which defines a recipe's arguments, cannot be imported",
             why=str(error),
             help='pip install "graftkit[train]"',
         ) from error
 
 
 def argument_names(trainer: str) -> tuple[str, ...]:
-    """The arguments that a trainer's configuration class takes. Raises as :func:`config_class`."""
+    """Return the arguments that a trainer's configuration class takes. Raises as :func:`config_class`."""
     return tuple(field.name for field in dataclasses.fields(config_class(trainer)) if field.init)
 
 
 def unknown_arguments(recipe: Recipe) -> tuple[UnknownArgument, ...]:
-    """The recipe's arguments that TRL would refuse, as they are written. Raises as :func:`config_class`."""
+    """Return the recipe's arguments that TRL would refuse. Raises as :func:`config_class`."""
     trainer = recipe.fields.trainer
     known = argument_names(trainer)
-    otherwise = f"python -c 'import trl; help(trl.{CONFIG_CLASSES[trainer]})'"
+    fallback = f"python -c 'import trl; help(trl.{CONFIG_CLASSES[trainer]})'"
     return tuple(
-        UnknownArgument(name, recipe.document.place(("args", name)), suggest(name, known) or otherwise)
+        UnknownArgument(name, recipe.document.place(("args", name)), suggest(name, known) or fallback)
         for name in recipe.args
         if name not in known
     )

@@ -1,4 +1,4 @@
-"""A YAML file that remembers where each of its keys stands, and that survives an edit with its comments."""
+"""YAML files with the line of each key, edited without losing their comments."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from graftkit.errors import RecipeError, reraise_as
 from graftkit.files import write_text
 from graftkit.text import first_line
 
-# A recipe is a page or two; naming a dataset or a weight file instead is an easy slip, and must not read it.
+# A recipe is a page or two; a dataset or a weight file that is named by mistake must not be read.
 _MAX_BYTES = 2**20
 Key = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """One YAML file, read as YAML 1.2 with comments and order kept.
-
-    Attributes:
-        path: the file.
-        root: its content, a mapping.
-    """
+    """One YAML 1.2 file, with its comments and order; ``root`` is a mapping."""
 
     path: Path
     root: Any
 
     def place(self, key: Key) -> tuple[int, int] | None:
-        """Line and column, from 1, of a key such as ``("args", "packing")``, or of its nearest parent."""
+        """Return line and column, from 1, of a key such as ``("args", "packing")``, or of its nearest parent."""
         node: Any = self.root
         found: tuple[int, int] | None = None
         for part in key:
@@ -44,15 +39,15 @@ class Document:
         return found
 
     def plain(self) -> dict[str, Any]:
-        """The content as plain dictionaries and lists."""
+        """Return the content as plain dictionaries and lists."""
         result: dict[str, Any] = _plain(self.root)
         return result
 
     def write(self, sets: Mapping[Key, Any], removes: Iterable[Key] = ()) -> None:
-        """Set and remove keys in the file; everything else, comments included, stays as it is written.
+        """Set and remove keys in the file; everything else stays, comments included.
 
         Raises:
-            OutputError: the file cannot be written; it is then untouched.
+            OutputError: the file cannot be written; it is then unchanged.
         """
         root = _parse(self.path.read_text(encoding="utf-8"), self.path)
         for key, value in sets.items():
@@ -80,7 +75,7 @@ def read_document(path: str | Path) -> Document:
         raise _syntax(file, "it is not UTF-8 text") from error
     root = _parse(text, file)
     if not isinstance(root, Mapping):
-        raise _syntax(file, f"a mapping was expected at the top, not {_kind(root)}")
+        raise _syntax(file, f"it must be a mapping, not {_kind(root)}")
     return Document(file, root)
 
 
@@ -89,7 +84,7 @@ def _unreadable(path: str, why: str) -> RecipeError:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """A YAML value on one line, as plain Python.
+    """Return a YAML value on one line as plain Python.
 
     Raises:
         RecipeError: ``recipe-syntax``.
@@ -117,7 +112,7 @@ def _from_parser(error: Any, path: Path) -> RecipeError:
 
 def _syntax(path: Path, why: str) -> RecipeError:
     return RecipeError(
-        "this is no recipe", where=str(path), why=why, help="a recipe is a YAML mapping", code="recipe-syntax"
+        "this is not a recipe", where=str(path), why=why, help="a recipe is a YAML mapping", code="recipe-syntax"
     )
 
 

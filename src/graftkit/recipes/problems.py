@@ -1,4 +1,4 @@
-"""What a recipe says that nobody knows, in one sentence, with the key and a suggestion."""
+"""What is wrong in a recipe or in settings, in one sentence, with the key and a suggestion."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from graftkit.text import suggest
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, tuple[str | int, ...], str | None]:
-    """The first problem: why, the key it is at, and what may have been meant."""
+    """Return the first problem: why, its key, and a suggestion."""
     problem = error.errors(include_url=False)[0]
     key = tuple(problem["loc"])
     if problem["type"] != "extra_forbidden":
         return problem["msg"], key, None
     known = _fields_at(model, key[:-1])
-    return f"there is no key {key[-1]!r} here", key, meant_or_known(str(key[-1]), known)
+    return f"unknown key {key[-1]!r}", key, suggest_key(str(key[-1]), known)
 
 
-def meant_or_known(key: str, known: Sequence[str]) -> str:
-    """Which key may have been meant, or all that there are."""
+def suggest_key(key: str, known: Sequence[str]) -> str:
+    """Return the nearest known key, or all of them if none is near."""
     return suggest(key, known) or f"known keys: {', '.join(known)}"
 
 

@@ -13,6 +13,7 @@ from graftkit.errors import RecipeError
 from graftkit.recipes.document import Document, Key, parse_value, read_document
 from graftkit.recipes.problems import explain
 from graftkit.recipes.settings import CheckSettings
+from graftkit.text import suggest
 
 if TYPE_CHECKING:
     from graftkit.planning.plan import Plan
@@ -24,7 +25,7 @@ _SECTION = ConfigDict(extra="forbid", frozen=True)
 
 
 class AdapterSection(BaseModel):
-    """What to adapt, in the words of ``graftkit.plan``; or a stock PEFT configuration, to be used as it is."""
+    """What to adapt, as ``graftkit.plan`` takes it; or a stock PEFT configuration, used as it is."""
 
     model_config = _SECTION
 
@@ -49,8 +50,8 @@ class AdapterSection(BaseModel):
     def _of_a_method(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if value is None else {"peft_type": "LORA", **value}
 
-    def words(self) -> dict[str, Any]:
-        """The keyword arguments of ``graftkit.plan``."""
+    def plan_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments of ``graftkit.plan``."""
         given = self.model_dump(exclude={"options", "peft_config"})
         return {**given, **self.options}
 
@@ -101,8 +102,8 @@ class Recipe:
     """A recipe that has been read.
 
     Attributes:
-        document: the file, with the place of each key.
-        fields: its keys, with defaults filled in.
+        document: the file, with the line of each key.
+        fields: the keys, with defaults filled in.
     """
 
     document: Document
@@ -118,19 +119,19 @@ class Recipe:
         return self.fields.args
 
     def line(self, key: str) -> int | None:
-        """The line of a dotted key (``"args.packing"``), or of its nearest parent that is written down."""
+        """Return the line of a dotted key (``"args.packing"``), or of its nearest parent in the file."""
         place = self.document.place(tuple(key.split(".")))
         return place[0] if place else None
 
     def plan(self, model: Any) -> Plan:
-        """The plan that the recipe's words mean on this model. Not for a recipe with a stock PEFT configuration.
+        """Plan the recipe's adapter on this model. Not for a recipe with a stock PEFT configuration.
 
         Raises:
             PlanError: the request cannot be met exactly.
         """
         from graftkit.planning.plan import plan
 
-        return plan(model, quantization=self.fields.quantization, **self.fields.adapter.words())
+        return plan(model, quantization=self.fields.quantization, **self.fields.adapter.plan_kwargs())
 
 
 def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -142,7 +143,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: ``recipe-not-found``, ``recipe-syntax`` or ``recipe-invalid``, with file, line and column;
-            ``recipe-override`` for a pair that is no key and value.
+            ``recipe-override`` for a pair that is not a key and a value.
     """
     document = read_document(path)
     fields = document.plain()
@@ -152,16 +153,25 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except ValidationError as error:
         why, key, advice = explain(error, RecipeFields)
         raise RecipeError(
-            f"the recipe says something unknown at {'.'.join(map(str, key))}",
+            f"the recipe is not valid at {'.'.join(map(str, key))}",
             where=_place(document, key, overridden),
             why=why,
-            help=advice or "graft rules and the recipe's schema say what each key takes",
+            help=_option_hint(key) or advice or "see docs/recipe.schema.json for what each key takes",
             code="recipe-invalid",
         ) from error
 
 
+def _option_hint(key: Key) -> str | None:
+    """Return where an option of PEFT's goes, for an unknown key of ``adapter``; None for any other key."""
+    if len(key) != 2 or key[0] != "adapter" or key[1] in AdapterSection.model_fields:
+        return None
+    near = suggest(str(key[1]), AdapterSection.model_fields)
+    hint = f"a field of PEFT's configuration goes under options: adapter: {{options: {{{key[1]}: VALUE}}}}"
+    return f"{near} {hint}" if near else hint
+
+
 def _override(fields: dict[str, Any], pair: str) -> Key:
-    """Set the pair's value; its key."""
+    """Set the pair's value, and return its key."""
     name, _, value = pair.partition("=")
     key = tuple(name.split("."))
     if "=" not in pair or not all(key):
@@ -174,7 +184,7 @@ def _override(fields: dict[str, Any], pair: str) -> Key:
 
 
 def _place(document: Document, key: Key, overridden: Iterable[Key]) -> str:
-    """Where a key was said: in the file, or in an override of it, of a part of it, or of what holds it."""
+    """Return where a key was set: in the file, or in an override of it, of a part of it, or of its parent."""
     for name in overridden:
         if all(one == other for one, other in zip(name, key, strict=False)):
             return f"--set {'.'.join(map(str, name))}"
@@ -183,5 +193,5 @@ def _place(document: Document, key: Key, overridden: Iterable[Key]) -> str:
 
 
 def find_recipe(folder: str | Path = ".") -> Path | None:
-    """The recipe of a folder, or None."""
+    """Return the recipe of a folder, or None."""
     return next((file for name in NAMES if (file := Path(folder) / name).is_file()), None)

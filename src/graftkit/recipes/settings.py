@@ -1,4 +1,4 @@
-"""What a user decided about the checks: which ones, how severe, with which limits."""
+"""The user's settings of the checks: which rules, how severe, with which limits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from graftkit.recipes.problems import explain
 
 
 class CheckSettings(BaseModel):
-    """Settings of the checks, as ``[tool.graftkit]`` of a pyproject.toml or ``checks:`` of a recipe gives them.
+    """Settings of the checks, from ``[tool.graftkit]`` of a pyproject.toml or ``checks:`` of a recipe.
 
-    Attributes:
-        select: prefixes of the codes to run; empty for all.
-        ignore: prefixes of codes not to run. The longer of two prefixes wins; of two equal ones, ``ignore``.
-        rules: per code, the values that replace the rule's own settings; ``severity`` is one of every rule.
+    Of two prefixes the longer one wins; of equal ones, ``ignore``. Every rule has a setting ``severity``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,13 +31,13 @@ class CheckSettings(BaseModel):
         return [value] if isinstance(value, str) else value
 
     def wants(self, code: str) -> bool:
-        """Whether the rule of this code is to run."""
+        """Check whether the rule of this code is to run."""
         chosen = max((len(p) for p in self.select if code.startswith(p)), default=-1)
         refused = max((len(p) for p in self.ignore if code.startswith(p)), default=-1)
         return (not self.select or chosen >= 0) and (refused < 0 or chosen > refused)
 
     def over(self, other: CheckSettings) -> CheckSettings:
-        """These settings where they say something, the other ones elsewhere."""
+        """Return these settings, completed by the other ones."""
         codes = {*self.rules, *other.rules}
         merged = {code: {**other.rules.get(code, {}), **self.rules.get(code, {})} for code in codes}
         return CheckSettings(
@@ -49,10 +46,10 @@ class CheckSettings(BaseModel):
 
 
 def project_settings(folder: str | Path = ".") -> CheckSettings:
-    """``[tool.graftkit]`` of the nearest pyproject.toml, from ``folder`` upwards; empty settings without one.
+    """Read ``[tool.graftkit]`` of the nearest pyproject.toml, from ``folder`` upwards; empty settings without one.
 
     Raises:
-        RecipeError: ``settings``: that table cannot be read, or says what no setting is.
+        RecipeError: ``settings``: the table cannot be read, or has an unknown setting.
     """
     start = Path(folder).resolve()
     for place in (start, *start.parents):
@@ -70,7 +67,7 @@ def _read(file: Path) -> CheckSettings:
         why, key, advice = explain(error, CheckSettings)
         where = f"{file} [tool.graftkit] {'.'.join(map(str, key))}".rstrip()
         raise RecipeError(
-            "the settings say something unknown", where=where, why=why, help=advice, code="settings"
+            "the settings are not valid", where=where, why=why, help=advice, code="settings"
         ) from error
     except (OSError, ValueError, AttributeError) as error:
         raise RecipeError(

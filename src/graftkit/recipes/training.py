@@ -1,4 +1,4 @@
-"""What a recipe's arguments amount to when TRL and transformers read them."""
+"""The effect of a recipe's arguments, as TRL and transformers read them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from graftkit.recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class Training:
-    """The settings that decide whether training is right.
+    """The settings that checks of training depend on.
 
     Attributes:
         trainer: "sft", "dpo" or "grpo".
         checkpointing: whether activations are recomputed in the backward pass.
         reentrant: with the re-entrant implementation.
         reentrant_because: what decides that: "args", "zero3" (TRL forces it) or "default".
-        reentrant_key: the recipe's key that says it, or would.
+        reentrant_key: the recipe's key that decides it.
         packing: whether several samples share one row, padding-free batches included.
-        precision: "bf16", "fp16" or "fp32": the type of the forward pass under autocast.
-        batch_size: samples a device and step.
-        accumulation: batches a step.
+        precision: "bf16", "fp16" or "fp32": the dtype of the forward pass under autocast.
+        batch_size: samples per device and batch.
+        accumulation: batches per step.
         zero_stage: DeepSpeed's, 0 without it.
         quantization: "4bit", "8bit" or None.
-        modalities: what the batches hold, or None for everything the model takes.
+        modalities: of the batches, or None for all that the model takes.
         assistant_only: whether the template's generation marks decide what is learned.
-        find_unused: DDP's setting, None where it is not given.
+        find_unused: DDP's ``find_unused_parameters``, or None for its default.
     """
 
     trainer: str = "sft"
@@ -79,7 +79,7 @@ def training_of(recipe: Recipe) -> Training:
 
 
 def _newer(args: Mapping[str, Any], suffix: str, default: Any) -> tuple[Any, str]:
-    """An argument that transformers renamed, under the name that wins, and that name.
+    """Return an argument that transformers renamed, and the name that wins.
 
     Source: ``transformers.TrainingArguments.__post_init__``: the old name counts where the new one is not set.
     """
@@ -89,11 +89,11 @@ def _newer(args: Mapping[str, Any], suffix: str, default: Any) -> tuple[Any, str
 
 
 def _reentrant(args: Mapping[str, Any], zero: int) -> tuple[bool, str, str]:
-    """Whether checkpointing is re-entrant, what makes it so, and the argument that holds its options.
+    """Return whether checkpointing is re-entrant, what decides that, and the argument with its options.
 
-    Without options transformers takes the non-re-entrant kind; of options that do not say torch makes the other.
-    Under ZeRO-3 TRL forces the re-entrant kind by changing the options it was given; where it was given none it
-    sets the old name of that argument, which transformers does not read any more.
+    Without options transformers takes the non-re-entrant kind; with options that leave it open torch takes the
+    re-entrant one. Under ZeRO-3 TRL forces that one by changing the options it was given; given none, it sets the
+    old name of that argument, which transformers no longer reads.
     """
     options, name = _newer(args, "checkpointing_kwargs", None)
     if not isinstance(options, Mapping) or not options:
@@ -114,7 +114,7 @@ def _whole(value: Any, default: int) -> int:
 
 
 def zero_stage(given: Any, folder: Path) -> int:
-    """The ZeRO stage of a DeepSpeed configuration: a mapping, or the path of a JSON file; 0 for none.
+    """Return the ZeRO stage of a DeepSpeed configuration, a mapping or the path of a JSON file; 0 for none.
 
     Raises:
         RecipeError: ``recipe-invalid``: the file cannot be read.

@@ -1,4 +1,4 @@
-"""A commented recipe to begin with, and the schema that editors check recipes against."""
+"""A commented recipe to start from, and the schema that editors check recipes against."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graftkit.recipes.recipe import RecipeFields
 
 
 def initial_recipe(trainer: str) -> str:
-    """A commented recipe for a trainer: "sft", "dpo" or "grpo"."""
+    """Return a commented recipe for a trainer: "sft", "dpo" or "grpo"."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -26,7 +26,7 @@ def initial_recipe(trainer: str) -> str:
 
 
 def recipe_schema() -> str:
-    """The recipe's JSON Schema (2020-12), as text."""
+    """Return the recipe's JSON Schema (2020-12), as text."""
     fields = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **RecipeFields.model_json_schema(),
@@ -35,10 +35,10 @@ def recipe_schema() -> str:
     return json.dumps(fields, indent=2) + "\n"
 
 
-def main(words: list[str]) -> int:
-    """Write the schema to the file named, or with ``--check`` return 1 where that is out of date."""
-    file = Path(next(word for word in words if not word.startswith("-")))
-    if "--check" not in words:
+def main(arguments: list[str]) -> int:
+    """Write the schema to the file named, or with ``--check`` return 1 if that is out of date."""
+    file = Path(next(argument for argument in arguments if not argument.startswith("-")))
+    if "--check" not in arguments:
         write_text(file, recipe_schema())
         return 0
     if file.is_file() and file.read_text(encoding="utf-8") == recipe_schema():

@@ -1,4 +1,4 @@
-"""A recipe's ``args`` -> TRL's own configuration class, unchanged but for what the recipe leaves open."""
+"""TRL's configuration of a trainer, made of a recipe's ``args``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
 
 def trainer_arguments(recipe: Recipe) -> TrainingArguments:
-    """TRL's configuration with the recipe's arguments.
+    """Return TRL's configuration with the recipe's arguments.
 
-    Left open, checkpointing is of the non-re-entrant kind, and the output goes to ``out/`` and the recipe's name.
+    By default, activation checkpointing is not re-entrant, and the output goes to ``out/`` and the recipe's name.
 
     Raises:
-        RecipeError: ``recipe-invalid``, with the line of an argument that the class does not have, or the reason
-            why it refuses a value.
+        RecipeError: ``recipe-invalid``, with the line of an unknown argument, or why a value is refused.
         MissingDependencyError: TRL is not installed.
     """
     _check_names(recipe)
@@ -55,8 +54,8 @@ def _where(recipe: Recipe, place: tuple[int, int] | None) -> str:
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:
     defaults: dict[str, Any] = {"output_dir": str(Path("out") / recipe.path.stem), "report_to": "none"}
-    # TRL sets its default under the name that transformers deprecates, and everybody is warned of it. Options are
-    # left out: without any, transformers takes the non-re-entrant kind; of any, TRL makes the other under ZeRO-3.
+    # TRL sets its default under the name that transformers deprecates, with a warning. Options are left out:
+    # without any, transformers takes the non-re-entrant kind; from any, TRL makes the re-entrant one under ZeRO-3.
     if not any(recipe.args.get(f"{name}_checkpointing") is not None for name in ("activation", "gradient")):
         defaults["activation_checkpointing"] = True
     return defaults

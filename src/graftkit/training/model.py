@@ -1,16 +1,16 @@
-"""The base model, its processor and the plan that a recipe names, ready for a trainer."""
+"""The base model, its processor and the adapter's configuration that a recipe asks for, ready for a trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import TrainingError
-from graftkit.modeling.sharding import is_sharded
 from graftkit.planning.plan import Plan
 from graftkit.planning.quantization import plan_quantization
 from graftkit.recipes.recipe import Recipe
+from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.load_model import load_model
 from graftkit.surveying.sources.quiet import quiet_transformers
@@ -19,19 +19,19 @@ from graftkit.text import named
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from torch import nn
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Base:
-    """What a trainer is made of.
+class LoadedBase:
+    """A base model, and what a trainer needs to adapt it.
 
     Attributes:
-        model: the base model, quantized where the recipe says so, without an adapter.
-        processor: its processor, or its tokenizer where it takes text alone.
-        peft_config: the stock configuration that the trainer attaches.
-        map: of the model.
-        plan: where the configuration was planned; None for a stock one.
+        model: quantized where the recipe says so, without an adapter.
+        processor: the model's processor, or its tokenizer for text alone.
+        peft_config: a stock configuration, for the trainer to attach.
+        plan: None for a configuration that was not planned.
     """
 
     model: PreTrainedModel
@@ -41,32 +41,40 @@ class Base:
     plan: Plan | None
 
 
-def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code: bool = False) -> Base:
+def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code: bool = False) -> LoadedBase:
     """Load the model and plan the adapter; nothing is attached yet.
 
-    A recipe without a scope adapts what every batch feeds; towers for pictures and sound have to be asked for.
+    A recipe without a scope adapts the towers that every batch feeds; vision and audio towers must be named.
 
     Raises:
         SourceError, BuildError: the model cannot be found or loaded.
-        TrainingError: ``no-processor``: no tokenizer lies with the model, or no processor for such data.
+        TrainingError: ``no-processor``: the model has no tokenizer, or no processor for such data.
         PlanError: the recipe's request cannot be met.
     """
     options = dict(recipe.args.get("model_init_kwargs") or {})
     name = recipe.fields.model
-    shape = survey(name, trust_remote_code=trust_remote_code)
+    # Of the configuration: a model that ZeRO-3 shards as it is loaded shows no shapes.
+    model_map = survey(name, trust_remote_code=trust_remote_code)
     if recipe.fields.quantization is not None:
-        options["quantization_config"] = plan_quantization(shape, recipe.fields.quantization).config
+        options["quantization_config"] = plan_quantization(model_map, recipe.fields.quantization).config
     model = load_model(name, trust_remote_code=trust_remote_code, **options)
-    # What ZeRO-3 has taken apart shows no shapes.
-    found = shape if is_sharded(model) else survey(model)
-    planned = None if recipe.fields.adapter.peft_config else recipe.plan(found)
-    return Base(
+    model_map = _as_quantized(model_map, model)
+    stock = recipe.fields.adapter.peft_config
+    plan = None if stock else recipe.plan(model_map)
+    return LoadedBase(
         model=model,
         processor=_processor(name, modalities, trust_remote_code),
-        peft_config=planned.peft_config if planned else _stock(recipe.fields.adapter.peft_config or {}),
-        map=found,
-        plan=planned,
+        peft_config=plan.peft_config if plan else _stock(stock or {}),
+        map=model_map,
+        plan=plan,
     )
+
+
+def _as_quantized(model_map: ModelMap, model: nn.Module) -> ModelMap:
+    """Return the map with the sites marked that were quantized as the model was loaded."""
+    quantized = {path: quantization_of(module) for path, module in model.named_modules()}
+    sites = tuple(replace(site, quantized=quantized.get(site.path)) for site in model_map)
+    return replace(model_map, sites=sites)
 
 
 def _stock(fields: Mapping[str, Any]) -> PeftConfig:
@@ -76,7 +84,7 @@ def _stock(fields: Mapping[str, Any]) -> PeftConfig:
 
 
 def _processor(name: str, modalities: tuple[str, ...], trust_remote_code: bool) -> Any:
-    """A tokenizer where the batches are text alone: TRL treats a processor's data as pictures."""
+    """Load a tokenizer where the batches are text alone: TRL treats a processor's data as images."""
     from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
     text = set(modalities) <= {"text"}
@@ -85,19 +93,19 @@ def _processor(name: str, modalities: tuple[str, ...], trust_remote_code: bool) 
         with quiet_transformers():
             found = loader.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # each kind of file has its own
-        raise _no_processor(name, modalities, named(error)) from error
-    # Where a processor's own class cannot be loaded, AutoProcessor hands out a part of it.
+        raise _no_processor(name, text, named(error)) from error
+    # If a processor's own class cannot be loaded, AutoProcessor returns a part of it.
     if not isinstance(found, kind):
-        raise _no_processor(name, modalities, f"what lies there is a {type(found).__name__}")
-    # Without files some tokenizer classes are made without a vocabulary, and turn every text into nothing.
+        raise _no_processor(name, text, f"a {type(found).__name__} was loaded instead")
+    # Without files some tokenizer classes are made without a vocabulary, and encode every text as nothing.
     tokenizer = getattr(found, "tokenizer", found)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise _no_processor(name, modalities, "its vocabulary has no word")
+        raise _no_processor(name, text, "its vocabulary is empty")
     return found
 
 
-def _no_processor(name: str, modalities: tuple[str, ...], why: str) -> TrainingError:
-    what = "tokenizer" if set(modalities) <= {"text"} else "processor"
+def _no_processor(name: str, text: bool, why: str) -> TrainingError:
+    what = "tokenizer" if text else "processor"
     return TrainingError(
         f"the model's {what} cannot be loaded",
         where=name,

@@ -1,10 +1,10 @@
-"""A run's report: what was adapted, what it learned, what the guard saw, and how to load the files."""
+"""The HTML report of a run: what was adapted, its curves, its findings, and how to load the files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graftkit.env import environment
 from graftkit.report.chart import Curve
@@ -12,13 +12,11 @@ from graftkit.report.data import Chart, ReportData, SavedFile
 from graftkit.report.findings_page import checks_of
 from graftkit.report.html import write_report
 from graftkit.report.model_pages import towers_of
+from graftkit.surveying.sites import ModelMap
 from graftkit.text import count
+from graftkit.training.result import TrainingResult
 
-if TYPE_CHECKING:
-    from graftkit.surveying.sites import ModelMap
-    from graftkit.training.run import TrainingResult
-
-# Logged names -> the section that shows them. A name that ends with * stands for all that begin so.
+# Title, unit, and the logged names that a section shows; * at the end of a name matches any rest.
 _SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Loss", "loss", ("loss", "eval_loss")),
     ("Preference margin", "margin", ("rewards/margins", "eval_rewards/margins")),
@@ -28,18 +26,14 @@ _SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
-def write_page(
-    result: TrainingResult, model_map: ModelMap, curves: Mapping[str, Sequence[Curve]], name: str
-) -> Path:
+def write_page(result: TrainingResult, model_map: ModelMap, curves: Mapping[str, Sequence[Curve]]) -> Path:
     """Write the report into the run's folder.
 
     Args:
-        result: of the run.
         model_map: of the base.
-        curves: section title -> further curves, a tower each: those that the guard kept.
-        name: the report's file name.
+        curves: section title -> the guard's curves, one for each tower.
     """
-    charts = [*_logged(result), *(_chart(title, "", given) for title, given in curves.items())]
+    charts = [*_logged(result), *(Chart(title=title, unit="", curves=given) for title, given in curves.items())]
     data = ReportData(
         title=f"{result.trainer.upper()} on {model_map.model.name}",
         subtitle=f"{result.steps} steps in {result.seconds:.0f} s"
@@ -57,14 +51,14 @@ def write_page(
         ]
         data["towers"] = towers_of(model_map, result.plan)
         data["towers_note"] = "One cell a weight."
-    return write_report(result.folder / name, data)
+    return write_report(result.report, data)
 
 
 def _logged(result: TrainingResult) -> Iterable[Chart]:
     for title, unit, names in _SECTIONS:
         found = [name for pattern in names for name in _matching(pattern, result.history)]
         curves = [Curve(label=name, points=result.curve(name)) for name in dict.fromkeys(found)]
-        yield _chart(title, unit, [curve for curve in curves if curve["points"]])
+        yield Chart(title=title, unit=unit, curves=[curve for curve in curves if curve["points"]])
 
 
 def _matching(pattern: str, history: Iterable[Mapping[str, Any]]) -> Iterable[str]:
@@ -73,10 +67,6 @@ def _matching(pattern: str, history: Iterable[Mapping[str, Any]]) -> Iterable[st
     taken = {name for _, _, names in _SECTIONS for name in names}
     names = {name for entry in history for name in entry if name.startswith(pattern[:-1]) and name not in taken}
     return sorted(name for name in names if name.endswith("/mean"))
-
-
-def _chart(title: str, unit: str, curves: Sequence[Curve]) -> Chart:
-    return Chart(title=title, unit=unit, curves=curves)
 
 
 def _files(folder: Path) -> list[SavedFile]:

@@ -24,7 +24,7 @@ def test_a_model_is_all_it_takes(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, "model: gemma4\n"))
     assert recipe.fields.model == "gemma4"
     assert recipe.fields.trainer == "sft"
-    assert recipe.fields.adapter.words() == {
+    assert recipe.fields.adapter.plan_kwargs() == {
         "targets": "all-linear",
         "scope": None,
         "method": "lora",

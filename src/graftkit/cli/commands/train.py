@@ -15,8 +15,9 @@ from graftkit.cli.output import Format, only_data_on_stdout, progress_console
 from graftkit.errors import GraftError
 
 if TYPE_CHECKING:
+    from graftkit.progress import Progress
     from graftkit.recipes.recipe import Recipe
-    from graftkit.training.run import TrainingResult
+    from graftkit.training.result import TrainingResult
 
 # 128 + SIGINT, what a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
@@ -78,12 +79,12 @@ def _trained(recipe: Recipe, *, resume: bool, trust_remote_code: bool) -> Traini
     """Train; the first of several processes speaks for all, and the others say only what ended them."""
     from graftkit.training.run import train as run
 
-    def say(step: str) -> None:
+    def show(progress: Progress) -> None:
         if not _rank():
-            progress_console().print(step)
+            progress_console().print(progress.step)
 
     try:
-        return run(recipe, resume=resume, trust_remote_code=trust_remote_code, tell=say)
+        return run(recipe, resume=resume, trust_remote_code=trust_remote_code, on_progress=show)
     except Exception as error:
         if not _rank():
             raise

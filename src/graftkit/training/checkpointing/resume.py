@@ -1,4 +1,4 @@
-"""Training from the start, or from a checkpoint, the last one included."""
+"""Training from the start or from a checkpoint, that of the last step included."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import TrainingError
-from graftkit.training.checkpointing.checkpoints import Sharing, Written, written
-from graftkit.training.distributed.launch_checks import sharing_of
+from graftkit.training.checkpointing.checkpoints import CheckpointInfo, read_info
+from graftkit.training.distributed.sharding import Sharding, sharding_of
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -20,89 +20,89 @@ _log = logging.getLogger(__name__)
 def train_from(trainer: Any, checkpoint: Path | None) -> None:
     """Train to the end.
 
-    A run that was cut after its last step only takes over what that step left: transformers 5.23 would train one
-    step more than was asked for (``Trainer._run_epoch`` looks at the number of steps after each step).
+    A run that was cut short after its last step is only loaded: transformers 5.23 would train one step too many
+    (``Trainer._run_epoch`` looks at the number of steps after each step).
 
     Args:
         trainer: a transformers trainer.
-        checkpoint: the whole one to go on from, which fits (:func:`check_fits`); None to begin.
+        checkpoint: a complete one that passes :func:`check_resumable`; None to begin.
     """
     if checkpoint is None:
         trainer.train()
         return
-    trainer.add_callback(_ends_when_done())
+    trainer.add_callback(_stop_when_done())
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint))
-    except _AllDone:
+    except _AllStepsDone:
         trainer._finalize_training(None, 0, time.time())
 
 
-def check_fits(checkpoint: Path, args: Any) -> None:
-    """Check that this run can go on from what another left.
+def check_resumable(checkpoint: Path, args: Any) -> None:
+    """Check that this run can resume a checkpoint.
 
-    Where each process holds everything, another number of processes is told, and goes on: of the random states
-    some are then missing.
+    Where nothing is sharded, another number of processes only gets a warning: some random states are then missing.
 
     Args:
-        checkpoint: a whole one.
+        checkpoint: a complete one.
         args: the trainer's, made in this process.
 
     Raises:
-        TrainingError: ``cannot-resume``: the state of the optimizer is not there, or was shared out otherwise than
-            it is in this run.
+        TrainingError: ``cannot-resume``: the optimizer's state is not there, or is sharded otherwise than in this
+            run.
     """
-    was, sharing = written(checkpoint), sharing_of(args)
-    if not was.trains_on:
-        raise _unfit(
+    info, sharding = read_info(checkpoint), sharding_of(args)
+    if not info.resumable:
+        raise _cannot_resume(
             "the checkpoint holds an adapter alone",
             checkpoint,
-            "without the optimizer's state and its schedule the curve would not be the same",
-            "leave save_only_model out; or train the adapter on in a run of its own",
+            "without the optimizer's state and its schedule the loss curve would be another",
+            "leave save_only_model out; or train the adapter further as a new run",
         )
-    if was.sharing is not sharing:
-        raise _unfit(
-            "the checkpoint was written in another way than this run would read it",
+    if info.sharding is not sharding:
+        raise _cannot_resume(
+            "the checkpoint is sharded in another way than this run",
             checkpoint,
-            f"written under {was.sharing}; this run is under {sharing}",
-            "start it as the run that was cut was started",
+            f"written under {info.sharding}; this run is under {sharding}",
+            "start this run as the first one was started",
         )
-    if was.processes != args.world_size:
-        _check_number(checkpoint, was, args)
+    if info.processes != args.world_size:
+        _check_processes(checkpoint, info, args)
 
 
-def _check_number(checkpoint: Path, was: Written, args: Any) -> None:
-    if was.sharing in (Sharing.ZERO_2, Sharing.ZERO_3):
-        raise _unfit(
-            f"{was.processes} processes wrote the checkpoint, and {args.world_size} are to go on",
+def _check_processes(checkpoint: Path, info: CheckpointInfo, args: Any) -> None:
+    if info.sharding in (Sharding.ZERO_2, Sharding.ZERO_3):
+        raise _cannot_resume(
+            f"the checkpoint was written by {info.processes} processes, and this run has {args.world_size}",
             checkpoint,
-            "each holds a part of the optimizer's state, and DeepSpeed does not share it out anew",
-            f"start {was.processes} processes",
+            "each process holds a shard of the optimizer's state, and DeepSpeed does not reshard it",
+            f"start {info.processes} processes",
         )
     if args.process_index == 0:
         _log.warning(
-            "%s was written by %d processes, and %d go on: the same curve needs as many, with as many rows each",
+            "%s was written by %d processes, and this run has %d: for the same loss curve, use as many processes "
+            "with as many rows each",
             checkpoint.name,
-            was.processes,
+            info.processes,
             args.world_size,
         )
 
 
-def _unfit(what: str, checkpoint: Path, why: str, help: str) -> TrainingError:
+def _cannot_resume(what: str, checkpoint: Path, why: str, help: str) -> TrainingError:
     return TrainingError(what, where=str(checkpoint), why=why, help=help, code="cannot-resume")
 
 
-class _AllDone(Exception):  # noqa: N818  # no error: it leads out of the trainer's loop
+class _AllStepsDone(Exception):  # noqa: N818  # not an error: it ends the trainer's loop
     """No step is left."""
 
 
-def _ends_when_done() -> TrainerCallback:
+def _stop_when_done() -> TrainerCallback:
     from transformers import TrainerCallback
 
-    class EndsWhenDone(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-        """The checkpoint is loaded by now, in every way that it can be shared out."""
+    class StopWhenDone(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+        """Stops once the checkpoint is loaded, however it is sharded."""
 
         def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
             if state.global_step >= state.max_steps:
-                raise _AllDone
+                raise _AllStepsDone
 
-    return EndsWhenDone()
+    return StopWhenDone()

@@ -1,4 +1,4 @@
-"""One sound in a file, or in a file's bytes: opened before training, read while it runs."""
+"""One audio file, or the bytes of one: checked before training, read while it runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from graftkit.errors import DataError, MissingDependencyError
 
 
 @dataclass(frozen=True)
-class SoundFile:
-    """A sound that a row names.
+class AudioFile:
+    """An audio file that a row names or contains.
 
     Attributes:
-        path: of the file, as the row has it; empty where there is none.
+        path: as the row has it; "" for none.
         content: the file's bytes, or None.
     """
 
@@ -25,38 +25,38 @@ class SoundFile:
     content: bytes | None = None
 
     @classmethod
-    def of(cls, sound: Any, where: str) -> SoundFile:
-        """What a column's cell means: a path, bytes, or a mapping with ``path`` or ``bytes``.
+    def of(cls, cell: Any, where: str) -> AudioFile:
+        """Read a column's cell: a path, bytes, or a mapping with ``path`` or ``bytes``.
 
         Raises:
             DataError: ``data-audio``: it is none of these.
         """
-        both = (sound.get("path"), sound.get("bytes")) if isinstance(sound, Mapping) else (sound, sound)
+        both = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, cell)
         path = both[0] if isinstance(both[0], str) else ""
         content = both[1] if isinstance(both[1], bytes) else None
         if not path and content is None:
-            help = "a column holds paths, files with bytes, or arrays, and no two of them"
-            raise refused("a sound is no file", where, f"it is {str(sound)[:60]!r}", help)
+            help = "a column holds paths, files with bytes, or arrays, and only one of these"
+            raise audio_error("not an audio file", where, f"the row has {str(cell)[:60]!r}", help)
         return cls(path, content)
 
-    def opened(self, home: Path, where: str) -> str | None:
-        """Its full path, None where it comes as bytes; its header has been read.
+    def check(self, home: Path, where: str) -> str | None:
+        """Read the file's header; return the full path, or None for bytes.
 
         Raises:
             DataError: ``data-audio``: there is no such file, or libsndfile does not read it.
-            MissingDependencyError: nothing reads it.
+            MissingDependencyError: soundfile or soxr.
         """
         if self.content is not None:
-            _open(BytesIO(self.content), self.path or "its bytes", where)
+            _check_header(BytesIO(self.content), self.path or "its bytes", where)
             return None
         file = (home / Path(self.path).expanduser()).resolve()
         if not file.is_file():
-            raise refused("a sound is not there", where, str(file), "paths are relative to the data file")
-        _open(str(file), str(file), where)
+            raise audio_error("an audio file is missing", where, str(file), "paths are relative to the data file")
+        _check_header(str(file), str(file), where)
         return str(file)
 
     def read(self, sampling_rate: int) -> Any:
-        """Float32 samples of shape (T,) in [-1, 1]: one channel, at this rate in Hz.
+        """Return float32 samples of shape (T,) in [-1, 1]: one channel, at this rate in Hz.
 
         Read by transformers with soundfile and soxr, as its processors read files, whatever else is installed.
 
@@ -69,28 +69,26 @@ class SoundFile:
         try:
             return load_audio(source, sampling_rate, backend="soundfile")
         except (RuntimeError, ValueError, OSError) as error:
-            raise _unreadable(self.path or "a sound that came as bytes", str(error)) from error
+            raise _unreadable(self.path or "audio given as bytes", str(error)) from error
 
 
-def refused(what: str, where: str, why: str, help: str) -> DataError:
-    """The error of a sound that cannot be trained on."""
+def audio_error(what: str, where: str, why: str, help: str) -> DataError:
     return DataError(what, where=where, why=why, help=help, code="data-audio")
 
 
 def _unreadable(where: str, why: str) -> DataError:
     help = "WAV, FLAC, OGG and MP3 are read; `ffmpeg -i FILE FILE.wav` converts others"
-    return refused("a sound cannot be read", where, why, help)
+    return audio_error("an audio file cannot be read", where, why, help)
 
 
-def _open(source: Any, name: str, where: str) -> None:
-    """Read a file's header, which tells how long it is."""
+def _check_header(source: Any, name: str, where: str) -> None:
     soundfile = _soundfile()
     try:
         frames = soundfile.info(source).frames
     except (RuntimeError, OSError) as error:  # libsndfile's are RuntimeErrors
         raise _unreadable(where, f"{name}: {error}") from error
     if not frames:
-        raise _unreadable(where, f"{name} holds no sample")
+        raise _unreadable(where, f"{name} has no samples")
 
 
 def _soundfile() -> Any:
@@ -99,6 +97,6 @@ def _soundfile() -> Any:
         import soxr  # noqa: F401  # transformers asks for it even where no rate has to change
     except (ImportError, OSError) as error:  # OSError: the package is there, and libsndfile is not
         raise MissingDependencyError(
-            "files of sounds cannot be read", why=str(error), help="pip install soundfile soxr"
+            "audio files cannot be read", why=str(error), help="pip install soundfile soxr"
         ) from error
     return soundfile

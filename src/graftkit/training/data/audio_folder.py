@@ -1,4 +1,4 @@
-"""Folders of sounds with a table of rows beside them, as ``datasets`` lays them out."""
+"""Folders of audio files with a metadata file, in the layout of ``datasets``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def table_of_sounds(folder: Path, split: str) -> Path | None:
-    """The one metadata file of a split, whose ``file_name`` or ``file_names`` are sounds beside it.
+def find_metadata(folder: Path, split: str) -> Path | None:
+    """Return the one metadata file of a split, whose ``file_name`` or ``file_names`` are audio files beside it.
 
-    None for any other folder. ``datasets`` finds the file, and would read its rows with torchcodec alone.
+    None for any other folder. ``datasets`` finds the file, but reads its rows with torchcodec only.
     Source: ``datasets.packaged_modules.audiofolder``.
     """
     from datasets import load_dataset_builder
@@ -24,17 +24,17 @@ def table_of_sounds(folder: Path, split: str) -> Path | None:
     builder = load_dataset_builder(str(folder))
     if not isinstance(builder, AudioFolder):
         return None
-    files = (Path(file) for file in builder.config.data_files.get(name_of(split), ()))
-    tables = [file for file in files if file.name in AudioFolder.METADATA_FILENAMES]
-    return tables[0] if len(tables) == 1 else None
+    files = (Path(file) for file in builder.config.data_files.get(split_name(split), ()))
+    found = [file for file in files if file.name in AudioFolder.METADATA_FILENAMES]
+    return found[0] if len(found) == 1 else None
 
 
-def name_of(split: str) -> str:
+def split_name(split: str) -> str:
     """ "train[:10%]" -> "train"."""
     return re.split(r"\W", split, maxsplit=1)[0]
 
 
-def sounds_named(rows: Dataset) -> Dataset:
-    """A metadata file's rows with the names that ``datasets`` gives its columns of files."""
+def rename_file_columns(rows: Dataset) -> Dataset:
+    """Rename the columns of a metadata file as ``datasets`` does."""
     names = {"file_name": "audio", "file_names": "audios"}
-    return rows.rename_columns({theirs: ours for theirs, ours in names.items() if theirs in rows.column_names})
+    return rows.rename_columns({old: new for old, new in names.items() if old in rows.column_names})

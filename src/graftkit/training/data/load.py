@@ -1,4 +1,4 @@
-"""A recipe's ``data`` -> datasets with the columns that its trainer takes."""
+"""The datasets that a recipe's ``data`` names, with the columns that its trainer takes."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import Recipe
 from graftkit.text import named
-from graftkit.training.data.audio_columns import sounds_found
-from graftkit.training.data.audio_folder import name_of, sounds_named, table_of_sounds
-from graftkit.training.data.message_parts import texts_kept
+from graftkit.training.data.audio_columns import resolve_audio_files
+from graftkit.training.data.audio_folder import find_metadata, rename_file_columns, split_name
+from graftkit.training.data.message_parts import keep_json_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-# Trainer -> the sets of columns that make a sample. The first set that is there is used, without the others.
+# Trainer -> the sets of columns that make a sample. The first set that the data has is used, without the others.
 _COLUMNS = {
     "sft": (("messages",), ("prompt", "completion"), ("text",)),
     "dpo": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "grpo": (("prompt",),),
 }
 _MODALITIES = {"image": "image", "images": "image", "audio": "audio", "audios": "audio"}
-# What TRL reads beside a sample's own columns. A reward may read any.
-_BESIDE = {*_MODALITIES, "tools", "chat_template_kwargs"}
+# What TRL reads besides a sample's columns. A reward may read any.
+_EXTRA = {*_MODALITIES, "tools", "chat_template_kwargs"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Data:
 
     Attributes:
         train: one row a sample.
-        held_out: rows that are never trained on, or None.
-        modalities: what the rows hold: "text", and "image" or "audio" where there is such a column.
+        held_out: rows to evaluate on, or None.
+        modalities: "text", and "image" or "audio" if there is such a column.
     """
 
     train: Dataset
@@ -47,13 +47,13 @@ class Data:
 def load_data(recipe: Recipe) -> Data:
     """Read the recipe's data from this machine: local files, or a hub dataset in the cache.
 
-    Paths are relative to the recipe, and those of sounds that rows name to the file or folder of the data. Columns
-    that the trainer does not take are left out, but for grpo, whose rewards may read any.
+    Paths are relative to the recipe, and those of audio files in rows to the file or folder of the data. Columns
+    that the trainer does not take are left out, except for grpo, whose rewards may read any.
 
     Raises:
         DataError: ``data-missing``, ``data-unreadable``, ``data-columns``, ``data-modalities``, ``data-empty`` or
             ``data-audio``.
-        MissingDependencyError: the rows name files of sounds, and nothing reads them.
+        MissingDependencyError: the rows name audio files, and nothing reads them.
     """
     section = recipe.fields.data
     if section.path is None:
@@ -63,10 +63,10 @@ def load_data(recipe: Recipe) -> Data:
             help="data: {path: train.jsonl}",
             code="data-missing",
         )
-    train = _shaped(section.path, section.split, recipe)
+    train = _load_rows(section.path, section.split, recipe)
     held_out = _held_out(recipe)
     if held_out is None and section.eval_share is not None:
-        train, held_out = _parted(train, section.eval_share, recipe)
+        train, held_out = _split_off(train, section.eval_share, recipe)
     return Data(train, held_out, _modalities(recipe, train.column_names))
 
 
@@ -75,20 +75,20 @@ def _held_out(recipe: Recipe) -> Dataset | None:
     if section.eval_path is None and section.eval_split is None:
         return None
     path = section.eval_path or str(section.path)
-    return _shaped(path, section.eval_split or "train", recipe)
+    return _load_rows(path, section.eval_split or "train", recipe)
 
 
-def _parted(rows: Dataset, share: float, recipe: Recipe) -> tuple[Dataset, Dataset]:
-    """The rows without a share of them, and that share; the recipe's seed chooses, and 42 as in transformers."""
+def _split_off(rows: Dataset, share: float, recipe: Recipe) -> tuple[Dataset, Dataset]:
+    """Return the rows without a share of them, and that share, chosen by the recipe's seed (42 by default)."""
     if len(rows) < 2:
-        raise DataError("one row cannot be parted", where=recipe.fields.data.path, code="data-empty")
+        raise DataError("one row cannot be split", where=recipe.fields.data.path, code="data-empty")
     held_out = min(max(1, round(share * len(rows))), len(rows) - 1)
     parts = rows.train_test_split(test_size=held_out, seed=int(recipe.args.get("seed", 42)))
     return parts["train"], parts["test"]
 
 
 def _read(path: str, split: str, place: Path) -> tuple[Dataset, Path]:
-    """The rows, and the folder that paths in them are relative to."""
+    """Return the rows, and the folder that paths in them are relative to."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     try:
@@ -97,19 +97,19 @@ def _read(path: str, split: str, place: Path) -> tuple[Dataset, Path]:
         if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
             saved = load_from_disk(str(place))
             return saved[split] if isinstance(saved, DatasetDict) else saved, place
-        if place.is_dir() and (table := table_of_sounds(place, split)) is not None:
-            rows = load_dataset(_builder(table), data_files={name_of(split): str(table)}, split=split)
-            return sounds_named(rows), table.parent
+        if place.is_dir() and (metadata := find_metadata(place, split)) is not None:
+            rows = load_dataset(_builder(metadata), data_files={split_name(split): str(metadata)}, split=split)
+            return rename_file_columns(rows), metadata.parent
         return load_dataset(str(place) if place.is_dir() else path, split=split), place
     except DataError:
         raise
-    except Exception as error:  # datasets raises many kinds, from its parsers and from the hub's client
+    except Exception as error:  # datasets raises errors of its parsers and of the hub's client
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
     cause: BaseException = error
-    while cause.__cause__ is not None:  # datasets wraps what its parsers and decoders say
+    while cause.__cause__ is not None:  # datasets wraps those of its parsers and decoders
         cause = cause.__cause__
     return DataError(
         "the data cannot be read",
@@ -124,7 +124,7 @@ def _builder(file: Path) -> str:
     builder = _BUILDERS.get(file.suffix.lower())
     if builder is None:
         raise DataError(
-            f"data of this kind is not read: {file.suffix or 'no suffix'}",
+            f"unknown data format: {file.suffix or 'no suffix'}",
             where=str(file),
             help=f"use one of {', '.join(_BUILDERS)}, or a folder",
             code="data-unreadable",
@@ -132,8 +132,8 @@ def _builder(file: Path) -> str:
     return builder
 
 
-def _shaped(path: str, split: str, recipe: Recipe) -> Dataset:
-    """The rows with the trainer's columns, no more than asked for, with a first one that can be read."""
+def _load_rows(path: str, split: str, recipe: Recipe) -> Dataset:
+    """Return the rows with the trainer's columns, within the limit, after the first one was read."""
     section, trainer = recipe.fields.data, recipe.fields.trainer
     rows, home = _read(path, split, recipe.path.parent / Path(path).expanduser())
     rows = _renamed(rows, section.columns, path)
@@ -141,17 +141,17 @@ def _shaped(path: str, split: str, recipe: Recipe) -> Dataset:
         rows = rows.select(range(min(section.limit, len(rows))))
     sample = _sample_columns(recipe, rows.column_names, path)
     if trainer != "grpo":
-        rows = rows.select_columns([name for name in rows.column_names if name in {*sample, *_BESIDE}])
-    rows = sounds_found(texts_kept(rows), home, path)
+        rows = rows.select_columns([name for name in rows.column_names if name in {*sample, *_EXTRA}])
+    rows = resolve_audio_files(keep_json_texts(rows), home, path)
     try:
         rows[0]
-    except Exception as error:  # decoders raise what they like; a missing one is an ImportError
+    except Exception as error:  # decoders may raise anything; a missing one is an ImportError
         raise _unreadable(path, error) from error
     return rows
 
 
 def _renamed(rows: Any, columns: Mapping[str, str], path: str) -> Any:
-    """With the trainer's names. A column whose name is taken over is left out."""
+    """Rename the columns to the trainer's names; a column that has such a name already is left out."""
     missing = next((theirs for theirs in columns.values() if theirs not in rows.column_names), None)
     if missing is not None:
         raise _no_column(missing, rows.column_names, path)
@@ -161,7 +161,7 @@ def _renamed(rows: Any, columns: Mapping[str, str], path: str) -> Any:
 
 
 def _sample_columns(recipe: Recipe, present: Iterable[str], path: str) -> tuple[str, ...]:
-    """The columns that make a sample."""
+    """Return the columns that make a sample."""
     trainer = recipe.fields.trainer
     text = str(recipe.args.get("dataset_text_field", "text"))
     sets = tuple(tuple(text if name == "text" else name for name in names) for names in _COLUMNS[trainer])
@@ -184,7 +184,7 @@ def _no_column(name: str, known: Iterable[str], path: str) -> DataError:
 
 
 def _modalities(recipe: Recipe, columns: Iterable[str]) -> tuple[str, ...]:
-    """What the batches hold: what the recipe says, or what the columns show.
+    """Return the modalities that the recipe names, or those of the columns.
 
     Raises:
         DataError: ``data-modalities``: no trainer takes such rows.
@@ -194,7 +194,7 @@ def _modalities(recipe: Recipe, columns: Iterable[str]) -> tuple[str, ...]:
         raise DataError(
             f"{recipe.fields.trainer} takes no rows of {' and '.join(shown)}",
             where=recipe.fields.data.path,
-            why="sound is trained on by sft, and not beside pictures",
+            why="only sft trains on audio, and not on images in the same rows",
             code="data-modalities",
         )
     return tuple(recipe.fields.data.modalities or ("text", *shown))

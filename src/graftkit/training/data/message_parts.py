@@ -1,4 +1,4 @@
-"""Messages whose content is here a text and there a list of parts, which ``datasets`` keeps as JSON."""
+"""Messages whose content is text in some rows and a list of parts in others, stored by ``datasets`` as JSON."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
 
 
-def texts_kept(rows: Dataset) -> Dataset:
-    """The rows with texts that are JSON themselves, such as "6" or "true", as a part of text each.
+def keep_json_texts(rows: Dataset) -> Dataset:
+    """Turn texts that are valid JSON, such as "6" or "true", into a text part each.
 
-    In a column of mixed contents ``datasets`` would give back a number or a truth value for them. A text that is
-    one JSON string, quotes and all, cannot be told from the same without its quotes, and loses them.
+    In a column of mixed content ``datasets`` would return a number or a boolean for them. A text that is one JSON
+    string loses its quotes: ``datasets`` stores it as it stores the same text without them.
     Source: ``datasets.Json.encode_example``.
     """
     for name in CONVERSATIONS:
@@ -25,7 +25,7 @@ def texts_kept(rows: Dataset) -> Dataset:
 
 
 def _is_mixed(feature: Any) -> bool:
-    """Whether each message's content is JSON by itself."""
+    """Check whether each message's content is stored as JSON."""
     from datasets import Json
 
     message = getattr(feature, "feature", None)
@@ -35,20 +35,20 @@ def _is_mixed(feature: Any) -> bool:
 def _kept(rows: Dataset, name: str) -> Dataset:
     from datasets import Dataset, Features, concatenate_datasets
 
-    # As it is stored: a content is the text of its JSON.
-    told = rows.select_columns([name]).with_format("arrow")[:][name].to_pylist()
-    contents = [message["content"] for messages in told for message in messages or ()]
+    # As stored, content is the text of its JSON.
+    stored = rows.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+    contents = [message["content"] for messages in stored for message in messages or ()]
     if not any(_is_parts(content) for content in contents) or not any(_is_misread(c) for c in contents):
         return rows
     values = [
-        None if messages is None else [{**m, "content": _in_parts(m["content"])} for m in messages]
-        for messages in told
+        None if messages is None else [{**m, "content": _as_part(m["content"])} for m in messages]
+        for messages in stored
     ]
     made = Dataset.from_dict({name: values}, features=Features({name: rows.features[name]}))
     return concatenate_datasets([rows.remove_columns(name), made], axis=1)
 
 
-def _in_parts(content: str | None) -> Any:
+def _as_part(content: str | None) -> Any:
     return [{"type": "text", "text": content}] if _is_misread(content) else content
 
 
@@ -58,7 +58,7 @@ def _is_parts(content: str | None) -> bool:
 
 
 def _is_misread(content: str | None) -> bool:
-    """Whether a text would come back as something else."""
+    """Check whether ``datasets`` would return a text as something else."""
     return content is not None and not isinstance(_decoded(content), str) and not _is_parts(content)
 
 

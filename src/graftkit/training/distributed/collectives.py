@@ -1,40 +1,47 @@
-"""Several processes that train together: what the first one finds, all of them hear."""
+"""What processes that train together tell each other. Each function is a collective where there are several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import GraftError, TrainingError
+from graftkit.text import named
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def found_by_first(look: Callable[[], GraftError | None]) -> GraftError | None:
-    """Let the first process look, and every process know what it found.
-
-    Every process must call this at the same point: it is a collective where there is more than one.
-
-    Args:
-        look: called on the first process alone. What it raises is found, too.
-    """
+def check_on_first_process(check: Callable[[], GraftError | None]) -> None:
+    """Run a check on the first process, and raise the error that it returns or raises on every process."""
     import torch.distributed as dist
 
     if not _several():
-        return look()
-    box = [_looked(look) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+        error = check()
+    else:
+        box = [_caught(check) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(box, src=0)
+        error = box[0]
+    if error is not None:
+        raise error
 
 
-def summed(values: Tensor) -> Tensor:
-    """The sum over all processes; a collective where there is more than one."""
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of the values over all processes."""
     import torch.distributed as dist
 
     if _several():
         dist.all_reduce(values)
     return values
+
+
+def any_process(here: bool, device: Any) -> bool:
+    """Check whether the condition is true on any process; its tensor is made on this process's ``device``."""
+    if not _several():
+        return here
+    import torch
+
+    return bool(sum_over_processes(torch.tensor([float(here)], device=device)).item())
 
 
 def _several() -> bool:
@@ -43,11 +50,11 @@ def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _looked(look: Callable[[], GraftError | None]) -> GraftError | None:
-    """An error that other processes never hear of would leave them waiting."""
+def _caught(check: Callable[[], GraftError | None]) -> GraftError | None:
+    """Return every error: the other processes would hang if it were raised here alone."""
     try:
-        return look()
+        return check()
     except GraftError as error:
         return error
     except Exception as error:
-        return TrainingError("the guard could not finish", why=f"{type(error).__name__}: {error}", code="guard")
+        return TrainingError("the guard could not finish", why=named(error), code="guard")

@@ -1,8 +1,8 @@
-"""A base that transformers takes apart as it loads it (FSDP2): what that asks for, and what goes with it.
+"""A base that transformers shards as it is loaded (FSDP2): what that requires, and what it excludes.
 
-``args: {model_init_kwargs: {distributed_config: {fsdp_size: N}}}`` needs neither accelerate's FSDP nor a graphics
-processor. The adapter is attached to the parts; its own tensors stay whole on every process, and the trainer keeps
-them alike (``transformers.Trainer._sync_replicated_trainable_parameters``).
+``args: {model_init_kwargs: {distributed_config: {fsdp_size: N}}}`` needs neither accelerate's FSDP nor an
+accelerator. The adapter is attached to the shards; every process has its full tensors, and the trainer keeps them
+equal (``transformers.Trainer._sync_replicated_trainable_parameters``).
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import TrainingError
 from graftkit.planning.initializers import initializer_of
-from graftkit.recipes.problems import meant_or_known
+from graftkit.recipes.problems import suggest_key
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
     from graftkit.recipes.recipe import Recipe
-    from graftkit.training.model import Base
+    from graftkit.training.model import LoadedBase
 
 _WHERE = "args.model_init_kwargs.distributed_config"
 
 
 def check_sharding(recipe: Recipe, args: Any, resume: bool) -> None:
-    """Refuse, before anything is loaded, what does not go with a base that is loaded in parts.
+    """Check, before anything is loaded, a recipe that shards its base.
 
     Args:
-        recipe: that may ask for it.
         args: the trainer's, made in this process.
-        resume: whether to go on from a checkpoint.
+        resume: whether to continue from a checkpoint.
 
     Raises:
         TrainingError: ``sharding``.
@@ -42,34 +41,34 @@ def check_sharding(recipe: Recipe, args: Any, resume: bool) -> None:
     _check_processes(asked, args.world_size)
     if recipe.fields.quantization is not None:
         raise _refused(
-            "a quantized base cannot be loaded in parts",
-            "transformers makes parts of the packed weights, and loses what says how to unpack them",
+            "a quantized base cannot be sharded",
+            "transformers shards the packed weights, and loses what is needed to unpack them",
             "leave quantization out, or train with DDP: graft train RECIPE --launch N without distributed_config",
         )
     if resume or (args.save_strategy != "no" and not args.save_only_model):
         raise _refused(
-            "a run whose base is loaded in parts cannot be resumed",
+            "a run with a sharded base cannot be resumed",
             "transformers does not save the optimizer's state of such a run (transformers.Trainer.__init__)",
-            "start it anew" if resume else "args: {save_only_model: true} saves the adapter alone",
+            "start without --resume" if resume else "args: {save_only_model: true} saves the adapter alone",
         )
 
 
-def check_attachable(base: Base) -> None:
-    """Refuse an adapter that PEFT cannot attach to the parts of a base.
+def check_attachable(base: LoadedBase) -> None:
+    """Check that PEFT can attach the adapter to a base that may be sharded.
 
     Raises:
         TrainingError: ``sharding``.
     """
-    wanted = [word for word, needs in _needs_whole_weights(base.peft_config).items() if needs]
+    wanted = [name for name, needs in _needs_full_weights(base.peft_config).items() if needs]
     if wanted and getattr(base.model, "is_distributed_loading_by_transformers", False):
         raise _refused(
-            f"{', '.join(wanted)} cannot be used on a base that is loaded in parts",
-            "PEFT reads or copies whole weights for it, of which each process has a part",
+            f"{', '.join(wanted)} cannot be used on a sharded base",
+            "PEFT reads or copies full weights for it, of which each process has a shard",
             "use LoRA without it, or train with DDP: graft train RECIPE --launch N without distributed_config",
         )
 
 
-def _needs_whole_weights(config: PeftConfig) -> dict[str, bool]:
+def _needs_full_weights(config: PeftConfig) -> dict[str, bool]:
     init = getattr(config, "init_lora_weights", True)
     row = initializer_of(init)
     return {
@@ -82,14 +81,13 @@ def _needs_whole_weights(config: PeftConfig) -> dict[str, bool]:
 
 
 def _check_keys(asked: Mapping[str, Any]) -> None:
-    """transformers drops a key that it does not know, and loads the base whole."""
+    """Check the keys: transformers ignores unknown ones, and does not shard the base."""
     from transformers.distributed import DistributedConfig
 
     known = [field.name for field in dataclasses.fields(DistributedConfig)]
-    strange = next((key for key in asked if key not in known), None)
-    if strange is not None:
-        advice = meant_or_known(strange, known)
-        raise _refused(f"there is no key {strange!r} here", "transformers would ignore it", advice)
+    unknown = next((key for key in asked if key not in known), None)
+    if unknown is not None:
+        raise _refused(f"unknown key {unknown!r}", "transformers would ignore it", suggest_key(unknown, known))
 
 
 def _check_processes(asked: Mapping[str, Any], count: int) -> None:
@@ -102,8 +100,8 @@ def _check_processes(asked: Mapping[str, Any], count: int) -> None:
     needed = config.dp_size * config.tp_size * config.pp_size
     if needed != count:
         raise _refused(
-            f"these sizes are for {needed} processes, and {count} train together",
-            "each process holds one part",
+            f"these sizes are for {needed} processes, and this run has {count}",
+            "each process holds one shard",
             f"graft train RECIPE --launch {needed}",
         )
 

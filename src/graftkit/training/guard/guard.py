@@ -1,4 +1,4 @@
-"""``Guard``: a callback that looks before, during and after training, and stops a run that is going wrong."""
+"""``Guard``: a callback that checks a run before, during and after training, and stops one that goes wrong."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from transformers import TrainerCallback
 
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.rules import all_rules, check_settings
-from graftkit.errors import GraftError, TrainingError
+from graftkit.errors import GraftError
 from graftkit.findings import Finding, Report, Severity
-from graftkit.modeling.unwrapping import name_in_base
+from graftkit.modeling.unwrapping import name_in_base, peft_model_of
 from graftkit.planning.plan import Plan
 from graftkit.recipes.settings import CheckSettings
 from graftkit.report.chart import Curve
-from graftkit.text import some
-from graftkit.training.checkpointing.checkpoints import last_whole_checkpoint
-from graftkit.training.distributed.collectives import found_by_first
-from graftkit.training.guard.log_findings import tell
-from graftkit.training.guard.preflight import looked_at
-from graftkit.training.guard.saved_check import read_back, refusal, told_good
-from graftkit.training.guard.step_monitor import Course, curves_of
-from graftkit.training.guard.tensor_stats import Lives, Point
+from graftkit.training.checkpointing.checkpoints import last_complete_checkpoint
+from graftkit.training.distributed.collectives import check_on_first_process
+from graftkit.training.guard.errors import (
+    failed_preflight,
+    no_adapter,
+    not_finite,
+    nothing_trains,
+    wrong_checkpoint,
+)
+from graftkit.training.guard.log_findings import log_findings
+from graftkit.training.guard.preflight import run_preflight
+from graftkit.training.guard.saved_check import check_checkpoint
+from graftkit.training.guard.step_monitor import StepMonitor
+from graftkit.training.guard.step_stats import StepStats, curves_of
+from graftkit.training.guard.tensor_stats import TensorActivity
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Watched steps before a tensor without a gradient is called untrained: the first of a LoRA brings its A none.
+# Measured steps before a tensor counts as untrained: on a LoRA's first step its A gets no gradient.
 _PATIENCE = 3
-# Where neither the caller nor the trainer's settings say how often.
+# How often steps are measured where neither the caller nor the trainer's settings say so.
 _EVERY = 10
 
 
@@ -45,13 +52,13 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     GK601, GK607) are left to ``graft verify``: on a large model they take minutes and the memory of a second one.
     The run is then the same as without the guard, bit for bit.
 
-    On the steps that log, it notes gradients and updates per tower and the share of clamped activations, and stops
-    the run where the loss, a gradient or a weight is no longer finite, or where gradients change nothing. In half
-    precision with a loss scale (fp16) a gradient may overflow: the step is then skipped, and nothing is stopped.
+    On the steps that log, it measures gradients, updates and the share of clamped activations per tower, and stops
+    the run if the loss, a gradient or a weight is no longer finite, or if gradients change nothing. In half
+    precision with a loss scale (fp16) a gradient may overflow: the trainer then skips the step.
 
-    At every save, the file is read back and compared with the adapter in memory, bit for bit. Where the parameters
-    are shared out over processes (FSDP, ZeRO-3) names and shapes are compared, and rules that need a forward pass
-    stay unknown. The first process looks and speaks; the others stop with it.
+    At every save, the file is read back and compared with the adapter in memory, bit for bit. For parameters that
+    are sharded over processes (FSDP, ZeRO-3) names and shapes are compared, and rules that need a forward pass
+    stay unknown. The checks run on the first process; the others stop with it.
     """
 
     def __init__(
@@ -59,131 +66,134 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     ) -> None:
         """
         Args:
-            plan: what was attached. With it, what a configuration leaves or reaches is told too.
+            plan: what was attached; the rules then also report what a configuration misses or reaches beyond it.
             settings: which rules, with which limits.
-            every: watch every so many steps; None for the steps that log.
+            every: measure every so many steps; None for the steps that log.
 
         Raises:
-            RecipeError: ``settings``: they name what is no rule.
+            RecipeError: ``settings``: they name an unknown rule.
         """
         self._plan = plan
         self._settings = settings or CheckSettings()
         check_settings(self._settings)
         self._every = every
-        self._begun: tuple[Finding, ...] = ()
-        self._noted: dict[str, Finding] = {}
+        self._before: tuple[Finding, ...] = ()
+        self._during: dict[str, Finding] = {}
         self._saved: tuple[Finding, ...] = ()
-        self._course: Course | None = None
+        self._monitor: StepMonitor | None = None
         self._learns = True
-        self._good: Path | None = None
+        self._last_good: Path | None = None
         self._last_save: int | None = None
 
     @property
     def report(self) -> Report:
-        """Everything found: before the first step, while training, and in the last save."""
-        return Report((*self._begun, *self._noted.values(), *self._saved))
+        """The findings before the first step, during training, and of the last save."""
+        return Report((*self._before, *self._during.values(), *self._saved))
 
     @property
-    def points(self) -> tuple[Point, ...]:
-        """The watched steps of the last run, in order."""
-        return tuple(self._course.points) if self._course is not None else ()
+    def steps(self) -> tuple[StepStats, ...]:
+        """The measured steps of the last run, in order."""
+        return tuple(self._monitor.steps) if self._monitor is not None else ()
 
     @property
     def curves(self) -> Mapping[str, tuple[Curve, ...]]:
-        """Title -> a curve for each tower, over the watched steps."""
-        return curves_of(self.points)
+        """Title -> a curve for each tower, over the measured steps."""
+        return curves_of(self.steps)
 
     def on_train_begin(self, args: Any, state: Any, _control: Any, **given: Any) -> None:
-        """Run the rules; start watching.
+        """Run the rules; start measuring.
 
         Raises:
-            TrainingError: ``guard``: a rule found an error; ``no-adapter``: there is nothing to guard.
+            TrainingError: ``guard``: a rule found an error; ``no-adapter``.
         """
-        model = _adapted(given.get("model"))
-        if self._course is not None:  # a run before this one may have ended within a step
-            self._course.stop()
-        self._begun, self._noted, self._saved, self._last_save = (), {}, (), None
-        self._good = last_whole_checkpoint(Path(args.output_dir)) if state.global_step else None
-        _raise(found_by_first(lambda: self._look(model, args, given)))
-        self._course = Course(model, hooks=not args.torch_compile)
+        model = peft_model_of(given.get("model"))
+        if model is None:
+            raise no_adapter(given.get("model"))
+        if self._monitor is not None:  # an earlier run may have ended within a step
+            self._monitor.stop()
+        self._before, self._during, self._saved, self._last_save = (), {}, (), None
+        self._last_good = last_complete_checkpoint(Path(args.output_dir)) if state.global_step else None
+        check_on_first_process(lambda: self._check_before(model, args, given))
+        self._monitor = StepMonitor(model, hooks=not args.torch_compile)
 
     def on_step_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Prepare to watch the step, where it is one to be watched."""
+        """Prepare to measure the step, where it is one to be measured."""
         step, every = state.global_step + 1, self._every or state.logging_steps or _EVERY
-        if self._course is not None and (step % every == 0 or (step == 1 and args.logging_first_step)):
-            self._course.begin()
+        if self._monitor is not None and (step % every == 0 or (step == 1 and args.logging_first_step)):
+            self._monitor.begin()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, _control: Any, **given: Any) -> None:
-        """Note the gradients.
+        """Measure the gradients.
 
         Raises:
-            TrainingError: ``not-finite``: a gradient is not, and nothing will skip the step.
+            TrainingError: ``not-finite``: a gradient, and the trainer will not skip the step.
         """
-        if self._course is None or not self._course.watching:
+        if self._monitor is None or not self._monitor.active:
             return
-        nonfinite = self._course.gradients()
+        nonfinite = self._monitor.gradients()
         self._learns = not nonfinite and any(group["lr"] > 0 for group in _groups(given.get("optimizer")))
         if nonfinite and not args.fp16:
-            raise self._not_finite("gradient", nonfinite, state.global_step + 1)
+            raise not_finite("gradient", nonfinite, state.global_step + 1, self._last_good)
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Note what the step did to the adapter.
+        """Measure what the step did to the adapter.
 
         Raises:
             TrainingError: ``not-finite`` (a weight), or ``nothing-trains``.
         """
-        if self._course is None or not self._course.watching:
+        if self._monitor is None or not self._monitor.active:
             return
-        nonfinite = self._course.end(state.global_step, learns=self._learns)
+        nonfinite = self._monitor.end(state.global_step, learns=self._learns)
         if nonfinite:
-            raise self._not_finite("weight", nonfinite, state.global_step)
-        lives = self._course.watch.lives
-        if lives.steps >= _PATIENCE and lives.stuck:
-            raise _nothing_trains(lives, state.global_step)
+            raise not_finite("weight", nonfinite, state.global_step, self._last_good)
+        activity = self._monitor.tensors.activity
+        if activity.steps >= _PATIENCE and activity.nothing_changes:
+            raise nothing_trains(activity.steps, state.global_step)
         if state.is_world_process_zero:
-            self._note_saturation(self._course)
+            self._check_saturation(self._monitor)
 
     def on_log(self, args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
-        """Look at what is logged.
+        """Check what is logged.
 
         Raises:
             TrainingError: ``not-finite``: the loss, or the norm of the gradients.
         """
+        if self._monitor is None:
+            return
         logged = {n: v for n in ("loss", "grad_norm") if isinstance(v := (logs or {}).get(n), (int, float))}
-        nonfinite = tuple(
-            n for n, v in logged.items() if not math.isfinite(v) and not (args.fp16 and n == "grad_norm")
-        )
-        if nonfinite and self._course is not None:
-            raise self._not_finite("logged value", nonfinite, state.global_step)
-        if "grad_norm" in logged and self._course is not None:
-            self._course.unclip(state.global_step, logged["grad_norm"])
+        skipped = ("grad_norm",) if args.fp16 else ()
+        nonfinite = tuple(n for n, v in logged.items() if not math.isfinite(v) and n not in skipped)
+        if nonfinite:
+            raise not_finite("logged value", nonfinite, state.global_step, self._last_good)
+        if "grad_norm" in logged:
+            self._monitor.unclip(state.global_step, logged["grad_norm"])
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Read the checkpoint back.
+        """Compare the checkpoint with the adapter in memory.
 
         Raises:
-            TrainingError: ``saved-adapter``: it is not the adapter in memory.
+            TrainingError: ``saved-adapter``: they differ.
         """
-        if self._course is None or state.is_hyper_param_search:  # a search saves elsewhere
+        if self._monitor is None or state.is_hyper_param_search:  # a search saves elsewhere
             return
         self._last_save = state.global_step
-        self._compare(args, state, self._course.model)
+        self._check_checkpoint(args, state, self._monitor.model)
 
     def on_train_end(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Read the checkpoint of the last step once more; say which tensors were never trained.
+        """Compare the checkpoint of the last step once more; report the tensors that were never trained.
 
         Raises:
-            TrainingError: ``saved-adapter``: it is not the adapter in memory.
+            TrainingError: ``saved-adapter``: they differ.
         """
-        if self._course is None:
+        if self._monitor is None:
             return
         if self._last_save == state.global_step and not args.load_best_model_at_end:
-            self._compare(args, state, self._course.model)
-        if state.is_world_process_zero:
-            self._note_dead(self._course.watch.lives)
+            self._check_checkpoint(args, state, self._monitor.model)
+        if state.is_world_process_zero and self._monitor.tensors.activity.steps >= _PATIENCE:
+            self._report_once(_rule("GK203"), _observed(self._monitor.tensors.activity))
 
-    def _look(self, model: PeftModel, args: Any, given: Mapping[str, Any]) -> GraftError | None:
-        self._begun = looked_at(
+    def _check_before(self, model: PeftModel, args: Any, given: Mapping[str, Any]) -> GraftError | None:
+        self._before = run_preflight(
             model,
             args,
             plan=self._plan,
@@ -191,100 +201,52 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             processor=given.get("processing_class"),
             loader=given.get("train_dataloader"),
         ).findings
-        tell(self._begun)
-        wrong = [finding for finding in self._begun if finding.severity is Severity.ERROR]
-        if not wrong:
-            return None
-        return TrainingError(
-            f"this run would go wrong: {'; '.join(f'{f.code} {f.title}' for f in wrong)}",
-            where=wrong[0].where,
-            why="; ".join(f.message for f in wrong),
-            help="; ".join(dict.fromkeys(f.help for f in wrong if f.help)),
-            code="guard",
-        )
+        log_findings(self._before)
+        return failed_preflight(self._before)
 
-    def _compare(self, args: Any, state: Any, model: PeftModel) -> None:
+    def _check_checkpoint(self, args: Any, state: Any, model: PeftModel) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        _raise(found_by_first(lambda: self._read(folder, model)))
-        self._good = folder
 
-    def _read(self, folder: Path, model: PeftModel) -> GraftError | None:
-        known = {(finding.code, finding.message) for finding in self._saved}
-        self._saved = read_back(folder, model, self._settings).findings
-        tell(finding for finding in self._saved if (finding.code, finding.message) not in known)
-        return refusal(self._saved, folder, self._good)
+        def compare() -> GraftError | None:
+            known = {(finding.code, finding.message) for finding in self._saved}
+            self._saved = check_checkpoint(folder, model, self._settings).findings
+            log_findings(finding for finding in self._saved if (finding.code, finding.message) not in known)
+            return wrong_checkpoint(self._saved, folder, self._last_good)
 
-    def _not_finite(self, kind: str, names: tuple[str, ...], step: int) -> TrainingError:
-        return TrainingError(
-            f"a {kind} is not finite",
-            where=f"step {step}: {some(names, 1)}",
-            why="going on would spread it to every weight of the adapter",
-            help=f"{told_good(self._good)}; lower the learning rate, train in bf16, and look at that step's data",
-            code="not-finite",
-        )
+        check_on_first_process(compare)
+        self._last_good = folder
 
-    def _note_saturation(self, course: Course) -> None:
-        rule, grown = _rule("GK306"), course.grown_saturation
+    def _check_saturation(self, monitor: StepMonitor) -> None:
+        rule, grown = _rule("GK306"), monitor.grown_saturation
         allowed = rule.limit(self._settings, "increase")
         worst = max(grown, key=lambda path: grown[path], default=None)
         if worst is not None and grown[worst] > allowed:
             message = f"since training began, {100 * grown[worst]:.1f} % more of its activations are clamped"
-            self._note(rule, failed(message, where=worst, worst_increase=grown[worst], allowed_increase=allowed))
+            observed = failed(message, where=worst, worst_increase=grown[worst], allowed_increase=allowed)
+            self._report_once(rule, observed)
 
-    def _note_dead(self, lives: Lives) -> None:
-        if lives.steps >= _PATIENCE:
-            self._note(_rule("GK203"), _told_of(lives))
-
-    def _note(self, rule: Rule, seen: Observation) -> None:
-        """Keep what a rule says of the whole run, and tell it once; none of this stops a run."""
-        if not self._settings.wants(rule.code) or rule.code in self._noted:
+    def _report_once(self, rule: Rule, observed: Observation) -> None:
+        """Keep the first observation of a rule as a warning, which does not stop the run."""
+        if not self._settings.wants(rule.code) or rule.code in self._during:
             return
-        finding = rule.finding(seen, Severity.WARNING)
-        self._noted[rule.code] = replace(finding, title=f"{finding.title}, while training")
-        tell([self._noted[rule.code]])
+        finding = rule.finding(observed, Severity.WARNING)
+        self._during[rule.code] = replace(finding, title=f"{finding.title}, while training")
+        log_findings([self._during[rule.code]])
 
 
-def _told_of(lives: Lives) -> Observation:
-    """Which of the trained tensors were ever trained."""
-    tensors, untrained = len(lives.names), lives.untrained
-    steps = f"{lives.steps} watched steps"
+def _observed(activity: TensorActivity) -> Observation:
+    tensors, untrained = len(activity.names), activity.untrained
+    steps = f"{activity.steps} measured steps"
     if not untrained:
         return passed(f"all {tensors} tensors were trained on {steps}", tensors=tensors, dead=0)
     return failed(
         f"{len(untrained)} of {tensors} tensors had no gradient on {steps}, or are still the zeros they began as",
         where=name_in_base(untrained[0]),
-        help="leave them out of the targets, or put what feeds them in the data; equal rewards train nothing",
+        help="leave them out of the targets, or add data that feeds them; equal rewards train nothing",
         tensors=tensors,
         dead=len(untrained),
-        watched_steps=lives.steps,
+        watched_steps=activity.steps,
     )
-
-
-def _nothing_trains(lives: Lives, step: int) -> TrainingError:
-    return TrainingError(
-        "no weight of the adapter changes",
-        where=f"step {step}",
-        why=f"gradients arrive, and {lives.steps} watched steps of the optimizer changed nothing",
-        help="build the optimizer after the adapter is attached; in 16 bit, a small learning rate is rounded away",
-        code="nothing-trains",
-    )
-
-
-def _adapted(model: Any) -> PeftModel:
-    """The PEFT model, out of the wrappers that distribute or compile it."""
-    from peft import PeftModel
-
-    while not isinstance(model, PeftModel):
-        inner = getattr(model, "module", getattr(model, "_orig_mod", None))
-        if inner is None:
-            raise TrainingError(
-                f"nothing to guard: {type(model).__name__} carries no adapter",
-                why="without one, every weight of the model is trained",
-                help="pass peft_config=plan.peft_config to the trainer, or a model from gk.attach",
-                code="no-adapter",
-            )
-        model = inner
-    return model
 
 
 def _groups(optimizer: Any) -> Iterable[Mapping[str, Any]]:
@@ -293,8 +255,3 @@ def _groups(optimizer: Any) -> Iterable[Mapping[str, Any]]:
 
 def _rule(code: str) -> Rule:
     return next(rule for rule in all_rules() if rule.code == code)
-
-
-def _raise(found: GraftError | None) -> None:
-    if found is not None:
-        raise found

@@ -1,4 +1,4 @@
-"""Findings, told while a run goes on: on the log and on stderr."""
+"""Findings of a run that goes on, written to the log and to stderr."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _log = logging.getLogger(__name__)
 _LEVELS = {Severity.ERROR: logging.ERROR, Severity.WARNING: logging.WARNING, Severity.INFO: logging.INFO}
 
 
-def tell(findings: Iterable[Finding]) -> None:
-    """Errors, warnings and notes, one line each. What held, and what could not be decided, is for the report."""
+def log_findings(findings: Iterable[Finding]) -> None:
+    """Write errors, warnings and infos, one line each; all else is left to the report."""
     from rich.console import Console
     from rich.text import Text
 
@@ -22,5 +22,5 @@ def tell(findings: Iterable[Finding]) -> None:
             continue
         line = str(finding)
         console.print(Text(line), soft_wrap=True)
-        if _log.hasHandlers():  # without any, Python itself would print it a second time
+        if _log.hasHandlers():  # without any, logging's last resort would print it a second time
             _log.log(level, "%s", line)

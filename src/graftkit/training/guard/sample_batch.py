@@ -1,4 +1,4 @@
-"""One real batch out of a trainer's data, without touching its sampler or any random state."""
+"""One batch of a trainer's data, made without touching its sampler or any random state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Rows that are looked at, spread over the data, so that the batch holds every modality that the data has.
+# Rows to choose from, spread over the data, so that the batch has every modality of the data.
 _CANDIDATES = 32
 # What TRL's preference collators add for the trainer's own use (trl.trainer.dpo_trainer.DPOTrainer._compute_loss).
 _NOT_FOR_THE_MODEL = frozenset({"completion_mask", "ref_chosen_logps", "ref_rejected_logps"})
@@ -19,23 +19,23 @@ _IGNORED = -100
 
 
 def real_batch(loader: Any, model: PeftModel, processor: Any, *, rows: int) -> dict[str, Any] | None:
-    """Keyword arguments for the model, made from the trainer's data by the trainer's own collator.
+    """Return keyword arguments for the model, made of the trainer's data by the trainer's collator.
 
-    For supervised data it is the batch that the trainer makes of these rows. For preferences it is the chosen and
-    the rejected texts with labels on the completions; for prompts alone, the prompts with every token learned. Of
-    rows with several samples packed into them, it is the longest sample: with a cache, models do not part them.
+    For supervised data this is the batch that the trainer makes of these rows; for preferences, the chosen and the
+    rejected texts with labels on the completions; for prompts alone, the prompts with a label on every token.
+    Of rows with several packed samples it is the longest one: with a cache, models do not separate them.
 
     Args:
         loader: the trainer's data loader. It is not iterated: rows are taken from its dataset.
-        model: decides which keys can be handed on.
-        processor: turns prompts into tokens.
-        rows: how many rows; fewer where there are fewer.
+        model: arguments that its forward pass does not take are left out.
+        processor: tokenizes prompts.
+        rows: how many rows, at most.
 
     Returns:
-        tensors of shape (rows, …), or (2 * rows, …) for preferences; None where the data cannot be looked into
-        without consuming it.
+        tensors of shape (rows, …), or (2 * rows, …) for preferences; None if the data cannot be read without
+        consuming it.
     """
-    with random_state_kept():
+    with preserve_random_state():
         chosen = _chosen_rows(loader.dataset, rows)
         if not chosen:
             return None
@@ -48,8 +48,8 @@ def real_batch(loader: Any, model: PeftModel, processor: Any, *, rows: int) -> d
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Python's, NumPy's and torch's global generators come out as they went in."""
+def preserve_random_state() -> Iterator[None]:
+    """Restore Python's, NumPy's and torch's global random states at the end."""
     import numpy as np
     import torch
 
@@ -63,7 +63,7 @@ def random_state_kept() -> Iterator[None]:
 
 
 def _chosen_rows(dataset: Any, rows: int) -> list[Any]:
-    """Rows that together hold every kind of content that the rows looked at hold."""
+    """Return rows that together have every kind of content that the candidates have."""
     candidates = _candidates(dataset)
     chosen: list[Any] = []
     covered: set[str] = set()
@@ -72,7 +72,7 @@ def _chosen_rows(dataset: Any, rows: int) -> list[Any]:
             chosen.append(row)
             covered |= _kinds(row)
     rest = (row for row in candidates if not any(row is taken for taken in chosen))
-    # A collator may change the rows it is given, and a plain list of them would keep the change.
+    # A collator may change its rows, and a dataset that is a plain list would keep the change.
     return [dict(row) if isinstance(row, Mapping) else row for row in [*chosen, *rest][:rows]]
 
 
@@ -81,14 +81,14 @@ def _candidates(dataset: Any) -> list[Any]:
         size = len(dataset)
         places = sorted({at * size // _CANDIDATES for at in range(_CANDIDATES)}) if size else []
         return [dataset[place] for place in places]
-    if hasattr(dataset, "take"):  # a stream of the datasets library: taking begins it anew
+    if hasattr(dataset, "take"):  # a stream of the datasets library; take() starts it from its beginning
         return list(dataset.take(_CANDIDATES))
     inner = getattr(dataset, "dataset", None)
     return _candidates(inner) if inner is not None else []
 
 
 def _kinds(row: Any) -> set[str]:
-    """The columns that hold something, and the kinds of media in its messages."""
+    """Return the columns that are not empty, and the kinds of media in the row's messages."""
     if not isinstance(row, Mapping):
         return set()
     filled = {name for name, value in row.items() if value is not None and not _is_empty(value)}
@@ -108,7 +108,7 @@ def _media(messages: list[Any]) -> Iterator[str]:
 
 
 def _with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with labels on its completions, where it marks them instead."""
+    """Replace a mask of the completions by labels on them."""
     if "completion_mask" not in batch or "labels" in batch:
         return dict(batch)
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, _IGNORED)
@@ -116,7 +116,7 @@ def _with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unpacked(batch: dict[str, Any]) -> dict[str, Any]:
-    """The longest sample by itself, where positions that begin anew say that a row holds several.
+    """Return the longest sample alone, if positions that restart at 0 show that a row holds several.
 
     Sources: ``transformers.masking_utils.find_packed_sequence_indices``, which is left out with a cache;
     ``trl.trainer.sft_trainer.DataCollatorForLanguageModeling``.
@@ -130,7 +130,7 @@ def _unpacked(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _samples(positions: list[list[int]]) -> Iterator[tuple[int, int, int]]:
-    """(row, start, end) of every sample."""
+    """Yield (row, start, end) of every sample."""
     for row, places in enumerate(positions):
         starts = [at for at, place in enumerate(places) if place == 0 or at == 0]
         for start, end in zip(starts, [*starts[1:], len(places)], strict=True):
@@ -138,7 +138,7 @@ def _samples(positions: list[list[int]]) -> Iterator[tuple[int, int, int]]:
 
 
 def _from_prompts(rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Any]:
-    """The rows' prompts as the model's inputs, each of their tokens learned."""
+    """Return the rows' prompts as the model's inputs, with a label on each of their tokens."""
     prompts = [_prompt(row) for row in rows]
     if isinstance(prompts[0], str):
         made = processor(text=prompts, padding=True, return_tensors="pt")
@@ -159,7 +159,7 @@ def _from_prompts(rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str
 
 
 def _prompt(row: Mapping[str, Any]) -> Any:
-    """The row's prompt, with its pictures in its messages, as TRL's GRPO puts them there."""
+    """Return the row's prompt with its images in its messages, as TRL's GRPO puts them there."""
     from trl.data_utils import prepare_multimodal_messages
 
     images = row.get("images") or ([row["image"]] if row.get("image") is not None else None)
@@ -169,7 +169,7 @@ def _prompt(row: Mapping[str, Any]) -> Any:
 
 
 def _accepted(batch: Mapping[str, Any], model: PeftModel) -> dict[str, Any]:
-    """Without what the model's forward does not take, where it says what it takes."""
+    """Leave out what the model's forward does not take, if its signature says what it takes."""
     import inspect
 
     base: Any = model.get_base_model()

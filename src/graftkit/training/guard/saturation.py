@@ -1,4 +1,4 @@
-"""The share of clamped activations, sampled while a training step runs."""
+"""The share of activations that bounded wrappers clamp, sampled while a training step runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graftkit.modeling.bounded_wrappers import BoundedWrapper, count_clamped, wa
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Elements looked at in each tensor: enough for a share to half a percent, however large the activations are.
+# Elements sampled of each tensor: enough for a share to half a percent, however large the activations are.
 _SAMPLE = 4096
 
 
@@ -25,12 +25,12 @@ class Saturation:
         self._hooks = ExitStack()
 
     def begin(self) -> None:
-        """Put hooks on the wrappers. They change nothing, and never wait for the device."""
+        """Add hooks to the wrappers; they change nothing and do not synchronize with the device."""
         self.end()
         self._hooks.enter_context(watch_bounds(self._wrappers, self._count, _sampled))
 
     def end(self) -> Mapping[str, float]:
-        """Take the hooks off, and return the clamped share of every wrapper that was called."""
+        """Remove the hooks, and return the clamped share of every wrapper that was called."""
         import torch
 
         self._hooks.close()

@@ -1,25 +1,25 @@
-"""The course of one run: what its watched steps show, and the curves that come of it."""
+"""The steps of a run that the guard measures: gradients, updates and clamped activations, by tower."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.modeling.unwrapping import name_in_base
-from graftkit.report.chart import Curve
 from graftkit.surveying.towers import tower_finder
 from graftkit.training.guard.saturation import Saturation
-from graftkit.training.guard.tensor_stats import Point, Watch
+from graftkit.training.guard.step_stats import StepStats
+from graftkit.training.guard.tensor_stats import TensorStats
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-class Course:
-    """Looks at the steps it is told to. For each: ``begin``, ``gradients``, ``end``, in this order."""
+class StepMonitor:
+    """Measures single steps. For each of them call ``begin``, ``gradients`` and ``end``, in this order."""
 
     def __init__(self, model: PeftModel, *, hooks: bool = True) -> None:
         """
@@ -28,50 +28,51 @@ class Course:
             hooks: whether hooks may be put on the bounded wrappers; a compiled model would be compiled again.
         """
         self.model = model
-        self.watch = Watch(model)
-        self.points: list[Point] = []
-        self.watching = False
+        self.tensors = TensorStats(model)
+        self.steps: list[StepStats] = []
+        self.active = False
         self._saturation = Saturation(bounded_wrappers(model) if hooks else ())
-        self._tower_of: Callable[[str], str] = tower_finder(model.get_base_model())
+        self._tower_of = tower_finder(model.get_base_model())
+        # Of the first monitored step and the last one.
         self._shares: list[Mapping[str, float]] = []
 
     def begin(self) -> None:
-        """Before the step's forward pass."""
-        self.watching = bool(self.watch.tensors.named)
-        if self.watching:
-            self.watch.begin()
+        """Prepare for a step, before its forward pass."""
+        self.active = bool(self.tensors.trained.named)
+        if self.active:
+            self.tensors.begin()
             self._saturation.begin()
 
     def gradients(self) -> tuple[str, ...]:
-        """Before the optimizer's step; returns the tensors whose gradient is not finite."""
+        """Measure the gradients, before the optimizer's step; return the tensors whose gradient is nonfinite."""
         self._shares = [*self._shares[:1], self._saturation.end()]
-        return self.watch.gradients()
+        return self.tensors.gradients()
 
     def end(self, step: int, *, learns: bool) -> tuple[str, ...]:
-        """After the optimizer's step; returns the tensors that are not finite. See :meth:`Watch.end`."""
-        self.watching = False
-        point, nonfinite = self.watch.end(step, learns=learns)
-        self.points.append(replace(point, saturation=self._by_tower(self._shares[-1])))
+        """Measure the step, after the optimizer's; return the nonfinite tensors. See :meth:`TensorStats.end`."""
+        self.active = False
+        stats, nonfinite = self.tensors.end(step, learns=learns)
+        self.steps.append(replace(stats, saturation=self._by_tower(self._shares[-1])))
         return nonfinite
 
     def stop(self) -> None:
-        """Leave the model as it is, wherever the run was."""
-        self.watching = False
+        """Remove all hooks, wherever the run was."""
+        self.active = False
         self._saturation.end()
 
     def unclip(self, step: int, norm: float) -> None:
-        """Scale the gradients of a step, seen after clipping, to what the trainer logs of them before."""
-        if not self.points or self.points[-1].step != step:
+        """Scale a step's gradients, measured after clipping, to the norm that the trainer logs from before it."""
+        if not self.steps or self.steps[-1].step != step:
             return
-        last = self.points[-1]
-        seen = math.hypot(*last.gradient.values())
-        if seen and math.isfinite(norm):
-            scaled = {tower: value * norm / seen for tower, value in last.gradient.items()}
-            self.points[-1] = replace(last, gradient=scaled)
+        last = self.steps[-1]
+        clipped = math.hypot(*last.gradient.values())
+        if clipped and math.isfinite(norm):
+            scaled = {tower: value * norm / clipped for tower, value in last.gradient.items()}
+            self.steps[-1] = replace(last, gradient=scaled)
 
     @property
     def grown_saturation(self) -> dict[str, float]:
-        """Wrapper -> by how much its clamped share has grown since the first watched step."""
+        """Wrapper -> by how much its clamped share has grown since the first monitored step."""
         if len(self._shares) < 2:
             return {}
         first, last = self._shares
@@ -82,22 +83,3 @@ class Course:
         for path, share in shares.items():
             towers.setdefault(self._tower_of(name_in_base(path)), []).append(share)
         return {tower: sum(found) / len(found) for tower, found in towers.items()}
-
-
-def curves_of(points: Sequence[Point]) -> dict[str, tuple[Curve, ...]]:
-    """Title -> a curve for each tower; figures that are not finite are left out, and so are empty curves."""
-    series = {
-        "Gradient norm": [(p.step, p.gradient) for p in points],
-        "Update per step, relative to the weights": [(p.step, p.update) for p in points],
-        "Clamped activations": [(p.step, p.saturation) for p in points],
-    }
-    return {title: curves for title, steps in series.items() if (curves := _curves(steps))}
-
-
-def _curves(steps: Iterable[tuple[int, Mapping[str, float]]]) -> tuple[Curve, ...]:
-    points: dict[str, list[tuple[int, float]]] = {}
-    for step, values in steps:
-        for tower, value in values.items():
-            if math.isfinite(value):
-                points.setdefault(tower, []).append((step, value))
-    return tuple(Curve(label=tower, points=tuple(found)) for tower, found in points.items())

@@ -1,4 +1,4 @@
-"""The chat template that a loss on the assistant's turns is made with: it marks what the assistant says."""
+"""The chat template of a loss on the assistant's turns alone, chosen for the data that is trained on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from graftkit.checks.chat.conversations import Message, TemplateRefusalError, te
 from graftkit.checks.chat.templates import found_template
 from graftkit.errors import TrainingError
 
-# Conversations of the data that a template is tried on.
+# Conversations of the data that a template must render alike.
 _TRIED = 16
 
 
 def check_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse rows of messages where nothing says how they become text.
+    """Check that a chat template can turn the rows' messages into text.
 
     Raises:
         TrainingError: ``no-chat-template``.
@@ -30,16 +30,10 @@ def check_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def marked_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> str:
-    """A template with generation marks for a processor whose own has none, perhaps.
-
-    See :func:`graftkit.checks.chat.templates.found_template`.
-
-    Args:
-        processor: a processor or tokenizer.
-        rows: of the data; the first few are tried.
+    """Return a template with generation marks that renders the first few rows as the processor's own does.
 
     Raises:
-        TrainingError: ``no-chat-template``: there is none, or none with marks.
+        TrainingError: ``no-chat-template``: there is no template, or none with marks.
     """
     if template_of(processor) is None:
         raise _no_template("the tokenizer has no chat template")
@@ -49,8 +43,8 @@ def marked_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> str:
         raise _no_template(f"{refusal}, nor one that renders alike") from refusal
 
 
-class OwnTemplate(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Gives a processor its own template back before anything is saved.
+class RestoreChatTemplate(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Restores a processor's own template before anything is saved.
 
     The last of the callbacks: those before it see the template that the run trains with.
     """
@@ -65,7 +59,7 @@ class OwnTemplate(TrainerCallback):  # type: ignore[misc]  # transformers is unt
 
 def _no_template(why: str) -> TrainingError:
     return TrainingError(
-        "what the assistant says cannot be told from the rest",
+        "the loss cannot be limited to what the assistant says",
         why=why,
         help=(
             "args: {chat_template_path: FILE.jinja} with {% generation %} around the assistant's turns; "

@@ -1,31 +1,24 @@
-"""Reinforcement through TRL's GRPO, with rewards that can be verified."""
+"""Reinforcement learning through TRL's GRPO, with rewards that can be verified."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from graftkit.training.data.load import Data
-from graftkit.training.model import Base
+from graftkit.training.trainers.inputs import TrainerInputs
+from graftkit.training.trainers.rewards import load_rewards
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
     from trl import GRPOTrainer
 
 
-def grpo_trainer(
-    base: Base, data: Data, args: Any, callbacks: Sequence[TrainerCallback], rewards: Sequence[Callable[..., Any]]
-) -> GRPOTrainer:
-    """TRL's trainer for this base, data and rewards; it attaches the planned adapter itself."""
+def grpo_trainer(inputs: TrainerInputs) -> GRPOTrainer:
+    """Make TRL's trainer, with the recipe's rewards.
+
+    Raises:
+        DataError: ``reward``.
+    """
     from trl import GRPOTrainer
 
-    return GRPOTrainer(
-        model=base.model,
-        reward_funcs=list(rewards),
-        args=args,
-        train_dataset=data.train,
-        eval_dataset=data.held_out,
-        processing_class=base.processor,
-        peft_config=base.peft_config,
-        callbacks=list(callbacks),
-    )
+    recipe = inputs.recipe
+    rewards = load_rewards(recipe.fields.data.reward, recipe.path.parent)
+    return GRPOTrainer(reward_funcs=rewards, **inputs.kwargs)

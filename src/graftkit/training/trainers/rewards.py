@@ -1,4 +1,4 @@
-"""Rewards for GRPO: built-in ones that verify an answer, and the user's own by import path."""
+"""Rewards for GRPO: built-in ones that verify an answer, and the user's, by import path."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import DataError
-from graftkit.text import suggest
+from graftkit.text import named, suggest
 
 Reward = Callable[..., list[float]]
-# A hyphen after a digit or a letter is no sign; commas part thousands.
+# A hyphen after a digit or a letter is not a sign; commas separate thousands.
 _NUMBER = re.compile(r"(?<!\w)-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\d+(?:\.\d+)?")
 
 
 def exact_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
-    """1 where the completion, without surrounding spaces, is the row's ``answer``; else 0."""
+    """Return 1 where the completion, without surrounding spaces, is the row's ``answer``, else 0."""
     pairs = zip(completions, answer, strict=True)
     return [float(_text(given).strip() == str(right).strip()) for given, right in pairs]
 
 
 def number_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
-    """1 where the last number in the completion equals the row's ``answer``, a number or its text; else 0."""
+    """Return 1 where the completion's last number equals the row's ``answer``, a number or its text, else 0."""
     pairs = zip(completions, answer, strict=True)
     return [float(_last_number(_text(given)) == _number(right)) for given, right in pairs]
 
@@ -33,8 +33,8 @@ def number_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) ->
 _BUILT_IN: dict[str, Reward] = {"exact_match": exact_match, "number_match": number_match}
 
 
-def rewards_named(names: str | Sequence[str] | None, home: Path) -> list[Reward]:
-    """The reward functions of a recipe.
+def load_rewards(names: str | Sequence[str] | None, home: Path) -> list[Reward]:
+    """Return a recipe's reward functions.
 
     Args:
         names: built-in names, or ``module:function``, importable or beside the recipe.
@@ -64,8 +64,8 @@ def _imported(name: str, home: Path) -> Reward:
     sys.path.insert(0, str(home))
     try:
         found: Reward = getattr(importlib.import_module(module), function)
-    except Exception as error:  # the user's module does what it likes when it is imported
-        raise _not_imported(name, f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # the user's module may raise anything
+        raise _not_imported(name, named(error)) from error
     finally:
         sys.path.remove(str(home))
     if not callable(found):
@@ -78,7 +78,7 @@ def _not_imported(name: str, why: str) -> DataError:
 
 
 def _text(completion: Any) -> str:
-    """A completion is text, or a list of messages for conversational prompts."""
+    """Return the text of a completion: a string, or messages for a conversational prompt."""
     return completion if isinstance(completion, str) else "".join(str(m.get("content") or "") for m in completion)
 
 
@@ -88,7 +88,7 @@ def _last_number(text: str) -> float | None:
 
 
 def _number(value: Any) -> float:
-    """Not a number where it is none, which equals nothing."""
+    """Return the number, or NaN, which equals nothing."""
     try:
         return float(str(value).replace(",", ""))
     except ValueError:

@@ -2,71 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftkit.training.data.audio_collator import AudioCollator, at_rate
-from graftkit.training.data.load import Data
-from graftkit.training.model import Base
-from graftkit.training.trainers.assistant_mask import OwnTemplate, check_template, marked_template
+from graftkit.training.data.audio_collator import AudioCollator, read_audio_at
+from graftkit.training.trainers.assistant_mask import RestoreChatTemplate, check_template, marked_template
+from graftkit.training.trainers.inputs import TrainerInputs
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
     from trl import SFTTrainer
 
 
-def sft_trainer(base: Base, data: Data, args: Any, callbacks: Sequence[TrainerCallback]) -> SFTTrainer:
-    """TRL's trainer for this base and data; it attaches the planned adapter itself.
+def sft_trainer(inputs: TrainerInputs) -> SFTTrainer:
+    """Make TRL's trainer, with a collator for audio and a template that marks what the assistant says.
 
     Raises:
         TrainingError: ``no-chat-template``: messages, and no template for them or for the loss that is asked for.
     """
     from trl import SFTTrainer
 
-    if args.chat_template_path is None:
-        check_template(base.processor, data.train)
-    sound = "audio" in data.modalities
-    marked = _marked(base, data, args) if args.assistant_only_loss or (sound and _has_messages(data)) else None
-    if marked is not None:
-        callbacks = [*callbacks, OwnTemplate(base.processor)]
-        base.processor.chat_template = marked
-    if sound:
-        _leave_rows_alone(args)
-    rate = getattr(getattr(base.processor, "feature_extractor", None), "sampling_rate", 16_000)
-    whole = args.completion_only_loss is False
-    collator = AudioCollator(base.processor, rate, marked, args.dataset_text_field, not whole) if sound else None
-    trainer = SFTTrainer(
-        model=base.model,
-        args=args,
-        train_dataset=at_rate(data.train, rate) if sound else data.train,
-        eval_dataset=at_rate(data.held_out, rate) if sound and data.held_out is not None else data.held_out,
-        processing_class=base.processor,
-        peft_config=base.peft_config,
-        callbacks=list(callbacks),
-        data_collator=collator,
-    )
-    if marked is not None:
-        _keep(trainer, marked)
+    processor, kwargs = inputs.base.processor, inputs.kwargs
+    template = _marked_template(inputs)
+    if template is not None:
+        kwargs["callbacks"].append(RestoreChatTemplate(processor))
+        processor.chat_template = template
+    if "audio" in inputs.data.modalities:
+        kwargs |= _audio_kwargs(inputs, template)
+    trainer = SFTTrainer(**kwargs)
+    if template is not None:
+        _keep_template(trainer, template)
     return trainer
 
 
-def _has_messages(data: Data) -> bool:
-    return "messages" in data.train.column_names
+def _marked_template(inputs: TrainerInputs) -> str | None:
+    """Return the template to train with, or None for TRL's choice: where the user names one, TRL reads it."""
+    args, data, processor = inputs.args, inputs.data, inputs.base.processor
+    if args.chat_template_path is not None:
+        return None
+    check_template(processor, data.train)
+    audio_messages = "audio" in data.modalities and "messages" in data.train.column_names
+    return marked_template(processor, data.train) if args.assistant_only_loss or audio_messages else None
 
 
-def _marked(base: Base, data: Data, args: Any) -> str | None:
-    """None where the user names a template, which TRL reads itself."""
-    return None if args.chat_template_path is not None else marked_template(base.processor, data.train)
-
-
-def _leave_rows_alone(args: Any) -> None:
-    """Sound, which TRL does not know, goes to our collator as it is."""
+def _audio_kwargs(inputs: TrainerInputs, template: str | None) -> dict[str, Any]:
+    """Pass the rows as they are to our collator: TRL knows no audio."""
+    args, data, processor = inputs.args, inputs.data, inputs.base.processor
     args.remove_unused_columns = False
     args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    rate = getattr(getattr(processor, "feature_extractor", None), "sampling_rate", 16_000)
+    completion_only = args.completion_only_loss is not False
+    return {
+        "train_dataset": read_audio_at(data.train, rate),
+        "eval_dataset": read_audio_at(data.held_out, rate) if data.held_out is not None else None,
+        "data_collator": AudioCollator(processor, rate, template, args.dataset_text_field, completion_only),
+    }
 
 
-def _keep(trainer: Any, template: str) -> None:
-    """For the batches and evaluations to come, when the processor has its own template back."""
+def _keep_template(trainer: Any, template: str) -> None:
+    """Keep the template for batches and evaluations after the processor has its own one back."""
     trainer.chat_template = template
     if hasattr(trainer.data_collator, "chat_template") and not isinstance(trainer.data_collator, AudioCollator):
         trainer.data_collator.chat_template = template

@@ -1,4 +1,4 @@
-"""After a power cut, the newest checkpoint that is whole is found, and a cut one is left alone."""
+"""After a power cut, the newest complete checkpoint is found, and one cut short is left alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from graftkit.errors import TrainingError
-from graftkit.training.checkpointing.checkpoints import last_whole_checkpoint, resume_point
+from graftkit.training.checkpointing.checkpoints import checkpoint_to_resume, last_complete_checkpoint
 
 FILES = ("adapter_model.safetensors", "trainer_state.json")
 
@@ -32,14 +32,14 @@ def cut(file: Path) -> None:
 def test_the_newest_by_number(tmp_path: Path) -> None:
     for step in (5, 100, 20):
         checkpoint(tmp_path, step)
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_one_that_was_cut_is_passed_over(tmp_path: Path, file: str) -> None:
+def test_one_that_was_cut_short_is_skipped(tmp_path: Path, file: str) -> None:
     whole, broken = checkpoint(tmp_path, 10), checkpoint(tmp_path, 20)
     cut(broken / file)
-    assert last_whole_checkpoint(tmp_path) == whole
+    assert last_complete_checkpoint(tmp_path) == whole
     assert broken.is_dir()
 
 
@@ -48,7 +48,7 @@ def test_weights_in_folders_count(tmp_path: Path) -> None:
     (broken / "other").mkdir()
     save_file({"a": torch.ones(64)}, broken / "other" / "adapter_model.safetensors")
     cut(broken / "other" / "adapter_model.safetensors")
-    assert last_whole_checkpoint(tmp_path) == whole
+    assert last_complete_checkpoint(tmp_path) == whole
 
 
 @pytest.mark.parametrize(
@@ -60,24 +60,24 @@ def test_weights_in_folders_count(tmp_path: Path) -> None:
         pytest.param("{}", id="empty"),
     ],
 )
-def test_a_state_that_is_none_makes_no_checkpoint(tmp_path: Path, state: str | None) -> None:
+def test_without_a_valid_state_there_is_no_checkpoint(tmp_path: Path, state: str | None) -> None:
     file = checkpoint(tmp_path, 10) / "trainer_state.json"
     file.unlink()
     if state is not None:
         file.write_text(state)
-    assert last_whole_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["checkpoint-last", "checkpoint-10.tmp", "tmp-checkpoint-10"])
 def test_other_names_are_no_checkpoints(tmp_path: Path, name: str) -> None:
     checkpoint(tmp_path, 10).rename(tmp_path / name)
     (tmp_path / "checkpoint-30").write_text("a file")
-    assert last_whole_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path) is None
 
 
-def test_nothing_to_resume_is_told(tmp_path: Path) -> None:
+def test_nothing_to_resume_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
-        resume_point(tmp_path / "absent")
+        checkpoint_to_resume(tmp_path / "absent")
     assert caught.value.code == "nothing-to-resume"
     whole = checkpoint(tmp_path, 10)
-    assert resume_point(tmp_path) == whole
+    assert checkpoint_to_resume(tmp_path) == whole

@@ -1,4 +1,4 @@
-"""Ctrl-C asks for a checkpoint and an end, once; a second one ends the run where it is."""
+"""Ctrl-C requests a checkpoint and the end; a second one ends the run at once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl
 
-from graftkit.training.checkpointing import interrupt
 from graftkit.training.checkpointing.interrupt import SaveOnInterrupt
 
-ALONE = SimpleNamespace(world_size=1)
+ALONE = SimpleNamespace(world_size=1, device="cpu")
 
 
 @pytest.fixture
-def callback() -> Iterator[SaveOnInterrupt]:
+def repeat_window() -> float:
+    """Seconds in which a second interrupt counts as the first."""
+    return 60.0
+
+
+@pytest.fixture
+def callback(repeat_window: float) -> Iterator[SaveOnInterrupt]:
     before = signal.getsignal(signal.SIGINT)
-    made = SaveOnInterrupt()
+    made = SaveOnInterrupt(repeat_window)
     made.on_train_begin()
     yield made
     made.restore()
@@ -46,7 +51,7 @@ def test_a_step_without_it_goes_on(callback: SaveOnInterrupt) -> None:
 
 def test_it_saves_and_stops_after_the_step_and_measures_nothing(callback: SaveOnInterrupt) -> None:
     press()
-    assert callback.asked
+    assert callback.requested
     control = step(callback)
     assert control.should_save
     assert control.should_training_stop
@@ -59,8 +64,9 @@ def test_the_launcher_may_repeat_it(callback: SaveOnInterrupt) -> None:
     assert step(callback).should_save
 
 
-def test_a_later_one_ends_the_run_at_once(callback: SaveOnInterrupt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupt, "_SAME_WISH_S", 0.0)
+@pytest.mark.parametrize("repeat_window", [0.0])
+@pytest.mark.usefixtures("callback")
+def test_a_later_one_ends_the_run_at_once() -> None:
     press()
     with pytest.raises(KeyboardInterrupt):
         press()
@@ -70,7 +76,7 @@ def test_after_training_it_is_an_interrupt_again(callback: SaveOnInterrupt) -> N
     callback.on_train_end()
     with pytest.raises(KeyboardInterrupt):
         press()
-    assert not callback.asked
+    assert not callback.requested
 
 
 def test_another_thread_leaves_the_signal_alone() -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say of those who wrote it, whether a part is missing, and who can go on from it."""
+"""How a checkpoint was written, whether a shard is missing, and which run can resume it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from graftkit.errors import TrainingError
-from graftkit.training.checkpointing.checkpoints import Sharing, Written, last_whole_checkpoint, written
-from graftkit.training.checkpointing.resume import check_fits
-from graftkit.training.distributed.launch_checks import launcher_is_gone, sharing_of
+from graftkit.training.checkpointing.checkpoints import CheckpointInfo, last_complete_checkpoint, read_info
+from graftkit.training.checkpointing.interrupt import launcher_is_gone
+from graftkit.training.checkpointing.resume import check_resumable
+from graftkit.training.distributed.sharding import Sharding, sharding_of
 
 STATES = ("optimizer.pt", "scheduler.pt")
 ZERO = tuple(f"global_step10/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2))
@@ -47,7 +48,7 @@ def checkpoint(folder: Path, files: Sequence[str]) -> Path:
     return made
 
 
-def in_parts(made: Path, name: str) -> Path:
+def save_shards(made: Path, name: str) -> Path:
     """What FSDP saves with SHARDED_STATE_DICT."""
     with pytest.warns(UserWarning, match="single process"):
         dcp.save({"a": torch.ones(64)}, checkpoint_id=made / name)
@@ -64,21 +65,21 @@ def run_of(
 
 
 WAYS = [
-    pytest.param((*STATES, "rng_state.pth"), Written(1, Sharing.NONE, True), id="one process"),
-    pytest.param((*STATES, *random_states(3)), Written(3, Sharing.NONE, True), id="DDP"),
-    pytest.param((*ZERO_2, *random_states(2)), Written(2, Sharing.ZERO_2, True), id="ZeRO-2"),
-    pytest.param((*ZERO_3, *random_states(2)), Written(2, Sharing.ZERO_3, True), id="ZeRO-3"),
-    pytest.param((*ZERO_2[:2], *random_states(2)), Written(2, Sharing.ZERO_0, True), id="DeepSpeed alone"),
-    pytest.param((*FSDP, *random_states(2)), Written(2, Sharing.FSDP, True), id="FSDP"),
-    pytest.param((), Written(1, Sharing.NONE, False), id="the adapter alone"),
+    pytest.param((*STATES, "rng_state.pth"), CheckpointInfo(1, Sharding.NONE, True), id="one process"),
+    pytest.param((*STATES, *random_states(3)), CheckpointInfo(3, Sharding.NONE, True), id="DDP"),
+    pytest.param((*ZERO_2, *random_states(2)), CheckpointInfo(2, Sharding.ZERO_2, True), id="ZeRO-2"),
+    pytest.param((*ZERO_3, *random_states(2)), CheckpointInfo(2, Sharding.ZERO_3, True), id="ZeRO-3"),
+    pytest.param((*ZERO_2[:2], *random_states(2)), CheckpointInfo(2, Sharding.ZERO_0, True), id="DeepSpeed alone"),
+    pytest.param((*FSDP, *random_states(2)), CheckpointInfo(2, Sharding.FSDP, True), id="FSDP"),
+    pytest.param((), CheckpointInfo(1, Sharding.NONE, False), id="the adapter alone"),
 ]
 
 
 @pytest.mark.parametrize(("files", "expected"), WAYS)
-def test_who_wrote_it(tmp_path: Path, files: Sequence[str], expected: Written) -> None:
+def test_who_wrote_it(tmp_path: Path, files: Sequence[str], expected: CheckpointInfo) -> None:
     made = checkpoint(tmp_path, files)
-    assert last_whole_checkpoint(tmp_path) == made
-    assert written(made) == expected
+    assert last_complete_checkpoint(tmp_path) == made
+    assert read_info(made) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,10 +94,10 @@ def test_who_wrote_it(tmp_path: Path, files: Sequence[str], expected: Written) -
         pytest.param((*ZERO_3, *random_states(2)), "rng_state_1.pth", id="ZeRO-3, a random state"),
     ],
 )
-def test_a_part_that_is_missing(tmp_path: Path, files: Sequence[str], lost: str) -> None:
+def test_a_shard_that_is_missing(tmp_path: Path, files: Sequence[str], lost: str) -> None:
     made = checkpoint(tmp_path, files)
     (made / lost).unlink()
-    assert last_whole_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5, 0.99], ids=["empty", "half", "all but the end"])
@@ -105,38 +106,38 @@ def test_a_file_of_torch_that_was_cut(tmp_path: Path, name: str, left: float) ->
     file = checkpoint(tmp_path, (*STATES, *ZERO_2, "training_args.bin", *random_states(2))) / name
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * left)])
-    assert last_whole_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["pytorch_model_fsdp_0", "optimizer_0"])
-def test_parts_that_fsdp_had_not_finished(tmp_path: Path, name: str) -> None:
+def test_shards_that_fsdp_had_not_finished(tmp_path: Path, name: str) -> None:
     made = checkpoint(tmp_path, random_states(2))
-    parts = in_parts(made, name)
-    assert last_whole_checkpoint(tmp_path) == made
-    assert written(made).sharing is Sharing.FSDP
-    (parts / ".metadata").unlink()
-    assert last_whole_checkpoint(tmp_path) is None
+    shards = save_shards(made, name)
+    assert last_complete_checkpoint(tmp_path) == made
+    assert read_info(made).sharding is Sharding.FSDP
+    (shards / ".metadata").unlink()
+    assert last_complete_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (run_of(), Sharing.NONE),
-        (run_of(zero=0), Sharing.ZERO_0),
-        (run_of(zero=1), Sharing.ZERO_2),
-        (run_of(zero=2), Sharing.ZERO_2),
-        (run_of(zero=3), Sharing.ZERO_3),
-        (run_of(fsdp={"fsdp_version": 2}), Sharing.FSDP),
+        (run_of(), Sharding.NONE),
+        (run_of(zero=0), Sharding.ZERO_0),
+        (run_of(zero=1), Sharding.ZERO_2),
+        (run_of(zero=2), Sharding.ZERO_2),
+        (run_of(zero=3), Sharding.ZERO_3),
+        (run_of(fsdp={"fsdp_version": 2}), Sharding.FSDP),
     ],
     ids=["DDP", "DeepSpeed alone", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP"],
 )
-def test_how_a_run_shares(args: SimpleNamespace, expected: Sharing) -> None:
-    assert sharing_of(args) is expected
+def test_how_a_run_shards(args: SimpleNamespace, expected: Sharding) -> None:
+    assert sharding_of(args) is expected
 
 
 def test_fsdp_that_only_the_launcher_knows_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert sharing_of(run_of()) is Sharing.FSDP
+    assert sharding_of(run_of()) is Sharding.FSDP
 
 
 @pytest.mark.parametrize(
@@ -150,40 +151,42 @@ def test_fsdp_that_only_the_launcher_knows_of(monkeypatch: pytest.MonkeyPatch) -
 def test_what_fits_is_silent(
     tmp_path: Path, files: Sequence[str], args: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_fits(checkpoint(tmp_path, files), args)
+    check_resumable(checkpoint(tmp_path, files), args)
     assert not caplog.records
 
 
 @pytest.mark.parametrize(
-    ("files", "args", "why"),
+    ("files", "args", "named"),
     [
-        pytest.param((*STATES, *random_states(2)), run_of(zero=3), "under ZeRO-3", id="DDP to ZeRO-3"),
-        pytest.param((*ZERO_2, *random_states(2)), run_of(), "under one process or DDP", id="ZeRO-2 to DDP"),
-        pytest.param((*ZERO_2, *random_states(2)), run_of(zero=3), "under ZeRO-3", id="ZeRO-2 to ZeRO-3"),
-        pytest.param((*FSDP, *random_states(2)), run_of(), "written under FSDP", id="FSDP to DDP"),
-        pytest.param((*ZERO_3, *random_states(2)), run_of(4, zero=3), "share it out anew", id="ZeRO-3, 2 to 4"),
-        pytest.param((), run_of(1), "optimizer's state", id="an adapter alone"),
-        pytest.param(("optimizer.pt", "rng_state.pth"), run_of(1), "its schedule", id="no schedule"),
+        pytest.param(
+            (*STATES, *random_states(2)), run_of(zero=3), (Sharding.NONE, Sharding.ZERO_3), id="DDP to ZeRO-3"
+        ),
+        pytest.param((*ZERO_2, *random_states(2)), run_of(), (Sharding.ZERO_2, Sharding.NONE), id="ZeRO-2 to DDP"),
+        pytest.param(
+            (*ZERO_2, *random_states(2)), run_of(zero=3), (Sharding.ZERO_2, Sharding.ZERO_3), id="ZeRO-2 to ZeRO-3"
+        ),
+        pytest.param((*FSDP, *random_states(2)), run_of(), (Sharding.FSDP, Sharding.NONE), id="FSDP to DDP"),
+        pytest.param((*ZERO_3, *random_states(2)), run_of(4, zero=3), ("2", "4"), id="ZeRO-3, 2 to 4"),
+        pytest.param((), run_of(1), ("save_only_model",), id="an adapter alone"),
+        pytest.param(("optimizer.pt", "rng_state.pth"), run_of(1), ("save_only_model",), id="no schedule"),
     ],
 )
 def test_what_does_not_fit_is_refused(
-    tmp_path: Path, files: Sequence[str], args: SimpleNamespace, why: str
+    tmp_path: Path, files: Sequence[str], args: SimpleNamespace, named: Sequence[str]
 ) -> None:
     with pytest.raises(TrainingError) as caught:
-        check_fits(checkpoint(tmp_path, files), args)
+        check_resumable(checkpoint(tmp_path, files), args)
     assert caught.value.code == "cannot-resume"
-    assert why in str(caught.value.why)
+    assert all(name in str(caught.value) for name in named)
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)], ids=["the first process", "the others"])
-def test_another_number_under_ddp_is_told_once(
+def test_another_number_under_ddp_is_logged_once(
     tmp_path: Path, rank: int, lines: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        check_fits(checkpoint(tmp_path, (*STATES, *random_states(2))), run_of(4, rank=rank))
-    assert [record.getMessage()[:39] for record in caplog.records] == lines * [
-        "checkpoint-10 was written by 2 processe"
-    ]
+        check_resumable(checkpoint(tmp_path, (*STATES, *random_states(2))), run_of(4, rank=rank))
+    assert [record.args for record in caplog.records] == lines * [("checkpoint-10", 2, 4)]
 
 
 @pytest.mark.parametrize(

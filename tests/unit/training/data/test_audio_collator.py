@@ -14,8 +14,8 @@ from datasets import load_dataset
 from tests.training.gemma import processor, template
 
 from graftkit.errors import DataError
-from graftkit.training.data.audio_collator import AudioCollator, at_rate
-from graftkit.training.data.audio_columns import sounds_found
+from graftkit.training.data.audio_collator import AudioCollator, read_audio_at
+from graftkit.training.data.audio_columns import resolve_audio_files
 from graftkit.training.trainers.assistant_mask import marked_template
 
 RATE = 16_000
@@ -193,7 +193,7 @@ def test_files_that_messages_name_are_learned_from(tmp_path: Path, as_prompt: bo
     rows = [{"prompt": [q], "completion": [ANSWER]} if as_prompt else {"messages": [q, ANSWER]} for q in asked]
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     read = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train")
-    heard = at_rate(sounds_found(read, tmp_path, "rows.jsonl"), RATE)
+    heard = read_audio_at(resolve_audio_files(read, tmp_path, "rows.jsonl"), RATE)
     made = processor(template())
     batch = AudioCollator(made, chat_template=marked_template(made, read))([heard[0], heard[1]])
     right(made, batch)

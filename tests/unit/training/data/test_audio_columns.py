@@ -11,8 +11,8 @@ import pytest
 from tests.unit.training.data.test_audio_file import RATE, tone
 
 from graftkit.errors import DataError
-from graftkit.training.data.audio_collator import at_rate
-from graftkit.training.data.audio_columns import columns_of_files, sounds_found
+from graftkit.training.data.audio_collator import read_audio_at
+from graftkit.training.data.audio_columns import file_columns, resolve_audio_files
 
 datasets = pytest.importorskip("datasets")
 soundfile = pytest.importorskip("soundfile")
@@ -36,7 +36,7 @@ def rows_of(home: Path, rows: list[dict[str, Any]]) -> Any:
 
 
 def found(home: Path, rows: list[dict[str, Any]]) -> Any:
-    return sounds_found(rows_of(home, rows), home, "rows.jsonl")
+    return resolve_audio_files(rows_of(home, rows), home, "rows.jsonl")
 
 
 def refused(home: Path, rows: list[dict[str, Any]]) -> DataError:
@@ -52,7 +52,7 @@ def lengths(rows: Any) -> list[Any]:
     def length(sound: Any) -> float:
         return float(round(len(sound) / RATE * 10, 2))
 
-    heard = at_rate(rows, RATE)
+    heard = read_audio_at(rows, RATE)
     if "audio" in rows.column_names:
         return [None if row["audio"] is None else length(row["audio"]) for row in heard]
     return [[length(sound) for sound in row["audios"]] for row in heard]
@@ -87,13 +87,13 @@ def test_files_kept_by_datasets_need_no_torchcodec(home: Path, several: bool) ->
     datasets.Dataset.from_list([{name: value}]).cast_column(name, feature).to_parquet(home / "rows.parquet")
     read = datasets.load_dataset("parquet", data_files=str(home / "rows.parquet"), split="train")
     assert read.features[name] == feature
-    rows = sounds_found(read, home / "elsewhere", "rows.parquet")
+    rows = resolve_audio_files(read, home / "elsewhere", "rows.parquet")
     assert lengths(rows) == ([[2]] if several else [2])
 
 
 def test_columns_of_bytes_are_heard(home: Path) -> None:
     rows = datasets.Dataset.from_list([{"audio": (home / "a.wav").read_bytes()}])
-    assert lengths(sounds_found(rows, home, "rows.parquet")) == [1]
+    assert lengths(resolve_audio_files(rows, home, "rows.parquet")) == [1]
 
 
 @pytest.mark.parametrize("key", ["path", "audio"])
@@ -128,9 +128,9 @@ def test_plain_and_parted_messages_side_by_side(home: Path) -> None:
 )
 def test_rows_without_files_stay_as_they_are(home: Path, row: dict[str, Any]) -> None:
     given = rows_of(home, [row])
-    rows = sounds_found(given, home, "rows.jsonl")
-    assert columns_of_files(rows) == ()
-    assert at_rate(rows, RATE) is rows
+    rows = resolve_audio_files(given, home, "rows.jsonl")
+    assert file_columns(rows) == ()
+    assert read_audio_at(rows, RATE) is rows
     assert rows.to_list() == given.to_list()
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_heard_is_refused_with_its_row(home: Path, rows: list[dic
 
 
 def test_a_file_is_read_when_its_row_is_asked_for_and_not_before(home: Path) -> None:
-    rows = at_rate(found(home, [{"audio": "a.wav"}, {"audio": "b.flac"}]), RATE)
+    rows = read_audio_at(found(home, [{"audio": "a.wav"}, {"audio": "b.flac"}]), RATE)
     (home / "b.flac").write_bytes(b"no sound any more")
     assert rows[0]["audio"].dtype == np.float32
     with pytest.raises(DataError, match=r"b\.flac"):

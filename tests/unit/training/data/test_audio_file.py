@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from graftkit.errors import DataError, MissingDependencyError
-from graftkit.training.data.audio_file import SoundFile
+from graftkit.training.data.audio_file import AudioFile
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -38,7 +38,7 @@ def code_of(raised: pytest.ExceptionInfo[DataError]) -> str:
 def test_a_tone_is_heard_at_the_rate_that_is_asked_for(tmp_path: Path, kind: str, rate: int) -> None:
     file = tmp_path / f"tone.{kind}"
     soundfile.write(file, tone(440, rate=rate), rate)
-    heard = SoundFile(str(file)).read(RATE)
+    heard = AudioFile(str(file)).read(RATE)
     assert heard.dtype == np.float32
     # An MP3 is written in whole blocks.
     assert heard.shape == (RATE // 2,) or (kind == "mp3" and RATE // 2 < len(heard) < RATE // 2 + 2000)
@@ -53,31 +53,31 @@ def test_a_wave_file_of_the_standard_library(tmp_path: Path) -> None:
         file.setsampwidth(2)
         file.setframerate(RATE)
         file.writeframes((tone(440) * 32767).astype("<i2").tobytes())
-    heard = SoundFile(str(tmp_path / "tone.wav")).read(RATE)
+    heard = AudioFile(str(tmp_path / "tone.wav")).read(RATE)
     assert np.abs(heard - tone(440)).max() < 1e-4
 
 
 def test_channels_are_mixed(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "two.wav", np.stack([tone(440), tone(880)], 1), RATE, subtype="FLOAT")
-    heard = SoundFile(str(tmp_path / "two.wav")).read(RATE)
+    heard = AudioFile(str(tmp_path / "two.wav")).read(RATE)
     assert np.abs(heard - (tone(440) + tone(880)) / 2).max() < 1e-6
 
 
 def test_bytes_are_heard_as_their_file(tmp_path: Path) -> None:
     file = tmp_path / "tone.flac"
     soundfile.write(file, tone(440, rate=22_050), 22_050)
-    kept = SoundFile.of({"path": "tone.flac", "bytes": file.read_bytes()}, "a row")
-    assert kept.opened(tmp_path / "elsewhere", "a row") is None
-    assert np.array_equal(kept.read(RATE), SoundFile(str(file)).read(RATE))
-    assert np.array_equal(SoundFile.of(file.read_bytes(), "a row").read(RATE), kept.read(RATE))
+    kept = AudioFile.of({"path": "tone.flac", "bytes": file.read_bytes()}, "a row")
+    assert kept.check(tmp_path / "elsewhere", "a row") is None
+    assert np.array_equal(kept.read(RATE), AudioFile(str(file)).read(RATE))
+    assert np.array_equal(AudioFile.of(file.read_bytes(), "a row").read(RATE), kept.read(RATE))
 
 
 def test_a_path_is_relative_to_its_home(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "tone.wav", tone(440), RATE)
     full = str((tmp_path / "in" / "tone.wav").resolve())
-    assert SoundFile("tone.wav").opened(tmp_path / "in", "a row") == full
-    assert SoundFile(full).opened(tmp_path, "a row") == full
+    assert AudioFile("tone.wav").check(tmp_path / "in", "a row") == full
+    assert AudioFile(full).check(tmp_path, "a row") == full
 
 
 def broken(folder: Path, kind: str) -> None:
@@ -105,7 +105,7 @@ def broken(folder: Path, kind: str) -> None:
 def test_what_cannot_be_opened_is_refused_with_row_and_file(tmp_path: Path, kind: str) -> None:
     broken(tmp_path, kind)
     with pytest.raises(DataError) as caught:
-        SoundFile("tone.flac").opened(tmp_path, "rows.jsonl, row 3")
+        AudioFile("tone.flac").check(tmp_path, "rows.jsonl, row 3")
     assert code_of(caught) == "data-audio"
     assert caught.value.where == "rows.jsonl, row 3"
     assert str(tmp_path / "tone.flac") in str(caught.value.why)
@@ -114,7 +114,7 @@ def test_what_cannot_be_opened_is_refused_with_row_and_file(tmp_path: Path, kind
 
 def test_bytes_that_are_no_sound_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        SoundFile("inner.wav", b"no sound").opened(tmp_path, "rows.parquet, row 2")
+        AudioFile("inner.wav", b"no sound").check(tmp_path, "rows.parquet, row 2")
     assert code_of(caught) == "data-audio"
     assert "inner.wav" in str(caught.value.why)
 
@@ -127,8 +127,8 @@ def test_a_file_that_is_broken_behind_its_header_is_told_when_it_is_read(tmp_pat
     content = bytearray(buffer.getvalue())
     content[len(content) // 2 : len(content) // 2 + 2000] = b"\xff\x00" * 1000
     file.write_bytes(content)
-    sound = SoundFile(str(file), bytes(content) if as_bytes else None)
-    sound.opened(tmp_path, "a row")
+    sound = AudioFile(str(file), bytes(content) if as_bytes else None)
+    sound.check(tmp_path, "a row")
     with pytest.raises(DataError) as caught:
         sound.read(RATE)
     assert (code_of(caught), caught.value.where) == ("data-audio", str(file))
@@ -137,7 +137,7 @@ def test_a_file_that_is_broken_behind_its_header_is_told_when_it_is_read(tmp_pat
 @pytest.mark.parametrize("value", [[0.0, 0.5], 5, "", {"path": None}, {"url": "https://x"}], ids=str)
 def test_what_is_no_file_is_refused(value: Any) -> None:
     with pytest.raises(DataError, match="no file") as caught:
-        SoundFile.of(value, "rows.jsonl, row 1")
+        AudioFile.of(value, "rows.jsonl, row 1")
     assert caught.value.where == "rows.jsonl, row 1"
 
 
@@ -148,6 +148,6 @@ def test_without_what_reads_them_files_are_refused_with_what_is_missing(
     soundfile.write(tmp_path / "tone.wav", tone(440), RATE)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError, match=package) as caught:
-        SoundFile("tone.wav").opened(tmp_path, "a row")
+        AudioFile("tone.wav").check(tmp_path, "a row")
     assert "pip install" in str(caught.value.help)
     assert package in str(caught.value.help)

@@ -13,7 +13,7 @@ import pytest
 
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import read_recipe
-from graftkit.training.data.audio_collator import at_rate
+from graftkit.training.data.audio_collator import read_audio_at
 from graftkit.training.data.load import Data, load_data
 
 datasets = pytest.importorskip("datasets")
@@ -212,7 +212,7 @@ def sounds(folder: Path) -> str:
 def test_a_folder_of_sounds(tmp_path: Path) -> None:
     found = loaded(tmp_path, path=sounds(tmp_path))
     assert found.modalities == ("text", "audio")
-    assert len(at_rate(found.train, 8000)[0]["audio"]) == 800
+    assert len(read_audio_at(found.train, 8000)[0]["audio"]) == 800
 
 
 def test_a_folder_of_sounds_with_splits(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_rows_name_sounds_relative_to_their_own_file(tmp_path: Path, kind: str) 
     assert found.modalities == ("text", "audio")
     assert found.held_out is not None
     for part in (found.train, found.held_out):
-        (row,) = at_rate(part, 16_000)
+        (row,) = read_audio_at(part, 16_000)
         assert len(row["audio"]) == 1600
 
 
@@ -268,7 +268,7 @@ def test_messages_name_sounds(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "1"}]
     found = loaded(tmp_path, path=jsonl(tmp_path / "rows.jsonl", [{"messages": turns}]))
     assert found.modalities == ("text", "audio")
-    assert [len(sound) for sound in at_rate(found.train, 8000)[0]["audios"]] == [800]
+    assert [len(sound) for sound in read_audio_at(found.train, 8000)[0]["audios"]] == [800]
     # Beside contents in parts, datasets would read the answer as a number.
     assert found.train[0]["messages"][1]["content"] == [{"type": "text", "text": "1"}]
 

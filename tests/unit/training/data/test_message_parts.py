@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from graftkit.training.data.message_parts import texts_kept
+from graftkit.training.data.message_parts import keep_json_texts
 
 datasets = pytest.importorskip("datasets")
 
@@ -31,7 +31,7 @@ def told(content: Any) -> Any:
 
 @pytest.mark.parametrize("answer", ["6", "1e5", "true", "null", '{"a": 1}', "[1]", "words", "2 words"])
 def test_a_text_that_is_json_comes_back_as_it_was_written(tmp_path: Path, answer: str) -> None:
-    rows = texts_kept(read(tmp_path, [conversation(answer), conversation("plain")]))
+    rows = keep_json_texts(read(tmp_path, [conversation(answer), conversation("plain")]))
     assert told(rows[0]["messages"][1]["content"]) == answer
     assert rows[0]["messages"][0]["content"] == PARTS
     assert rows[1]["messages"][1]["content"] == "plain"
@@ -55,4 +55,4 @@ def test_datasets_alone_reads_a_number(tmp_path: Path) -> None:
 )
 def test_other_rows_stay_as_they_are(tmp_path: Path, row: dict[str, Any]) -> None:
     rows = read(tmp_path, [row])
-    assert texts_kept(rows) is rows
+    assert keep_json_texts(rows) is rows

@@ -1,4 +1,4 @@
-"""What does not go with a base that is loaded in parts is refused before anything is loaded."""
+"""What a sharded base excludes is refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from graftkit.errors import TrainingError
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.training.arguments import trainer_arguments
 from graftkit.training.distributed.fsdp2 import check_attachable, check_sharding
-from graftkit.training.model import Base
+from graftkit.training.model import LoadedBase
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def recipe(folder: Path, asked: Any, *, quantization: str | None = None, **args: Any) -> Recipe:
+def recipe(folder: Path, requested: Any, *, quantization: str | None = None, **args: Any) -> Recipe:
     fields = {"quantization": quantization} if quantization else {}
-    args = {"model_init_kwargs": {"distributed_config": asked}, "save_only_model": True, **args}
+    args = {"model_init_kwargs": {"distributed_config": requested}, "save_only_model": True, **args}
     return read_recipe(write_recipe(folder / "sft.yaml", folder, [], args=args, **fields))
 
 
@@ -44,10 +44,10 @@ def refusal(asked: Recipe, *, processes: int = 2, resume: bool = False) -> Train
     return caught.value
 
 
-def test_what_goes(tmp_path: Path) -> None:
+def test_what_is_possible(tmp_path: Path) -> None:
     for args in ({}, {"save_only_model": False, "save_strategy": "no"}):
-        asked = recipe(tmp_path, {"fsdp_size": 2}, **args)
-        check_sharding(asked, Args(trainer_arguments(asked), 2), resume=False)
+        requested = recipe(tmp_path, {"fsdp_size": 2}, **args)
+        check_sharding(requested, Args(trainer_arguments(requested), 2), resume=False)
     plain = recipe(tmp_path, None, save_only_model=False)
     check_sharding(plain, trainer_arguments(plain), resume=True)
 
@@ -66,24 +66,24 @@ def test_values_that_transformers_refuses(tmp_path: Path) -> None:
 
 
 def test_a_quantized_base(tmp_path: Path) -> None:
-    assert "quantized" in refusal(recipe(tmp_path, {"fsdp_size": 2}, quantization="4bit")).what
+    assert "quantization" in str(refusal(recipe(tmp_path, {"fsdp_size": 2}, quantization="4bit")).help)
 
 
 def test_checkpoints_that_could_not_be_resumed(tmp_path: Path) -> None:
-    asked = recipe(tmp_path, {"fsdp_size": 2}, save_only_model=False)
-    assert "save_only_model" in str(refusal(asked).help)
-    assert refusal(recipe(tmp_path, {"fsdp_size": 2}), resume=True).help == "start it anew"
+    requested = recipe(tmp_path, {"fsdp_size": 2}, save_only_model=False)
+    assert "save_only_model" in str(refusal(requested).help)
+    assert refusal(recipe(tmp_path, {"fsdp_size": 2}), resume=True).help == "start without --resume"
 
 
-def loaded_in_parts(config: Any) -> Base:
-    """A base that says so of itself; its weights are whole, as one process has them."""
+def sharded_base(config: Any) -> LoadedBase:
+    """Return a base that is marked as sharded; its weights are complete, as one process has them."""
     model = gk.twin("qwen3")
     model._is_distributed_loading_by_transformers = True
-    return Base(model=model, processor=None, peft_config=config, map=gk.survey(model), plan=None)
+    return LoadedBase(model=model, processor=None, peft_config=config, map=gk.survey(model), plan=None)
 
 
 @pytest.mark.parametrize(
-    ("config", "named"),
+    ("config", "option"),
     [
         pytest.param(LoraConfig(use_dora=True), "DoRA", id="dora"),
         pytest.param(LoraConfig(init_lora_weights="pissa"), "init_lora_weights: pissa", id="pissa"),
@@ -92,15 +92,15 @@ def loaded_in_parts(config: Any) -> Base:
         pytest.param(LNTuningConfig(), "ln_tuning", id="norms"),
     ],
 )
-def test_adapters_that_need_whole_weights(config: Any, named: str) -> None:
-    base = loaded_in_parts(config)
+def test_adapters_that_need_full_weights(config: Any, option: str) -> None:
+    base = sharded_base(config)
     with pytest.raises(TrainingError) as caught:
         check_attachable(base)
-    assert caught.value.what.startswith(named)
+    assert option in caught.value.what
     base.model._is_distributed_loading_by_transformers = False
     check_attachable(base)
 
 
 @pytest.mark.parametrize("init", [True, "gaussian", "orthogonal"])
 def test_adapters_that_do_not(init: Any) -> None:
-    check_attachable(loaded_in_parts(LoraConfig(init_lora_weights=init)))
+    check_attachable(sharded_base(LoraConfig(init_lora_weights=init)))

@@ -34,7 +34,7 @@ from graftkit.errors import RecipeError, TrainingError
 from graftkit.findings import Severity
 from graftkit.recipes.settings import CheckSettings
 from graftkit.training.guard.guard import Guard
-from graftkit.training.guard.preflight import LEFT_TO_VERIFY, own_precision, rules_before_training
+from graftkit.training.guard.preflight import LEFT_TO_VERIFY, rules_before_training, without_autocast
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "home"]
 TwinOf = Callable[[str], nn.Module]
@@ -198,7 +198,7 @@ def test_without_half_precision_weights_the_rules_see_no_autocast(twin_of: TwinO
     try:
         Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
         rounded = model(input_ids=ids).logits
-        with own_precision(model):
+        with without_autocast(model):
             seen = model(input_ids=ids).logits
         again = model(input_ids=ids).logits
     finally:
@@ -289,7 +289,7 @@ def test_curves_tell_each_tower_by_step(tmp_path: Path, twin_of: TwinOf) -> None
     guard = Guard()
     trainer = sft(tmp_path, twin_of(E2B), guard)
     trainer.train()
-    assert [point.step for point in guard.points] == [1, 2, 3, 4]
+    assert [step.step for step in guard.steps] == [1, 2, 3, 4]
     assert {curve["label"] for curve in guard.curves["Gradient norm"]} == {"language"}
     logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     seen = [value for _, value in guard.curves["Gradient norm"][0]["points"]]
@@ -302,7 +302,7 @@ def test_curves_tell_each_tower_by_step(tmp_path: Path, twin_of: TwinOf) -> None
 def test_only_every_so_many_steps_are_watched(tmp_path: Path, twin_of: TwinOf) -> None:
     guard = Guard(every=2)
     sft(tmp_path, twin_of(E2B), guard).train()
-    assert [point.step for point in guard.points] == [2, 4]
+    assert [step.step for step in guard.steps] == [2, 4]
 
 
 def test_the_share_of_clamped_activations_is_seen(tmp_path: Path, e2b: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The guard where several processes train one model: what is in parts, and who hears of an error."""
+"""The guard where several processes train one model: sharded parameters, and errors on every process."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ import torch.multiprocessing as mp
 import graftkit as gk
 from graftkit.errors import GraftError, TrainingError
 from graftkit.modeling.sharding import is_sharded
-from graftkit.training.distributed.collectives import found_by_first, summed
-from graftkit.training.guard.preflight import runs_alone
-from graftkit.training.guard.saved_check import read_back
-from graftkit.training.guard.step_monitor import Course
+from graftkit.training.distributed.collectives import check_on_first_process, sum_over_processes
+from graftkit.training.guard.preflight import can_run_alone
+from graftkit.training.guard.saved_check import check_checkpoint
+from graftkit.training.guard.step_monitor import StepMonitor
 
 PROCESSES = 2
 
 
-def test_alone_a_process_hears_itself() -> None:
+def test_a_single_process_raises_its_own_errors() -> None:
     error = TrainingError("bad", code="guard")
-    assert found_by_first(lambda: error) is error
-    assert found_by_first(lambda: None) is None
-    assert summed(torch.ones(2)).tolist() == [1, 1]
+    with pytest.raises(TrainingError) as caught:
+        check_on_first_process(lambda: error)
+    assert caught.value is error
+    check_on_first_process(lambda: None)
+    assert sum_over_processes(torch.ones(2)).tolist() == [1, 1]
 
 
 def test_two_processes(tmp_path: Path) -> None:
     """One start for all that takes two processes: starting them is what takes the time."""
     mp.spawn(_process, args=(str(tmp_path),), nprocs=PROCESSES)  # type: ignore[no-untyped-call]
-    told = {file.name: file.read_text() for file in tmp_path.glob("*.txt")}
-    assert told == {f"{rank}.txt": "ok" for rank in range(PROCESSES)}
+    outcomes = {file.name: file.read_text() for file in tmp_path.glob("*.txt")}
+    assert outcomes == {f"{rank}.txt": "ok" for rank in range(PROCESSES)}
 
 
 def _process(rank: int, folder: str) -> None:
@@ -41,52 +43,53 @@ def _process(rank: int, folder: str) -> None:
     store = dist.FileStore(f"{folder}/store", PROCESSES)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
     try:
-        _all_hear_what_the_first_finds(rank)
-        _parts_are_seen_as_the_whole(rank, Path(folder))
-        told = "ok"
+        _the_first_process_stops_all(rank)
+        _shards_are_measured_as_the_whole(rank, Path(folder))
+        outcome = "ok"
     except BaseException:
-        told = traceback.format_exc()
-    Path(folder, f"{rank}.txt").write_text(told)
+        outcome = traceback.format_exc()
+    Path(folder, f"{rank}.txt").write_text(outcome)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _all_hear_what_the_first_finds(rank: int) -> None:
-    def look() -> GraftError | None:
+def _the_first_process_stops_all(rank: int) -> None:
+    def check() -> GraftError | None:
         assert rank == 0
         return TrainingError("bad", where="step 3", code="not-finite")
 
-    heard = found_by_first(look)
-    assert heard is not None
-    assert (heard.code, heard.where) == ("not-finite", "step 3")
+    with pytest.raises(TrainingError) as caught:
+        check_on_first_process(check)
+    assert (caught.value.code, caught.value.where) == ("not-finite", "step 3")
 
     def broken() -> GraftError | None:
         raise ValueError("no number")
 
-    stopped = found_by_first(broken)
-    assert stopped is not None
-    assert "ValueError: no number" in str(stopped.why)
+    with pytest.raises(TrainingError) as stopped:
+        check_on_first_process(broken)
+    assert stopped.value.code == "guard"
+    assert "ValueError: no number" in str(stopped.value.why)
 
 
-def _parts_are_seen_as_the_whole(rank: int, folder: Path) -> None:
+def _shards_are_measured_as_the_whole(rank: int, folder: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    whole, parted = _adapted(), _adapted()
+    whole, sharded = _adapted(), _adapted()
     mesh = init_device_mesh("cpu", (PROCESSES,))
-    for layer in parted.get_base_model().model.layers:
+    for layer in sharded.get_base_model().model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(parted, mesh=mesh)
-    assert (is_sharded(whole), is_sharded(parted)) == (False, True)
-    assert (runs_alone(whole), runs_alone(parted)) == (True, False)
-    expected, seen = _course(whole, rank, average=True), _course(parted, rank, average=False)
-    for one, other in zip(expected.points, seen.points, strict=True):
+    fully_shard(sharded, mesh=mesh)
+    assert (is_sharded(whole), is_sharded(sharded)) == (False, True)
+    assert (can_run_alone(whole), can_run_alone(sharded)) == (True, False)
+    expected, seen = _monitored(whole, rank, average=True), _monitored(sharded, rank, average=False)
+    for one, other in zip(expected.steps, seen.steps, strict=True):
         assert other.gradient == pytest.approx(one.gradient, rel=1e-5)
         assert other.update == pytest.approx(one.update, rel=1e-5)
-    assert seen.watch.lives.untrained == ()
-    full = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in parted.state_dict().items()}
+    assert seen.tensors.activity.untrained == ()
+    full = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in sharded.state_dict().items()}
     if rank == 0:
-        _saved_parts(parted, full, folder)
+        _saved_shards(sharded, full, folder)
 
 
 def _adapted() -> Any:
@@ -95,33 +98,33 @@ def _adapted() -> Any:
     return gk.attach(model, gk.plan(model, targets="attention", r=3))
 
 
-def _course(model: Any, rank: int, *, average: bool) -> Course:
-    """Four steps on this process's own data; ``average`` does by hand what FSDP does of itself."""
+def _monitored(model: Any, rank: int, *, average: bool) -> StepMonitor:
+    """Four steps on this process's own data; ``average`` does by hand what FSDP does by itself."""
     ids = torch.arange(12)[None] + 4 * rank
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.5)
-    course = Course(model)
+    monitor = StepMonitor(model)
     for step in range(1, 5):
-        course.begin()
+        monitor.begin()
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
         if average:
             for parameter in trained:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= PROCESSES
-        assert course.gradients() == ()
+        assert monitor.gradients() == ()
         optimizer.step()
-        assert course.end(step, learns=True) == ()
-    return course
+        assert monitor.end(step, learns=True) == ()
+    return monitor
 
 
-def _saved_parts(model: Any, full: dict[str, torch.Tensor], folder: Path) -> None:
+def _saved_shards(model: Any, full: dict[str, torch.Tensor], folder: Path) -> None:
     model.save_pretrained(folder / "good", state_dict=full)
-    good = {finding.code: finding for finding in read_back(folder / "good", model)}
+    good = {finding.code: finding for finding in check_checkpoint(folder / "good", model)}
     assert not [finding for finding in good.values() if finding.severity == "error"]
     assert good["GK403"].evidence["compared"] == "names and shapes"
     model.save_pretrained(folder / "bad", state_dict={name: t.new_empty(0) for name, t in full.items()})
-    bad = {finding.code: finding.severity for finding in read_back(folder / "bad", model)}
+    bad = {finding.code: finding.severity for finding in check_checkpoint(folder / "bad", model)}
     assert (bad["GK401"], bad["GK403"]) == ("error", "error")
     (folder / "shards" / "pytorch_model_fsdp_0").mkdir(parents=True)
-    assert {finding.severity for finding in read_back(folder / "shards", model)} == {"unknown"}
+    assert {finding.severity for finding in check_checkpoint(folder / "shards", model)} == {"unknown"}

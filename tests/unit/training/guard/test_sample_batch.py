@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, default_data_collator
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import graftkit as gk
-from graftkit.training.guard.sample_batch import random_state_kept, real_batch
+from graftkit.training.guard.sample_batch import preserve_random_state, real_batch
 
 ROWS = [{"input_ids": [n, n + 1], "labels": [n, n + 1]} for n in range(10)]
 
@@ -131,7 +131,7 @@ def test_prompts_alone_are_tokenized(prompts: tuple[Any, Any], adapted: PeftMode
 def test_the_random_states_come_out_as_they_went_in() -> None:
     torch.manual_seed(1)
     states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
-    with random_state_kept():
+    with preserve_random_state():
         random.random(), np.random.rand(), torch.rand(1)
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]

@@ -1,4 +1,4 @@
-"""What watched steps show: norms, updates, untrained tensors, clamped activations."""
+"""What measured steps show: norms, updates, untrained tensors, clamped activations."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ import graftkit as gk
 from graftkit.checks.probes.clamps import clamped_shares
 from graftkit.modeling.bounded_wrappers import BoundedWrapper
 from graftkit.training.guard.saturation import Saturation
-from graftkit.training.guard.step_monitor import Course, curves_of
-from graftkit.training.guard.tensor_stats import Lives, Point, Sample, Tensors, Watch
+from graftkit.training.guard.step_monitor import StepMonitor
+from graftkit.training.guard.step_stats import StepStats, curves_of
+from graftkit.training.guard.tensor_stats import (
+    TensorActivity,
+    TensorSample,
+    TensorStats,
+    TrainedTensors,
+    nonfinite,
+)
 
 TwinOf = Callable[[str], nn.Module]
 
@@ -27,71 +34,73 @@ def adapted(twin_of: TwinOf) -> nn.Module:
 
 
 def test_norms_are_those_of_each_tensor_in_float32(adapted: nn.Module) -> None:
-    tensors = Tensors.of(adapted)
+    tensors = TrainedTensors.of(adapted)
     large = {name: torch.full_like(p, 60_000.0, dtype=torch.float16) for name, p in tensors.named.items()}
     norms = tensors.norms(large)
     assert norms == pytest.approx({name: float(t.float().norm()) for name, t in large.items()})
-    assert tensors.not_finite(norms) == ()
+    assert nonfinite(norms) == ()
     assert tensors.by_tower(norms)["language"] == pytest.approx(sum(n * n for n in norms.values()) ** 0.5)
 
 
 def test_a_tensor_that_is_not_finite_is_named(adapted: nn.Module) -> None:
-    watch = Watch(adapted)
-    name = list(watch.tensors.named)[3]
-    for parameter in watch.tensors.named.values():
+    stats = TensorStats(adapted)
+    name = list(stats.trained.named)[3]
+    for parameter in stats.trained.named.values():
         parameter.grad = torch.zeros_like(parameter)
-    watch.tensors.named[name].grad[0, 0] = float("inf")
-    assert watch.gradients() == (name,)
+    stats.trained.named[name].grad[0, 0] = float("inf")
+    assert stats.gradients() == (name,)
 
 
 def test_an_update_is_measured_against_the_weights(adapted: nn.Module) -> None:
-    watch = Watch(adapted)
-    watch.begin()
+    stats = TensorStats(adapted)
+    stats.begin()
     with torch.no_grad():
-        for parameter in watch.tensors.named.values():
+        for parameter in stats.trained.named.values():
             parameter.mul_(1.01)
-    point, nonfinite = watch.end(1, learns=True)
-    assert nonfinite == ()
-    assert point.update["language"] == pytest.approx(0.01 / 1.01, rel=1e-4)
+    step, found = stats.end(1, learns=True)
+    assert found == ()
+    assert step.update["language"] == pytest.approx(0.01 / 1.01, rel=1e-4)
 
 
 def test_the_change_of_a_large_tensor_is_estimated_from_a_sample() -> None:
     wide = nn.Parameter(torch.randn(50, 1001))
-    tensors = Tensors({"wide": wide}, {"wide": "language"}, parted=False)
-    before, change = Sample.of(tensors.named), torch.randn_like(wide) * 0.1
+    tensors = TrainedTensors({"wide": wide}, {"wide": "language"}, sharded=False)
+    before, change = TensorSample.of(tensors.named), torch.randn_like(wide) * 0.1
     assert before.values["wide"].numel() < wide.numel() / 10
     with torch.no_grad():
         wide.add_(change)
-    assert tensors.norms(before.moved(tensors.named))["wide"] == pytest.approx(float(change.norm()), rel=0.05)
+    assert tensors.norms(before.changes(tensors.named))["wide"] == pytest.approx(float(change.norm()), rel=0.05)
 
 
-def lives(*steps: tuple[dict[str, float], dict[str, float], dict[str, float]]) -> Lives:
-    made = Lives(("a", "b"), frozenset({"b"}))
-    for gradients, weights, moved in steps:
-        made.note(gradients, weights, moved)
+def activity(*steps: tuple[dict[str, float], dict[str, float], dict[str, float]]) -> TensorActivity:
+    made = TensorActivity(("a", "b"), frozenset({"b"}))
+    for gradients, weights, changes in steps:
+        made.record(gradients, weights, changes)
     return made
 
 
 @pytest.mark.parametrize(
-    ("step", "untrained", "stuck"),
+    ("step", "untrained", "nothing_changes"),
     [
-        pytest.param(({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"a": 0.1, "b": 0.1}), (), False, id="alive"),
+        pytest.param(({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"a": 0.1, "b": 0.1}), (), False, id="trained"),
         pytest.param(({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"b": 0.1}), ("a",), False, id="no gradient"),
         pytest.param(({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 0.1}), ("b",), False, id="still zero"),
-        pytest.param(({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 0.0}), ("b",), True, id="nothing moves"),
-        pytest.param(({}, {"a": 1.0, "b": 0.5}, {"a": 0.1, "b": 0.1}), (), False, id="gradients out of sight"),
+        pytest.param(({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 0.0}), ("b",), True, id="nothing changes"),
+        pytest.param(({}, {"a": 1.0, "b": 0.5}, {"a": 0.1, "b": 0.1}), (), False, id="gradients not seen"),
     ],
 )
-def test_signs_of_life(
-    step: tuple[dict[str, float], dict[str, float], dict[str, float]], untrained: tuple[str, ...], stuck: bool
+def test_untrained_tensors(
+    step: tuple[dict[str, float], dict[str, float], dict[str, float]],
+    untrained: tuple[str, ...],
+    nothing_changes: bool,
 ) -> None:
-    seen = lives(step)
-    assert (seen.untrained, seen.stuck) == (untrained, stuck)
+    recorded = activity(step)
+    assert (recorded.untrained, recorded.nothing_changes) == (untrained, nothing_changes)
 
 
 def test_one_step_with_a_gradient_is_enough() -> None:
     still = ({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"b": 0.1})
-    assert lives(still, ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"a": 0.1}), still).untrained == ()
+    assert activity(still, ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, {"a": 0.1}), still).untrained == ()
 
 
 class Clamp(nn.Module):
@@ -109,7 +118,7 @@ class Clamp(nn.Module):
 
 
 @given(low=st.floats(-2, -0.1), high=st.floats(0.1, 2), seed=st.integers(0, 99))
-def test_the_share_of_clamped_activations_is_exact_where_all_are_looked_at(
+def test_the_share_of_clamped_activations_is_exact_where_all_are_sampled(
     low: float, high: float, seed: int
 ) -> None:
     wrapper = Clamp(low, high)
@@ -122,18 +131,18 @@ def test_the_share_of_clamped_activations_is_exact_where_all_are_looked_at(
     assert seen.end() == {}
 
 
-def test_a_sample_tells_the_share_that_counting_all_tells(twin_of: TwinOf) -> None:
+def test_a_sample_gives_the_share_that_counting_all_gives(twin_of: TwinOf) -> None:
     model = twin_of("google/gemma-4-E2B-it")
     batch = gk.example_batch(model)
     adapted = gk.attach(model, gk.plan(model, targets="attention", scope=["language", "vision"], r=2))
-    course = Course(adapted)
+    monitor = StepMonitor(adapted)
     adapted.eval()
-    course.begin()
+    monitor.begin()
     adapted(**batch).loss.backward()
-    course.gradients()
-    course.end(1, learns=True)
+    monitor.gradients()
+    monitor.end(1, learns=True)
     counted = clamped_shares(adapted, batch)
-    towers = course.points[0].saturation
+    towers = monitor.steps[0].saturation
     for tower in ("vision", "audio"):
         of_tower = [share for path, share in counted.items() if f"{tower}_tower" in path]
         assert towers[tower] == pytest.approx(sum(of_tower) / len(of_tower), abs=0.01)
@@ -141,5 +150,8 @@ def test_a_sample_tells_the_share_that_counting_all_tells(twin_of: TwinOf) -> No
 
 
 def test_what_is_not_finite_is_left_out_of_the_curves() -> None:
-    points = [Point(1, {"language": 2.0}, {"language": float("nan")}), Point(2, {"language": float("inf")}, {})]
-    assert curves_of(points) == {"Gradient norm": ({"label": "language", "points": ((1, 2.0),)},)}
+    steps = [
+        StepStats(1, {"language": 2.0}, {"language": float("nan")}),
+        StepStats(2, {"language": float("inf")}, {}),
+    ]
+    assert curves_of(steps) == {"Gradient norm": ({"label": "language", "points": ((1, 2.0),)},)}

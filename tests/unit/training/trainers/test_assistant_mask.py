@@ -9,7 +9,7 @@ import pytest
 from tests.training.gemma import TEMPLATES, letters, processor, template
 
 from graftkit.errors import TrainingError
-from graftkit.training.trainers.assistant_mask import OwnTemplate, marked_template
+from graftkit.training.trainers.assistant_mask import RestoreChatTemplate, marked_template
 
 trl = pytest.importorskip("trl")
 
@@ -90,7 +90,7 @@ def test_a_template_that_refuses_everything_is_like_no_other() -> None:
 
 def test_the_processor_gets_its_own_template_back() -> None:
     made = SimpleNamespace(chat_template="own")
-    callback = OwnTemplate(made)
+    callback = RestoreChatTemplate(made)
     made.chat_template = "marked"
     callback.on_train_begin(None, None, None)
     assert made.chat_template == "own"

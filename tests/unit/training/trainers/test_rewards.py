@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from graftkit.errors import DataError
-from graftkit.training.trainers.rewards import exact_match, number_match, rewards_named
+from graftkit.training.trainers.rewards import exact_match, load_rewards, number_match
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_rewards_are_as_many_as_completions() -> None:
 
 
 def test_built_in_rewards_by_name(tmp_path: Path) -> None:
-    assert rewards_named("exact_match", tmp_path) == [exact_match]
-    assert rewards_named(["number_match", "exact_match"], tmp_path) == [number_match, exact_match]
+    assert load_rewards("exact_match", tmp_path) == [exact_match]
+    assert load_rewards(["number_match", "exact_match"], tmp_path) == [number_match, exact_match]
 
 
 def test_rewards_beside_the_recipe(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_rewards_beside_the_recipe(tmp_path: Path) -> None:
         "def short(completions, **_):\n    return [1.0 for _ in completions]\n"
     )
     before = list(sys.path)
-    found = rewards_named("my_rewards_a:short", tmp_path)
+    found = load_rewards("my_rewards_a:short", tmp_path)
     assert found[0](["x"]) == [1.0]
     assert found[0].__name__ == "short"
     assert sys.path == before
@@ -87,7 +87,7 @@ def test_rewards_that_cannot_be_found_are_told(tmp_path: Path, names: Any, said:
     (tmp_path / "my_rewards_c.py").write_text("def f(:\n")
     before = list(sys.path)
     with pytest.raises(DataError) as caught:
-        rewards_named(names, tmp_path)
+        load_rewards(names, tmp_path)
     assert caught.value.code == "reward"
     assert said in str(caught.value)
     assert sys.path == before
