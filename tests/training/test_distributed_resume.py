@@ -225,7 +225,7 @@ def damaged(run: Run, harm: Mapping[str, str]) -> None:
         ),
     ],
 )
-def test_a_half_written_checkpoint_is_passed_over(
+def test_a_half_written_checkpoint_is_skipped(
     tmp_path: Path, whole: Callable[[str], Run], way: str, harm: Mapping[str, str]
 ) -> None:
     run = as_left_by(whole(way), tmp_path, way)

@@ -86,7 +86,7 @@ def test_ctrl_c_saves_and_says_so_and_the_run_goes_on(tmp_path: Path, base: Path
     assert not result.interrupted
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path, base: Path, whole: TrainingResult) -> None:
+def test_a_half_written_checkpoint_is_skipped(tmp_path: Path, base: Path, whole: TrainingResult) -> None:
     file = recipe(tmp_path, base)
     folder = tmp_path / "sft"
     shutil.copytree(whole.folder, folder)
@@ -114,6 +114,6 @@ def test_a_finished_run_has_nothing_left_to_train(tmp_path: Path, base: Path, wh
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(TrainingError, match="no whole checkpoint") as caught:
+    with pytest.raises(TrainingError) as caught:
         train(read_recipe(recipe(tmp_path, base)), resume=True)
     assert caught.value.code == "nothing-to-resume"

@@ -35,7 +35,7 @@ def test_a_model_is_all_it_takes(tmp_path: Path) -> None:
     }
 
 
-def test_the_words_are_those_of_plan(tmp_path: Path, e2b: nn.Module) -> None:
+def test_the_adapter_is_planned(tmp_path: Path, e2b: nn.Module) -> None:
     text = "model: x\nadapter:\n  targets: attention\n  scope: [language]\n  r: 4\n  options: {lora_bias: true}\n"
     made = read_recipe(written(tmp_path, text)).plan(e2b)
     assert made.scope == ("language",)
@@ -46,6 +46,13 @@ def test_the_words_are_those_of_plan(tmp_path: Path, e2b: nn.Module) -> None:
     ("text", "place", "help"),
     [
         pytest.param("model: x\nadapter:\n  target: q_proj\n", ":3:3", "targets", id="misspelt key"),
+        pytest.param(
+            "model: x\nadapter:\n  init_lora_weights: pissa\n",
+            ":3:3",
+            "adapter: {options: {init_lora_weights: VALUE}}",
+            id="an option of PEFT's",
+        ),
+        pytest.param("model: x\nadapter:\n  lora_alpha: 3\n", ":3:3", "alpha?", id="an option with a key here"),
         pytest.param("model: x\nadaptor: {}\n", ":2:1", "adapter", id="misspelt section"),
         pytest.param("model: x\ntrainer: ppo\n", ":2:1", None, id="unknown trainer"),
         pytest.param("model: x\nadapter:\n  r: many\n", ":3:3", None, id="a word for a number"),
@@ -158,5 +165,7 @@ def test_an_odd_deepspeed_configuration_has_no_stage(tmp_path: Path, odd: str) -
 def test_a_deepspeed_file_is_read_from_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text(json.dumps(ZERO3))
     assert training_of(read_recipe(written(tmp_path, "model: x\nargs: {deepspeed: ds.json}\n"))).zero_stage == 3
-    with pytest.raises(RecipeError, match="DeepSpeed"):
+    with pytest.raises(RecipeError) as caught:
         training_of(read_recipe(written(tmp_path, "model: x\nargs: {deepspeed: absent.json}\n")))
+    assert caught.value.code == "recipe-invalid"
+    assert str(tmp_path / "absent.json") in str(caught.value.where)

@@ -1,4 +1,4 @@
-"""The base of a run: a model in its own type or packed, what is adapted of it, the processor its data needs."""
+"""The base of a run: a model in its own dtype or quantized, what is adapted, the processor its data needs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_other_data_gets_a_processor(tmp_path: Path, saved: Path, modality: str)
     assert {found.site.tower for found in base.plan.attached} == {scope}
 
 
-def test_a_part_of_a_processor_is_none(tmp_path: Path) -> None:
+def test_a_part_of_a_processor_is_refused(tmp_path: Path) -> None:
     """AutoProcessor hands out a tokenizer where it finds no more, and pictures would be lost."""
     base = gemma.save_base(tmp_path / "base", gemma.letters(), "qwen3")
     assert load_base(recipe(tmp_path, base), TEXT).processor is not None
@@ -70,7 +70,7 @@ def test_a_part_of_a_processor_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["qwen3", gemma.MODEL])
-def test_no_tokenizer_is_told(tmp_path: Path, model: str) -> None:
+def test_a_missing_tokenizer_is_an_error(tmp_path: Path, model: str) -> None:
     """For some models transformers makes one without a vocabulary."""
     gk.twin(model).save_pretrained(tmp_path / "base")
     with pytest.raises(TrainingError) as caught:
@@ -78,7 +78,7 @@ def test_no_tokenizer_is_told(tmp_path: Path, model: str) -> None:
     assert caught.value.code == "no-processor"
 
 
-def test_how_the_model_is_loaded_can_be_said(tmp_path: Path, saved: Path) -> None:
+def test_the_recipe_can_say_how_the_model_is_loaded(tmp_path: Path, saved: Path) -> None:
     base = load_base(recipe(tmp_path, saved, args={"model_init_kwargs": {"dtype": "float32"}}), TEXT)
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
 
@@ -96,7 +96,7 @@ def test_a_stock_configuration_is_taken_as_it_is(tmp_path: Path, saved: Path) ->
     assert {name: getattr(base.peft_config, name) for name in stock} == stock
 
 
-def test_a_packed_base_keeps_all_but_the_language_linears(tmp_path: Path, saved: Path) -> None:
+def test_quantization_keeps_all_but_the_language_linears(tmp_path: Path, saved: Path) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     base = load_base(recipe(tmp_path, saved, quantization="4bit"), TEXT)
     kinds = (bitsandbytes.nn.Linear4bit,)
@@ -109,7 +109,28 @@ def test_a_packed_base_keeps_all_but_the_language_linears(tmp_path: Path, saved:
     assert {found.path for found in base.plan.attached} <= set(packed)
 
 
-def test_weights_that_are_not_there_are_told(tmp_path: Path, saved: Path) -> None:
+@pytest.mark.parametrize("quantization", [None, "4bit", "8bit"])
+def test_the_model_is_surveyed_once(
+    tmp_path: Path, saved: Path, quantization: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quantization is not None:
+        pytest.importorskip("bitsandbytes")
+    surveyed: list[Any] = []
+
+    def counted(model: Any, **options: Any) -> gk.ModelMap:
+        surveyed.append(model)
+        return gk.survey(model, **options)
+
+    monkeypatch.setattr("graftkit.training.model.survey", counted)
+    base = load_base(recipe(tmp_path, saved, **({"quantization": quantization} if quantization else {})), TEXT)
+    assert surveyed == [str(saved)]
+    # The same as a survey of the loaded model, whose sites show how they are quantized.
+    live = gk.survey(base.model)
+    assert base.map.sites == live.sites
+    assert any(site.quantized for site in live) == (quantization is not None)
+
+
+def test_missing_weights_are_an_error(tmp_path: Path, saved: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_bytes((saved / "config.json").read_bytes())
     with pytest.raises(BuildError) as caught:
@@ -117,6 +138,7 @@ def test_weights_that_are_not_there_are_told(tmp_path: Path, saved: Path) -> Non
     assert caught.value.code == "weights-missing"
 
 
-def test_a_plan_that_cannot_be_met_is_told(tmp_path: Path, saved: Path) -> None:
-    with pytest.raises(PlanError, match="targat"):
+def test_a_plan_that_cannot_be_met_is_an_error(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(PlanError) as caught:
         load_base(recipe(tmp_path, saved, adapter={"targets": ["targat"]}), TEXT)
+    assert "targat" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Batches with sound: what is learned, how long the placeholders are, and rates that do not fit."""
+"""Batches with audio: what is learned, how long the placeholders are, and rates that do not fit."""
 
 from __future__ import annotations
 
@@ -117,10 +117,11 @@ def test_prompts_are_learned_where_that_is_asked_for() -> None:
         pytest.param({"messages": [{"role": "assistant", "content": "a"}]}, id="no user to ask"),
     ],
 )
-def test_sounds_and_their_places_must_be_as_many(row: dict[str, Any]) -> None:
+def test_arrays_and_placeholders_must_be_as_many(row: dict[str, Any]) -> None:
     made = processor(template())
-    with pytest.raises(DataError, match="places"):
+    with pytest.raises(DataError) as caught:
         AudioCollator(made, chat_template=marked_template(made, []))([{"audio": sound(0.2), **row}])
+    assert caught.value.code == "data-audio"
 
 
 def test_plain_text_is_learned_but_for_the_sound() -> None:
@@ -173,8 +174,10 @@ def test_a_prompt_that_renders_otherwise_alone() -> None:
 
 def test_rates_must_agree() -> None:
     row = {"audio": {"array": sound(0.2), "sampling_rate": 8000}, "prompt": "<|audio|>", "completion": "a"}
-    with pytest.raises(DataError, match="8000"):
+    with pytest.raises(DataError) as caught:
         AudioCollator(processor())([row])
+    assert caught.value.code == "data-audio"
+    assert "8000" in caught.value.what
     row["audio"] = {"array": sound(0.2), "sampling_rate": RATE}
     right(processor(), AudioCollator(processor())([row]))
 

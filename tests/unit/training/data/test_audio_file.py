@@ -1,4 +1,4 @@
-"""Files of sounds: what is heard of them at which rate, and how those that cannot be heard are refused."""
+"""Audio files: what is read of them at which rate, and how those that cannot be read are refused."""
 
 from __future__ import annotations
 
@@ -109,10 +109,9 @@ def test_what_cannot_be_opened_is_refused_with_row_and_file(tmp_path: Path, kind
     assert code_of(caught) == "data-audio"
     assert caught.value.where == "rows.jsonl, row 3"
     assert str(tmp_path / "tone.flac") in str(caught.value.why)
-    assert caught.value.help
 
 
-def test_bytes_that_are_no_sound_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_audio_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         AudioFile("inner.wav", b"no sound").check(tmp_path, "rows.parquet, row 2")
     assert code_of(caught) == "data-audio"
@@ -120,24 +119,25 @@ def test_bytes_that_are_no_sound_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_a_file_that_is_broken_behind_its_header_is_told_when_it_is_read(tmp_path: Path, as_bytes: bool) -> None:
+def test_a_file_broken_behind_its_header_is_refused_when_it_is_read(tmp_path: Path, as_bytes: bool) -> None:
     file = tmp_path / "tone.flac"
     buffer = BytesIO()
     soundfile.write(buffer, np.random.default_rng(0).uniform(-1, 1, RATE), RATE, format="FLAC")
     content = bytearray(buffer.getvalue())
     content[len(content) // 2 : len(content) // 2 + 2000] = b"\xff\x00" * 1000
     file.write_bytes(content)
-    sound = AudioFile(str(file), bytes(content) if as_bytes else None)
-    sound.check(tmp_path, "a row")
+    audio = AudioFile(str(file), bytes(content) if as_bytes else None)
+    audio.check(tmp_path, "a row")
     with pytest.raises(DataError) as caught:
-        sound.read(RATE)
+        audio.read(RATE)
     assert (code_of(caught), caught.value.where) == ("data-audio", str(file))
 
 
 @pytest.mark.parametrize("value", [[0.0, 0.5], 5, "", {"path": None}, {"url": "https://x"}], ids=str)
 def test_what_is_no_file_is_refused(value: Any) -> None:
-    with pytest.raises(DataError, match="no file") as caught:
+    with pytest.raises(DataError) as caught:
         AudioFile.of(value, "rows.jsonl, row 1")
+    assert code_of(caught) == "data-audio"
     assert caught.value.where == "rows.jsonl, row 1"
 
 
@@ -147,7 +147,7 @@ def test_without_what_reads_them_files_are_refused_with_what_is_missing(
 ) -> None:
     soundfile.write(tmp_path / "tone.wav", tone(440), RATE)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingDependencyError, match=package) as caught:
+    with pytest.raises(MissingDependencyError) as caught:
         AudioFile("tone.wav").check(tmp_path, "a row")
-    assert "pip install" in str(caught.value.help)
+    assert package in str(caught.value.why)
     assert package in str(caught.value.help)

@@ -317,7 +317,7 @@ def test_sound_beside_pictures_is_refused(tmp_path: Path) -> None:
         pytest.param("grpo", [{"question": "a"}], id="grpo without prompts"),
     ],
 )
-def test_missing_columns_are_told(tmp_path: Path, trainer: str, rows: list[dict[str, Any]]) -> None:
+def test_missing_columns_are_refused(tmp_path: Path, trainer: str, rows: list[dict[str, Any]]) -> None:
     error = refused(tmp_path, "data-columns", trainer=trainer, path=jsonl(tmp_path / "rows.jsonl", rows))
     assert all(name in str(error.why) for name in rows[0])
 
@@ -330,7 +330,7 @@ def test_preferences_without_a_prompt_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "data", "said"),
     [
-        pytest.param("data-missing", {}, "names no data", id="nothing named"),
+        pytest.param("data-missing", {}, "recipe.yaml", id="nothing named"),
         pytest.param("data-unreadable", {"path": "absent.jsonl"}, "absent.jsonl", id="not there"),
         pytest.param("data-unreadable", {"path": "recipe.yaml"}, ".yaml", id="of another kind"),
         pytest.param("data-unreadable", {"path": "broken.jsonl"}, "broken.jsonl", id="broken"),
@@ -341,7 +341,7 @@ def test_preferences_without_a_prompt_are_taken(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_read_is_told(tmp_path: Path, code: str, data: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_read_is_refused(tmp_path: Path, code: str, data: dict[str, Any], said: str) -> None:
     jsonl(tmp_path / "rows.jsonl", ROWS)
     (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
     (tmp_path / "nothing").mkdir()

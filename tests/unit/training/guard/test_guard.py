@@ -154,6 +154,10 @@ def outcome(trainer: Trainer) -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, get_peft_model_state_dict(trainer.model)
 
 
+def error_codes(guard: Guard) -> set[str]:
+    return {finding.code for finding in guard.report if finding.severity is Severity.ERROR}
+
+
 @pytest.mark.parametrize("make", [sft, dpo, plain], ids=["sft", "dpo", "a plain Trainer"])
 def test_a_good_run_is_the_same_with_and_without_it(
     make: Callable[..., Trainer], tmp_path: Path, twin_of: TwinOf
@@ -234,7 +238,7 @@ def test_reentrant_checkpointing_is_refused_before_the_first_step(tmp_path: Path
         activation_checkpointing=True,
         activation_checkpointing_kwargs={"use_reentrant": True},
     )
-    with pytest.raises(TrainingError, match="GK202") as caught:
+    with pytest.raises(TrainingError) as caught:
         trainer.train()
     assert caught.value.code == "guard"
     assert "use_reentrant" in str(caught.value.help)
@@ -244,9 +248,12 @@ def test_reentrant_checkpointing_is_refused_before_the_first_step(tmp_path: Path
 
 def test_an_adapted_tower_that_the_data_does_not_feed_is_refused(tmp_path: Path, e2b: nn.Module) -> None:
     plan = gk.plan(e2b, targets="attention", scope=["language", "vision"], r=2)
-    with pytest.raises(TrainingError, match="GK203") as caught:
-        sft(tmp_path, e2b, Guard(plan), plan=plan).train()
+    guard = Guard(plan)
+    with pytest.raises(TrainingError) as caught:
+        sft(tmp_path, e2b, guard, plan=plan).train()
+    assert caught.value.code == "guard"
     assert "vision" in str(caught.value.help)
+    assert "GK203" in error_codes(guard)
 
 
 def test_a_model_without_an_adapter_is_refused(tmp_path: Path, twin_of: TwinOf) -> None:
@@ -256,8 +263,9 @@ def test_a_model_without_an_adapter_is_refused(tmp_path: Path, twin_of: TwinOf) 
         train_dataset=Dataset.from_list([{"input_ids": [4, 5], "labels": [4, 5]}]),
         callbacks=[Guard()],
     )
-    with pytest.raises(TrainingError, match="carries no adapter"):
+    with pytest.raises(TrainingError) as caught:
         trainer.train()
+    assert caught.value.code == "no-adapter"
 
 
 def test_an_ignored_rule_stops_nothing(tmp_path: Path, e2b: nn.Module) -> None:
@@ -267,12 +275,13 @@ def test_an_ignored_rule_stops_nothing(tmp_path: Path, e2b: nn.Module) -> None:
     assert "GK203" not in {finding.code for finding in guard.report}
 
 
-def test_settings_for_what_is_no_rule_are_refused() -> None:
-    with pytest.raises(RecipeError, match="GK999"):
+def test_settings_for_an_unknown_rule_are_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
         Guard(settings=CheckSettings(ignore=("GK999",)))
+    assert caught.value.code == "settings"
 
 
-def test_warnings_are_told_once_on_the_log_and_on_stderr(
+def test_warnings_are_written_once_to_the_log_and_to_stderr(
     tmp_path: Path, twin_of: TwinOf, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     guard = Guard(settings=CheckSettings(rules={"GK210": {"severity": "warning"}}))
@@ -285,7 +294,7 @@ def test_warnings_are_told_once_on_the_log_and_on_stderr(
 # ---- while training ----
 
 
-def test_curves_tell_each_tower_by_step(tmp_path: Path, twin_of: TwinOf) -> None:
+def test_curves_show_each_tower_by_step(tmp_path: Path, twin_of: TwinOf) -> None:
     guard = Guard()
     trainer = sft(tmp_path, twin_of(E2B), guard)
     trainer.train()
@@ -299,13 +308,13 @@ def test_curves_tell_each_tower_by_step(tmp_path: Path, twin_of: TwinOf) -> None
     assert all(0 < value < 1 for value in updates)
 
 
-def test_only_every_so_many_steps_are_watched(tmp_path: Path, twin_of: TwinOf) -> None:
+def test_only_every_so_many_steps_are_measured(tmp_path: Path, twin_of: TwinOf) -> None:
     guard = Guard(every=2)
     sft(tmp_path, twin_of(E2B), guard).train()
     assert [step.step for step in guard.steps] == [2, 4]
 
 
-def test_the_share_of_clamped_activations_is_seen(tmp_path: Path, e2b: nn.Module) -> None:
+def test_the_share_of_clamped_activations_is_measured(tmp_path: Path, e2b: nn.Module) -> None:
     batch = gk.example_batch(e2b, modalities=("text", "image"))
     guard = Guard()
     trainer = Trainer(
@@ -324,20 +333,20 @@ def test_the_share_of_clamped_activations_is_seen(tmp_path: Path, e2b: nn.Module
     assert not any(module._forward_hooks for module in e2b.modules())
 
 
-@pytest.mark.parametrize("every", [1, 3], ids=["on the step itself", "at the next watched step"])
+@pytest.mark.parametrize("every", [1, 3], ids=["on the step itself", "at the next measured step"])
 def test_a_run_that_diverges_is_stopped(every: int, tmp_path: Path, twin_of: TwinOf) -> None:
     guard = Guard(every=every)
     trainer = sft(
         tmp_path, twin_of(E2B), guard, learning_rate=1e30, max_steps=9, save_strategy="steps", save_steps=1
     )
-    with pytest.raises(TrainingError, match="not finite") as caught:
+    with pytest.raises(TrainingError) as caught:
         trainer.train()
     assert caught.value.code in {"not-finite", "saved-adapter"}
     assert trainer.state.global_step < 9
 
 
 class Poison(TrainerCallback):
-    """Makes one weight of the adapter no number, in one step."""
+    """Makes one weight of the adapter NaN, in one step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -348,16 +357,14 @@ class Poison(TrainerCallback):
                 next(p for name, p in model.named_parameters() if "lora_B" in name).view(-1)[0] = math.nan
 
 
-def test_a_weight_that_is_no_number_is_named_with_the_last_good_checkpoint(
-    tmp_path: Path, twin_of: TwinOf
-) -> None:
+def test_a_nonfinite_weight_is_named_with_the_last_good_checkpoint(tmp_path: Path, twin_of: TwinOf) -> None:
     trainer = sft(tmp_path, twin_of(E2B), Guard(), callbacks=(Poison(2),), save_strategy="steps", save_steps=1)
     with pytest.raises(TrainingError) as caught:
         trainer.train()
     assert caught.value.code == "not-finite"
     assert "step 2" in str(caught.value.where)
     assert "lora_B" in str(caught.value.where)
-    assert "checkpoint-1;" in str(caught.value.help)
+    assert str(tmp_path / "checkpoint-1") in str(caught.value.help)
 
 
 def _without(part: str) -> Callable[[nn.Module], torch.optim.Optimizer]:
@@ -368,13 +375,13 @@ def _without(part: str) -> Callable[[nn.Module], torch.optim.Optimizer]:
     return make
 
 
-def test_a_dead_adapter_is_told(tmp_path: Path, twin_of: TwinOf) -> None:
+def test_untrained_tensors_are_reported(tmp_path: Path, twin_of: TwinOf) -> None:
     guard = Guard()
     sft(tmp_path, twin_of(E2B), guard, optimizer=_without("layers.0.self_attn.q_proj.lora_B")).train()
-    (dead,) = [finding for finding in guard.report if finding.severity is Severity.WARNING]
-    assert dead.code == "GK203"
-    assert "layers.0.self_attn.q_proj.lora_A" in str(dead.where), "B stays zero, so A never gets a gradient"
-    assert dead.evidence["dead"] == 2
+    (untrained,) = [finding for finding in guard.report if finding.severity is Severity.WARNING]
+    assert untrained.code == "GK203"
+    assert "layers.0.self_attn.q_proj.lora_A" in str(untrained.where), "B stays zero, so A never gets a gradient"
+    assert untrained.evidence["dead"] == 2
 
 
 def test_an_optimizer_that_holds_other_weights_is_stopped(tmp_path: Path, twin_of: TwinOf) -> None:
@@ -387,7 +394,7 @@ def test_an_optimizer_that_holds_other_weights_is_stopped(tmp_path: Path, twin_o
     assert "step 3" in str(caught.value.where)
 
 
-def test_steps_without_a_learning_rate_are_not_held_against_it(tmp_path: Path, twin_of: TwinOf) -> None:
+def test_steps_without_a_learning_rate_do_not_count(tmp_path: Path, twin_of: TwinOf) -> None:
     guard = Guard()
     sft(tmp_path, twin_of(E2B), guard, learning_rate=0.0).train()
     assert not guard.report.at_or_above(Severity.WARNING)
@@ -404,37 +411,22 @@ def test_a_good_save_is_read_back(tmp_path: Path, twin_of: TwinOf) -> None:
     sft(tmp_path, twin_of(E2B), guard, **SAVING).train()
     saved = {finding.code: finding for finding in guard.report if finding.code in {"GK401", "GK403", "GK503"}}
     assert {code: finding.severity for code, finding in saved.items()} == dict.fromkeys(saved, Severity.OK)
-    assert "bit for bit" in saved["GK403"].message
+    assert saved["GK403"].evidence["compared"] == "bits"
 
 
-class Empty(SFTTrainer):  # type: ignore[misc]  # trl is untyped
-    """Writes placeholders, as ZeRO-3 does without gathering."""
+def saving(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> type[SFTTrainer]:
+    """A trainer that changes the adapter's tensors as it saves them."""
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        state = {name: t.new_empty(0) for name, t in get_peft_model_state_dict(self.model).items()}
-        save_file(state, Path(str(output_dir)) / "adapter_model.safetensors")
+    class Saving(SFTTrainer):  # type: ignore[misc]  # trl is untyped
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            super()._save(output_dir, state_dict)
+            state = change(get_peft_model_state_dict(self.model))
+            save_file(state, Path(str(output_dir)) / "adapter_model.safetensors")
 
-
-class Stale(SFTTrainer):  # type: ignore[misc]  # trl is untyped
-    """Writes what it kept before training."""
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        state = {name: torch.zeros_like(t) for name, t in get_peft_model_state_dict(self.model).items()}
-        save_file(state, Path(str(output_dir)) / "adapter_model.safetensors")
+    return Saving
 
 
-class Partial(SFTTrainer):  # type: ignore[misc]  # trl is untyped
-    """Leaves the last tensor out."""
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        state = dict(list(get_peft_model_state_dict(self.model).items())[:-1])
-        save_file(state, Path(str(output_dir)) / "adapter_model.safetensors")
-
-
-class Lost(SFTTrainer):  # type: ignore[misc]  # trl is untyped
+class SavingNothing(SFTTrainer):  # type: ignore[misc]  # trl is untyped
     """Writes no adapter at all."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -442,22 +434,30 @@ class Lost(SFTTrainer):  # type: ignore[misc]  # trl is untyped
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "errors"),
     [
-        pytest.param(Empty, "empty", id="empty"),
-        pytest.param(Stale, "with other values", id="stale"),
-        pytest.param(Partial, "1 missing", id="a tensor missing"),
-        pytest.param(Lost, "no usable adapter_config.json", id="nothing"),
+        # Placeholders, as ZeRO-3 writes them without gathering.
+        pytest.param(
+            saving(lambda state: {name: t.new_empty(0) for name, t in state.items()}),
+            {"GK401", "GK403"},
+            id="empty",
+        ),
+        pytest.param(
+            saving(lambda state: {name: torch.zeros_like(t) for name, t in state.items()}), {"GK403"}, id="stale"
+        ),
+        pytest.param(saving(lambda state: dict([*state.items()][:-1])), {"GK403"}, id="a tensor missing"),
+        pytest.param(SavingNothing, set(), id="nothing"),
     ],
 )
 def test_a_save_that_is_not_the_adapter_stops_the_run(
-    kind: type[SFTTrainer], told: str, tmp_path: Path, twin_of: TwinOf
+    kind: type[SFTTrainer], errors: set[str], tmp_path: Path, twin_of: TwinOf
 ) -> None:
-    trainer = sft(tmp_path, twin_of(E2B), Guard(), kind=kind, **SAVING)
+    guard = Guard()
+    trainer = sft(tmp_path, twin_of(E2B), guard, kind=kind, **SAVING)
     with pytest.raises(TrainingError) as caught:
         trainer.train()
     assert caught.value.code == "saved-adapter"
-    assert told in str(caught.value.why)
+    assert error_codes(guard) == errors
     assert trainer.state.global_step == 2
 
 

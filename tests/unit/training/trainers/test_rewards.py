@@ -69,25 +69,25 @@ def test_rewards_beside_the_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "named"),
     [
-        pytest.param(None, "needs a reward", id="none"),
-        pytest.param([], "needs a reward", id="empty"),
+        pytest.param(None, "exact_match", id="none"),
+        pytest.param([], "exact_match", id="empty"),
         pytest.param("exact_mach", "exact_match", id="misspelt"),
         pytest.param("zzz", "number_match", id="unknown"),
         pytest.param("no_such_module:f", "no_such_module", id="no module"),
         pytest.param("my_rewards_b:long", "long", id="no function"),
         pytest.param("my_rewards_b:", "module:function", id="no name"),
-        pytest.param("my_rewards_b:LIMIT", "cannot be called", id="no function but a number"),
+        pytest.param("my_rewards_b:LIMIT", "int", id="no function but a number"),
         pytest.param("my_rewards_c:f", "SyntaxError", id="a broken module"),
     ],
 )
-def test_rewards_that_cannot_be_found_are_told(tmp_path: Path, names: Any, said: str) -> None:
+def test_rewards_that_cannot_be_found_are_refused(tmp_path: Path, names: Any, named: str) -> None:
     (tmp_path / "my_rewards_b.py").write_text("LIMIT = 3\n")
     (tmp_path / "my_rewards_c.py").write_text("def f(:\n")
     before = list(sys.path)
     with pytest.raises(DataError) as caught:
         load_rewards(names, tmp_path)
     assert caught.value.code == "reward"
-    assert said in str(caught.value)
+    assert named in str(caught.value)
     assert sys.path == before

@@ -1,4 +1,4 @@
-"""What the trainer made for a recipe learns of its rows: text, pictures and sound, plain and as messages."""
+"""What the trainer made for a recipe learns of its rows: text, images and audio, plain and as messages."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from graftkit.training.arguments import trainer_arguments
 from graftkit.training.data.audio_collator import AudioCollator
 from graftkit.training.data.load import load_data
 from graftkit.training.model import load_base
+from graftkit.training.trainers.inputs import TrainerInputs
 from graftkit.training.trainers.sft import sft_trainer
 
 CHAT = [
@@ -50,7 +51,8 @@ def trainer_for(folder: Path, model: Path, rows: list[dict[str, Any]], **args: A
     (folder / "recipe.yaml").write_text(json.dumps({"model": str(model), "data": {"path": "rows"}, "args": own}))
     recipe = read_recipe(folder / "recipe.yaml")
     found = load_data(recipe)
-    return sft_trainer(load_base(recipe, found.modalities), found, trainer_arguments(recipe), ())
+    base = load_base(recipe, found.modalities)
+    return sft_trainer(TrainerInputs(recipe, base, found, trainer_arguments(recipe)))
 
 
 def learned(trainer: Any, at: int = 0) -> str:
