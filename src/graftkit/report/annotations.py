@@ -11,7 +11,7 @@ _COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO
 
 
 def to_annotations(report: Report) -> str:
-    """One command a finding that is an error, a warning or a note, and one notice for all that is unknown."""
+    """Return one command for each error, warning and info, and one notice for all that is unknown."""
     lines = [_annotation(finding) for finding in report if finding.severity in _COMMANDS]
     unknown = [finding.code for finding in report if finding.severity is Severity.UNKNOWN]
     if unknown:

@@ -20,7 +20,7 @@ class Curve(TypedDict):
 
 @dataclass(frozen=True)
 class Line:
-    """A curve as a path, with its first and last value as text."""
+    """A curve as an SVG path, with its first and last value as text."""
 
     label: str
     path: str
@@ -29,8 +29,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """Curves in a drawing of 460 x 290 units, with tick positions and labels."""
+class CurvePlot:
+    """Curves in a viewBox of 460 x 290 units, with the positions and labels of their ticks."""
 
     lines: tuple[Line, ...]
     x_ticks: tuple[tuple[float, str], ...]
@@ -42,8 +42,8 @@ class Drawing:
     description: str
 
 
-def drawn(curves: Sequence[Curve]) -> Drawing:
-    """Draw curves that share their axes; the vertical one holds zero. What is not finite is left out.
+def draw_curves(curves: Sequence[Curve]) -> CurvePlot:
+    """Draw curves on shared axes, the vertical one with zero on it. Points that are not finite are left out.
 
     Raises:
         ValueError: a curve without a finite point.
@@ -58,10 +58,10 @@ def drawn(curves: Sequence[Curve]) -> Drawing:
     lines = tuple(
         _line(curve["label"], points, x_ticks[-1], y_ticks) for curve, points in zip(curves, finite, strict=True)
     )
-    return Drawing(
+    return CurvePlot(
         lines=lines,
-        x_ticks=tuple((_across(tick, x_ticks[-1]), f"{tick:g}") for tick in x_ticks),
-        y_ticks=tuple((_down(tick, y_ticks), f"{tick:g}") for tick in y_ticks),
+        x_ticks=tuple((_x(tick, x_ticks[-1]), f"{tick:g}") for tick in x_ticks),
+        y_ticks=tuple((_y(tick, y_ticks), f"{tick:g}") for tick in y_ticks),
         left=_LEFT,
         right=_RIGHT,
         top=_TOP,
@@ -71,7 +71,7 @@ def drawn(curves: Sequence[Curve]) -> Drawing:
 
 
 def ticks(low: float, high: float) -> tuple[float, ...]:
-    """About five round numbers a step apart, zero among them, that enclose ``low`` (<= 0) and ``high`` (>= 0)."""
+    """Return about five evenly spaced round numbers, zero among them, from ``low`` (<= 0) to ``high`` (>= 0)."""
     rough = max(high - low, 1e-9) / _TICKS
     magnitude = 10 ** math.floor(math.log10(rough))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)
@@ -80,17 +80,17 @@ def ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def _line(label: str, points: Sequence[tuple[int, float]], x_max: float, y_ticks: Sequence[float]) -> Line:
-    where = [f"{_across(step, x_max):.1f} {_down(value, y_ticks):.1f}" for step, value in points]
-    return Line(label, "M" + "L".join(where), _number(points[0][1]), _number(points[-1][1]))
+    where = [f"{_x(step, x_max):.1f} {_y(value, y_ticks):.1f}" for step, value in points]
+    return Line(label, "M" + "L".join(where), _text(points[0][1]), _text(points[-1][1]))
 
 
-def _number(value: float) -> str:
+def _text(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
 
 
-def _across(value: float, maximum: float) -> float:
+def _x(value: float, maximum: float) -> float:
     return round(_LEFT + (_RIGHT - _LEFT) * value / maximum, 1)
 
 
-def _down(value: float, y_ticks: Sequence[float]) -> float:
+def _y(value: float, y_ticks: Sequence[float]) -> float:
     return round(_BOTTOM - (_BOTTOM - _TOP) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)

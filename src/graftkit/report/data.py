@@ -1,4 +1,4 @@
-"""What a report page shows, as plain mappings. Every section is optional: what is not known is not shown."""
+"""What a report page shows, as plain mappings. Every section is optional."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 SiteState = Literal["adapted", "possible", "impossible"]
 """A weight has an adapter; could have one but was not asked to; or cannot have one."""
 
-Verdict = Literal["failed", "warning", "noted", "unknown", "ok"]
-"""A check did not hold; did not, and that may do harm; did not, without harm here; was not decided; held."""
+Verdict = Literal["failed", "warning", "info", "unknown", "ok"]
+"""What came of a check, worst first; on a page, an error is "failed"."""
 
 
 class Figure(TypedDict):
@@ -31,7 +31,7 @@ class Figure(TypedDict):
 
 
 class Quote(TypedDict):
-    """Somebody else's output, word for word: what was run, what it said, and what that means."""
+    """The output of another program: what was run, what it printed, and what that means."""
 
     title: str
     text: str
@@ -49,7 +49,7 @@ class SiteCell(TypedDict):
 
 
 class TowerMap(TypedDict):
-    """One tower of the model and its sites in order. ``name`` is the survey's: language, vision, audio …"""
+    """One tower of the model and its sites in order. ``name`` is the survey's: "language", "vision" …"""
 
     name: str
     sites: Sequence[SiteCell]
@@ -84,7 +84,7 @@ class Answer(TypedDict):
 
 
 class Sample(TypedDict):
-    """One picture: rows of grey levels (0 black to 255 white), the right answer, and each run's."""
+    """One image: rows of grey levels (0 black to 255 white), the right answer, and each run's."""
 
     pixels: Sequence[Sequence[int]]
     expected: str

@@ -8,7 +8,7 @@ from graftkit.report.data import Check, ReportData, Verdict
 _VERDICTS: dict[Severity, Verdict] = {
     Severity.ERROR: "failed",
     Severity.WARNING: "warning",
-    Severity.INFO: "noted",
+    Severity.INFO: "info",
     Severity.UNKNOWN: "unknown",
     Severity.OK: "ok",
 }

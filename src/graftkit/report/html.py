@@ -1,7 +1,7 @@
-"""A report as one HTML page that needs nothing else: no scripts, no fonts, no requests.
+"""A report as one self-contained HTML page: no scripts, no fonts, no requests.
 
-The page is drawn from a plain mapping (:class:`~graftkit.report.data.ReportData`). Geometry is computed in the
-files beside this one; the template only places it.
+The page is rendered from a plain mapping (:class:`~graftkit.report.data.ReportData`). The other files of this
+package compute the geometry; the template only places it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from graftkit.files import refuse_read_only, write_text
-from graftkit.report.chart import drawn
+from graftkit.report.chart import draw_curves
 from graftkit.report.data import Check, Figure, ReportData, Verdict
-from graftkit.report.sample_image import drawn_sample
-from graftkit.report.tower_grid import tower_rows
+from graftkit.report.sample_image import draw_sample
+from graftkit.report.tower_grid import draw_towers
 from graftkit.text import grouped, size
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def render_report(data: ReportData) -> str:
-    """The report as the text of a self-contained HTML page.
+    """Render a report as a self-contained HTML page.
 
-    All text is escaped. The page's own content policy forbids it to load anything.
+    All text is escaped, and the page's content policy forbids it to load anything.
 
     Raises:
         KeyError: an item lacks a required field.
@@ -38,18 +38,16 @@ def render_report(data: ReportData) -> str:
     return template.render(
         data=data,
         bars=[_bar(figure) for figure in data.get("figures", ())],
-        rows=tower_rows(data.get("towers", ())),
-        charts=[(chart, drawn(chart["curves"])) for chart in data.get("charts", ())],
-        samples=[drawn_sample(sample) for sample in data.get("samples", ())],
+        rows=draw_towers(data.get("towers", ())),
+        charts=[(chart, draw_curves(chart["curves"])) for chart in data.get("charts", ())],
+        samples=[draw_sample(sample) for sample in data.get("samples", ())],
         tally=_tally(data.get("checks", ())),
         files=[(file, size(file["size"]) if "size" in file else None) for file in data.get("files", ())],
     )
 
 
 def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
-    """Render the report into ``path``, whole or not at all, and return the path.
-
-    Missing folders are made. If anything fails, what was at ``path`` before is still there.
+    """Render the report into ``path`` atomically and return the path; missing folders are created.
 
     Raises:
         OutputError: ``output-not-writable``: the file or its folder is read-only or cannot be reached.

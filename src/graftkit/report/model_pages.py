@@ -1,10 +1,10 @@
-"""A model map, or a plan for it, as the data of a report page."""
+"""A survey or a plan as the data of a report page."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftkit.report.data import ReportData, SiteCell, TowerMap
+from graftkit.report.data import Figure, ReportData, SiteCell, TowerMap
 from graftkit.text import count, percent
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def survey_page(model_map: ModelMap) -> ReportData:
-    """The page of a survey: the model as a picture, every weight with what stands against adapting it."""
+    """Return the page of a survey: the model as a picture, every weight with why it cannot be adapted."""
     info = model_map.model
     able = sum(_possible(site) for site in model_map)
     wrapped = sum(site.wrapper is not None for site in model_map)
@@ -23,8 +23,8 @@ def survey_page(model_map: ModelMap) -> ReportData:
         figures_title="Where an adapter can go",
         figures=[
             {"label": "weights", "value": str(len(model_map))},
-            {"label": "can be adapted", "value": str(able), "share": able / max(len(model_map), 1)},
-            {"label": "inside a wrapper", "value": str(wrapped), "share": wrapped / max(len(model_map), 1)},
+            _figure("can be adapted", able, model_map),
+            _figure("inside a wrapper", wrapped, model_map),
         ],
         towers=towers_of(model_map),
         towers_note="One cell a weight.",
@@ -33,18 +33,14 @@ def survey_page(model_map: ModelMap) -> ReportData:
 
 
 def plan_page(plan: Plan) -> ReportData:
-    """The page of a plan: the model as a picture of what is adapted, what is not, and why."""
+    """Return the page of a plan: the model as a picture of what is adapted, what is not, and why."""
     info = plan.model.model
     return ReportData(
         title=f"Plan for {info.name}",
         subtitle=f"{plan.method} on {', '.join(plan.targets)} in {', '.join(plan.scope)}",
         figures_title="What would be trained",
         figures=[
-            {
-                "label": "weights adapted",
-                "value": str(len(plan.attached)),
-                "share": len(plan.attached) / max(len(plan.model), 1),
-            },
+            _figure("weights adapted", len(plan.attached), plan.model),
             {
                 "label": "trained parameters",
                 "value": count(plan.trainable_params),
@@ -58,7 +54,7 @@ def plan_page(plan: Plan) -> ReportData:
 
 
 def towers_of(model_map: ModelMap, plan: Plan | None = None) -> list[TowerMap]:
-    """The model as towers of cells; with a plan, its adapted sites and its reasons for the others."""
+    """Return the model as towers of cells; with a plan, its adapted sites and its reasons for the others."""
     adapted = {a.path for a in plan.attached} if plan else set()
     reasons = {s.path: s.reason for s in plan.skipped} if plan else {}
     return [
@@ -69,6 +65,10 @@ def towers_of(model_map: ModelMap, plan: Plan | None = None) -> list[TowerMap]:
         for tower in model_map.towers
         if tower.sites
     ]
+
+
+def _figure(label: str, number: int, model_map: ModelMap) -> Figure:
+    return {"label": label, "value": str(number), "share": number / max(len(model_map), 1)}
 
 
 def _cell(site: Site, adapted: set[str], reasons: dict[str, str]) -> SiteCell:

@@ -1,4 +1,4 @@
-"""A sample, a picture of a few pixels, as SVG paths."""
+"""A sample, an image of a few pixels, as SVG paths."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from graftkit.report.data import Sample
 
 
 @dataclass(frozen=True)
-class DrawnSample:
-    """A sample as SVG paths, one for each grey level, in a drawing of one unit a pixel."""
+class SampleImage:
+    """A sample as SVG paths, one for each grey level, in a viewBox of one unit a pixel."""
 
     sample: Sample
     width: int
@@ -18,8 +18,8 @@ class DrawnSample:
     alt: str
 
 
-def drawn_sample(sample: Sample) -> DrawnSample:
-    """The sample drawn; what is black is left out."""
+def draw_sample(sample: Sample) -> SampleImage:
+    """Draw a sample; black pixels are left out."""
     pixels = sample["pixels"]
     levels: dict[int, list[str]] = {}
     for y, row in enumerate(pixels):
@@ -28,4 +28,4 @@ def drawn_sample(sample: Sample) -> DrawnSample:
                 levels.setdefault(grey, []).append(f"M{x} {y}h1v1h-1z")
     paths = tuple((round(grey / 255, 3), "".join(parts)) for grey, parts in sorted(levels.items()))
     width = max((len(row) for row in pixels), default=0)
-    return DrawnSample(sample, width, len(pixels), paths, f"a picture of {sample['expected']}")
+    return SampleImage(sample, width, len(pixels), paths, f"a picture of {sample['expected']}")

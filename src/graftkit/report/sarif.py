@@ -17,12 +17,12 @@ from graftkit.findings import Finding, Report, Severity
 
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
-# What is neither a failure nor worth a note has level "none", and its kind tells which of the two it is.
+# A finding that is neither a failure nor a note has level "none"; its kind says which of the two it is.
 _KINDS = {Severity.OK: "pass", Severity.UNKNOWN: "open"}
 
 
 def to_sarif(report: Report) -> dict[str, Any]:
-    """A SARIF log with one run: every rule that ran, and one result a finding."""
+    """Return a SARIF log with one run: every rule that ran, and one result for each finding."""
     known = {rule.code: rule for rule in all_rules()}
     codes = list(dict.fromkeys(finding.code for finding in report))
     return {

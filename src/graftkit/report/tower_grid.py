@@ -1,7 +1,8 @@
-"""The picture of a model: a grid of cells for each tower, a row a kind of weight, a column a layer."""
+"""A model as grids of cells, one a tower: a row for each kind of weight, a column for each layer."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from graftkit.report.data import SiteCell, SiteState, TowerMap
 from graftkit.text import grouped
 
 _STATES: tuple[SiteState, ...] = ("adapted", "possible", "impossible")
-# What a batch passes first is drawn first.
+# In the order in which a batch passes the towers.
 _STAGES = {"vision": 0, "audio": 0, "projector": 1, "language": 2, "other": 2, "head": 3}
 _STEP = 18  # a cell of 14 units and the gap to the next
 _HEAD = 16  # the height of the layers' numbers
@@ -27,8 +28,8 @@ class _Cell:
 
 
 @dataclass(frozen=True)
-class TowerBlock:
-    """One tower drawn as a grid, ``width`` x ``height`` units: a row a kind of weight, a column a layer."""
+class TowerGrid:
+    """One tower as a grid of ``width`` x ``height`` units."""
 
     name: str
     caption: str | None
@@ -46,15 +47,15 @@ class TowerBlock:
     description: str
 
 
-def tower_rows(towers: Iterable[TowerMap]) -> tuple[tuple[TowerBlock, ...], ...]:
-    """Towers in the order in which a batch passes them; those in one row stand side by side."""
-    rows: dict[int, list[TowerBlock]] = {}
+def draw_towers(towers: Iterable[TowerMap]) -> tuple[tuple[TowerGrid, ...], ...]:
+    """Draw towers in the order in which a batch passes them; those of one row stand side by side."""
+    rows: dict[int, list[TowerGrid]] = {}
     for tower in towers:
-        rows.setdefault(_STAGES.get(tower["name"], 2), []).append(_block(tower))
+        rows.setdefault(_STAGES.get(tower["name"], 2), []).append(_grid(tower))
     return tuple(tuple(rows[stage]) for stage in sorted(rows))
 
 
-def _block(tower: TowerMap) -> TowerBlock:
+def _grid(tower: TowerMap) -> TowerGrid:
     sites = tower["sites"]
     places = [_place(site["path"]) for site in sites]
     rows = {key: at for at, key in enumerate(dict.fromkeys(key for key, _ in places))}
@@ -69,7 +70,7 @@ def _block(tower: TowerMap) -> TowerBlock:
     counts = {state: sum(site["state"] == state for site in sites) for state in _STATES}
     params = {state: sum(site["params"] for site in sites if site["state"] == state) for state in _STATES}
     total = sum(params.values())
-    return TowerBlock(
+    return TowerGrid(
         name=tower["name"],
         caption=tower.get("caption"),
         sites=len(sites),
@@ -89,9 +90,9 @@ def _block(tower: TowerMap) -> TowerBlock:
 
 
 def _place(path: str) -> tuple[tuple[str, str], int]:
-    """A site's row (the part of its path before and after the layer's number) and its layer.
+    """Return a site's row (its path before and after the layer's number) and its layer.
 
-    A site outside the layers has a row of its own, in the first column.
+    A site outside the layers gets its own row, in the first column.
     """
     parts = path.split(".")
     for at, part in enumerate(parts[:-1]):
@@ -105,7 +106,7 @@ def _shortened(text: str) -> str:
 
 
 def _column_labels(columns: Mapping[int, int], left: int) -> tuple[tuple[int, str], ...]:
-    """The layers' numbers; of many, every fifth, so that they do not run into each other."""
+    """Return the layers' numbers, or every fifth of many, so that they do not overlap."""
     every = 1 if len(columns) <= _NARROW else 5
     return tuple((left + 7 + at * _STEP, str(layer)) for layer, at in columns.items() if at % every == 0)
 
@@ -114,12 +115,12 @@ def _cell(site: SiteCell, x: int, y: int) -> _Cell:
     state = site["state"]
     if state not in _STATES:
         raise ValueError(f"{site['path']}: state {state!r} is not one of {', '.join(_STATES)}")
-    words = f"{site['path']} — {_STATE_WORDS[state]}, {grouped(site['params'])} parameters"
+    words = f"{site['path']} — {_STATE_TEXT[state]}, {grouped(site['params'])} parameters"
     reason = site.get("reason")
     return _Cell(x, y, state, f"{words}: {reason}" if reason else words)
 
 
-_STATE_WORDS: dict[SiteState, str] = {
+_STATE_TEXT: dict[SiteState, str] = {
     "adapted": "adapted",
     "possible": "could be adapted",
     "impossible": "cannot be adapted",
@@ -127,10 +128,7 @@ _STATE_WORDS: dict[SiteState, str] = {
 
 
 def _reasons(sites: Sequence[SiteCell]) -> tuple[tuple[str, int], ...]:
-    """Why sites of the tower are not adapted, most frequent first, with how many sites each concerns."""
-    counts: dict[str, int] = {}
-    for site in sites:
-        reason = site.get("reason")
-        if reason and site["state"] != "adapted":
-            counts[reason] = counts.get(reason, 0) + 1
+    """Return why sites of the tower are not adapted, and of how many each is true, most frequent first."""
+    left = (site for site in sites if site["state"] != "adapted")
+    counts = Counter(reason for site in left if (reason := site.get("reason")))
     return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -208,4 +208,4 @@ def test_the_page_shows_every_finding(report: Report) -> None:
     assert "graft check &lt;adapter&gt;" in text
     assert text.count('class="verdict ') == len(report)
     assert "a folder/recipe.yaml:3 args.packing" in text
-    assert "2 failed, 1 warning, 1 noted, 2 unknown, 1 ok" in text
+    assert "2 failed, 1 warning, 1 info, 2 unknown, 1 ok" in text

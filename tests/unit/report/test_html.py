@@ -11,9 +11,9 @@ import pytest
 
 from graftkit.errors import OutputError
 from graftkit.report import chart
-from graftkit.report.chart import drawn
+from graftkit.report.chart import draw_curves
 from graftkit.report.html import render_report, write_report
-from graftkit.report.tower_grid import tower_rows
+from graftkit.report.tower_grid import draw_towers
 
 FULL: dict[str, Any] = {
     "title": "A report",
@@ -178,7 +178,7 @@ def test_everything_is_escaped() -> None:
 
 
 def test_tower_picture_has_a_row_a_kind_and_a_column_a_layer() -> None:
-    ((vision,), (language,)) = tower_rows(FULL["towers"])
+    ((vision,), (language,)) = draw_towers(FULL["towers"])
     first, second, norm = language.cells
     assert (vision.name, language.name) == ("vision", "language")
     assert first.y == second.y < norm.y
@@ -191,7 +191,7 @@ def test_tower_picture_has_a_row_a_kind_and_a_column_a_layer() -> None:
 
 def test_many_layers_get_every_fifth_number() -> None:
     sites = [{"path": f"m.layers.{i}.q", "state": "adapted", "params": 1} for i in range(35)]
-    ((block,),) = tower_rows([{"name": "language", "sites": sites}])
+    ((block,),) = draw_towers([{"name": "language", "sites": sites}])
     assert [label for _, label in block.columns] == ["0", "5", "10", "15", "20", "25", "30"]
 
 
@@ -212,11 +212,11 @@ def test_ticks_are_round_and_reach_the_maximum(maximum: float, expected: tuple[f
 
 
 def test_a_curve_of_zeros_can_be_drawn() -> None:
-    assert drawn([{"label": "flat", "points": [(0, 0.0)]}]).lines[0].last == "0.00"
+    assert draw_curves([{"label": "flat", "points": [(0, 0.0)]}]).lines[0].last == "0.00"
 
 
 def test_curves_below_zero_stay_inside_the_axes() -> None:
-    picture = drawn([{"label": "margin", "points": [(0, -2.0), (10, 3.0)]}])
+    picture = draw_curves([{"label": "margin", "points": [(0, -2.0), (10, 3.0)]}])
     heights = [float(n) for n in re.findall(r"[\d.]+", picture.lines[0].path)[1::2]]
     assert len(heights) == 2
     assert all(picture.top <= y <= picture.bottom for y in heights)
@@ -224,7 +224,7 @@ def test_curves_below_zero_stay_inside_the_axes() -> None:
 
 
 def test_curves_stay_inside_the_axes_and_skip_what_is_no_number() -> None:
-    picture = drawn([{"label": "a", "points": [(1, 5.0), (2, float("nan")), (3, 0.1)]}])
+    picture = draw_curves([{"label": "a", "points": [(1, 5.0), (2, float("nan")), (3, 0.1)]}])
     numbers = [float(n) for n in re.findall(r"[\d.]+", picture.lines[0].path)]
     assert len(numbers) == 4
     assert all(picture.left <= x <= picture.right for x in numbers[::2])
