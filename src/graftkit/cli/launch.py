@@ -1,4 +1,4 @@
-"""Several processes that train together, started by accelerate."""
+"""Start the processes of one training run through accelerate."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# What accelerate's own configuration may say that this command leaves as it is.
-_SHARED_OUT = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA")
-# "multi_gpu" is its word for one process a device, whatever the devices; the rest is what it warns of otherwise.
+# Values of accelerate's distributed_type under which the processes share the model out; they are left as they are.
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA")
+# "multi_gpu" means one process a device, whatever the devices; accelerate warns where the others are not given.
 _DDP = ("--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
 _KILLED = 2
 
 
-def launch(words: Sequence[str], processes: int) -> int:
-    """Run ``graft`` with these words in so many processes on this machine, and wait for them.
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run ``graft`` with these arguments in several processes on this machine, and wait for them.
 
-    accelerate's default configuration file, where there is one, says how the processes share the model out;
-    without one they are DDP's. Ctrl-C is left to the processes, which save and stop, however long that takes.
+    accelerate's default configuration file, if it exists, says how the processes share the model out; without it
+    they use DDP. Ctrl-C is passed on to the processes, which save and stop, however long that takes.
 
     Returns:
-        The exit status of the first process to fail, 0 where none did, 2 for one that was killed.
+        The exit status of the first process that failed, 0 if none did, 2 if it was killed.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     flags = ["--num_processes", str(processes)]
-    if not _shared_out():
+    if not _shards_the_model():
         flags += _DDP
         _use_cpu_without_accelerator()
-    args = launch_command_parser().parse_args([*flags, "--module", "graftkit.cli.main", *words])
+    args = launch_command_parser().parse_args([*flags, "--module", "graftkit.cli.main", *arguments])
     args.signals_to_handle = "SIGTERM,SIGHUP,SIGQUIT"  # torchrun would kill them 30 seconds after Ctrl-C
     before = signal.signal(signal.SIGINT, _pass_on)
     try:
@@ -45,18 +45,18 @@ def launch(words: Sequence[str], processes: int) -> int:
     return 0
 
 
-def _shared_out() -> bool:
-    """Whether accelerate's configuration has the processes share the model out."""
+def _shards_the_model() -> bool:
+    """Check whether accelerate's configuration has the processes share the model out."""
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
     if not Path(default_config_file).is_file():
         return False
     kind: Any = load_config_from_file(None).distributed_type
-    return str(getattr(kind, "value", kind)) in _SHARED_OUT
+    return str(getattr(kind, "value", kind)) in _SHARDING
 
 
 def _use_cpu_without_accelerator() -> None:
-    """Without this, processes that find no accelerator do not find each other either."""
+    """Select the CPU backend, without which processes on a machine without an accelerator do not connect."""
     import torch
 
     if not torch.accelerator.is_available():
@@ -64,7 +64,7 @@ def _use_cpu_without_accelerator() -> None:
 
 
 def _pass_on(number: int, _frame: FrameType | None) -> None:
-    """The terminal tells every process of its group; another sender may have told only this one."""
+    """Pass a signal on: a terminal sends it to the whole process group, another sender maybe to this process alone."""
     import psutil
 
     for child in psutil.Process().children():

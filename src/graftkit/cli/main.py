@@ -1,4 +1,4 @@
-"""The ``graft`` command: commands by name, and errors that people and scripts can read."""
+"""The ``graft`` command: its subcommands, its exit status, and its errors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from graftkit.cli.commands import check, check_merged, demo, doctor, env, merge,
 from graftkit.cli.output import Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError
 
-# 128 + SIGINT, what a shell reports for a program that Ctrl-C ended.
+# 128 + SIGINT, as a shell reports a program that Ctrl-C ended.
 _INTERRUPTED = 130
-# 128 + SIGPIPE, likewise for a program whose reader has gone.
+# 128 + SIGPIPE, likewise for a program whose reader is gone.
 _PIPE_CLOSED = 141
 
 app = typer.Typer(
@@ -62,23 +62,22 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``graft`` and exit: 0 clean, 1 findings, 2 it could not be done, 130 interrupted."""
+    """Run ``graft`` and exit: 0 clean, 1 findings, 2 error, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _start_quickly()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no failure
+            stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     sys.exit(_run(words))
 
 
 def _start_quickly() -> None:
-    """Most of a short command is imports, a fifth of which is avoidable, and taking them down again."""
-    # bitsandbytes asks for the compiler as it is imported, and with it for all of torch's inductor. Nothing that
-    # graft runs is compiled.
+    """Leave out what imports and the exit of a short command would spend without need."""
+    # Importing bitsandbytes loads torch's compiler and with it all of inductor. Nothing that graft runs is compiled.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Modules are made to stay: looking through them every 700 new objects finds nothing.
+    # Modules stay: collecting garbage at every 700 new objects of theirs finds none.
     gc.set_threshold(100_000, 20, 50)
-    # What is left at the end goes with the process: looking through it once more takes a second.
+    # The last collection takes a second, and its memory is freed with the process anyway.
     atexit.register(gc.freeze)
 
 
@@ -108,7 +107,7 @@ def _run(words: list[str]) -> int:
 
 
 def _stdout_lost(loss: StdoutLostError) -> int:
-    """The reader has gone (`| head`), or the disk is full: stdout takes nothing more, not even an error."""
+    """Handle a stdout that takes nothing more, not even an error: its reader is gone, or the disk is full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
     if isinstance(loss.__cause__, BrokenPipeError):
         return _PIPE_CLOSED
@@ -126,7 +125,7 @@ def _failed(output: Output, error: GraftError) -> int:
 
 
 def _format_of(words: list[str]) -> Format:
-    """The format asked for, read before the words are parsed: a usage error must come in it too."""
+    """Return the format asked for, before the words are parsed: a usage error is written in it too."""
     json = "--json" in words or "--format=json" in words or ("--format", "json") in itertools.pairwise(words)
     return Format.JSON if json else Format.HUMAN
 
@@ -139,7 +138,7 @@ def _usage_error(error: typer.TyperException) -> GraftError:
 
 def _unexpected(error: Exception) -> GraftError:
     return GraftError(
-        "something failed that graftkit did not foresee",
+        "graftkit failed unexpectedly",
         why=f"{type(error).__name__}: {error}",
         help="repeat with GRAFT_DEBUG=1 and report it with the output of `graft env`",
         code="unexpected",
