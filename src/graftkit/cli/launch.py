@@ -64,7 +64,7 @@ def _use_cpu_without_accelerator() -> None:
 
 
 def _pass_on(number: int, _frame: FrameType | None) -> None:
-    """Pass a signal on: a terminal sends it to the whole process group, another sender maybe to this process alone."""
+    """Pass a signal on to the processes: only a terminal sends it to all of them itself."""
     import psutil
 
     for child in psutil.Process().children():

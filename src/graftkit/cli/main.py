@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _start_quickly() -> None:
     """Leave out what imports and the exit of a short command would spend without need."""
-    # Importing bitsandbytes loads torch's compiler and with it all of inductor. Nothing that graft runs is compiled.
+    # Importing bitsandbytes would load torch's compiler with all of inductor. Nothing that graft runs is compiled.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Modules stay: collecting garbage at every 700 new objects of theirs finds none.
     gc.set_threshold(100_000, 20, 50)

@@ -43,7 +43,9 @@ def merge(
     tied: Annotated[
         Tied | None, typer.Option("--tied", help="For an adapter on one of the modules that share a weight.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the result with an exact computation.")
     ] = True,

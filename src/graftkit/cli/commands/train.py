@@ -38,13 +38,13 @@ def train(
     init: Annotated[
         Trainer | None, typer.Option("--init", help="Print a commented recipe for this trainer instead.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last whole checkpoint.")] = False,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="Replace a value of the recipe: args.max_steps=10. Repeat it."),
     ] = None,
     launch: Annotated[
-        int | None, typer.Option("--launch", min=1, help="Start so many processes through accelerate.")
+        int | None, typer.Option("--launch", min=1, help="Number of processes to start through accelerate.")
     ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     output_format: options.FormatOption = Format.HUMAN,
