@@ -45,7 +45,7 @@ class Feature(StrEnum):
 
 
 class Stance(StrEnum):
-    """What an engine does with a feature. ``IGNORES``: it loads the adapter, and silently computes something else."""
+    """What an engine does with a feature. ``IGNORES``: it loads the adapter, and silently computes otherwise."""
 
     TAKES = "takes"
     REFUSES = "refuses"

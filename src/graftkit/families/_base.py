@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bypassed:
-    """A weight that the model reads without calling its module, so that an adapter on it is at least partly ignored.
+    """A weight that the model reads without calling its module, so that an adapter on it is (partly) ignored.
 
     Attributes:
         pattern: an ``fnmatch`` pattern on the module path, e.g. ``"*.mixer.out_proj"``.

@@ -6,7 +6,6 @@ code; the tests build each geometry on the meta device and compare wrapper and p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.families._base import Family, Requirement
@@ -113,87 +112,59 @@ def _model(text: dict[str, Any], vision: dict[str, Any], audio: dict[str, Any] |
     }
 
 
+def _small(**facts: Any) -> dict[str, Any]:
+    """A geometry with an audio tower, wrapped linears, shared keys and values, and inputs to every layer."""
+    text = {"sliding_window": 512, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144}
+    return _model(_text(num_attention_heads=8, **text, **facts), _SMALL_VISION, _AUDIO)
+
+
+def _large(**facts: Any) -> dict[str, Any]:
+    """A geometry without audio, whose global layers use their keys as values."""
+    text = {"sliding_window": 1024, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0}
+    return _model(_text(use_bidirectional_attention="vision", **text, **facts), _LARGE_VISION, None)
+
+
 _SIZES: dict[str, dict[str, Any]] = {
-    "E2B": _model(
-        _text(
-            hidden_size=1536,
-            intermediate_size=6144,
-            num_hidden_layers=35,
-            num_attention_heads=8,
-            num_key_value_heads=1,
-            layer_types=_layers(4, 7),
-            sliding_window=512,
-            num_kv_shared_layers=20,
-            use_double_wide_mlp=True,
-            hidden_size_per_layer_input=256,
-            vocab_size_per_layer_input=262144,
-        ),
-        _SMALL_VISION,
-        _AUDIO,
+    "E2B": _small(
+        hidden_size=1536,
+        intermediate_size=6144,
+        num_hidden_layers=35,
+        num_key_value_heads=1,
+        layer_types=_layers(4, 7),
+        num_kv_shared_layers=20,
+        use_double_wide_mlp=True,
     ),
-    "E4B": _model(
-        _text(
-            hidden_size=2560,
-            intermediate_size=10240,
-            num_hidden_layers=42,
-            num_attention_heads=8,
-            num_key_value_heads=2,
-            layer_types=_layers(5, 7),
-            sliding_window=512,
-            num_kv_shared_layers=18,
-            hidden_size_per_layer_input=256,
-            vocab_size_per_layer_input=262144,
-        ),
-        _SMALL_VISION,
-        _AUDIO,
+    "E4B": _small(
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=42,
+        num_key_value_heads=2,
+        layer_types=_layers(5, 7),
+        num_kv_shared_layers=18,
     ),
-    "26B-A4B": _model(
-        _text(
-            hidden_size=2816,
-            intermediate_size=2112,
-            num_hidden_layers=30,
-            num_attention_heads=16,
-            num_key_value_heads=8,
-            num_global_key_value_heads=2,
-            layer_types=_layers(5, 5),
-            sliding_window=1024,
-            attention_k_eq_v=True,
-            hidden_size_per_layer_input=0,
-            enable_moe_block=True,
-            num_experts=128,
-            top_k_experts=8,
-            moe_intermediate_size=704,
-            use_bidirectional_attention="vision",
-        ),
-        _LARGE_VISION,
-        None,
+    "26B-A4B": _large(
+        hidden_size=2816,
+        intermediate_size=2112,
+        num_hidden_layers=30,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        num_global_key_value_heads=2,
+        layer_types=_layers(5, 5),
+        enable_moe_block=True,
+        num_experts=128,
+        top_k_experts=8,
+        moe_intermediate_size=704,
     ),
-    "31B": _model(
-        _text(
-            hidden_size=5376,
-            intermediate_size=21504,
-            num_hidden_layers=60,
-            num_attention_heads=32,
-            num_key_value_heads=16,
-            num_global_key_value_heads=4,
-            layer_types=_layers(5, 10),
-            sliding_window=1024,
-            attention_k_eq_v=True,
-            hidden_size_per_layer_input=0,
-            use_bidirectional_attention="vision",
-        ),
-        _LARGE_VISION,
-        None,
+    "31B": _large(
+        hidden_size=5376,
+        intermediate_size=21504,
+        num_hidden_layers=60,
+        num_attention_heads=32,
+        num_key_value_heads=16,
+        num_global_key_value_heads=4,
+        layer_types=_layers(5, 10),
     ),
 }
-
-
-def _by_hub_id() -> dict[str, Mapping[str, Any]]:
-    tuned: dict[str, Mapping[str, Any]] = {f"google/gemma-4-{size}-it": config for size, config in _SIZES.items()}
-    pretrained: dict[str, Mapping[str, Any]] = {
-        f"google/gemma-4-{size}": config for size, config in _SIZES.items()
-    }
-    return tuned | pretrained
 
 
 def _example_inputs(
@@ -274,7 +245,9 @@ def _clip(audio: Any, batch_size: int, generator: torch.Generator) -> dict[str, 
 FAMILY = Family(
     name="gemma4",
     model_types=("gemma4", "gemma4_text", "gemma4_vision", "gemma4_audio"),
-    geometries=_by_hub_id(),
+    geometries={
+        f"google/gemma-4-{size}{tuning}": config for size, config in _SIZES.items() for tuning in ("-it", "")
+    },
     example_inputs=_example_inputs,
     requires=(
         Requirement(

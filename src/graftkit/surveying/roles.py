@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 # The field's usual names. A generic leaf ("linear", "dense", "proj") says nothing, and its parent is asked.
-_ROLE_OF_NAME = {
-    "attention.q": (
-        "q_proj",
-        "query",
-        "q",
-        "wq",
-        "to_q",
-        "q_lin",
-        "linear_q",
-        "query_proj",
-        "q_a_proj",
-        "q_b_proj",
-    ),
-    "attention.k": ("k_proj", "key", "k", "wk", "to_k", "k_lin", "linear_k", "key_proj"),
-    "attention.v": ("v_proj", "value", "v", "wv", "to_v", "v_lin", "linear_v", "value_proj"),
-    "attention.o": ("o_proj", "out_proj", "o", "wo", "to_out", "out_lin", "linear_out", "post"),
-    "attention.qkv": ("qkv_proj", "qkv", "query_key_value", "c_attn", "wqkv", "in_proj_qkv"),
-    "attention.kv": ("kv_proj", "kv_a_proj_with_mqa", "kv_b_proj", "kv_a_proj", "kv"),
-    "mlp.gate": ("gate_proj", "w1", "wi_0", "gate"),
-    "mlp.up": (
-        "up_proj",
-        "w3",
-        "wi_1",
-        "fc1",
-        "wi",
-        "linear_fc1",
-        "c_fc",
-        "dense_h_to_4h",
-        "intermediate",
-        "lin1",
-    ),
-    "mlp.down": ("down_proj", "w2", "fc2", "linear_fc2", "dense_4h_to_h", "lin2", "ffw_layer_2"),
-    "mlp.gate_up": ("gate_up_proj", "input_linear"),
-    "router": ("router",),
-    "ssm": ("in_proj", "x_proj", "dt_proj", "conv1d"),
+_NAMES_OF_ROLE = {
+    "attention.q": "q_proj query q wq to_q q_lin linear_q query_proj q_a_proj q_b_proj",
+    "attention.k": "k_proj key k wk to_k k_lin linear_k key_proj",
+    "attention.v": "v_proj value v wv to_v v_lin linear_v value_proj",
+    "attention.o": "o_proj out_proj o wo to_out out_lin linear_out post",
+    "attention.qkv": "qkv_proj qkv query_key_value c_attn wqkv in_proj_qkv",
+    "attention.kv": "kv_proj kv_a_proj_with_mqa kv_b_proj kv_a_proj kv",
+    "mlp.gate": "gate_proj w1 wi_0 gate",
+    "mlp.up": "up_proj w3 wi_1 fc1 wi linear_fc1 c_fc dense_h_to_4h intermediate lin1",
+    "mlp.down": "down_proj w2 fc2 linear_fc2 dense_4h_to_h lin2 ffw_layer_2",
+    "mlp.gate_up": "gate_up_proj input_linear",
+    "router": "router",
+    "ssm": "in_proj x_proj dt_proj conv1d",
 }
-_ROLES = {name: role for role, names in _ROLE_OF_NAME.items() for name in names}
+_ROLES = {name: role for role, names in _NAMES_OF_ROLE.items() for name in names.split()}
 _ATTENTION_WORDS = ("attn", "attention")
 _SSM_WORDS = ("mamba", "ssm", "linear_attn", "recurrent", "rglru")
 _MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward", "dense_relu_dense", "densereludense", "ffw", "ff")

@@ -20,12 +20,13 @@ VOCAB = 512
 SPECIAL_IDS = VOCAB - 64
 
 
-def _names(words: str) -> tuple[str, ...]:
+def field_names(words: str) -> tuple[str, ...]:
+    """Return the names of a table that is written as words."""
     return tuple(words.split())
 
 
 # One width for every tower keeps all projections between towers consistent.
-_TO_HIDDEN = _names(
+_TO_HIDDEN = field_names(
     "hidden_size d_model n_embd dim embed_dim embedding_size embedding_dim emb_dim hidden_dim model_dim "
     "out_hidden_size output_proj_dims projection_dim projector_hidden_size text_hidden_size "
     "decoder_hidden_size encoder_hidden_size word_embed_proj_dim output_dim pooler_output_size "
@@ -35,108 +36,65 @@ _TO_HIDDEN = _names(
     "audio_output_size projection_size conv_dim tdnn_dim xvector_output_dim classifier_proj_size "
     "codevector_dim proj_codevector_dim upsample_groups"
 )
-_TO_INTERMEDIATE = _names(
+_TO_INTERMEDIATE = field_names(
     "intermediate_size ffn_dim n_inner d_ff encoder_ffn_dim decoder_ffn_dim mlp_dim ffn_hidden_size d_inner "
     "intermediate_size_mlp dense_intermediate_size projector_intermediate_size mamba_d_ssm "
     "feedforward_dim feed_forward_size block_ff_dim hidden_size_ff mlp_hidden_size vision_output_dim "
     "projector_input_dim linear_units"
 )
-_TO_SMALL_INTERMEDIATE = _names(
+_TO_SMALL_INTERMEDIATE = field_names(
     "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size shared_intermediate_size "
     "moe_shared_expert_intermediate_size expert_dim moe_latent_size moe_ffn_hidden_size ffn_dim_expert "
     "expert_hidden_size adapter_rank lm_head_adapter_rank"
 )
-_TO_HEADS = _names(
+_TO_HEADS = field_names(
     "num_attention_heads num_heads n_head n_heads heads encoder_attention_heads decoder_attention_heads "
     "attention_heads num_query_heads linear_num_value_heads linear_num_heads index_n_heads "
     "decoder_num_attention_heads encoder_num_attention_heads swa_num_attention_heads "
     "audio_num_attention_heads resampler_n_heads num_query_groups n_heads_text"
 )
-_TO_HEAD_DIM = _names(
+_TO_HEAD_DIM = field_names(
     "d_kv linear_key_head_dim linear_value_head_dim linear_head_dim qk_nope_head_dim v_head_dim "
     "index_head_dim dim_head kv_channels attention_head_dim swa_head_dim resampler_head_dim mamba_headdim "
     "mamba_d_head mamba_head_dim state_size mamba_d_state ssm_state_size rotary_dim q_lora_rank kv_lora_rank "
     "o_lora_rank d_state hidden_size_per_layer_input laurel_rank "
     "gate_low_rank_dim decay_low_rank_dim a_low_rank_dim v_low_rank_dim"
 )
-_COUNTS: dict[str, int] = {
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "moe_num_experts": 4,
-    "num_routed_experts": 4,
-    "zero_expert_num": 2,
-    "num_experts_per_tok": 2,
-    "num_experts_per_token": 2,
-    "top_k_experts": 2,
-    "moe_topk": 2,
-    "moe_k": 2,
-    "moe_top_k": 2,
-    "num_selected_experts": 2,
-    "n_shared_experts": 2,
-    "num_shared_experts": 2,
-    "moe_num_shared_experts": 2,
-    "n_group": 2,
-    "num_expert_group": 2,
-    "topk_group": 1,
-    "num_limited_groups": 1,
-    "qk_rope_head_dim": 8,
-    "time_step_rank": 4,
-    "mamba_dt_rank": 4,
-    "n_groups": 2,
-    "mamba_n_groups": 2,
-    "mamba_ngroups": 2,
-    "mamba_chunk_size": 8,
-    "mamba_num_heads": 8,
-    "mamba_n_heads": 8,
-    "n_mamba_heads": 8,
-    "num_mem_blocks": 2,
-    "sliding_window": 8,
-    "attention_chunk_size": 12,
-    "local_attention": 8,
-    "index_topk": 4,
-    "num_codebooks": 4,
-    "n_codebooks": 4,
-    "num_quantizers": 4,
-    "audio_vocab_size": 64,
-    "codebook_size": 64,
-    "position_embedding_size": 64,
-    "num_position_embeddings": 64,
-    "max_source_positions": 32,
-    "max_target_positions": 64,
-    "n_positions": 128,
-    "max_2d_position_embeddings": 128,
-    "mm_tokens_per_image": 4,
-    "num_image_tokens": 4,
-    "query_length": 4,
-    "num_queries": 8,
-    "resampler_n_latents": 4,
-    "mask_time_length": 2,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    "vocab_size_per_layer_input": VOCAB,
-    "num_filters": 8,
-    "conv_L_cache": 3,
+# Everything else that counts something, by what it becomes.
+_TO_COUNT = {
+    1: field_names("topk_group num_limited_groups"),
+    2: field_names(
+        "zero_expert_num num_experts_per_tok num_experts_per_token top_k_experts moe_topk moe_k moe_top_k "
+        "num_selected_experts n_shared_experts num_shared_experts moe_num_shared_experts n_group "
+        "num_expert_group n_groups mamba_n_groups mamba_ngroups num_mem_blocks mask_time_length"
+    ),
+    3: field_names("conv_L_cache"),
+    4: field_names(
+        "num_experts num_local_experts n_routed_experts moe_num_experts num_routed_experts time_step_rank "
+        "mamba_dt_rank index_topk num_codebooks n_codebooks num_quantizers mm_tokens_per_image "
+        "num_image_tokens query_length resampler_n_latents num_conv_pos_embedding_groups"
+    ),
+    8: field_names(
+        "qk_rope_head_dim mamba_chunk_size mamba_num_heads mamba_n_heads n_mamba_heads sliding_window "
+        "local_attention num_queries num_filters"
+    ),
+    12: field_names("attention_chunk_size"),
+    16: field_names("num_conv_pos_embeddings"),
+    32: field_names("max_source_positions"),
+    64: field_names(
+        "audio_vocab_size codebook_size position_embedding_size num_position_embeddings max_target_positions"
+    ),
+    128: field_names("n_positions max_2d_position_embeddings"),
 }
-_VOCABULARIES = ("vocab_size", "text_vocab_size", "decoder_vocab_size", "n_vocab", "vocab_size_or_config")
+_TO_VOCAB = field_names(
+    "vocab_size text_vocab_size decoder_vocab_size n_vocab vocab_size_or_config vocab_size_per_layer_input"
+)
 
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim")
-LAYER_COUNTS = (
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "num_layers",
-    "depth",
-    "layers",
-    "encoder_layers",
-    "decoder_layers",
-    "num_encoder_layers",
-    "num_decoder_layers",
-    "encoder_num_hidden_layers",
-    "decoder_num_hidden_layers",
-    "num_global_layers",
-    "depth_encoder",
-    "resampler_depth",
+LAYER_COUNTS = field_names(
+    "num_hidden_layers n_layer n_layers num_layers depth layers encoder_layers decoder_layers "
+    "num_encoder_layers num_decoder_layers encoder_num_hidden_layers decoder_num_hidden_layers "
+    "num_global_layers depth_encoder resampler_depth"
 )
 
 _TOKEN_FIELD = re.compile(r"_token_(ids?|index|idx)$")
@@ -149,9 +107,10 @@ def _table() -> dict[str, int]:
         (_TO_SMALL_INTERMEDIATE, SMALL_INTERMEDIATE),
         (_TO_HEADS, HEADS),
         (_TO_HEAD_DIM, HEAD_DIM),
-        (_VOCABULARIES, VOCAB),
+        (_TO_VOCAB, VOCAB),
+        *((names, target) for target, names in _TO_COUNT.items()),
     )
-    return _COUNTS | {name: target for names, target in groups for name in names}
+    return {name: target for names, target in groups for name in names}
 
 
 TARGETS = _table()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from graftkit.twins.field_sizes import LAYER_COUNTS, is_count
+from graftkit.twins.field_sizes import LAYER_COUNTS, field_names, is_count
 
 # (period, offset): the layers i with i % period == offset are of another kind. None: no offset field, and
 # the kind changes at (i + 1) % period == 0.
@@ -30,17 +30,10 @@ _PREFIXES = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index
 # The last n layers are of another kind.
 _SUFFIXES = ("num_kv_shared_layers",)
 # Lists of layer indices.
-_INDEX_LISTS = (
-    "mlp_only_layers",
-    "moe_layers",
-    "cross_attention_layers",
-    "hybrid_layer_ids",
-    "full_attn_idxs",
-    "fullatt_block_indexes",
-    "global_attn_indexes",
-    "deepstack_visual_indexes",
-    "attn_layer_indices",
-    "global_attention_layers",
+_INDEX_LISTS = field_names(
+    "mlp_only_layers moe_layers cross_attention_layers hybrid_layer_ids full_attn_idxs "
+    "fullatt_block_indexes global_attn_indexes deepstack_visual_indexes attn_layer_indices "
+    "global_attention_layers"
 )
 # Lists of one value a layer. Where one is given, the periods and prefixes that would generate it decide nothing.
 _SUPERSEDED = {
