@@ -1,4 +1,4 @@
-"""Versions, made to paste into a bug report. Read from package metadata: nothing heavy is imported."""
+"""Versions to paste into a bug report, read from package metadata without importing the packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME", "CUDA_VISIBLE_DEVICES"
 
 
 def environment() -> dict[str, dict[str, str | None]]:
-    """The versions of everything graftkit works with: ``packages``, ``system`` and ``variables``.
+    """Return the versions of everything graftkit works with: ``packages``, ``system`` and ``variables``.
 
     A package that is not installed, and a variable that is not set, is None.
     """
@@ -40,7 +40,7 @@ def environment() -> dict[str, dict[str, str | None]]:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package, or None."""
+    """Return the installed version of a package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

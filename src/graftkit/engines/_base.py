@@ -40,8 +40,8 @@ class Feature(StrEnum):
     KEY_IS_VALUE = "key is value", "LoRA on keys that are the values too"
     NO_VALUE = "no value", "a query without a value projection beside it"
     RSLORA = "rslora", "rsLoRA's scale"
-    RANK_PATTERN = "rank pattern", "ranks of their own"
-    ALPHA_PATTERN = "alpha pattern", "scales of their own"
+    RANK_PATTERN = "rank pattern", "per-layer ranks"
+    ALPHA_PATTERN = "alpha pattern", "per-layer scales"
 
 
 class Stance(StrEnum):
@@ -125,7 +125,7 @@ class Engine:
 
     @property
     def rank_limit(self) -> RankLimit | None:
-        """The limit on the rank, where it is known."""
+        """The limit on the rank, None where it is not known."""
         known = self.ranks if self._covers(self.known) else ()
         return next((limit for limit in known if self._covers(limit.versions)), None)
 

@@ -28,7 +28,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode for the block, and restore every module's own mode after it.
 
     4-bit linears stay in training mode: in evaluation mode, on a CPU with AVX512-BF16, bitsandbytes repacks them
-    irrevocably, and fails where their width is no multiple of 32 (bitsandbytes.nn.Linear4bit.forward). Nothing
+    for good, and fails where their width is not a multiple of 32 (bitsandbytes.nn.Linear4bit.forward). Nothing
     else in them depends on the mode.
     """
     with keep_modes(model):

@@ -35,7 +35,7 @@ def _bypassed(path: str, family: Family | None) -> Objection | None:
 
 
 def _own_forward(module: nn.Module, kind: str) -> Objection | None:
-    """A subclass that computes something else than its base class (a router that is an nn.Linear, say)."""
+    """Object to a subclass that computes something else than its base class (a router that is an nn.Linear)."""
     from torch import nn
 
     bases: dict[str, tuple[type[nn.Module], ...]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# The field's usual names. A generic leaf ("linear", "dense", "proj") says nothing, and its parent is asked.
+# The field's usual names. A generic leaf ("linear", "dense", "proj") is not among them: its parent decides.
 _NAMES_OF_ROLE = {
     "attention.q": "q_proj query q wq to_q q_lin linear_q query_proj q_a_proj q_b_proj",
     "attention.k": "k_proj key k wk to_k k_lin linear_k key_proj",
@@ -52,7 +52,7 @@ def role_of(names: tuple[str, ...], kind: str, *, in_state_space: bool = False) 
 
 
 def _place(parents: list[str]) -> str | None:
-    """Return the part of the layer that a module lies in, as its nearest telling ancestor names it."""
+    """Return the part of the layer that a module lies in, as the nearest ancestor with such a name says."""
     for part in reversed(parents):
         if _has([part], _SSM_WORDS):
             return "ssm"

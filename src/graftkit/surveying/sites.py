@@ -47,7 +47,7 @@ class Note(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wrapper:
-    """A module whose only weights are one linear's, with a forward of its own around it.
+    """A module whose only weights are one linear's, and whose forward calls that linear.
 
     Attributes:
         cls: its class name.
@@ -66,7 +66,7 @@ class Site:
     """One weight that an adapter can, or cannot, attach to.
 
     Attributes:
-        path: what PEFT matches: the module's path, or the parameter's for ``kind == "parameter"``.
+        path: what PEFT matches targets against: the module's, or for ``kind == "parameter"`` the parameter's.
         tower: "language", "vision", "audio", "projector", "head" or "other".
         role: "attention.q", "mlp.gate", "expert", "router", "embedding", "lm_head", "conv", "ssm", …
         kind: "linear", "conv1d_transposed" (transformers' Conv1D), "conv", "embedding",
@@ -76,7 +76,7 @@ class Site:
         wrapper: the wrapper around it, or None.
         tied_to: the other sites that share this weight's storage.
         checkpoint_keys: the weight's names on disk.
-        quantized: the quantizer that packed the weight, or None; ``shape`` is then the logical one.
+        quantized: the quantizer that packed the weight, or None. ``shape`` is then the unpacked one.
         note: what else an adapter here would reach, or None.
         groups: of a convolution.
     """
@@ -116,12 +116,12 @@ class Site:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is a linear, whichever way round its weight is stored."""
+        """Whether it is a linear, transposed or not."""
         return self.kind in {"linear", "conv1d_transposed"}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The paths a user may mean by this site: its own, and those of the wrappers around it."""
+        """The paths that name this site: its own, and those of the wrappers around it."""
         if self.wrapper is None:
             return (self.path,)
         parts = self.path.split(".")
@@ -166,10 +166,10 @@ class Tower:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the survey looked at.
+    """The model that was surveyed.
 
     Attributes:
-        name: what the user named, or the model's class.
+        name: as the user named it, or the model's class.
         cls: the model's class name.
         model_type: transformers' model type, or None for a plain module.
         origin: where the description came from: "live model", "hub", "cache", "directory", "file",
@@ -207,12 +207,10 @@ class ModelMap:
     """Every place an adapter can go in one model. Iterates over its sites, in definition order.
 
     Attributes:
-        model: what was surveyed.
-        towers: the towers that hold parameters.
-        sites: every site.
-        module_paths: every module's path, the root excluded: what PEFT matches targets against.
+        towers: the towers that have parameters.
+        module_paths: every module's path but the root's: what PEFT matches targets against.
         parameter_paths: every parameter's path: what PEFT matches target parameters against.
-        checkpoint: what the weight files hold, where their headers were read.
+        checkpoint: what the weight files store; None where their headers were not read.
     """
 
     model: ModelInfo

@@ -1,4 +1,4 @@
-"""What a survey reads off a model's modules, gathered in one walk."""
+"""What a survey reads from a model's modules and configurations, gathered once."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def tower_finder(model: nn.Module) -> Callable[[str], str]:
 
 def fed_towers(model: nn.Module) -> tuple[str, ...]:
     """Return the towers that every batch feeds, since they take the main input of the model or of one it holds."""
-    inputs = (getattr(held, "main_input_name", "") for _, held in models_inside(model))
+    inputs = (getattr(inner, "main_input_name", "") for _, inner in models_inside(model))
     modalities = (_MODALITY_OF_INPUT[name] for name in inputs if name in _MODALITY_OF_INPUT)
     return tuple(dict.fromkeys(_TOWER_OF_MODALITY[modality] for modality in modalities))
 

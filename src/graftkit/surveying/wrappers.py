@@ -1,4 +1,4 @@
-"""Modules that wrap one linear, found by structure alone."""
+"""Modules that wrap one linear, found by structure, not by name."""
 
 from __future__ import annotations
 

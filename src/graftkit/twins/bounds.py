@@ -22,7 +22,7 @@ def calibrate_bounds(model: nn.Module, batch: Mapping[str, Any] | None) -> None:
     """Set every infinite bound so that it clamps a few percent of the activations of one forward pass.
 
     Each bound is set when the pass reaches it, so that later wrappers see activations that are already clamped.
-    Finite bounds are left alone.
+    Finite bounds do not change.
 
     Args:
         model: changed in place.

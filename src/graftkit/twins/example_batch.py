@@ -1,4 +1,4 @@
-"""A valid batch for a model: every modality it takes, with the placeholders and labels that go with them."""
+"""A valid batch for a model: every modality it takes, with their placeholders and labels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def example_batch(
     Args:
         model: a transformers model, or a PEFT model around one.
         batch_size: number of rows.
-        seed: of the random inputs; torch's global random state is left alone.
+        seed: of the random inputs; torch's global random state does not change.
         modalities: which of "text", "image", "audio" to feed; None for all that the model takes.
 
     Raises:

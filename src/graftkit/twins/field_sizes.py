@@ -1,7 +1,7 @@
-"""What a configuration field means for the size of a model, by name: the table the twin is shrunk with.
+"""Configuration fields that set a model's size, by name, and the value each has in a twin.
 
-Names are those that the configurations of transformers use; a field that is in no group keeps its value.
-Every rule only shrinks: a value below its target stays.
+The names are those of transformers' configurations. A field that is not listed keeps its value, and so does a value
+that is smaller than the twin's.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Above this many parameters the rules have missed what makes the model large; it is not built.
+# A shrunk model with more parameters is not built: the rules do not know what makes it large.
 _MOST_PARAMETERS = 200_000_000
 
 
@@ -35,11 +35,11 @@ def twin(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """A live, tiny model of the same architecture as ``source``: same class, random weights, on the CPU.
+    """Build a live, tiny model of the same architecture as ``source``: same class, random weights, on the CPU.
 
     The twin is in eval mode. Its weights are drawn so that logits depend on the input and every tower gets a
     gradient; wrappers with infinite clip bounds get bounds that clamp a few percent of their activations. The
-    same ``seed`` gives the same weights, and torch's global random state is left as it was.
+    same ``seed`` gives the same weights, and torch's global random state does not change.
 
     Args:
         source: a model, a configuration, a path, a model type or a hub id.
@@ -96,7 +96,7 @@ def _class_for(loaded: LoadedConfig) -> type[PreTrainedModel]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside, and restore it after; no other device's generator is touched."""
+    """Seed torch's CPU generator for the block, and restore it after; other devices' generators are not touched."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -122,7 +122,7 @@ def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig) 
     try:
         size = sum(p.numel() for p in build_on_meta(config, model_class).parameters())
     except BuildError:
-        return  # some classes compute with values while they are built; the build itself will tell
+        return  # some classes compute with values while they are built: _build() reports a failure
     if size > _MOST_PARAMETERS:
         raise BuildError(
             f"no twin: shrunk, {model_class.__name__} would still have {size:,} parameters",

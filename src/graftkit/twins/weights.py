@@ -1,4 +1,4 @@
-"""Random weights that make a tiny model behave like a trained one: no dead branches, logits that differ."""
+"""Random weights that make a tiny model behave like a trained one: every branch acts, and logits differ."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 # Share of the noise on vectors (norm weights, biases) that their class initialised to one constant.
 _VECTOR_NOISE = 0.05
 # A bare table that its class filled with one constant (positions, queries) is added to activations of unit scale.
-# Drawn as faintly as a matrix, it could not be read, and a random tower would see a bag of patches.
+# With a matrix's small values it would have no effect, and a random tower would ignore positions.
 _TABLE_STD = 0.5
-# A gate that starts closed (tanh(0) = 0) would keep its branch out of every output and gradient.
+# A gate that starts closed (tanh(0) = 0) would keep its branch out of the output and of every gradient.
 _OPEN_GATE = 0.5
 # Zero-mean tensors are the drawn ones: a structured initialisation (a state matrix, a rotation table) has a
 # mean far from zero against its spread.
@@ -23,11 +23,11 @@ _DRAWN = 0.5
 
 
 def enliven(model: nn.Module, generator: torch.Generator) -> None:
-    """Re-draw the weights of ``model`` in place so that activations keep unit scale through every layer.
+    """Redraw the weights of ``model`` in place so that activations keep unit scale through every layer.
 
     Classes draw weights with a standard deviation of about 0.02, made for widths in the thousands; at width
     64 that leaves logits and gradients near zero, and a comparison of two of them proves nothing. Matrices
-    are drawn anew with standard deviation 1/sqrt(fan-in), bare constant tables with 0.5; constant vectors get
+    are redrawn with standard deviation 1/sqrt(fan-in), bare constant tables with 0.5; constant vectors get
     a little noise on top of their constant; closed scalar gates are opened. Structured parameters (state
     matrices, time-step biases) keep what their class gave them. Tied parameters are visited once.
     """

@@ -1,4 +1,4 @@
-"""A model's own names on disk against those in its checkpoint, from safetensors headers alone."""
+"""The keys that a model expects on disk against those in its checkpoint's safetensors headers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the weight files hold, as their headers say.
+    """What the weight files store, as their headers say.
 
     Attributes:
         tensors: their number.
         bytes: of all tensor data.
         dtypes: safetensors dtype -> number of tensors.
         unknown: keys that the model's class does not know (it ignores them on loading).
-        missing: keys that the model's class expects and no file holds (it starts them at random).
+        missing: keys that the model's class expects and no file has (it initializes them at random).
     """
 
     tensors: int

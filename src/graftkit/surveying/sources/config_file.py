@@ -1,4 +1,4 @@
-"""The text of a config.json -> a configuration of the installed transformers, or of the model's own code."""
+"""config.json -> a configuration of the installed transformers, or of the model's own code."""
 
 from __future__ import annotations
 

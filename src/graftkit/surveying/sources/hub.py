@@ -24,7 +24,7 @@ _CACHE_HELPS = frozenset({"hub-offline", "hub-not-found", "hub-gated"})
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a hub repository, on this machine.
+    """A local copy of a file of a hub repository.
 
     Attributes:
         path: the file in the hub's cache.
@@ -60,7 +60,7 @@ def from_cache(repo_id: str, filename: str, revision: str | None = None) -> HubF
     if not _is_repo_name(repo_id):
         return None
     found = try_to_load_from_cache(repo_id, filename, revision=revision)
-    # The third possible answer is a marker: the hub once said that there is no such file.
+    # Otherwise it is None, or a marker that the hub once said there is no such file.
     return HubFile(Path(found), Path(found).parent.name, validated=False) if isinstance(found, str) else None
 
 

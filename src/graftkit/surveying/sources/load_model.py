@@ -39,6 +39,6 @@ def load_model(
             "the model's weights cannot be loaded",
             where=name,
             why=first_line(error),
-            help="name a directory that holds the weights, or check the architecture alone with --twin",
+            help="name a directory that holds the weights, or check only the architecture, with --twin",
             code="weights-missing",
         ) from error

@@ -28,7 +28,7 @@ _AUTO_CLASSES = (
 
 
 def model_class_of(loaded: LoadedConfig) -> type[PreTrainedModel]:
-    """Return the class to load a model into: the one of its own code where that may run, else transformers'.
+    """Return the class to load a model into: its own code's where that may run, else transformers'.
 
     Raises:
         SourceError: ``remote-code-failed``.
