@@ -1,10 +1,12 @@
-"""The house keeps its shape: imports go up the floors only, and importing graftkit is light."""
+"""Imports go up the floors and never in a circle, folders stay short, and importing graftkit is light."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 import graftkit
 
 ROOT = Path(graftkit.__file__).parent
+REPOSITORY = ROOT.parents[1]
+MOST_IN_A_FOLDER = 13
 
 # From the ground up: a file imports from its own floor or from floors above it in this list.
 FLOORS = (
@@ -43,28 +47,62 @@ def room_of(path: Path) -> str:
     return first.removesuffix(".py")
 
 
-def imported_rooms(path: Path) -> list[str]:
-    found = []
+def imported_files(path: Path) -> list[Path]:
+    """Return graftkit's files that a file imports: at its top, inside functions or for types alone."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("graftkit"):
-            parts = (node.module or "").split(".")
-            found += [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            found += [a.name.split(".")[1] for a in node.names if a.name.startswith("graftkit.")]
-    return found
+            names += [alias.name for alias in node.names]
+    found = [_file_of(name.split(".")[1:]) for name in names if name.split(".")[0] == "graftkit"]
+    return [file for file in found if file in FILES]
 
 
-def test_the_page_names_every_file_of_the_checks() -> None:
-    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    files = [path.name for path in (ROOT / "checks").glob("*.py") if path.name != "__init__.py"]
-    assert [name for name in files if f"`{name}`" not in page] == []
+def _file_of(parts: list[str]) -> Path:
+    """Return the file of a dotted name, which may name something in that file."""
+    for length in range(len(parts), 0, -1):
+        place = ROOT.joinpath(*parts[:length])
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                return file
+    return ROOT / "__init__.py"
+
+
+IMPORTS = {path: imported_files(path) for path in FILES}
+
+
+def test_no_folder_is_too_long_to_read() -> None:
+    modules = Counter(path.parent.relative_to(ROOT) for path in FILES if path.name != "__init__.py")
+    modules.pop(Path("families"))  # one file a family, which is looked up by its name
+    assert {str(folder): number for folder, number in modules.items() if number > MOST_IN_A_FOLDER} == {}
+
+
+def quoted_names(page: str) -> set[str]:
+    """Return what a page of the repository has between backticks, outside its code blocks."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    return set(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_files_and_folders_that_a_page_names_exist(page: str) -> None:
+    named = {name for name in quoted_names(page) if re.fullmatch(r"[\w./-]+(\.py|/)", name)}
+    rooms = [folder for folder in (ROOT, *ROOT.iterdir()) if folder.is_dir()]
+    assert named
+    assert {name for name in named if not any((place / name).exists() for place in (*rooms, REPOSITORY))} == set()
+
+
+def test_the_page_names_every_room() -> None:
+    named = quoted_names("docs/architecture.md")
+    rooms = {room for room in LEVEL if not room.startswith("_")}
+    assert {room for room in rooms if not named & {f"{room}/", f"{room}.py"}} == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_up_the_floors(path: Path) -> None:
     here = room_of(path)
     assert here in LEVEL, f"{here} is on no floor"
-    below = [room for room in imported_rooms(path) if LEVEL[room] > LEVEL[here]]
+    below = [room_of(file) for file in IMPORTS[path] if LEVEL[room_of(file)] > LEVEL[here]]
     assert not below, f"{here} imports from a room below it"
 
 
