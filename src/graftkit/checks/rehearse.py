@@ -14,7 +14,7 @@ from graftkit.checks.doctor import STATIC, settings_of, static_inputs
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
-from graftkit.checks.probes.forward import leaving_no_trace, sits_in_layers
+from graftkit.checks.probes.live_adapter import restoring_state, sits_in_layers
 from graftkit.checks.rules import all_rules
 from graftkit.errors import AttachError, BuildError, PlanError
 from graftkit.findings import Report
@@ -81,7 +81,7 @@ def rehearse(
         except (PlanError, AttachError) as error:
             live = given = replace(given, recipe_refusal=error)
     chosen = settings or settings_of(recipe)
-    traceless = nullcontext() if live.model is None else leaving_no_trace(live.model)
+    traceless = nullcontext() if live.model is None else restoring_state(live.model)
     with quiet_transformers(), traceless:
         of_architecture = run(decidable(all_rules(), STATIC), CheckContext(given, chosen), on_progress=on_progress)
         of_model = run(_live_rules(), CheckContext(live, chosen), on_progress=on_progress)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import decidable, run
-from graftkit.checks.probes.forward import adapted_layers, leaving_no_trace, sits_in_layers
+from graftkit.checks.probes.live_adapter import adapted_layers, restoring_state, sits_in_layers
 from graftkit.checks.rules import all_rules, rules_of
 from graftkit.errors import VerifyError
 from graftkit.findings import Report
@@ -78,7 +78,7 @@ def verify(
         from graftkit.twins.example_batch import example_batch
 
         batch = example_batch(model.get_base_model())
-    with leaving_no_trace(model):
+    with restoring_state(model):
         given = {
             "plan": plan,
             "base": plan and plan.model,

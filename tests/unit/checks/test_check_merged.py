@@ -14,7 +14,7 @@ from tests.unit.checks.observed import by_code
 
 import graftkit as gk
 from graftkit.checks.check_merged import check_merged
-from graftkit.checks.probes.forward import adapter_parameters
+from graftkit.checks.probes.live_adapter import adapter_parameters
 from graftkit.findings import Severity
 
 

@@ -1,4 +1,4 @@
-"""A sample conversation, rendered as training renders it: its text, its tokens, and which of them are learned."""
+"""A sample conversation as training renders it: its text, its tokens, and which of them are learned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from graftkit.text import first_line
 
-# Words that no template holds.
+# Texts that no template contains.
 QUESTIONS = ("Which river flows through Vienna?", "And which through Rome?")
 ANSWERS = ("The Danube.", "The Tiber.")
 
@@ -16,7 +16,7 @@ Message = Mapping[str, Any]
 
 
 def sample() -> list[Message]:
-    """Two questions, each with its answer."""
+    """Return two questions, each with its answer."""
     turns = zip(QUESTIONS, ANSWERS, strict=True)
     return [message for question, answer in turns for message in (user(question), assistant(answer))]
 
@@ -30,11 +30,11 @@ def assistant(content: str, **fields: Any) -> Message:
 
 
 class TemplateRefusalError(Exception):
-    """A template, or TRL, will not render a conversation; the message says why."""
+    """A template, or TRL, refuses to render a conversation; the message says why."""
 
 
 def template_of(processor: Any) -> str | None:
-    """The chat template of a tokenizer or processor; its default one where it has several."""
+    """Return the chat template of a tokenizer or processor, its default one if it has several."""
     for owner in (processor, tokenizer_of(processor)):
         template = getattr(owner, "chat_template", None)
         template = template.get("default") if isinstance(template, Mapping) else template
@@ -48,7 +48,7 @@ def tokenizer_of(processor: Any) -> Any:
 
 
 def render(processor: Any, messages: Sequence[Message], template: str | None = None) -> str:
-    """The conversation as text. Templates that take content in parts get it in parts.
+    """Return the conversation as text. Templates that take content in parts get it in parts.
 
     Raises:
         TemplateRefusalError: the template refuses these messages.
@@ -58,7 +58,7 @@ def render(processor: Any, messages: Sequence[Message], template: str | None = N
 
 
 def _rendered(processor: Any, messages: Sequence[Message], template: str | None) -> tuple[str, Sequence[Message]]:
-    """The text, and the messages in the form that the template takes."""
+    """Return the text, and the messages in the form that the template takes."""
     from jinja2 import TemplateError
 
     plain = [message["content"] for message in messages if message["content"]]
@@ -87,9 +87,9 @@ class Rendered:
     """A conversation as training sees it.
 
     Attributes:
-        text: what the template made of it.
-        spans: where each token begins and ends in ``text``.
-        learned: whether each token counts in the loss.
+        text: the rendered text.
+        spans: each token's start and end in ``text``.
+        learned: for each token, whether it counts in the loss.
     """
 
     text: str
@@ -98,7 +98,7 @@ class Rendered:
 
     @property
     def learned_text(self) -> str:
-        """The text of the tokens that are learned, each run of them by itself."""
+        """The text of the learned tokens, runs of them separated by " … "."""
         runs: list[str] = []
         before = False
         for (start, end), learned in zip(self.spans, self.learned, strict=True):
@@ -108,7 +108,7 @@ class Rendered:
         return " … ".join(runs)
 
     def share(self, start: int, end: int) -> float:
-        """How much of the text from ``start`` to ``end`` is learned, by tokens; 0 where it has none."""
+        """Return the share of the tokens from ``start`` to ``end`` that is learned, 0 where there are none."""
         inside = [
             learned
             for (left, right), learned in zip(self.spans, self.learned, strict=True)
@@ -117,20 +117,20 @@ class Rendered:
         return sum(inside) / len(inside) if inside else 0.0
 
     def share_of(self, content: str) -> float:
-        """As :meth:`share`, of a text that occurs once."""
+        """Return :meth:`share` for a text that occurs once."""
         start = self.text.find(content)
         return self.share(start, start + len(content)) if start >= 0 else 0.0
 
 
 def everything_learned(processor: Any) -> Rendered:
-    """The sample with every token learned, as TRL learns conversations by default."""
+    """Return the sample with every token learned, as TRL trains on conversations by default."""
     text, _ = _rendered(processor, sample(), template_of(processor))
     spans = _spans(tokenizer_of(processor), text)
     return Rendered(text, spans, (True,) * len(spans))
 
 
 def answers_learned(processor: Any, template: str) -> Rendered:
-    """The sample with the tokens learned that the template marks as the assistant's.
+    """Return the sample with those tokens learned that the template marks as the assistant's.
 
     Raises:
         TemplateRefusalError: the template refuses the sample.

@@ -1,4 +1,4 @@
-"""The chat template that a loss on the assistant's turns is made with: it marks what the assistant says."""
+"""Finding a chat template whose generation marks show which tokens are the assistant's."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from graftkit.checks.chat.conversations import (
 if TYPE_CHECKING:
     from graftkit.checks.engine.context import CheckContext
 
-_UNKNOWN = "the template has no generation marks, and TRL has no template to train with in its place"
+_UNMARKED = "the template has no generation marks, and TRL has no training template for it"
 
 
 def marked_template(processor: Any) -> str:
-    """The template with which TRL masks all but the assistant's tokens: the model's own where it has marks.
+    """Return the template with which TRL masks all but the assistant's tokens: the model's own if it has marks.
 
     Source: ``trl.trainer.sft_trainer.SFTTrainer.__init__``.
 
     Raises:
-        TemplateRefusalError: there are no marks, and TRL has no template of its own in its place.
+        TemplateRefusalError: there are no marks, and TRL has no training template for it.
         ImportError: TRL is not installed.
     """
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
@@ -39,21 +39,21 @@ def marked_template(processor: Any) -> str:
     try:
         return get_training_chat_template(processor) or own
     except ValueError as error:
-        raise TemplateRefusalError(_UNKNOWN) from error
+        raise TemplateRefusalError(_UNMARKED) from error
 
 
 def found_template(processor: Any, conversations: Iterable[Sequence[Message]] = ()) -> str:
-    """As :func:`marked_template`, else any of TRL's that renders the same text: graftkit trains with that one.
+    """Return :func:`marked_template`, or else a template of TRL's that renders the same text, to train with.
 
-    A revision of a template that TRL knows, or a template that two models share, needs none of its own. (For Gemma
-    4's five, TRL 1.16 has no training template; it has one for DiffusionGemma, which speaks alike.)
+    This covers revisions of a template that TRL knows, and templates that two models share. (TRL 1.16 has no
+    training template for Gemma 4's five; the one for DiffusionGemma renders the same text.)
 
     Args:
         processor: a processor or tokenizer with a chat template.
-        conversations: to be rendered alike, beside the samples.
+        conversations: texts that both templates must render alike, beside the samples.
 
     Raises:
-        TemplateRefusalError: there is none, or the template refuses the samples.
+        TemplateRefusalError: there is no such template, or it refuses the samples.
         ImportError: TRL is not installed.
     """
     try:
@@ -65,7 +65,7 @@ def found_template(processor: Any, conversations: Iterable[Sequence[Message]] = 
 
 
 def trained_template(context: CheckContext) -> str:
-    """A recipe is trained with a template that graftkit looks for; everybody else's trainer has TRL's alone.
+    """Return the template that training will use: with a recipe the one that graftkit finds, else TRL's.
 
     Raises:
         TemplateRefusalError, ImportError: as :func:`found_template`.
@@ -76,7 +76,7 @@ def trained_template(context: CheckContext) -> str:
 
 def _alike(processor: Any, conversations: Sequence[Sequence[Message]]) -> str | None:
     own = template_of(processor)
-    rendered = [_rendered(processor, own, told) for told in conversations]
+    rendered = [_rendered(processor, own, conversation) for conversation in conversations]
     for template in _all_of_trl() if rendered[0] is not None else ():
         if all(_rendered(processor, template, t) == r for t, r in zip(conversations, rendered, strict=True)):
             return template
@@ -84,7 +84,7 @@ def _alike(processor: Any, conversations: Sequence[Sequence[Message]]) -> str | 
 
 
 def _all_of_trl() -> tuple[str, ...]:
-    """TRL's training templates. It keeps each as a string in one module (trl.chat_template_utils)."""
+    """Return TRL's training templates, which are strings in trl.chat_template_utils."""
     from trl import chat_template_utils
 
     texts = (value for value in vars(chat_template_utils).values() if isinstance(value, str))
@@ -99,7 +99,7 @@ def _samples() -> Iterable[Sequence[Message]]:
 
 
 def _rendered(processor: Any, template: str | None, conversation: Sequence[Message]) -> str | None:
-    """The text, or None where the template refuses."""
+    """Return the text, or None if the template refuses the conversation."""
     from jinja2 import TemplateError
 
     try:

@@ -169,7 +169,8 @@ class CheckContext:
     @cached_property
     def pristine_logits(self) -> Tensor:
         """The logits of the base model as it was before PEFT put layers into it (a copy is made for it)."""
-        from graftkit.checks.probes.forward import logits_of, without_adapter
+        from graftkit.checks.probes.forward import logits_of
+        from graftkit.checks.probes.live_adapter import without_adapter
 
         return logits_of(without_adapter(self.model), self.batch)
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing on a live model: the mode it is in, and trying another one without leaving a trace."""
+"""Activation checkpointing on a live model: the mode it is in, and trying another one for a block."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class InUse:
-    """The mode that training will use, as far as it is known.
+    """The mode that training will use.
 
     Attributes:
-        mode: None where nothing says so.
-        live: whether the model alone is in it; otherwise the training settings say so.
-        because: what decides it: as ``Training.reentrant_because``, "model", or "" where nothing does.
+        mode: None where it is not known.
+        live: whether only the model is in this mode, and the training settings do not ask for it.
+        because: what decides it: as ``Training.reentrant_because``, "model", or "" where the mode is not known.
     """
 
     mode: Mode | None
@@ -48,9 +48,9 @@ class InUse:
 
 
 def in_use(model: nn.Module, training: Training | None) -> InUse:
-    """What the model is in where checkpointing is enabled on it, else what the training settings say.
+    """Return the model's mode if checkpointing is enabled on it, else that of the training settings.
 
-    Where both say the same, the settings have made it so, and are what can be changed.
+    Where both agree, the settings are the cause, and what can be changed.
     """
     mode = mode_of(model)
     wanted = None if training is None else _wanted(training)
@@ -67,24 +67,24 @@ def _wanted(training: Training) -> InUse:
 
 
 def mode_of(model: nn.Module) -> Mode:
-    """The mode that the model's layers are in; where they differ, the one that may do most harm."""
+    """Return the mode of the model's layers; where they differ, the one that may do most harm."""
     modes = {_mode_of_function(getattr(m, _FUNCTION, None)) for m in _layers(model) if getattr(m, _FLAG)}
     return next((mode for mode in (Mode.CUSTOM, Mode.REENTRANT, Mode.NON_REENTRANT) if mode in modes), Mode.OFF)
 
 
 def can_checkpoint(model: nn.Module) -> bool:
-    """Whether any of the model's layers knows how to recompute its activations."""
+    """Check whether any of the model's layers can recompute its activations."""
     return bool(_layers(model))
 
 
 @contextmanager
 def checkpointing(model: nn.Module, mode: Mode | None) -> Iterator[None]:
-    """The layers in ``mode`` inside; None leaves each in the mode it has.
+    """Put the model's layers into ``mode`` for the block; None leaves each in its own mode.
 
-    transformers recomputes a layer only while that layer is in training mode. Only the layers themselves are put
-    into it, for every mode that is tried, so that nothing but the mode tells two of them apart; what is inside
-    them keeps its mode, and their own dropout rates are zero. A mode that is tried has the model's inputs require
-    gradients, as TRL and PEFT do for it. Everything is put back after.
+    transformers recomputes a layer only while it is in training mode. Only the layers themselves are put into
+    training mode, whatever the mode that is tried, so that two modes differ in nothing else; their submodules keep
+    their mode, and their own dropout rates are set to zero. Where a mode is tried, the model's inputs require
+    gradients, as TRL and PEFT arrange it. Everything is restored after the block.
     """
     layers = _layers(model)
     kept = [(vars(owner), _own(owner)) for owner in _owners(layers)]
@@ -109,7 +109,7 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _owners(layers: list[nn.Module]) -> list[Any]:
-    """The layers and their configurations: what may hold a rate that a layer reads in training mode."""
+    """Return the layers and their configurations, which may have dropout rates that a layer reads."""
     configs = [config for layer in layers if (config := getattr(layer, "config", None)) is not None]
     return list({id(owner): owner for owner in (*layers, *configs)}.values())
 
@@ -120,7 +120,7 @@ def _own(owner: Any) -> dict[str, Any]:
 
 
 def _dropout(fields: Mapping[str, Any]) -> list[str]:
-    """The rates among an object's fields that functional dropout reads: ``dropout``, ``layerdrop`` …"""
+    """Return the names of the fields that functional dropout reads: ``dropout``, ``layerdrop`` …"""
     return [name for name, value in fields.items() if "drop" in name and isinstance(value, float)]
 
 
@@ -132,9 +132,10 @@ def _set(module: Any, mode: Mode) -> None:
 
 
 def _mode_of_function(function: Any) -> Mode:
-    """transformers sets a ``functools.partial`` around torch's function, or around one of its own that calls it.
+    """Return the mode that a layer's checkpointing function implements.
 
-    Without ``use_reentrant``, torch takes the re-entrant implementation (torch.utils.checkpoint.checkpoint).
+    transformers sets a ``functools.partial`` of torch's function, or of one of its own that calls it. Without
+    ``use_reentrant``, torch takes the re-entrant implementation (torch.utils.checkpoint.checkpoint).
     """
     from torch.utils.checkpoint import checkpoint
 
@@ -150,7 +151,7 @@ def _mode_of_function(function: Any) -> Mode:
 
 @contextmanager
 def _inputs_in_the_graph(model: Any, mode: Mode | None) -> Iterator[None]:
-    """The outputs of every input embedding require gradients inside, where ``mode`` is one that is tried."""
+    """Make the outputs of the input embeddings require gradients for the block, if ``mode`` is to be tried."""
     base = base_model_of(model)
     if mode in {None, Mode.OFF} or not hasattr(base, "enable_input_require_grads"):
         yield
@@ -169,7 +170,7 @@ def _inputs_in_the_graph(model: Any, mode: Mode | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's advice on ``use_reentrant``, and on inputs without gradients: what follows is measured."""
+    """Silence torch's warnings on ``use_reentrant`` and on inputs without gradients: both are measured here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*use_reentrant")
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.probes.forward import adapted_layers, logits_of
+from graftkit.checks.probes.forward import logits_of
+from graftkit.checks.probes.live_adapter import adapted_layers
 from graftkit.modeling.bounded_wrappers import BoundedWrapper, bounded_wrappers, count_clamped, watch_bounds
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class _Count:
 
 
 def clamped_shares(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, float]:
-    """Return, by wrapper, the share of its inputs and outputs that it clamps on this batch.
+    """Return, by wrapper path, the share of its inputs and outputs that it clamps on this batch, 0 to 1.
 
     Wrappers that the batch does not reach are left out. An element is clamped where the wrapper changes it to the
     smallest or the largest value there is. The share is NaN where activations are not finite.

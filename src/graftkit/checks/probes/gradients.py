@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.probes.checkpointing import Mode, checkpointing
-from graftkit.checks.probes.forward import adapted_layers, adapter_parameters, loss_of, probing
+from graftkit.checks.probes.forward import loss_of
+from graftkit.checks.probes.live_adapter import adapted_layers, adapter_parameters, perturbing
 from graftkit.modeling.module_mode import evaluating
 from graftkit.text import first_line
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backward:
-    """What one backward pass left on the adapter.
+    """The result of one backward pass.
 
     Attributes:
-        loss: of the batch; not a number where there was none.
-        gradients: of every trainable adapter tensor, by name; None where nothing reached it.
+        loss: NaN where the forward pass failed.
+        gradients: by name of each trainable adapter tensor; None where no gradient reached it.
         reached: paths of the adapted layers that the forward pass called.
-        inputs_require_grad: whether the embedded inputs are part of the graph; None where no embedding was called.
-        refusal: what torch said, where there was no backward pass.
+        inputs_require_grad: whether the embedded inputs are in the graph; None where no embedding was called.
+        refusal: torch's error, where there was no backward pass.
     """
 
     loss: float
@@ -37,12 +38,12 @@ class Backward:
 
     @property
     def zero_gradient(self) -> tuple[str, ...]:
-        """The tensors that get no gradient, or only zeros."""
+        """The tensors whose gradient is missing or all zeros."""
         return tuple(name for name, grad in self.gradients.items() if grad is None or not grad.any())
 
     @property
     def usable(self) -> bool:
-        """Whether there is something to compare with: finite gradients, and one at least that is not zero."""
+        """Whether other passes can be compared with it: all gradients finite, and at least one not zero."""
         return self.refusal is None and not self.nonfinite and len(self.zero_gradient) < len(self.gradients)
 
     @property
@@ -53,10 +54,10 @@ class Backward:
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients of one batch; each mode's backward pass is done once, when it is first asked for.
+    """The adapter's gradients on one batch. Each mode's backward pass is run once, when first asked for.
 
-    The passes run in eval mode, from one random state and with the adapter lifted off its start, so that they can
-    differ in nothing but the mode.
+    All passes run in evaluation mode, from the same random state and with the same perturbed adapter, so that only
+    the checkpointing mode differs.
     """
 
     model: PeftModel
@@ -64,25 +65,25 @@ class Gradients:
     _known: dict[Mode | None, Backward] = field(default_factory=dict, repr=False)
 
     def under(self, mode: Mode | None) -> Backward:
-        """The backward pass in this mode; None for the one that the model is in."""
+        """Return the backward pass in this mode; None for the one that the model is in."""
         if mode not in self._known:
             try:
                 self._known[mode] = self._pass(mode)
             except (AttributeError, TypeError, ValueError) as error:
                 if mode in {None, Mode.OFF}:
                     raise
-                # What is tried beside the settings in use may be more than the model's code can do.
+                # A mode that is not in use may be one that the model's code does not support.
                 self._known[mode] = Backward(float("nan"), {}, refusal=first_line(error))
         return self._known[mode]
 
     def _pass(self, mode: Mode | None) -> Backward:
-        with checkpointing_in_eval(self.model, mode), probing(self.model):
+        with checkpointing_in_eval(self.model, mode), perturbing(self.model):
             return backward(self.model, lambda: loss_of(self.model, self.batch))
 
 
 @contextmanager
 def checkpointing_in_eval(model: nn.Module, mode: Mode | None) -> Iterator[None]:
-    """Eval mode with the model's layers recomputed in ``mode``, from a random state that is put back after."""
+    """Run the block in evaluation mode, with layers recomputed in ``mode`` and from a fixed random state."""
     import torch
 
     devices = {p.device for p in model.parameters() if p.is_cuda}
@@ -91,18 +92,18 @@ def checkpointing_in_eval(model: nn.Module, mode: Mode | None) -> Iterator[None]
         yield
 
 
-def backward(model: PeftModel, loss_now: Callable[[], Tensor]) -> Backward:
-    """One backward pass of ``loss_now()``; the gradients that the model holds are put back after."""
+def backward(model: PeftModel, compute_loss: Callable[[], Tensor]) -> Backward:
+    """Run one backward pass of ``compute_loss()``, and restore the gradients that the model had."""
     import torch
 
     watched = adapter_parameters(model)
     with ExitStack() as stack:
         reached, embedded = _watch(stack, model)
-        stack.enter_context(_gradients_put_back(model))
+        stack.enter_context(_restoring_gradients(model))
         stack.enter_context(torch.enable_grad())
         loss = float("nan")
         try:
-            value = loss_now()
+            value = compute_loss()
             loss = value.item()
             value.backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
@@ -117,7 +118,7 @@ def backward(model: PeftModel, loss_now: Callable[[], Tensor]) -> Backward:
 
 
 @contextmanager
-def _gradients_put_back(model: nn.Module) -> Iterator[None]:
+def _restoring_gradients(model: nn.Module) -> Iterator[None]:
     found = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in found:
         parameter.grad = None
@@ -129,7 +130,7 @@ def _gradients_put_back(model: nn.Module) -> Iterator[None]:
 
 
 def _watch(stack: ExitStack, model: PeftModel) -> tuple[set[str], list[bool]]:
-    """What the forward pass will have called, and whether the embedded text will have required gradients."""
+    """Record the adapted layers that are called, and whether the embedded text requires gradients."""
     reached: set[str] = set()
     embedded: list[bool] = []
 
@@ -161,34 +162,37 @@ class Comparison:
     """How the gradients of one pass differ from those of another, tensor by tensor.
 
     Attributes:
-        differences: tensor -> length of the difference over the length of the first's gradient.
-        cosines: tensor -> cosine of the two.
+        differences: by tensor, the norm of the difference relative to the norm of the first gradient.
+        cosines: by tensor, the cosine of the two gradients.
     """
 
     differences: Mapping[str, float]
     cosines: Mapping[str, float]
 
     def wrong(self, allowed: float) -> tuple[str, ...]:
-        """The tensors that differ by more than ``allowed``, the worst first."""
+        """Return the tensors that differ by more than ``allowed``, the worst first."""
         over = [name for name, value in self.differences.items() if not value <= allowed]
         return tuple(sorted(over, key=lambda name: self.cosines[name]))
 
 
-# A gradient this much shorter than the longest is rounding, and its direction means nothing.
+# A gradient this much smaller than the largest is rounding: its direction means nothing.
 _NOISE = 1e-6
 
 
 def compare(first: Backward, second: Backward) -> Comparison:
-    """The second pass against the first, over the tensors to which the first brought a gradient."""
+    """Compare the second pass with the first, over the tensors that get a gradient in the first."""
     lengths = {n: float(g.float().norm()) for n, g in first.gradients.items() if g is not None}
     floor = _NOISE * max(lengths.values(), default=0.0)
-    told = [name for name, length in lengths.items() if length > floor]
-    pairs = {name: _apart(first.gradients[name], second.gradients[name]) for name in told}
+    pairs = {
+        name: _apart(first.gradients[name], second.gradients[name])
+        for name, length in lengths.items()
+        if length > floor
+    }
     return Comparison({n: pair[0] for n, pair in pairs.items()}, {n: pair[1] for n, pair in pairs.items()})
 
 
 def _apart(a: Tensor | None, b: Tensor | None) -> tuple[float, float]:
-    """(relative difference, cosine); a gradient that is missing is a gradient of zeros."""
+    """Return the relative difference and the cosine; a missing gradient counts as zeros."""
     assert a is not None
     if b is None or not b.any():
         return 1.0, 0.0

@@ -1,4 +1,4 @@
-"""Rows of text for a causal model, and the ways a collator lays samples out: padded, alone, packed."""
+"""Rows of text for a causal model, and batches of them as collators build them: single, padded, packed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 _IGNORED = -100
 
 
-def no_rows_for(model: PeftModel) -> str | None:
-    """Why rows of plain text say nothing about this model, or None."""
+def reason_without_text(model: PeftModel) -> str | None:
+    """Return why rows of plain text are no test of this model, or None."""
     base: Any = model.get_base_model()
     if not callable(getattr(base, "can_generate", None)) or not base.can_generate():
         return "it generates no text"
@@ -27,12 +27,12 @@ def no_rows_for(model: PeftModel) -> str | None:
 
 
 def text_rows(model: PeftModel, lengths: Sequence[int], *, seed: int = 0) -> list[torch.Tensor]:
-    """One row of random text tokens a length, each int64 of shape (1, length), on the model's device.
+    """Return one row of random text tokens for each length, int64 of shape (1, length), on the model's device.
 
-    Lengths up to 12. No row holds a placeholder of an image or of audio.
+    Lengths are at most 12. No row has a placeholder of an image or of audio.
 
     Raises:
-        BuildError: code ``twin``: no text is known for the model's class.
+        BuildError: ``twin``: no text is known for the model's class.
     """
     from graftkit.twins.example_batch import example_batch
 
@@ -41,15 +41,15 @@ def text_rows(model: PeftModel, lengths: Sequence[int], *, seed: int = 0) -> lis
     return [row[None, :length] for row, length in zip(ids, lengths, strict=True)]
 
 
-def alone(row: torch.Tensor) -> dict[str, Any]:
-    """A batch of one sample that learns every token."""
+def single(row: torch.Tensor) -> dict[str, Any]:
+    """Return a batch of one sample, (1, T), in which every token is learned."""
     import torch
 
     return {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row.clone(), "use_cache": False}
 
 
 def padded(rows: Sequence[torch.Tensor], pad: int) -> dict[str, Any]:
-    """One batch of all samples, filled up on the right with a token that is neither seen nor learned."""
+    """Return one batch of all samples, (B, T), padded on the right with a token that is masked and not learned."""
     import torch
 
     width = max(row.shape[1] for row in rows)
@@ -60,16 +60,16 @@ def padded(rows: Sequence[torch.Tensor], pad: int) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "use_cache": False}
 
 
-def packed(rows: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """All samples in one row: positions begin anew with each, and there is no attention mask."""
+def packed_sequences(rows: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return all samples in one row, (1, sum of T): positions restart with each, no attention mask."""
     import torch
 
     positions = torch.cat([torch.arange(row.shape[1], device=row.device) for row in rows])[None]
     return {"input_ids": torch.cat(list(rows), dim=1), "position_ids": positions, "use_cache": False}
 
 
-def packed_as_trl(rows: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """As :func:`packed`, with the boundaries that TRL's padding-free collator adds.
+def packed_for_trl(rows: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return :func:`packed_sequences` with the boundaries that TRL's padding-free collator adds, int32.
 
     Source: ``trl.trainer.sft_trainer.DataCollatorForLanguageModeling.torch_call``.
     """
@@ -80,7 +80,7 @@ def packed_as_trl(rows: Sequence[torch.Tensor]) -> dict[str, Any]:
     index = torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32, device=sizes.device), sizes)[None]
     longest = int(sizes.max())
     return {
-        **packed(rows),
+        **packed_sequences(rows),
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
         "max_length_q": longest,

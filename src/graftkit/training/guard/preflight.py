@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
-from graftkit.checks.probes.forward import leaving_no_trace
+from graftkit.checks.probes.live_adapter import restoring_state
 from graftkit.checks.rules import all_rules
 from graftkit.env import environment
 from graftkit.errors import GraftError
@@ -74,7 +74,7 @@ def run_preflight(
     inputs = _inputs_without_forward(model, args, plan, processor)
     if not can_run_alone(model):
         return run(rules_before_training(), CheckContext(inputs, settings))
-    with leaving_no_trace(model), without_autocast(model):
+    with restoring_state(model), without_autocast(model):
         batch = _batch(model, args, loader, processor)
         training = replace(_training(model, args), modalities=_modalities(batch))
         inputs = replace(inputs, model=model, batch=batch, training=training)

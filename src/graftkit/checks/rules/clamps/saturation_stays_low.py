@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, passed, unknown
 from graftkit.checks.probes.clamps import clamped_shares
-from graftkit.checks.probes.forward import adapted_layers, is_untrained
+from graftkit.checks.probes.live_adapter import adapted_layers, is_untrained
 from graftkit.findings import Severity
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 

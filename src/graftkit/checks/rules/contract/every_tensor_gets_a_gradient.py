@@ -11,8 +11,8 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.checks.peft_config.fixes import recipe_key
 from graftkit.checks.probes.checkpointing import InUse, Mode, can_checkpoint, in_use
-from graftkit.checks.probes.forward import adapter_parameters
 from graftkit.checks.probes.gradients import Backward
+from graftkit.checks.probes.live_adapter import adapter_parameters
 from graftkit.findings import Fix, Severity
 from graftkit.modeling.unwrapping import name_in_base
 from graftkit.recipes.training import Training

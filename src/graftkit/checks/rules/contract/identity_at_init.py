@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
-from graftkit.checks.probes.forward import (
-    difference,
-    is_untrained,
-    logits_of,
-    moved_base,
-    room_for_copy,
-    tolerance,
-)
+from graftkit.checks.probes.forward import difference, logits_of, room_for_copy, tolerance
+from graftkit.checks.probes.live_adapter import is_untrained, moved_base
 from graftkit.findings import Severity
 
 

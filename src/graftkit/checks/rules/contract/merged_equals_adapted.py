@@ -7,20 +7,15 @@ from typing import Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.checks.probes.clamps import wrapper_effect
-from graftkit.checks.probes.forward import (
-    MergeRefusedError,
-    difference,
-    logits_of,
-    merging,
-    probing,
-    tolerance,
-)
+from graftkit.checks.probes.forward import difference, logits_of, tolerance
+from graftkit.checks.probes.live_adapter import perturbing
+from graftkit.checks.probes.merging import MergeRefusedError, merging
 from graftkit.findings import Severity
 
 
 def _check(context: CheckContext) -> Observation:
     model, batch = context.model, context.batch
-    with probing(model):
+    with perturbing(model):
         adapted = logits_of(model, batch)
         bounded, bitten = wrapper_effect(model, batch)
         try:

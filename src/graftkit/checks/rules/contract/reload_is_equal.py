@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
-from graftkit.checks.probes.forward import (
-    difference,
-    logits_of,
-    moved_base,
-    packed_layer,
-    probing,
-    room_for_copy,
-    tolerance,
-    without_adapter,
-)
+from graftkit.checks.probes.forward import difference, logits_of, room_for_copy, tolerance
+from graftkit.checks.probes.live_adapter import moved_base, perturbing, without_adapter
+from graftkit.checks.probes.merging import quantized_layer
 from graftkit.findings import Severity
 
 if TYPE_CHECKING:
@@ -35,7 +28,7 @@ def _check(context: CheckContext) -> Observation:
             f"{moved} moved part of the base weights into the adapter, and only the original base can tell",
             help="load the adapter on the base from disk and compare",
         )
-    with probing(model), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
+    with perturbing(model), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
         adapted = logits_of(model, context.batch)
         with warnings.catch_warnings():
             # PEFT looks for the base model's configuration on the hub to see whether its vocabulary grew.
@@ -61,7 +54,7 @@ def _check(context: CheckContext) -> Observation:
         "tolerance": allowed,
         "tensors_equal": equal,
     }
-    if equal and not lost and packed_layer(model) is not None:
+    if equal and not lost and quantized_layer(model) is not None:
         # A packed base is repacked by running it, so that two copies of it need not agree to the last digit.
         return passed(f"{tensors} tensors saved and loaded again bit for bit (the base is packed)", **figures)
     if lost or not equal or not apart <= allowed:

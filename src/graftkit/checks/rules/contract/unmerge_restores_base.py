@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
-from graftkit.checks.probes.forward import MergeRefusedError, adapted_layers, merging, probing, tolerance
+from graftkit.checks.probes.forward import tolerance
+from graftkit.checks.probes.live_adapter import adapted_layers, perturbing
+from graftkit.checks.probes.merging import MergeRefusedError, merging
 from graftkit.findings import Severity
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ _UNITS = 2.0
 def _check(context: CheckContext) -> Observation:
     model = context.model
     try:
-        with probing(model), merging(model) as before:
+        with perturbing(model), merging(model) as before:
             merged = _weights(model, before)
             model.unmerge_adapter()
             after = _weights(model, before)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
-from graftkit.checks.probes.forward import adapter_parameters
+from graftkit.checks.probes.live_adapter import adapter_parameters
 from graftkit.findings import Severity
 from graftkit.modeling.sharding import FSDP_WRAPPER, any_sharded, full_shape, is_shard
 from graftkit.text import some

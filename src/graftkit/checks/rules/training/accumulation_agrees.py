@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed, unknown
 from graftkit.checks.probes.checkpointing import Mode
-from graftkit.checks.probes.forward import probing
 from graftkit.checks.probes.gradients import Backward, backward, checkpointing_in_eval, compare
-from graftkit.checks.probes.text_batches import alone, no_rows_for, padded, text_rows
+from graftkit.checks.probes.live_adapter import perturbing
+from graftkit.checks.probes.text_batches import padded, reason_without_text, single, text_rows
 from graftkit.findings import Severity
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _check(context: CheckContext) -> Observation:
         return unknown("the batch cannot be cut into its samples")
     whole, single = samples
     accepts = _accepts_loss_kwargs(model.get_base_model())
-    with checkpointing_in_eval(model, Mode.OFF), probing(model):
+    with checkpointing_in_eval(model, Mode.OFF), perturbing(model):
         try:
             together = _pass(model, [whole], accepts)
             apart = _pass(model, single, accepts)
@@ -71,9 +71,9 @@ def _samples(model: PeftModel, batch: Mapping[str, Any]) -> tuple[dict[str, Any]
 
     A causal model gets text of four lengths; any other the rows of its batch, with labels of different lengths.
     """
-    if no_rows_for(model) is None:
+    if reason_without_text(model) is None:
         rows = text_rows(model, _LENGTHS)
-        return padded(rows, pad=int(rows[0][0, 0])), [alone(row) for row in rows]
+        return padded(rows, pad=int(rows[0][0, 0])), [single(row) for row in rows]
     size = batch["labels"].shape[0]
     if any(getattr(value, "shape", ())[:1] != (size,) for value in batch.values()):
         return None

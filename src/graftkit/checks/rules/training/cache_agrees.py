@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.probes.forward import difference, logits_of, tolerance
-from graftkit.checks.probes.text_batches import no_rows_for, text_rows
+from graftkit.checks.probes.text_batches import reason_without_text, text_rows
 from graftkit.findings import Severity
 from graftkit.modeling.module_mode import evaluating
 
@@ -29,7 +29,7 @@ def _check(context: CheckContext) -> Observation:
     evidence: dict[str, Any] = {"difference": whole, "tolerance": allowed}
     if not whole <= allowed:
         return failed(f"logits with and without a cache differ by {whole:.1e}", **evidence)
-    if no_rows_for(model) is not None or not _generates_as_usual(base):
+    if reason_without_text(model) is not None or not _generates_as_usual(base):
         return passed(f"logits with and without a cache differ by {whole:.1e}", **evidence)
     prompt, step = _one_step(model)
     if not prompt <= allowed:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.checks.probes.forward import difference, logits_of, tolerance
-from graftkit.checks.probes.text_batches import no_rows_for, packed, packed_as_trl, text_rows
+from graftkit.checks.probes.text_batches import packed_for_trl, packed_sequences, reason_without_text, text_rows
 from graftkit.findings import Fix, Severity
 from graftkit.text import first_line
 
@@ -24,12 +24,12 @@ _OPTIONS = ("packing", "padding_free")
 
 def _check(context: CheckContext) -> Observation:
     model = context.model
-    if (reason := no_rows_for(model)) is not None:
+    if (reason := reason_without_text(model)) is not None:
         return passed(f"its samples are not packed: {reason}")
     rows = text_rows(model, _LENGTHS)
     second = logits_of(model, {"input_ids": rows[1], "use_cache": False})
-    trl = _Packed.of(model, packed_as_trl, rows, second)
-    plain = _Packed.of(model, packed, rows, second)
+    trl = _Packed.of(model, packed_for_trl, rows, second)
+    plain = _Packed.of(model, packed_sequences, rows, second)
     allowed = tolerance(model)
     evidence: dict[str, Any] = {
         "difference": trl.difference,
@@ -46,7 +46,7 @@ def _check(context: CheckContext) -> Observation:
             return unknown(f"samples leak with this attention; {flash} is not at hand to try", **evidence)
         message = f"a packed sample sees the one before it: its logits differ by {trl.difference:.1e}"
         return _seen(context, message, evidence)
-    together = logits_of(model, {"input_ids": packed(rows)["input_ids"], "use_cache": False})
+    together = logits_of(model, {"input_ids": packed_sequences(rows)["input_ids"], "use_cache": False})
     if not difference(second, together[:, rows[0].shape[1] :]) > allowed:
         return unknown(
             "a sample's logits hardly depend on what is before it, so a leak could not be seen", **evidence
