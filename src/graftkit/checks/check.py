@@ -1,4 +1,4 @@
-"""``check()``: whether a saved adapter is whole, fits its base, and will be served."""
+"""``check()``: rules on a saved adapter, its base and the engine that is to serve it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from graftkit.recipes.settings import CheckSettings
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.survey import survey
 
-# The folder is an adapter's, and its weights are what is wrong: a finding, not a failure of the tool.
+# Errors that a rule reports as a finding: the folder is an adapter's, with wrong weights.
 _FINDINGS = frozenset({"adapter-pickle", "adapter-weights"})
-# What can be known of files on disk. A rule that needs anything else is for other commands.
+# The inputs that files on disk give.
 _SUPPLIED = frozenset({"folder", "adapter", "base", "engine", "data"})
 
 
@@ -33,25 +33,24 @@ def check(
     data: bool = True,
     settings: CheckSettings | None = None,
 ) -> Report:
-    """Say of a saved adapter whether it is whole, safe to load, taken by its base tensor for tensor, and served.
+    """Check whether a saved adapter is complete, safe to load, loaded whole by its base, and served.
 
     Nothing in the folder is executed or unpickled. Weights that are missing, malformed or a pickle are findings
-    (GK505), and so is a file without tensors (GK401); what would need them is then "unknown".
+    (GK505), and so is a file without tensors (GK401); rules that need the weights are then "unknown".
 
     Args:
         adapter: an adapter folder, or one that ``read_adapter`` has read.
-        base: a ``ModelMap``, or anything ``survey`` takes. None: rules that need a base are "unknown". The base
-            that the configuration names is not looked up: the name need not be the model it will be loaded on.
-        target: the engine that is to serve it, as "vllm" or "vllm==0.32". None: the rules on serving are left out.
-        data: also read the tensors' data, one tensor at a time. Without it only headers are read.
+        base: a ``ModelMap``, or anything ``survey`` takes. None: rules that need a base are "unknown"; the name
+            in the configuration is not looked up, since the adapter may be loaded on another base.
+        target: the engine that is to serve it, as "vllm" or "vllm==0.32". None: no rules on serving.
+        data: read the tensors as well, one at a time; otherwise only headers.
         settings: which rules, with which limits.
 
     Returns:
         One finding a rule.
 
     Raises:
-        AdapterError: ``adapter-not-found`` (no such folder) or ``adapter-config`` (no usable configuration, so
-            that this is no adapter at all).
+        AdapterError: ``adapter-not-found`` (no such folder) or ``adapter-config`` (no usable configuration).
         EngineError: no such engine, or no such version.
         SourceError, BuildError: the base cannot be surveyed.
     """
@@ -65,14 +64,14 @@ def check(
 
 
 def rules_on_files(*, served: bool) -> tuple[Rule, ...]:
-    """The rules that files can decide; those that ask what an engine makes of them only where it is ``served``."""
+    """Return the rules that files can decide; those on serving only where ``served``."""
     areas = ("adapter", "saving", "serving") if served else ("adapter", "saving")
     every = (rule for area in areas for rule in rules_of(area))
     return tuple(r for r in every if _SUPPLIED.issuperset(r.needs) and {"folder", "adapter"} & set(r.needs))
 
 
 def _from_file(finding: Finding) -> Finding:
-    """No model is run here: what a rule would see on one, it has seen in the files."""
+    """Set the source to the files: no model is run here."""
     return replace(finding, source=Source.FILE) if finding.source is Source.PROBE else finding
 
 

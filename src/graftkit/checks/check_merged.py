@@ -1,4 +1,4 @@
-"""``check_merged()``: whether a merged checkpoint is what merging these adapters into this base gives."""
+"""``check_merged()``: rules on a merged checkpoint, its base and its adapters."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def check_merged(
     """Compare a merged checkpoint with its base and its adapters: keys, untouched tensors, sampled rows.
 
     Args:
-        merged: the folder to check, whoever wrote it.
-        base: the folder or hub id that was merged into.
-        adapter: an adapter's folder, or folders with weights.
+        merged: the folder to check, written by any tool.
+        base: folder or hub id of the base.
+        adapter: an adapter's folder, or folder -> weight.
         settings: which rules, with which limits.
-        trust_remote_code: let the model's own code run.
+        trust_remote_code: allow the model's own code to run.
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        SourceError, BuildError, AdapterError, MergeError: one of them cannot be read, or such adapters cannot be
-            merged at all.
+        SourceError, BuildError, AdapterError, MergeError: an input cannot be read, or such adapters cannot be
+            merged.
     """
     given = Inputs(
         base=survey(str(base), headers=True, trust_remote_code=trust_remote_code, revision=revision),

@@ -1,4 +1,4 @@
-"""``doctor()``: what can be told of a fine-tune before anything is loaded."""
+"""``doctor()``: rules on a fine-tune before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.survey import survey, survey_loaded
 
-# What can be known without a live model, a batch or the data of an adapter.
+# The inputs that need no live model, no batch and no tensors of an adapter.
 STATIC = ("environment", "config", "base", "peft_config", "plan", "recipe", "training", "processor", "checkpoint")
 
 
@@ -41,10 +41,9 @@ def doctor(
 
     Args:
         model: a ``ModelMap``, or anything ``survey`` takes. None: the recipe's model, where there is a recipe.
-        recipe: what is going to be trained, and how.
-        adapter: a folder with an ``adapter_config.json``, whose targets are looked at instead of the recipe's.
+        adapter: a folder with an ``adapter_config.json``, which is checked instead of the recipe's targets.
         settings: which rules, with which limits; those of the recipe if None.
-        trust_remote_code: let the model's own code run.
+        trust_remote_code: allow the model's own code to run.
         revision: branch, tag or commit of a hub id.
         on_progress: called before each rule.
 
@@ -102,10 +101,10 @@ def _with_model(given: Inputs, source: Any, trust_remote_code: bool, revision: s
     try:
         loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
     except ModelTypeError as error:
-        if error.where is None:  # a word that the user typed, and nobody's configuration
+        if error.where is None:  # a model type that the user typed, not a configuration
             raise
         return replace(given, config=error.config)
-    # Before it is built: a model's class may write into the configuration that it is built from.
+    # Read before the model is built: its class may write into its configuration.
     config = loaded.config.to_dict()
     return replace(given, base=survey_loaded(loaded), config=config)
 

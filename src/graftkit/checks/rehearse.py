@@ -1,4 +1,4 @@
-"""``rehearse()``: a recipe run as far as its first batch, on the model itself or on its twin."""
+"""``rehearse()``: run a recipe up to its first batch, on the model or on its twin."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-# Facts that a rehearsal can supply.
+# The inputs that a rehearsal gives.
 LIVE = (*STATIC, "model", "batch")
 
 
@@ -49,18 +49,17 @@ def rehearse(
     revision: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
-    """Do what training with this recipe would do up to the first batch, and run every rule on the result.
+    """Do what training with this recipe does up to the first batch, and run every rule on the result.
 
-    What is adapted and what it costs is told of the real architecture; gradients, caches, packing and merging are
-    tried on a live model: quantized, adapted, with checkpointing and with a batch as the recipe has them.
+    Targets and costs are checked on the real architecture; gradients, caches, packing and merging on a live model
+    with the recipe's quantization, adapter, checkpointing and batch.
 
     Args:
-        recipe: what is going to be trained, and how.
-        model: instead of the recipe's: anything ``survey`` takes by name.
-        on_twin: try it on a tiny random model of the same architecture; otherwise the weights are loaded.
+        model: instead of the recipe's: a name that ``survey`` takes.
+        on_twin: use a tiny random model of the same architecture instead of loading the weights.
         seed: of the twin and of its batch.
         settings: which rules, with which limits; those of the recipe if None.
-        trust_remote_code: let the model's own code run.
+        trust_remote_code: allow the model's own code to run.
         revision: branch, tag or commit of a hub id.
         on_progress: called before each step; the rules on the architecture and on the model are counted apart.
 
@@ -89,7 +88,7 @@ def rehearse(
 
 
 def _live_rules() -> tuple[Rule, ...]:
-    """Return the rules that ask for more than the architecture: they look at the model that is tried."""
+    """Return the rules that need the live model or its batch."""
     rules = all_rules()
     static = decidable(rules, STATIC)
     return tuple(rule for rule in decidable(rules, LIVE) if rule not in static)
@@ -117,7 +116,7 @@ class _ModelSource:
         return twin(self.source, seed=seed, **options) if on_twin else load_model(self.source, **options)
 
     def processor(self) -> Any | None:
-        """The model's processor or tokenizer where it lies on this machine; nothing is downloaded for it."""
+        """Return the model's processor or tokenizer if it is on this machine; nothing is downloaded."""
         from transformers import AutoProcessor, AutoTokenizer
 
         if not isinstance(self.source, (str, Path)):
@@ -133,7 +132,7 @@ class _ModelSource:
         return None
 
     def folder(self) -> Path | None:
-        """The folder with the model's weights, where it lies on this machine."""
+        """Return the folder with the model's weights if it is on this machine."""
         if not isinstance(self.source, (str, Path)):
             return None
         return hub.local_folder(str(self.source), self.revision)
@@ -161,26 +160,26 @@ def _adapted(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
 
 
 def _quantized(model: PreTrainedModel, bits: str) -> PreTrainedModel:
-    """The model as it is loaded under bitsandbytes, with all left in 16 bit that a plan leaves there."""
+    """Return the model as bitsandbytes loads it, without quantizing the modules that a plan leaves in 16 bit."""
     config = plan_quantization(survey(model), bits).config
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         model.save_pretrained(folder)
         loaded: PreTrainedModel = type(model).from_pretrained(folder, quantization_config=config)
     for module in loaded.modules():
         if hasattr(module, _REPACKING):
-            # A faster CPU kernel repacks the weights for good, and refuses widths below 32, which twins have.
+            # A faster CPU kernel repacks the weights permanently, and refuses the widths below 32 of twins.
             setattr(module, _REPACKING, False)
     return loaded
 
 
 def _prepare(model: PeftModel, training: Training) -> None:
-    """What the trainer does to the model before its first step.
+    """Do what the trainer does to the model before its first step.
 
     Source: ``trl.trainer.sft_trainer.SFTTrainer.__init__`` and ``transformers.Trainer``: input gradients, then
     checkpointing with the options given.
     """
     if not training.checkpointing:
         return
-    with suppress(ValueError):  # a class without checkpointing: the trainer would say so itself
+    with suppress(ValueError):  # the class has no checkpointing, which the trainer reports
         model.get_base_model().activation_checkpointing_enable({"use_reentrant": training.reentrant})
         model.enable_input_require_grads()

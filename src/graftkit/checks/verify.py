@@ -1,4 +1,4 @@
-"""The contract checks on a live adapted model."""
+"""``verify()``: rules on a live adapted model."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def verify(
     settings: CheckSettings | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
-    """Prove on this model, with this batch, what an adapter owes.
+    """Check on this model and batch that the adapter works.
 
     A fresh adapter leaves the model unchanged; every adapter tensor gets a gradient; merged equals adapted;
     the saved adapter reloads in stock PEFT and computes the same; unmerging restores the base. The model is
-    left exactly as it was found: weights, adapter, gradients, what is trainable, modes and random state.
+    left unchanged: weights, adapter, gradients, trainable parameters, modes and random state.
 
     Args:
         model: from ``attach`` or ``get_peft_model``, trained or not.
         batch: keyword arguments of the model's forward, tensors of shape (batch, …). None: an example batch
             of every modality the model takes.
-        plan: what was attached. With it, what a configuration leaves or reaches is told too.
-        training: what the model will be trained with. Without it, what would be wrong only under some settings
-            (packing, re-entrant checkpointing) is a note.
+        plan: the plan that was attached; with it, rules on the configuration run too.
+        training: the settings of the training. Without them, what is wrong only under some settings (packing,
+            re-entrant checkpointing) is an info.
         processor: the tokenizer or processor, whose chat template decides what is learned.
         checkpoint: the folder that the base was loaded from.
         settings: which rules, with which limits.
         on_progress: called before each rule.
 
     Returns:
-        One finding for each rule that can be decided from what was given; "unknown" where one could not be.
+        One finding for each rule that needs no more than was given.
 
     Raises:
         VerifyError: the model carries no adapter in its layers, or one that is merged or disabled.
@@ -79,28 +79,27 @@ def verify(
 
         batch = example_batch(model.get_base_model())
     with restoring_state(model):
-        given = {
-            "plan": plan,
-            "base": plan and plan.model,
-            "peft_config": plan and config_dict(plan.peft_config),
-            "training": training,
-            "processor": processor,
-            "checkpoint": checkpoint and Path(checkpoint),
-            "model": model,
-            "batch": batch,
-        }
-        known = {name: fact for name, fact in given.items() if fact is not None}
-        context = CheckContext(Inputs(**known), settings or CheckSettings())
-        return run(decidable(all_rules(), known), context, on_progress=on_progress)
+        given = Inputs(
+            plan=plan,
+            base=plan.model if plan is not None else None,
+            peft_config=config_dict(plan.peft_config) if plan is not None else None,
+            training=training,
+            processor=processor,
+            checkpoint=Path(checkpoint) if checkpoint is not None else None,
+            model=model,
+            batch=batch,
+        )
+        context = CheckContext(given, settings or CheckSettings())
+        return run(decidable(all_rules(), given.names), context, on_progress=on_progress)
 
 
 def contract() -> CheckSettings:
-    """Settings that run the contract alone: what an adapter owes whatever it will be trained with."""
+    """Return settings that select the contract: the rules that do not depend on the training."""
     return CheckSettings(select=tuple(rule.code for rule in rules_of("contract")))
 
 
 def _check_state(model: PeftModel) -> None:
-    """Refuse a model whose adapter is not at work: every comparison would be of something else."""
+    """Refuse a model whose adapter is merged or disabled, since rules compare with and without it."""
     layers = adapted_layers(model).values()
     states = (
         ("merged", "model.unmerge_adapter(), then verify", any(layer.merged for layer in layers)),
@@ -110,7 +109,7 @@ def _check_state(model: PeftModel) -> None:
         if holds:
             raise VerifyError(
                 f"the adapter is {state}",
-                why="what the adapter does could not be told from what the base does",
+                why="the model with and without the adapter cannot be compared",
                 help=advice,
                 code=f"adapter-{state}",
             )

@@ -77,6 +77,11 @@ class Inputs:
     model: PeftModel | None = None
     batch: Mapping[str, Any] | None = None
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The inputs that were given."""
+        return tuple(name for name, value in vars(self).items() if value is not None)
+
 
 class UndecidableError(Exception):
     """What a rule asks cannot be known on this run; the runner reports the rule as unknown.
@@ -134,13 +139,18 @@ class CheckContext:
     model = _Input["PeftModel"]()
     batch = _Input[Mapping[str, Any]]()
 
+    @property
+    def modalities(self) -> tuple[str, ...] | None:
+        """The modalities of the batches; None where they are not known."""
+        return None if self.given.training is None else self.training.modalities
+
     def require(self, names: Iterable[str]) -> None:
         """Check that these inputs were given.
 
         Raises:
             MissingInputError: names all that were not.
         """
-        missing = [name for name in names if getattr(self.given, name) is None]
+        missing = [name for name in names if name not in self.given.names]
         if missing:
             raise MissingInputError(*missing)
 
@@ -160,7 +170,7 @@ class CheckContext:
 
     @cached_property
     def base_logits(self) -> Tensor:
-        """The base model's logits on the batch, with the adapter switched off."""
+        """The logits on the batch with the adapter switched off."""
         from graftkit.checks.probes.forward import logits_of
 
         with self.model.disable_adapter():
@@ -168,7 +178,7 @@ class CheckContext:
 
     @cached_property
     def pristine_logits(self) -> Tensor:
-        """The logits of the base model as it was before PEFT put layers into it (a copy is made for it)."""
+        """The logits on the batch of a copy of the base without PEFT's layers."""
         from graftkit.checks.probes.forward import logits_of
         from graftkit.checks.probes.live_adapter import without_adapter
 
@@ -176,7 +186,7 @@ class CheckContext:
 
     @cached_property
     def gradients(self) -> Gradients:
-        """The adapter's gradients on the batch, in each mode of activation checkpointing that is asked for."""
+        """The adapter's gradients on the batch, computed once for each mode of activation checkpointing."""
         from graftkit.checks.probes.gradients import Gradients
 
         return Gradients(self.model, self.batch)

@@ -1,7 +1,6 @@
-"""The rules' pages, generated from the rules themselves.
+"""The rules' pages, generated from the rules.
 
-``python -m graftkit.checks.engine.pages FOLDER`` writes them; with ``--check`` it only says whether they are up to
-date.
+``python -m graftkit.checks.engine.pages FOLDER`` writes them; ``--check`` reports those that are out of date.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _GENERATED = "<!-- Generated from the rule by graftkit.checks.engine.pages: edit
 
 
 def page(rule: Rule) -> str:
-    """A rule's page as Markdown: what it finds, why that is bad, an example, the fix and how safe it is."""
+    """Return a rule's page as Markdown."""
     sections = (
         ("What it checks", f"{rule.title[0].upper()}{rule.title[1:]}."),
         ("Why it matters", f"{rule.why[0].upper()}{rule.why[1:].rstrip('.')}."),
@@ -40,15 +39,15 @@ def _settings(rule: Rule) -> str:
 
 
 def pages() -> dict[str, str]:
-    """File name -> text, the index included."""
+    """Return file name -> text of every page and of the index."""
     rules = all_rules()
     rows = "\n".join(f"| [{r.code}]({r.code}.md) | {r.severity} | {r.title} |" for r in rules)
-    index = f"{_GENERATED}\n\n# Rules\n\n| code | severity | the fact that must hold |\n|---|---|---|\n{rows}\n"
+    index = f"{_GENERATED}\n\n# Rules\n\n| code | severity | what must be true |\n|---|---|---|\n{rows}\n"
     return {"README.md": index, **{f"{rule.code}.md": page(rule) for rule in rules}}
 
 
 def stale(folder: Path) -> list[str]:
-    """Names of pages in ``folder`` that are missing, differ from their rule, or belong to no rule."""
+    """Return the names of pages in ``folder`` that are missing, out of date, or of no rule."""
     wanted = pages()
     present = {path.name for path in folder.glob("*.md")} if folder.is_dir() else set()
     differing = {

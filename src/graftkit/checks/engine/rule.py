@@ -1,4 +1,4 @@
-"""What a rule is: a code, what it needs, a check, and the page that explains it."""
+"""A rule: its code, the inputs it needs, its check, and the text of its page."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from graftkit.checks.engine.context import CheckContext
     from graftkit.recipes.settings import CheckSettings
 
-# Relative to the repository: the pages are generated from the rules by checks/pages.py.
+# The folder of the rules' pages in the repository; pages.py writes them.
 PAGES = "docs/rules"
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one check saw.
+    """What one check returns.
 
     Attributes:
-        verdict: ``Severity.OK``, ``Severity.UNKNOWN``, or None for "it failed, as severe as the rule says".
+        verdict: None for a failure of the rule's own severity.
         message: one sentence with the figures in it.
         where: the site, tensor or option concerned.
-        help: the next step, where it depends on what was seen.
+        help: the next step; None for the rule's own.
         evidence: the figures.
-        fix: a mechanical fix, where there is one.
-        key: the recipe's key that decides it, dotted: the finding then names file and line.
+        fix: a mechanical fix.
+        key: dotted key of the recipe that decides it: the finding then names file and line.
     """
 
     verdict: Severity | None
@@ -40,7 +40,7 @@ class Observation:
 
 
 def passed(message: str, **evidence: Any) -> Observation:
-    """The check ran and its fact holds."""
+    """Return that the check ran and found nothing wrong."""
     return Observation(Severity.OK, message, evidence=evidence)
 
 
@@ -53,17 +53,17 @@ def failed(
     key: str | None = None,
     **evidence: Any,
 ) -> Observation:
-    """The check ran and its fact does not hold."""
+    """Return that the check failed, with the rule's severity."""
     return Observation(None, message, where, help, evidence, fix, key)
 
 
 def info(message: str, *, where: str | None = None, help: str | None = None, **evidence: Any) -> Observation:
-    """The fact does not hold, and what the user does now is not touched by it: worth knowing, no more."""
+    """Return that the check failed in a way that does not affect what the user is doing."""
     return Observation(Severity.INFO, message, where, help, evidence)
 
 
 def unknown(message: str, *, help: str | None = None, **evidence: Any) -> Observation:
-    """The fact could not be established; the message says why."""
+    """Return that the check could not decide; the message says why."""
     return Observation(Severity.UNKNOWN, message, None, help, evidence)
 
 
@@ -72,7 +72,7 @@ class Setting:
     """A limit of a rule that a user may change.
 
     Attributes:
-        default: its value, of the type that every value must have.
+        default: the value unless the user sets one, which must have the same type.
         meaning: what it limits, with its unit.
     """
 
@@ -85,18 +85,17 @@ class Rule:
     """One rule: one file in ``checks/rules/<area>/`` that defines ``RULE``.
 
     Attributes:
-        code: unique, "GK" and three digits.
-        title: the fact that must hold, as a short statement.
-        severity: of a finding when it does not.
-        needs: the names of the facts it reads; a missing one makes the rule "unknown".
-        check: reads the facts, returns what it saw.
-        why: why it is bad when the fact does not hold.
-        example: a case in which it does not.
-        help: the usual next step, or the fix.
-        safety: how safe that fix is.
-        since: the version of graftkit that brought the rule.
-        sources: where the fact is known from: threads, code.
-        settings: its limits, by name, that ``[tool.graftkit.rules.CODE]`` and recipes may change.
+        code: "GK" and three digits, unique.
+        title: what must be true, as a short statement.
+        severity: severity of a finding when it is not.
+        needs: names of the `Inputs` it cannot do without; a missing one makes the rule "unknown".
+        why: the harm when it is not true.
+        example: a case in which it is not true.
+        help: the usual next step.
+        safety: how safe that step, or the fix, is.
+        since: the first version of graftkit with the rule.
+        sources: threads and code that show it.
+        settings: name -> limit that ``[tool.graftkit.rules.CODE]`` and recipes may change.
         source: where its findings come from.
     """
 
@@ -116,7 +115,7 @@ class Rule:
 
     @property
     def url(self) -> str:
-        """Where its page is."""
+        """The path of its page."""
         return f"{PAGES}/{self.code}.md"
 
     def limit(self, settings: CheckSettings, name: str) -> Any:
@@ -124,7 +123,7 @@ class Rule:
         return settings.rules.get(self.code, {}).get(name, self.settings[name].default)
 
     def finding(self, seen: Observation, severity: Severity | None = None) -> Finding:
-        """What was seen, as a finding of this rule; ``severity`` replaces the rule's own where it failed."""
+        """Return an observation as a finding of this rule; ``severity`` replaces the rule's own for a failure."""
         verdict = (severity or self.severity) if seen.verdict is None else seen.verdict
         advice = seen.help or (self.help if seen.verdict is None else None)
         return Finding(

@@ -1,4 +1,4 @@
-"""Runs rules over facts. A rule that lacks facts is unknown; a rule that raises becomes a finding."""
+"""Run rules on a context. A rule without its inputs, or one that raises, becomes an "unknown" finding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
 
 def decidable(rules: Iterable[Rule], supplied: Collection[str]) -> tuple[Rule, ...]:
-    """The rules that need nothing but facts a command can supply."""
+    """Return the rules that need only these inputs."""
     return tuple(rule for rule in rules if set(rule.needs) <= set(supplied))
 
 
@@ -62,14 +62,14 @@ def _observe(rule: Rule, context: CheckContext) -> Observation:
 
 
 def _safe_to_print(finding: Finding) -> Finding:
-    """With control characters written out: what it quotes of a file may hold what a terminal would obey."""
+    """Escape control characters: a terminal would obey those that a finding quotes from a file."""
     where = None if finding.where is None else printable(finding.where)
     advice = None if finding.help is None else printable(finding.help)
     return replace(finding, message=printable(finding.message), where=where, help=advice)
 
 
 def _placed(finding: Finding, seen: Observation, context: CheckContext) -> Finding:
-    """With the recipe's file and line, where a key of the recipe decides it."""
+    """Add the recipe's file and line where a key of the recipe decides it."""
     if seen.key is None or context.given.recipe is None:
         return finding
     return replace(finding, file=str(context.recipe.path), line=context.recipe.line(seen.key))
@@ -80,7 +80,7 @@ def _crashed(error: Exception) -> Observation:
 
 
 def given_severity(rule: Rule, settings: CheckSettings) -> Severity | None:
-    """The severity that the user gives a rule in place of its own, if any.
+    """Return the severity that the user gives a rule, or None for the rule's own.
 
     Raises:
         RecipeError: ``settings``: a setting that the rule does not have, or a value of another type.
@@ -91,7 +91,7 @@ def given_severity(rule: Rule, settings: CheckSettings) -> Severity | None:
             _check_value(rule, name, value)
     severity = given.get("severity")
     if severity is not None and severity not in _SEVERITIES:
-        raise _refused(rule, "severity", f"{severity!r} is none of {', '.join(_SEVERITIES)}")
+        raise _settings_error(rule, "severity", f"{severity!r} is none of {', '.join(_SEVERITIES)}")
     return None if severity is None else Severity(severity)
 
 
@@ -99,15 +99,15 @@ def _check_value(rule: Rule, name: str, value: Any) -> None:
     setting = rule.settings.get(name)
     if setting is None:
         known = ", ".join((*rule.settings, "severity"))
-        raise _refused(rule, name, f"{rule.code} has no such setting; it has {known}")
+        raise _settings_error(rule, name, f"{rule.code} has no such setting; it has {known}")
     kind = type(setting.default)
     if not (type(value) is kind or (kind is float and type(value) is int)):
-        raise _refused(rule, name, f"{value!r} is no {kind.__name__}")
+        raise _settings_error(rule, name, f"{value!r} is not a {kind.__name__}")
 
 
-def _refused(rule: Rule, name: str, why: str) -> RecipeError:
+def _settings_error(rule: Rule, name: str, why: str) -> RecipeError:
     return RecipeError(
-        "a rule's setting means nothing",
+        "a rule's setting cannot be used",
         where=f"rules.{rule.code}.{name}",
         why=why,
         help=f"graft rules {rule.code}",

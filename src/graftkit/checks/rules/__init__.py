@@ -1,4 +1,4 @@
-"""The rules, found by listing this folder: one file a rule, grouped by area."""
+"""The rules, found by listing this folder: one file a rule, one folder an area."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from graftkit.text import suggest
 
 @cache
 def areas() -> tuple[str, ...]:
-    """The folders of rules, by name."""
+    """Return the folders of rules, by name."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg))
 
 
 @cache
 def all_rules() -> tuple[Rule, ...]:
-    """Every rule, by code.
+    """Return every rule, by code.
 
     Raises:
-        RuntimeError: two files claim one code (an error in the files).
+        RuntimeError: two files have the same code.
     """
     return _by_code([rule for area in areas() for rule in rules_of(area)])
 
 
 @cache
 def rules_of(area: str) -> tuple[Rule, ...]:
-    """The rules of one area, by code.
+    """Return the rules of one area, by code.
 
     Raises:
-        RuntimeError: two files claim one code (an error in the files).
+        RuntimeError: two files have the same code.
     """
     package = importlib.import_module(f"{__name__}.{area}")
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
@@ -43,7 +43,7 @@ def rules_of(area: str) -> tuple[Rule, ...]:
 
 
 def check_settings(settings: CheckSettings) -> None:
-    """Refuse settings for what is no rule, or no setting of it: they would otherwise be obeyed by doing nothing.
+    """Check that settings name rules and settings of rules, which would otherwise have no effect.
 
     Raises:
         RecipeError: ``settings``.
@@ -66,6 +66,7 @@ def check_settings(settings: CheckSettings) -> None:
 def _by_code(rules: list[Rule]) -> tuple[Rule, ...]:
     by_code: dict[str, Rule] = {}
     for rule in rules:
-        if by_code.setdefault(rule.code, rule) is not rule:
-            raise RuntimeError(f"two rules claim {rule.code}: {by_code[rule.code].title!r} and {rule.title!r}")
+        other = by_code.setdefault(rule.code, rule)
+        if other is not rule:
+            raise RuntimeError(f"two rules have the code {rule.code}: {other.title!r} and {rule.title!r}")
     return tuple(sorted(rules, key=lambda rule: rule.code))

@@ -49,8 +49,8 @@ def _inner(context: CheckContext, resolved: ResolvedTargets) -> set[str]:
         resolved.inner[path].path in resolved.targeted for path in resolved.wrappers
     ):
         return meant
-    modalities = (context.training.modalities if context.given.training else None) or ()
-    towers = {tower.name for tower in resolved.base.towers if is_fed(resolved.base, tower.name, modalities)}
+    given = context.modalities or ()
+    towers = {tower.name for tower in resolved.base.towers if is_fed(resolved.base, tower.name, given)}
     fed = {site.path for site in resolved.base if site.tower in towers | resolved.mentioned}
     return meant & fed or meant
 

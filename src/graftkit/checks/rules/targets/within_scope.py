@@ -64,13 +64,11 @@ def _beyond(resolved: ResolvedTargets) -> frozenset[str]:
 
 
 def _knows(context: CheckContext) -> bool:
-    return context.given.plan is not None or (
-        context.given.training is not None and context.training.modalities is not None
-    )
+    return context.given.plan is not None or context.modalities is not None
 
 
 def _batches_feed(context: CheckContext, base: ModelMap, tower: str) -> bool:
-    return is_fed(base, tower, (context.training.modalities if context.given.training else None) or ())
+    return is_fed(base, tower, context.modalities or ())
 
 
 def _is_fed(context: CheckContext, base: ModelMap, site: Site) -> bool:
