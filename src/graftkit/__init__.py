@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from graftkit.findings import Finding, Report, Severity
     from graftkit.merging.merge import merge
     from graftkit.planning.plan import Plan, plan
+    from graftkit.recipes.recipe import read_recipe
     from graftkit.surveying.sites import ModelMap, Site
     from graftkit.surveying.survey import survey
     from graftkit.training.guard.guard import Guard
@@ -52,6 +53,7 @@ __all__ = [
     "merge",
     "migrate",
     "plan",
+    "read_recipe",
     "survey",
     "train",
     "twin",
@@ -79,6 +81,7 @@ _HOME = {
     "merge": "merging.merge",
     "migrate": "adapters.migrate",
     "plan": "planning.plan",
+    "read_recipe": "recipes.recipe",
     "survey": "surveying.survey",
     "train": "training.run",
     "twin": "twins.twin",
