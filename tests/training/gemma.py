@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +61,3 @@ def save_base(folder: Path, made: Any, name: str = MODEL, **options: Any) -> Pat
     gk.twin(name, overrides=config_overrides(tokenizer), **options).save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
-
-
-@contextmanager
-def known_to_transformers(made: Any) -> Iterator[None]:
-    """AutoProcessor finds this processor's class, as it finds Gemma 4's own where torchvision is installed."""
-    from transformers import AutoProcessor, Gemma4Config
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-
-    AutoProcessor.register(Gemma4Config, type(made), exist_ok=True)
-    try:
-        yield
-    finally:
-        PROCESSOR_MAPPING._extra_content.pop(Gemma4Config)

@@ -14,6 +14,8 @@ from tests.training.proof import run
 from tests.training.small import save_model, trained_tokenizer, write_rows
 from tests.training.tones import save_tones
 
+from graftkit.demo.processor import known_to_transformers
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "bf16": "false"}
 
@@ -71,7 +73,7 @@ def test_examples_run(tmp_path: Path, name: str) -> None:
     if processor is None:
         result, _ = run(tmp_path / f"{name}.yaml", *changes)
     else:
-        with gemma.known_to_transformers(processor):
+        with known_to_transformers(processor):
             result, _ = run(tmp_path / f"{name}.yaml", *changes)
     assert result.steps == 2
     assert "eval_loss" in result.metrics

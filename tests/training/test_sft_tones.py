@@ -11,6 +11,7 @@ from tests.training.proof import reloaded, run
 from tests.training.small import QUICK
 from tests.training.tones import write_tones
 
+from graftkit.demo.processor import known_to_transformers
 from graftkit.training.data.audio_collator import AudioCollator
 
 ARGS = {
@@ -36,7 +37,7 @@ def test_tones_are_told_apart(tmp_path: Path) -> None:
     }
     recipe = tmp_path / "tones.yaml"
     recipe.write_text(json.dumps(told))
-    with gemma.known_to_transformers(processor):
+    with known_to_transformers(processor):
         result, model = run(recipe)
     loss = result.curve("loss")
     assert loss[-1][1] < 0.5 * loss[0][1]

@@ -8,6 +8,8 @@ real model's batches.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -124,6 +126,19 @@ def config_overrides(tokenizer: PreTrainedTokenizerFast | None = None) -> dict[s
         },
         "vision_config": {"patch_size": PATCH_SIZE, "pooling_kernel_size": POOLING_KERNEL_SIZE},
     }
+
+
+@contextmanager
+def known_to_transformers(processor: Gemma4Processor) -> Iterator[None]:
+    """Let ``AutoProcessor`` load this processor's class, as it loads Gemma 4's own where there is torchvision."""
+    from transformers import AutoProcessor, Gemma4Config
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    AutoProcessor.register(Gemma4Config, type(processor), exist_ok=True)
+    try:
+        yield
+    finally:
+        PROCESSOR_MAPPING._extra_content.pop(Gemma4Config)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""That the trained adapter is what was saved, and survives reload and merge: compared by logits."""
+"""Prove that the trained adapter is what was saved and survives reload and merge, by comparing logits."""
 
 from __future__ import annotations
 
@@ -7,117 +7,137 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.probes.clamps import wrapper_effect
 from graftkit.checks.probes.forward import difference, logits_of, tolerance
+from graftkit.findings import Finding, Report, Severity
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Proof:
-    """One comparison of logits.
-
-    Attributes:
-        title: what must be equal.
-        verdict: "ok" or "failed".
-        message: what was seen.
-        difference: the largest difference, relative to the largest logit.
-        adapter_effect: what the adapter itself changes, on the same scale.
-    """
-
-    title: str
-    verdict: str
-    message: str
-    difference: float
-    adapter_effect: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 # Run by a new interpreter. The first line makes `import graftkit` impossible there, as on a machine without it.
 _RELOAD = """
 import sys
 sys.modules["graftkit"] = None
-from pathlib import Path
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 import torch, transformers
 
 torch.set_num_threads(1)
-folder, work = Path(sys.argv[1]), Path(sys.argv[2])
-config = transformers.AutoConfig.from_pretrained(folder / "base")
-base = getattr(transformers, config.architectures[0]).from_pretrained(folder / "base")
-model = PeftModel.from_pretrained(base, folder / "adapter").eval()
+base, adapter, batch, logits = sys.argv[1:]
+config = transformers.AutoConfig.from_pretrained(base)
+model = getattr(transformers, config.architectures[0]).from_pretrained(base)
+model = PeftModel.from_pretrained(model, adapter).eval()
 with torch.no_grad():
-    logits = model(**load_file(work / "batch.safetensors")).logits
-save_file({"logits": logits.float()}, work / "logits.safetensors")
+    save_file({"logits": model(**load_file(batch)).logits.float()}, logits)
 assert not any(name.startswith("graftkit.") for name in sys.modules)
 """
 
 
-def fresh_process_reload(model: PeftModel, folder: Path, batch: Mapping[str, Any]) -> Proof:
-    """Load ``folder/base`` and ``folder/adapter`` with stock transformers and PEFT, where graftkit is absent."""
+def prove(model: PeftModel, batch: Mapping[str, Any], base: Path, adapter: Path, merged: Path) -> Report:
+    """Compare the trained model with the saved one and with the merged one, in memory and reloaded.
+
+    Args:
+        model: the trained model, in eval mode.
+        batch: keyword arguments of its forward.
+        base: the folder that the base was loaded from.
+        adapter: the folder that the adapter was saved to.
+        merged: the folder to save the merged model to.
+    """
+    trained = _Trained.of(model, batch)
+    in_memory = copy.deepcopy(model).merge_and_unload()
+    in_memory.save_pretrained(merged)
+    return Report(
+        (
+            _fresh_process_reload(trained, base, adapter),
+            _merged_in_memory(trained, in_memory),
+            _merged_checkpoint(trained, type(in_memory), merged),
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """The trained model and what it computes.
+
+    Attributes:
+        logits: of the batch, float32.
+        adapter_effect: how far the adapter moves them, relative to the largest logit.
+    """
+
+    model: PeftModel
+    batch: Mapping[str, Any]
+    logits: Tensor
+    adapter_effect: float
+
+    @classmethod
+    def of(cls, model: PeftModel, batch: Mapping[str, Any]) -> _Trained:
+        logits = logits_of(model, batch)
+        with model.disable_adapter():
+            effect = difference(logits, logits_of(model, batch))
+        return cls(model, batch, logits, effect)
+
+    def compare(self, code: str, title: str, logits: Tensor, *, problem: str = "", note: str = "") -> Finding:
+        """Return whether ``logits`` are the trained model's; a ``problem`` makes it an error in any case."""
+        apart, allowed = difference(self.logits, logits), tolerance(self.model)
+        same = apart <= allowed < self.adapter_effect
+        seen = (
+            f"logits differ by {apart:.1e} (allowed {allowed:.0e}); "
+            f"the adapter changes them by {self.adapter_effect:.1e}{note}"
+        )
+        return Finding(
+            code=code,
+            severity=Severity.OK if same and not problem else Severity.ERROR,
+            title=title,
+            message=problem or seen,
+            evidence={"difference": apart, "adapter_effect": self.adapter_effect},
+        )
+
+
+def _fresh_process_reload(trained: _Trained, base: Path, adapter: Path) -> Finding:
+    """Load base and adapter with stock transformers and PEFT, in a process that cannot import graftkit."""
     from safetensors.torch import load_file, save_file
 
+    code = "fresh_process_reload"
     title = "the saved adapter computes the same in a process without graftkit"
-    with tempfile.TemporaryDirectory(prefix="graftkit-") as work:
-        save_file({name: tensor.contiguous() for name, tensor in batch.items()}, Path(work, "batch.safetensors"))
+    with tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
+        batch, logits = Path(folder, "batch.safetensors"), Path(folder, "logits.safetensors")
+        save_file({name: tensor.contiguous() for name, tensor in trained.batch.items()}, batch)
         done = subprocess.run(
-            [sys.executable, "-c", _RELOAD, str(folder), work],
+            [sys.executable, "-c", _RELOAD, base, adapter, batch, logits],
             capture_output=True,
             text=True,
             check=False,
         )
         if done.returncode != 0:
-            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            return Proof(title, "failed", f"the process failed: {last[0]}", float("inf"), float("nan"))
-        logits = load_file(Path(work, "logits.safetensors"))["logits"]
-    return _compare(title, model, batch, logits)
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            return Finding(code, Severity.ERROR, title, f"the process failed: {last}")
+        return trained.compare(code, title, load_file(logits)["logits"])
 
 
-def merged_in_memory(model: PeftModel, batch: Mapping[str, Any]) -> Proof:
-    """Merge a copy in memory and compare, with the wrappers' bounds at work."""
-    merged = copy.deepcopy(model).merge_and_unload()
-    bounded, bitten = wrapper_effect(model, batch)
-    proof = _compare("the merged model computes the same, bounds active", model, batch, logits_of(merged, batch))
-    if bounded and not bitten:
-        return Proof(proof.title, "failed", "no bound was reached", proof.difference, proof.adapter_effect)
-    return Proof(
-        proof.title,
-        proof.verdict,
-        f"{proof.message}; {bitten} of {bounded} bounded wrappers reached",
-        proof.difference,
-        proof.adapter_effect,
+def _merged_in_memory(trained: _Trained, merged: Any) -> Finding:
+    """Compare with the merged model, on a batch that reaches the wrappers' bounds."""
+    bounded, reached = wrapper_effect(trained.model, trained.batch)
+    return trained.compare(
+        "merged_in_memory",
+        "the merged model computes the same, bounds active",
+        logits_of(merged, trained.batch),
+        problem="no bound was reached" if bounded and not reached else "",
+        note=f"; {reached} of {bounded} bounded wrappers reached",
     )
 
 
-def merged_checkpoint(model: PeftModel, target: Path, batch: Mapping[str, Any]) -> Proof:
-    """Save the merged model to ``target``, load it again with stock transformers, and compare."""
-    merged = copy.deepcopy(model).merge_and_unload()
-    merged.save_pretrained(target)
-    again, info = type(merged).from_pretrained(target, output_loading_info=True)
-    title = "the merged checkpoint reloads whole and computes the same"
-    lost = [*info["missing_keys"], *info["unexpected_keys"]]
-    proof = _compare(title, model, batch, logits_of(again, batch))
-    if lost:
-        return Proof(
-            title, "failed", f"keys missing or unexpected: {lost[0]}", proof.difference, proof.adapter_effect
-        )
-    return proof
-
-
-def _compare(title: str, model: PeftModel, batch: Mapping[str, Any], logits: Tensor) -> Proof:
-    adapted = logits_of(model, batch)
-    with model.disable_adapter():
-        effect = difference(adapted, logits_of(model, batch))
-    apart, allowed = difference(adapted, logits), tolerance(model)
-    told = f"logits differ by {apart:.1e} (allowed {allowed:.0e}); the adapter changes them by {effect:.1e}"
-    verdict = "ok" if apart <= allowed < effect else "failed"
-    return Proof(title, verdict, told, apart, effect)
+def _merged_checkpoint(trained: _Trained, model_class: Any, merged: Path) -> Finding:
+    """Load the merged checkpoint with stock transformers."""
+    model, loading = model_class.from_pretrained(merged, output_loading_info=True)
+    lost = [*loading["missing_keys"], *loading["unexpected_keys"]]
+    return trained.compare(
+        "merged_checkpoint",
+        "the merged checkpoint reloads whole and computes the same",
+        logits_of(model, trained.batch),
+        problem=f"keys missing or unexpected: {lost[0]}" if lost else "",
+    )

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from graftkit.demo.training import TrainingRun
-from graftkit.findings import Report
+from graftkit.findings import Report, Severity
 from graftkit.planning.plan import Plan
+from graftkit.training.run import TrainingResult
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_VERDICTS = {Severity.OK: "ok", Severity.UNKNOWN: "unknown"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """One trained adapter: its plan, the checks before training, the training, and held-out accuracy, 0 to 1."""
+class TrainedAdapter:
+    """One trained adapter.
+
+    Attributes:
+        plan: what was adapted.
+        training: what the run did.
+        model: the trained model, in eval mode.
+        accuracy: the share of held-out digits read right, 0 to 1.
+    """
 
     plan: Plan
-    report: Report
-    trained: TrainingRun
+    training: TrainingResult
+    model: PeftModel
     accuracy: float
+
+    @property
+    def name(self) -> str:
+        """The adapted towers, for a key."""
+        return "_".join(self.plan.scope)
+
+    @property
+    def label(self) -> str:
+        """The adapted towers, for people."""
+        return " + ".join(self.plan.scope)
 
 
 @dataclass(frozen=True)
@@ -27,31 +49,30 @@ class DemoResult:
     Attributes:
         stock_peft_error: the first line of stock PEFT's refusal.
         held_out_accuracy: run -> share of held-out digits read right, 0 to 1.
-        checks: name -> verdict ("ok", "failed" or "unknown"), message and figures.
+        checks: the contract before training, and the comparisons after it.
         report, adapter, merged: paths of the page, the adapter and the merged model.
         seconds: wall-clock time of the whole demo.
     """
 
     stock_peft_error: str
     held_out_accuracy: dict[str, float]
-    checks: dict[str, dict[str, Any]]
+    checks: Report
     report: str
     adapter: str
     merged: str
     seconds: float
 
-    @property
-    def proven(self) -> bool:
-        """Whether every check ran and held."""
-        return all(check["verdict"] == "ok" for check in self.checks.values())
-
     def to_dict(self) -> dict[str, Any]:
         return {
-            "stock_peft_error": self.stock_peft_error,
-            "held_out_accuracy": self.held_out_accuracy,
-            "checks": self.checks,
-            "report": self.report,
-            "adapter": self.adapter,
-            "merged": self.merged,
+            **vars(self),
+            "checks": {
+                finding.code: {
+                    "title": finding.title,
+                    "verdict": _VERDICTS.get(finding.severity, "failed"),
+                    "message": finding.message,
+                    **finding.evidence,
+                }
+                for finding in self.checks
+            },
             "seconds": round(self.seconds, 1),
         }

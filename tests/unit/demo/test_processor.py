@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from graftkit.demo import digits, processor
+from graftkit.demo.evaluation import model_inputs
 from graftkit.twins.twin import twin
 
 
@@ -19,26 +20,15 @@ def rows() -> dict[str, list[Any]]:
     return digits.load_digit_split().train[:3]
 
 
-def _batch(made: Any, rows: dict[str, list[Any]], **options: Any) -> Any:
-    return made(
-        text=list(rows["prompt"]),
-        images=list(rows["images"]),
-        return_tensors="pt",
-        padding=True,
-        add_special_tokens=False,
-        **options,
-    )
-
-
 def test_every_soft_token_has_its_image_token(made: Any, rows: dict[str, list[Any]]) -> None:
-    batch = _batch(made, rows)
+    batch = model_inputs(made, rows)
     pictures = batch["input_ids"] == made.image_token_id
     assert pictures.sum(-1).tolist() == [processor.SOFT_TOKENS] * 3
     assert torch.equal(batch["mm_token_type_ids"], pictures.long())
 
 
 def test_batch_has_the_documented_shapes(made: Any, rows: dict[str, list[Any]]) -> None:
-    batch = _batch(made, rows)
+    batch = model_inputs(made, rows)
     assert batch["pixel_values"].shape == (3, 16, 3 * processor.PATCH_SIZE**2)
     assert batch["pixel_values"].dtype == torch.float32
     assert 0 <= batch["pixel_values"].min() < batch["pixel_values"].max() <= 1
@@ -47,7 +37,7 @@ def test_batch_has_the_documented_shapes(made: Any, rows: dict[str, list[Any]]) 
 
 
 def test_prompt_reads_back(made: Any, rows: dict[str, list[Any]]) -> None:
-    tokens = made.tokenizer.convert_ids_to_tokens(_batch(made, rows)["input_ids"][0].tolist())
+    tokens = made.tokenizer.convert_ids_to_tokens(model_inputs(made, rows)["input_ids"][0].tolist())
     assert tokens == ["<bos>", "<|image>", *["<|image|>"] * processor.SOFT_TOKENS, "<image|>", "digit"]
 
 
@@ -78,7 +68,7 @@ def test_digits_come_before_every_placeholder() -> None:
 
 def test_the_padding_that_is_cut_changes_no_feature(made: Any, rows: dict[str, list[Any]]) -> None:
     model = twin("google/gemma-4-E2B-it", overrides=processor.config_overrides())
-    short = _batch(made, rows)
+    short = model_inputs(made, rows)
     padded = made.image_processor([image for images in rows["images"] for image in images], return_tensors="pt")
     assert padded["pixel_values"].shape[1] > short["pixel_values"].shape[1]
 

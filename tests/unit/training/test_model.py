@@ -13,6 +13,7 @@ from peft import LoraConfig
 from tests.training import gemma
 
 import graftkit as gk
+from graftkit.demo.processor import known_to_transformers
 from graftkit.errors import BuildError, PlanError, TrainingError
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.training.model import load_base
@@ -29,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def known() -> Iterator[None]:
-    with gemma.known_to_transformers(gemma.processor()):
+    with known_to_transformers(gemma.processor()):
         yield
 
 

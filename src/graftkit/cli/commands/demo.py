@@ -22,8 +22,8 @@ def demo(
     with only_data_on_stdout(chosen(output_format, json)) as output:
         from graftkit.demo.run import run_demo
 
-        result = run_demo(out, tell=output.step)
+        result = run_demo(out, show=output.step)
         done = f"Done in {result.seconds:.0f} s. Open {result.report} in a browser."
         output.result(result, {Format.HUMAN: lambda: done})
-    if not result.proven:
+    if not result.checks.proven:
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.training import gemma
 
+from graftkit.demo.processor import known_to_transformers
 from graftkit.errors import TrainingError
 from graftkit.recipes.recipe import read_recipe
 from graftkit.training.arguments import trainer_arguments
@@ -36,7 +37,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def known() -> Iterator[None]:
-    with gemma.known_to_transformers(gemma.processor()):
+    with known_to_transformers(gemma.processor()):
         yield
 
 
