@@ -1,4 +1,4 @@
-"""What serves adapters, and what each engine does with their files: one file each, found by listing this folder."""
+"""What serves adapters, and what each engine does with their files: one file each, found by listing the folder."""
 
 from __future__ import annotations
 

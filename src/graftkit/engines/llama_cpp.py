@@ -1,6 +1,6 @@
 """llama.cpp: its converter ``convert_lora_to_gguf.py``, and ``llama-adapter.h``, which scales what it wrote.
 
-Read in both files as of 2026. Its versions are build numbers, which the files do not state: the facts name no build.
+Read in both files as of 2026. Its versions are build numbers, which the files do not name; nor do the facts.
 """
 
 from graftkit.engines._base import Engine, Fact, Feature, Stance

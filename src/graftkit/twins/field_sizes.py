@@ -1,7 +1,7 @@
 """Configuration fields that set a model's size, by name, and the value each has in a twin.
 
-The names are those of transformers' configurations. A field that is not listed keeps its value, and so does a value
-that is smaller than the twin's.
+The names are those of transformers' configurations. A field that is not listed keeps its value, and so does one
+whose value is smaller.
 """
 
 from __future__ import annotations

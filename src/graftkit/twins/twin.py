@@ -96,7 +96,7 @@ def _class_for(loaded: LoadedConfig) -> type[PreTrainedModel]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator for the block, and restore it after; other devices' generators are not touched."""
+    """Seed torch's CPU generator for the block, and restore it after; other generators are not touched."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from transformers import Gemma4Config, LlamaConfig
 
-from graftkit.errors import SourceError
+from graftkit.errors import ModelTypeError, SourceError
 from graftkit.surveying.sources import load_config as load
 from graftkit.surveying.sources.config_file import unknown_model_type
 from graftkit.surveying.sources.load_config import LoadedConfig, load_config
@@ -182,24 +182,25 @@ def test_a_bare_id_that_is_not_cached() -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "why"),
+    ("files", "shown"),
     [
-        ({}, "it is empty"),
-        ({"adapter_config.json": '{"base_model_name_or_path": "a/b"}'}, "an adapter; its base model is a/b"),
-        ({"adapter_config.json": "{"}, "it holds an adapter"),
-        ({"notes.txt": "", "b": ""}, "it holds b, notes.txt"),
-        (dict.fromkeys("abcdef", ""), "it holds a, b, c, d, e and 1 more"),
+        ({}, ""),
+        ({"adapter_config.json": '{"base_model_name_or_path": "a/b"}'}, "a/b"),
+        ({"adapter_config.json": "{"}, "adapter"),
+        ({"notes.txt": "", "b": ""}, "b, notes.txt"),
+        (dict.fromkeys("abcdef", ""), "a, b, c, d, e and 1 more"),
     ],
     ids=["empty", "adapter", "broken adapter", "other", "many"],
 )
-def test_directories_that_hold_no_model(files: dict[str, str], why: str, tmp_path: Path) -> None:
+def test_directories_that_hold_no_model(files: dict[str, str], shown: str, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text)
     error = _refusal(folder)
     assert (error.code, error.where) == ("not-a-model-directory", str(folder))
-    assert why in str(error.why)
+    assert error.why
+    assert shown in error.why
 
 
 @pytest.mark.parametrize(
@@ -210,13 +211,13 @@ def test_directories_that_hold_no_model(files: dict[str, str], why: str, tmp_pat
         pytest.param("<html>busy</html>", "config-corrupt", "Expecting value", id="not json"),
         pytest.param("[" * 200_000, "config-corrupt", "recursion", id="nested too deeply"),
         pytest.param('{"a": ' + "9" * 5000 + "}", "config-corrupt", "digits", id="huge number"),
-        pytest.param("[1]", "config-without-model-type", "it holds a list", id="list"),
-        pytest.param("{}", "config-without-model-type", "no model_type", id="no type"),
-        pytest.param({"model_type": 3}, "config-without-model-type", "no model_type", id="type is a number"),
+        pytest.param("[1]", "config-without-model-type", "list", id="list"),
+        pytest.param("{}", "config-without-model-type", "model_type", id="no type"),
+        pytest.param({"model_type": 3}, "config-without-model-type", "model_type", id="type is a number"),
         pytest.param(
             {"peft_type": "LORA", "base_model_name_or_path": "a/b"},
             "config-without-model-type",
-            "an adapter for a/b",
+            "a/b",
             id="adapter",
         ),
         pytest.param(LLAMA | {"hidden_size": "wide"}, "config-invalid", "hidden_size", id="wrong value"),
@@ -243,7 +244,7 @@ def test_a_weight_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**36)
     error = _refusal(weights)
     assert error.code == "config-corrupt"
-    assert "too large for a configuration" in str(error.why)
+    assert str(2**36) in str(error.why)
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
@@ -265,9 +266,11 @@ def test_an_unknown_model_type_suggests(text: str, near: str) -> None:
 def test_an_unknown_model_type_in_a_file_says_what_wrote_it(model: Callable[..., Path]) -> None:
     error = _refusal(model("here", {"model_type": "zzz", "transformers_version": "9.1.0"}))
     assert error.code == "model-type-unknown"
-    assert "written by transformers 9.1.0" in str(error.why)
-    assert error.help == "pip install --upgrade transformers"
-    assert "written by" not in str(unknown_model_type("zzz", None).why)
+    assert isinstance(error, ModelTypeError)
+    assert error.config == {"model_type": "zzz", "transformers_version": "9.1.0"}
+    assert "9.1.0" in str(error.why)
+    assert "pip install --upgrade transformers" in str(error.help)
+    assert unknown_model_type("zzz", None).config["transformers_version"] is None
 
 
 @pytest.mark.parametrize("source", [None, 3, b"gemma4", {"model_type": "gemma4"}, LlamaConfig])
