@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AttachError
 from graftkit.modeling.unwrapping import base_model_of
-from graftkit.planning.plan import Attached, Plan
+from graftkit.planning.decisions import Attached
+from graftkit.planning.plan import Plan
 from graftkit.text import some
 
 if TYPE_CHECKING:

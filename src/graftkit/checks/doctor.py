@@ -14,7 +14,7 @@ from graftkit.checks.rules import all_rules
 from graftkit.env import environment
 from graftkit.errors import ModelTypeError, PlanError
 from graftkit.findings import Report
-from graftkit.planning.plan import config_dict
+from graftkit.planning.config.build import config_dict
 from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings

@@ -12,7 +12,8 @@ from graftkit.checks.probes.live_adapter import adapted_layers, restoring_state,
 from graftkit.checks.rules import all_rules, rules_of
 from graftkit.errors import VerifyError
 from graftkit.findings import Report
-from graftkit.planning.plan import Plan, config_dict
+from graftkit.planning.config.build import config_dict
+from graftkit.planning.plan import Plan
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
-from graftkit.planning.trials.skeleton import Slot, ask
+from graftkit.planning.config.extras import ParameterSizes, extra_params
+from graftkit.planning.decisions import Attached
+from graftkit.planning.matching import value_at
+from graftkit.planning.trials.skeleton import Slot, ask, method_refused, slots_of
+from graftkit.surveying.sites import ModelMap
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -51,12 +56,59 @@ class Memory:
 
 
 def memory_of(base_bytes: int, trainable: int) -> Memory:
-    """Memory for a frozen base of ``base_bytes`` and ``trainable`` trained parameters."""
+    """Return the memory for a frozen base of ``base_bytes`` and ``trainable`` trained parameters."""
     return Memory(base_bytes, 4 * trainable, 4 * trainable, 8 * trainable)
 
 
+def planned_params(
+    config: PeftConfig, model_map: ModelMap, attached: Sequence[Attached], sizes: ParameterSizes
+) -> int:
+    """Return the elements that a plan's configuration trains: adapters, and whatever else it asks for.
+
+    Raises:
+        PlanError: ``method-refused`` or ``pattern-ignored``.
+    """
+    patterns = {f: v for f, v in vars(config).items() if f.endswith("_pattern") and isinstance(v, dict) and v}
+    slots = slots_of(model_map, (a.site for a in attached))
+    by_path = dict(zip((a.target_path for a in attached), slots, strict=True))
+    for name, pattern in patterns.items():
+        if not name.startswith(_SCALE_PATTERNS):
+            _check_used(config, name, pattern, by_path)
+    groups = [tuple(str(value_at(pattern, path)) for pattern in patterns.values()) for path in by_path]
+    return trainable_params(config, slots, groups) + extra_params(
+        model_map, config, [a.path for a in attached], sizes
+    )
+
+
+# Patterns of numbers that no tensor's size depends on.
+_SCALE_PATTERNS = ("alpha_", "lambda_")
+
+
+def _check_used(config: PeftConfig, name: str, pattern: Mapping[str, Any], slots: Mapping[str, Slot]) -> None:
+    """Refuse a pattern that a method's configuration takes and its layers do not use.
+
+    Raises:
+        PlanError: ``pattern-ignored``.
+    """
+    usual = getattr(config, name.removesuffix("_pattern").replace("rank", "r"), None)
+    slot = next((s for path, s in slots.items() if value_at(pattern, path) not in {None, usual}), None)
+    if slot is None:
+        return
+    without = copy(config)
+    setattr(without, name, {})
+    answers = ask(config, [slot]), ask(without, [slot])
+    if None not in {a.trainable for a in answers} and answers[0].trainable == answers[1].trainable:
+        raise PlanError(
+            f"{type(config).__name__} takes {name}, and this version of PEFT does not use it",
+            where=slot.path,
+            why="a layer gets the same number of parameters with and without it",
+            help="leave it out, or plan and attach each group of sites as a separate adapter",
+            code="pattern-ignored",
+        )
+
+
 def trainable_params(config: PeftConfig, slots: Sequence[Slot], groups: Sequence[Any] = ()) -> int:
-    """Trainable elements of the adapters that ``config`` puts on ``slots``, as PEFT itself makes them.
+    """Return the trainable elements of the adapters that ``config`` puts on ``slots``, as PEFT itself makes them.
 
     Args:
         config: exact for the model the slots belong to.
@@ -78,24 +130,14 @@ def trainable_params(config: PeftConfig, slots: Sequence[Slot], groups: Sequence
 def _count(config: PeftConfig, slots: Sequence[Slot]) -> int:
     answer = ask(config, slots)
     if answer.refusal is not None:
-        raise refused(config, answer.refusal)
+        raise method_refused(config, answer.refusal)
     if answer.trainable is None:
-        raise refused(config, "PEFT cannot size this method's adapters without the weights")
+        raise method_refused(config, "PEFT cannot size this method's adapters without the weights")
     return answer.trainable
 
 
-def refused(config: PeftConfig, why: str) -> PlanError:
-    """PEFT's refusal of a configuration on the planned sites."""
-    return PlanError(
-        f"PEFT cannot put this {type(config).__name__} on the planned sites",
-        why=why,
-        help="change the option that the message names, or leave those sites out of the targets",
-        code="method-refused",
-    )
-
-
 def _count_by_group(config: PeftConfig, slots: Sequence[Slot], groups: Sequence[Any]) -> int:
-    """Two of each group, then what one more of each adds: shared tensors are counted once that way."""
+    """Count two of each group, then what one more of each adds: shared tensors are counted once that way."""
     members: dict[Any, list[Slot]] = defaultdict(list)
     for slot, group in zip(slots, groups, strict=True):
         members[slot.kind, slot.shape, slot.bias, slot.path.rpartition(".")[2], group].append(slot)
@@ -118,15 +160,17 @@ def _counted_without_weights(config: PeftConfig, slots: Sequence[Slot]) -> int |
 
 
 def _shira(config: Any, slot: Slot) -> int:
-    """As many as LoRA of that rank (peft.tuners.shira.layer, ``num_shira_weight``)."""
+    """Count as many as LoRA of that rank has (peft.tuners.shira.layer, ``num_shira_weight``)."""
     many = int(config.r) * (slot.inputs + slot.outputs)
     if many > slot.inputs * slot.outputs:
-        raise refused(config, f"rank {config.r} makes more parameters than {slot.path} has: r has to be smaller")
+        raise method_refused(
+            config, f"rank {config.r} makes more parameters than {slot.path} has: r has to be smaller"
+        )
     return many
 
 
 def _frod(config: Any, slot: Slot) -> int:
-    """The diagonal, and a share of what is off it (peft.tuners.frod.model, ``_init_frod_projections``)."""
+    """Count the diagonal, and a share of what is off it (peft.tuners.frod.model, ``_init_frod_projections``)."""
     off_diagonal = slot.inputs * (slot.inputs - 1)
     sparse = min(int(slot.inputs**2 * config.sparse_rate), off_diagonal)
     if config.sparse_rate > 0 and off_diagonal:
@@ -135,7 +179,7 @@ def _frod(config: Any, slot: Slot) -> int:
 
 
 def _adamss(config: Any, slot: Slot) -> int:
-    """One row a subspace and rank, one column an output and rank (peft.tuners.adamss.layer, ``update_layer``).
+    """Count a row a subspace and rank, a column an output and rank (peft.tuners.adamss.layer, ``update_layer``).
 
     Exact while every subspace holds at least ``subspace_rank`` outputs, which clustering decides.
     """

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
-from graftkit.planning.config.extras import Sizes, check_extras, extra_params, parameter_sizes
-from graftkit.planning.config.methods import (
-    Method,
-    build_config,
-    check_numbers,
-    dividing_sizes,
-    method_named,
-    numbers_of,
-    refusal_of,
-)
-from graftkit.planning.cost import Memory, memory_of, refused, trainable_params
+from graftkit.planning.config.build import build_config, config_dict
+from graftkit.planning.config.extras import parameter_sizes
+from graftkit.planning.config.methods import Method, method_named, refusal_of
+from graftkit.planning.config.numbers import check_numbers, numbers_of, numbers_text
+from graftkit.planning.cost import Memory, memory_of, planned_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
-from graftkit.planning.initializers import default_config
-from graftkit.planning.matching import matched_by, rewritten_names, smallest_exact, value_at
+from graftkit.planning.decisions import Attached, LeftAlone, Skipped
 from graftkit.planning.quantization import QuantizationPlan, plan_quantization
 from graftkit.planning.selection.intent import read_intent
-from graftkit.planning.selection.patterns import rekey
 from graftkit.planning.selection.select import select
-from graftkit.planning.trials.skeleton import Slot, ask, slots_of
+from graftkit.planning.text import plan_text
 from graftkit.planning.trials.small_layer import check_initializer, refusal_when_quantized
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap, Site
 from graftkit.surveying.survey import survey
@@ -37,50 +27,6 @@ from graftkit.text import some
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """One site the plan adapts.
-
-    Attributes:
-        site: the site.
-        via: the PEFT field that reaches it, "target_modules" or "target_parameters".
-        reason: which of the user's targets it answers, and how.
-    """
-
-    site: Site
-    via: str
-    reason: str
-
-    @property
-    def path(self) -> str:
-        return self.site.path
-
-    def to_dict(self) -> dict[str, Any]:
-        site = self.site
-        return {
-            "path": site.path,
-            "tower": site.tower,
-            "role": site.role,
-            "via": self.via,
-            "reason": self.reason,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """One site the plan leaves alone, and why."""
-
-    site: Site
-    reason: str
-
-    @property
-    def path(self) -> str:
-        return self.site.path
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"path": self.site.path, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -148,9 +94,9 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        from graftkit.planning.text import plan_text
-
-        return plan_text(self)
+        numbers = numbers_text(method_named(self.method), self.peft_config)
+        tables = [plan_text(self.to_dict(), numbers), *([str(self.quantization)] if self.quantization else [])]
+        return "\n\n".join(tables)
 
 
 def plan(
@@ -178,11 +124,11 @@ def plan(
         alpha: numerator of the scale; None means ``r`` for LoRA, a scale of 1, and for other methods what keeps
             PEFT's ratio of the two.
         dropout: on the adapter's input, 0 to 1; None means none.
-        quantization: "4bit" or "8bit" to plan for a base that bitsandbytes packs: ``Plan.quantization`` then says
-            what stays in 16 bit and what that costs, and ``Plan.quantization_config`` what to load it with.
+        quantization: "4bit" or "8bit" to plan for a base that bitsandbytes quantizes: ``Plan.quantization`` then
+            says what stays in 16 bit and what that costs, ``Plan.quantization_config`` what to load it with.
         allow_unmatched: list targets that name nothing in ``Plan.unmatched`` instead of failing.
-        options: further fields of PEFT's configuration class. Keys of ``rank_pattern`` and its kin may be towers,
-            roles or the names ``targets`` takes; the rest is passed on as it is.
+        options: further fields of PEFT's configuration class (``options:`` in a recipe). Keys of ``rank_pattern``
+            and the like may be towers, roles or the names ``targets`` takes; the rest is passed on as it is.
 
     Raises:
         PlanError: the request cannot be met exactly; its code says why.
@@ -194,64 +140,53 @@ def plan(
     model_map = model if isinstance(model, ModelMap) else survey(model)
     intent = read_intent(model_map, targets, scope)
     selection = select(model_map, intent, allow_unmatched=allow_unmatched)
-    attached, left_out = _accepted(chosen_method, _route(model_map, selection.chosen))
-    skipped = [*(Skipped(site, reason) for site, reason in selection.skipped), *left_out]
-    config = _config(model_map, attached, chosen_method, numbers, options)
+    attached, refused = _accepted(chosen_method, selection.attached)
+    skipped = {s.path: s for s in (*selection.skipped, *refused)}
+    config = build_config(model_map, attached, chosen_method, numbers, options)
     check_initializer(config, [a.site for a in attached if a.via == "target_modules"])
-    trainable = _trainable(model_map, attached, config, parameter_sizes(model_map, model))
-    packed = plan_quantization(model_map, quantization) if quantization is not None else None
-    base_bytes = packed.total_bytes if packed else 2 * model_map.model.params
+    trainable = planned_params(config, model_map, attached, parameter_sizes(model_map, model))
+    quantized = plan_quantization(model_map, quantization) if quantization is not None else None
+    base_bytes = quantized.total_bytes if quantized else 2 * model_map.model.params
     return Plan(
         model=model_map,
         peft_config=config,
         attached=attached,
-        skipped=_in_order(model_map, skipped),
+        skipped=tuple(skipped[site.path] for site in model_map if site.path in skipped),
         unmatched=selection.unmatched,
         targets=intent.targets,
         scope=intent.scope,
         method=method,
         trainable_params=trainable,
         memory=memory_of(base_bytes, trainable),
-        quantization=packed,
+        quantization=quantized,
     )
 
 
-def _route(model_map: ModelMap, chosen: tuple[tuple[Site, str], ...]) -> tuple[Attached, ...]:
-    """Decide the PEFT field that reaches each site."""
-    rewritten = rewritten_names(model_map.model.model_type)
-    routed = []
-    for site, reason in chosen:
-        taken = site.path.rpartition(".")[2] in rewritten
-        via = "target_parameters" if site.kind == "parameter" or taken else "target_modules"
-        routed.append(Attached(site, via, reason))
-    return tuple(routed)
-
-
-def _accepted(method: Method, routed: tuple[Attached, ...]) -> tuple[tuple[Attached, ...], list[Skipped]]:
-    """The sites that the method can adapt, and the others with PEFT's reason.
+def _accepted(method: Method, chosen: Sequence[Attached]) -> tuple[tuple[Attached, ...], list[Skipped]]:
+    """Split the chosen sites into those that the method can adapt, and the others.
 
     Raises:
         PlanError: ``method-kind`` when the method can adapt nothing that one of the targets names.
     """
-    reasons = {a.path: _objection(method, a) for a in routed}
-    for answer in dict.fromkeys(a.reason for a in routed):
-        named = [a for a in routed if a.reason == answer]
-        if all(reasons[a.path] for a in named):
+    refusals = {a.path: _refusal(method, a) for a in chosen}
+    for target in dict.fromkeys(a.target for a in chosen):
+        named = [a for a in chosen if a.target == target]
+        if all(refusals[a.path] for a in named):
             raise PlanError(
                 f"{method.name} cannot adapt {_kind(named[0].site)} sites",
                 where=some([a.path for a in named], 1),
-                why=reasons[named[0].path],
+                why=refusals[named[0].path],
                 help="leave them out of the targets, or use method='lora'",
                 code="method-kind",
             )
-    kept = tuple(a for a in routed if not reasons[a.path])
-    left_out = [
-        Skipped(a.site, f"{method.name} cannot adapt {_kind(a.site)} sites") for a in routed if reasons[a.path]
-    ]
-    return kept, left_out
+    refused = [a.site for a in chosen if refusals[a.path]]
+    return (
+        tuple(a for a in chosen if not refusals[a.path]),
+        [LeftAlone.NOT_BY_METHOD.skip(site, method=method.name, kind=_kind(site)) for site in refused],
+    )
 
 
-def _objection(method: Method, attached: Attached) -> str | None:
+def _refusal(method: Method, attached: Attached) -> str | None:
     site = attached.site
     kind = "parameter" if attached.via == "target_parameters" else site.kind
     refusal = refusal_of(method, kind, len(site.shape))
@@ -263,182 +198,3 @@ def _objection(method: Method, attached: Attached) -> str | None:
 def _kind(site: Site) -> str:
     kind = site.kind.replace("_", " ")
     return f"{kind} ({site.quantized})" if site.quantized else kind
-
-
-def _in_order(model_map: ModelMap, skipped: list[Skipped]) -> tuple[Skipped, ...]:
-    by_path = {s.path: s for s in skipped}
-    return tuple(by_path[site.path] for site in model_map if site.path in by_path)
-
-
-def _config(
-    model_map: ModelMap,
-    attached: tuple[Attached, ...],
-    method: Method,
-    numbers: Mapping[str, Any],
-    options: dict[str, Any],
-) -> PeftConfig:
-    check_extras(model_map, options)
-    modules = [a.site for a in attached if a.via == "target_modules"]
-    parameters = [_parameter_path(a.site) for a in attached if a.via == "target_parameters"]
-    rewritten = rewritten_names(model_map.model.model_type)
-    given = {name: _rekeyed(method, name, value, model_map, attached) for name, value in options.items()}
-    given |= default_config(options.get("init_lora_weights"), options)
-    paths = [site.path for site in modules]
-    targets = smallest_exact(paths, model_map.module_paths, regex_is_safe=not rewritten)
-    parameter_targets = _parameter_targets(parameters, model_map.parameter_paths)
-
-    def build(**derived: Any) -> PeftConfig:
-        return build_config(
-            method,
-            target_modules=targets,
-            target_parameters=parameter_targets,
-            task_type=model_map.model.task_type,
-            numbers=numbers,
-            options=given,
-            derived={**_derived(method, modules), **derived},
-        )
-
-    if method.dividing_field is None or method.dividing_field in numbers:
-        return build()
-    return _dividing(method, build, slots_of(model_map, modules), options)
-
-
-def _dividing(method: Method, build: Any, slots: Sequence[Slot], options: Mapping[str, Any]) -> PeftConfig:
-    """The configuration whose block size divides every planned layer: PEFT's default, or the next that does.
-
-    Raises:
-        PlanError: ``size-not-dividing`` for a size that the user chose.
-    """
-    name = str(method.dividing_field)
-    if name in options:
-        config: PeftConfig = build()
-        why = _will_not_divide(config, slots)
-        if why is None:
-            return config
-        fits = dividing_sizes(method, slots)
-        raise PlanError(
-            f"{name}={options[name]} does not divide every planned layer",
-            where=method.config_class.__name__,
-            why=why,
-            help=f"{name}={fits[-1]} does, or leave it out",
-            code="size-not-dividing",
-        )
-    for size in dividing_sizes(method, slots):
-        config = build(**{name: size})
-        why = _will_not_divide(config, slots)
-        if why is None:
-            return config
-    raise refused(config, str(why))
-
-
-def _will_not_divide(config: PeftConfig, slots: Sequence[Slot]) -> str | None:
-    shapes = {(slot.kind, slot.shape): slot for slot in slots}
-    answer = ask(config, list(shapes.values()))
-    return answer.refusal or answer.adjusted
-
-
-def _derived(method: Method, sites: Sequence[Site]) -> dict[str, Any]:
-    """Fields that follow from the sites themselves."""
-    derived: dict[str, Any] = {}
-    if "feedforward_modules" in method.defaults:
-        derived["feedforward_modules"] = _feedforward(sites)
-    if "fan_in_fan_out" in method.defaults and sites and all(s.kind == "conv1d_transposed" for s in sites):
-        derived["fan_in_fan_out"] = True
-    return derived
-
-
-def _feedforward(sites: Sequence[Site]) -> str | list[str]:
-    """The layers whose input IA3 scales: where an MLP comes back to the model's width.
-
-    A regular expression on the whole path: PEFT compares a list here without regard to dots.
-    Source: ``peft.utils.constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING``.
-    """
-    down = [site.path for site in sites if site.role == "mlp.down"]
-    if not down:
-        return []
-    found = smallest_exact(down, [site.path for site in sites])
-    return found if isinstance(found, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, found))})"
-
-
-def _rekeyed(method: Method, name: str, value: Any, model_map: ModelMap, attached: tuple[Attached, ...]) -> Any:
-    if not name.endswith("_pattern") or not isinstance(value, Mapping):
-        return value
-    if "target_r" in method.defaults and name == "rank_pattern":
-        raise PlanError(
-            f"{method.name} writes rank_pattern itself, while it trains",
-            help="leave it out; r sets the average rank that is kept",
-            code="option-decided",
-        )
-    return rekey(name, value, model_map, [_as_matched(a) for a in attached])
-
-
-def _as_matched(attached: Attached) -> Site:
-    """The site under the path that PEFT matches patterns against."""
-    if attached.via == "target_modules" or attached.site.kind == "parameter":
-        return attached.site
-    return replace(attached.site, path=_parameter_path(attached.site))
-
-
-def _trainable(model_map: ModelMap, attached: tuple[Attached, ...], config: PeftConfig, sizes: Sizes) -> int:
-    patterns = {f: v for f, v in vars(config).items() if f.endswith("_pattern") and isinstance(v, dict) and v}
-    matched = [_as_matched(a).path for a in attached]
-    groups = [tuple(str(value_at(pattern, path)) for pattern in patterns.values()) for path in matched]
-    slots = slots_of(model_map, (a.site for a in attached))
-    for name in patterns:
-        if not name.startswith(_SCALE_PATTERNS):
-            _check_obeyed(config, name, dict(zip(matched, slots, strict=True)))
-    planned = [a.path for a in attached]
-    return trainable_params(config, slots, groups) + extra_params(model_map, config, planned, sizes)
-
-
-# Patterns of numbers that no tensor's size depends on.
-_SCALE_PATTERNS = ("alpha_", "lambda_")
-
-
-def _check_obeyed(config: PeftConfig, name: str, slots: Mapping[str, Slot]) -> None:
-    """Refuse a pattern that a method's configuration takes and its layers do not look at.
-
-    Raises:
-        PlanError: ``pattern-ignored``.
-    """
-    without = copy(config)
-    setattr(without, name, {})
-    pattern: dict[str, Any] = getattr(config, name)
-    usual = getattr(config, name.removesuffix("_pattern").replace("rank", "r"), None)
-    slot = next((s for path, s in slots.items() if value_at(pattern, path) not in {None, usual}), None)
-    if slot is None:
-        return
-    answers = ask(config, [slot]), ask(without, [slot])
-    if None not in {a.trainable for a in answers} and answers[0].trainable == answers[1].trainable:
-        raise PlanError(
-            f"{type(config).__name__} takes {name}, and this version of PEFT does not use it",
-            where=slot.path,
-            why="a layer gets the same number of parameters with and without it",
-            help="leave it out, or plan and attach each group of sites as an adapter of its own",
-            code="pattern-ignored",
-        )
-
-
-def _parameter_path(site: Site) -> str:
-    return site.path if site.kind == "parameter" else f"{site.path}.weight"
-
-
-def _parameter_targets(planned: list[str], paths: tuple[str, ...]) -> list[str]:
-    """Suffixes where they are exact, else full paths: PEFT reads no regular expression here."""
-    targets = smallest_exact(planned, paths, regex_is_safe=False) if planned else []
-    return sorted(planned) if sorted(matched_by(targets, paths)) != sorted(planned) else list(targets)
-
-
-def config_dict(config: PeftConfig) -> dict[str, Any]:
-    """A PEFT configuration as JSON-ready values, sets sorted and enumerations named."""
-    return {key: _plain(value) for key, value in config.to_dict().items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return getattr(value, "value", value) if not isinstance(value, str) else str(getattr(value, "value", value))

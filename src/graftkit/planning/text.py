@@ -1,65 +1,63 @@
-"""A plan as a table that a person reads."""
+"""A plan as a table for people, rendered from its JSON fields."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from graftkit.planning.config.methods import method_named, numbers_text
 from graftkit.text import count, percent, size, table
 
-if TYPE_CHECKING:
-    from graftkit.planning.coverage import CoverageRow
-    from graftkit.planning.plan import Plan
 
+def plan_text(plan: Mapping[str, Any], numbers: str) -> str:
+    """Render what ``Plan.to_dict()`` returns: what is adapted, what is not and why, the cost and the targets.
 
-def plan_text(plan: Plan) -> str:
-    """What is adapted, what is not and why, what it costs, and the targets PEFT gets."""
-    numbers = numbers_text(method_named(plan.method), plan.peft_config)
-    method = f"{plan.method} {numbers}".strip()
-    head = f"{plan.model.model.name}: {method} on {', '.join(plan.targets)} in {', '.join(plan.scope)}"
-    rows = [*_rows_in_scope(plan), *_rows_outside(plan)]
+    Args:
+        numbers: the method's sizes, as in "r=16 lora_alpha=16".
+    """
+    model, scope = plan["model"], plan["scope"]
+    method = f"{plan['method']} {numbers}".strip()
     columns = ("tower", "role", ">sites", ">adapted", ">of weights", "left alone because")
+    rows = [*map(_row, _within(plan["coverage"], scope)), *_rows_outside(plan["coverage"], scope)]
+    sites = len(plan["attached"]) + len(plan["skipped"])
     total = (
-        f"{len(plan.attached)} of {len(plan.model)} sites; {count(plan.trainable_params)} trainable parameters "
-        f"({percent(plan.trainable_params / max(plan.model.model.params, 1))} of the model); "
-        f"about {size(plan.memory.total)} before activations"
+        f"{len(plan['attached'])} of {sites} sites; {count(plan['trainable_params'])} trainable parameters "
+        f"({percent(plan['trainable_params'] / max(model['params'], 1))} of the model); "
+        f"about {size(plan['memory']['total'])} before activations"
     )
-    parts = [head, table(columns, rows), f"{total}\n{_layers(plan)}", _targets(plan)]
-    return "\n\n".join([*parts, str(plan.quantization)] if plan.quantization else parts)
+    layers = _within(plan["layers"], scope)
+    reached = ", ".join(f"{row['reached']} of {row['layers']} {row['tower']} layers" for row in layers)
+    return "\n\n".join(
+        [
+            f"{model['name']}: {method} on {', '.join(plan['targets'])} in {', '.join(scope)}",
+            table(columns, rows),
+            f"{total}\n{f'reaches {reached}' if reached else ''}",
+            _targets(plan),
+        ]
+    )
 
 
-def _layers(plan: Plan) -> str:
-    rows = [row for row in plan.layers if row.tower in plan.scope]
-    told = [f"{row.reached} of {row.layers} {row.tower} layers" for row in rows]
-    return f"reaches {', '.join(told)}" if told else ""
+def _within(rows: list[dict[str, Any]], scope: list[str]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["tower"] in scope]
 
 
-def _rows_in_scope(plan: Plan) -> Iterator[tuple[str, ...]]:
-    for row in plan.coverage:
-        if row.tower in plan.scope:
-            yield _row(row)
+def _row(row: Mapping[str, Any]) -> tuple[object, ...]:
+    because = (f"{reason} ({n})" if n < row["sites"] else reason for reason, n in row["reasons"].items())
+    return (row["tower"], row["role"], row["sites"], row["adapted"], percent(row["share"]), "; ".join(because))
 
 
-def _rows_outside(plan: Plan) -> Iterator[tuple[str, ...]]:
+def _rows_outside(coverage: list[dict[str, Any]], scope: list[str]) -> Iterator[tuple[object, ...]]:
     """One line for each tower out of scope: its roles all have the same reason."""
-    for tower in plan.model.towers:
-        if tower.name not in plan.scope:
-            yield (tower.name, "all", str(tower.sites), "0", percent(0), "outside the scope")
+    outside = [row for row in coverage if row["tower"] not in scope]
+    for tower in dict.fromkeys(row["tower"] for row in outside):
+        sites = sum(row["sites"] for row in outside if row["tower"] == tower)
+        yield (tower, "all", sites, 0, percent(0), "outside the scope")
 
 
-def _row(row: CoverageRow) -> tuple[str, ...]:
-    because = "; ".join(f"{reason} ({n})" if n < row.sites else reason for reason, n in row.reasons)
-    return (row.tower, row.role, str(row.sites), str(row.adapted), percent(row.share), because)
-
-
-def _targets(plan: Plan) -> str:
-    config = plan.peft_config
-    lines = []
-    for name in ("target_modules", "target_parameters"):
-        value = getattr(config, name, None)
-        if value:
-            lines.append(f"{name} = {value if isinstance(value, str) else sorted(value)}")
-    if plan.unmatched:
-        lines.append(f"unmatched: {', '.join(plan.unmatched)}")
+def _targets(plan: Mapping[str, Any]) -> str:
+    fields = {name: plan["peft_config"].get(name) for name in ("target_modules", "target_parameters")}
+    lines = [
+        f"{name} = {value if isinstance(value, str) else sorted(value)}" for name, value in fields.items() if value
+    ]
+    if plan["unmatched"]:
+        lines.append(f"unmatched: {', '.join(plan['unmatched'])}")
     return "\n".join(lines)

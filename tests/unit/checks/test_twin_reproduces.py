@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 import graftkit as gk
-from graftkit.planning.plan import config_dict
+from graftkit.planning.config.build import config_dict
 from graftkit.recipes.training import Training
 
 ERROR, OK = gk.Severity.ERROR, gk.Severity.OK

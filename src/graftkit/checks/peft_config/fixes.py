@@ -7,7 +7,7 @@ from typing import Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.findings import Fix
-from graftkit.planning.config.methods import not_on_parameters
+from graftkit.planning.config.options import not_on_parameters
 from graftkit.planning.matching import smallest_exact
 
 _SECTION = "adapter.peft_config"

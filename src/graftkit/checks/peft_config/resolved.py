@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from graftkit.checks.peft_config.raw import RawPeftConfig, Refusal, RefusalKind, one_line
 from graftkit.checks.probes.modality_inputs import own_names
 from graftkit.planning.config.extras import saved_modules
-from graftkit.planning.config.methods import not_on_parameters, refusal_of
+from graftkit.planning.config.methods import refusal_of
+from graftkit.planning.config.options import not_on_parameters
 from graftkit.planning.matching import key_matches, suffix_finder, target_matcher, value_at
 from graftkit.surveying.sites import Obstacle, Site
 

@@ -34,7 +34,7 @@ def check_extras(model_map: ModelMap, options: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ParameterSizes:
     """Elements of a model's parameters.
 
     Attributes:
@@ -46,7 +46,7 @@ class Sizes:
     repeated: frozenset[str] = frozenset()
 
 
-def extra_params(model_map: ModelMap, config: PeftConfig, planned: Iterable[str], sizes: Sizes) -> int:
+def extra_params(model_map: ModelMap, config: PeftConfig, planned: Iterable[str], sizes: ParameterSizes) -> int:
     """Elements that ``config`` trains besides the adapters.
 
     Args:
@@ -61,7 +61,7 @@ def extra_params(model_map: ModelMap, config: PeftConfig, planned: Iterable[str]
     )
 
 
-def parameter_sizes(model_map: ModelMap, model: Any) -> Sizes:
+def parameter_sizes(model_map: ModelMap, model: Any) -> ParameterSizes:
     """Elements of each parameter by path: all of them from a live module, those of the sites from a map alone.
 
     A map holds no sizes of norms: what ``modules_to_save`` and ``bias="all"`` train there is counted only
@@ -69,7 +69,7 @@ def parameter_sizes(model_map: ModelMap, model: Any) -> Sizes:
     """
     if hasattr(model, "named_parameters"):
         sizes = {name: logical_size(p) for name, p in model.named_parameters(remove_duplicate=False)}
-        return Sizes(sizes, frozenset(sizes) - {name for name, _ in model.named_parameters()})
+        return ParameterSizes(sizes, frozenset(sizes) - {name for name, _ in model.named_parameters()})
     known: dict[str, int] = {}
     for site in model_map:
         if site.kind == "parameter":
@@ -79,7 +79,7 @@ def parameter_sizes(model_map: ModelMap, model: Any) -> Sizes:
         outputs = site.shape[1] if site.kind == "conv1d_transposed" else site.shape[0]
         known[f"{site.path}.bias"] = outputs
     present = set(model_map.parameter_paths)
-    return Sizes({path: size for path, size in known.items() if path in present})
+    return ParameterSizes({path: size for path, size in known.items() if path in present})
 
 
 def saved_modules(model_map: ModelMap, name: str) -> list[str]:
@@ -113,7 +113,7 @@ def _tokens(model_map: ModelMap, config: Any) -> int:
     return len(indices) * first.shape[1]
 
 
-def _biases(config: Any, counted: Iterable[str], sizes: Sizes) -> int:
+def _biases(config: Any, counted: Iterable[str], sizes: ParameterSizes) -> int:
     if getattr(config, "bias", "none") != "all":
         return 0
     own = tuple(f"{path}." for path in counted)

@@ -1,4 +1,4 @@
-"""What the user asks for, checked before any site is looked at."""
+"""The user's request, checked before any site is looked at."""
 
 from __future__ import annotations
 
@@ -6,49 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graftkit.errors import PlanError
+from graftkit.planning.selection.target_names import ALL_LINEAR, ROLE_TARGETS
 from graftkit.surveying.sites import ModelMap
 from graftkit.text import suggest
-
-ALL_LINEAR = "all-linear"
-
-# What a role in ``targets`` covers. Asking for experts asks for everything experts stand in for: a model may
-# store the same role as stacked parameters in one layer and as a dense or shared MLP in the next.
-ROLE_TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": ("attention",),
-    "mlp": ("mlp",),
-    "experts": ("expert", "mlp"),
-    "embeddings": ("embedding",),
-    "head": ("lm_head",),
-    "router": ("router",),
-    "ssm": ("ssm",),
-    "conv": ("conv",),
-}
-
-# The names everybody writes, and the role each one stands for on a model that spells it differently.
-USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "q_proj": ("attention.q", "attention.qkv"),
-    "k_proj": ("attention.k", "attention.qkv", "attention.kv"),
-    "v_proj": ("attention.v", "attention.qkv", "attention.kv"),
-    "o_proj": ("attention.o",),
-    "gate_proj": ("mlp.gate", "mlp.gate_up"),
-    "up_proj": ("mlp.up", "mlp.gate_up"),
-    "down_proj": ("mlp.down",),
-}
 
 
 @dataclass(frozen=True)
 class Intent:
-    """One checked request.
-
-    Attributes:
-        targets: as the user wrote them.
-        scope: the towers to adapt.
-        scope_was_given: whether the user named the towers.
-    """
+    """The targets as the user wrote them, and the towers to adapt."""
 
     targets: tuple[str, ...]
     scope: tuple[str, ...]
-    scope_was_given: bool
 
 
 def read_intent(model_map: ModelMap, targets: str | Iterable[str], scope: str | Iterable[str] | None) -> Intent:
@@ -70,18 +38,18 @@ def read_intent(model_map: ModelMap, targets: str | Iterable[str], scope: str | 
         )
     present = tuple(tower.name for tower in model_map.towers)
     if scope is None:
-        return Intent(wanted, fed_towers(model_map, present), scope_was_given=False)
+        return Intent(wanted, fed_towers(model_map, present))
     named = (scope,) if isinstance(scope, str) else tuple(scope)
     if named == ("all",):
-        return Intent(wanted, present, scope_was_given=True)
+        return Intent(wanted, present)
     for name in named:
         if name not in present:
             raise _no_such_tower(name, present, model_map.model.name)
-    return Intent(wanted, named, scope_was_given=True)
+    return Intent(wanted, named)
 
 
 def fed_towers(model_map: ModelMap, present: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the ``present`` towers that every batch feeds, whatever it holds."""
+    """Return those of the ``present`` towers that every batch feeds."""
     fed = [t for t in present if t == "language" or t in model_map.model.fed_towers]
     # The head is in reach by name; "all-linear" leaves it out whatever the scope.
     return (

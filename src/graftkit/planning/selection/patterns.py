@@ -1,16 +1,14 @@
-"""``rank_pattern`` and its kin: the user's names -> keys that PEFT matches on exactly the meant sites."""
+"""``rank_pattern`` and the like: the user's names -> keys that PEFT matches on exactly the meant sites."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
 from graftkit.planning.matching import ends_with, key_matches, smallest_exact
-from graftkit.planning.selection.intent import ROLE_TARGETS, Intent
-from graftkit.planning.selection.select import select
+from graftkit.planning.selection.target_names import ROLE_TARGETS, sites_meant
 from graftkit.text import suggest
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def rekey(name: str, pattern: Mapping[str, Any], model_map: ModelMap, sites: Sequence[Site]) -> dict[str, Any]:
-    """``pattern`` with keys that PEFT matches on the sites each of the user's keys means, and on no other.
+    """Return ``pattern`` with keys that PEFT matches on the sites each of the user's keys means, and on no other.
 
     A key may be a tower, a role, a module's name, a wrapper's name, a usual name that the model spells
     differently, or a regular expression as PEFT reads it. Where two keys mean one site the first wins, as it
@@ -26,18 +24,17 @@ def rekey(name: str, pattern: Mapping[str, Any], model_map: ModelMap, sites: Seq
 
     Args:
         name: the option, for messages.
-        pattern: the user's keys and their values.
-        model_map: the map the sites belong to.
-        sites: the planned sites.
+        model_map: the map that the sites belong to, for messages.
+        sites: the planned sites, each with the path that PEFT matches keys against.
 
     Raises:
         PlanError: ``pattern-unmatched`` when a key means no planned site.
     """
-    paths = [_path(site) for site in sites]
+    paths = [site.path for site in sites]
     taken: set[str] = set()
     keyed: dict[str, Any] = {}
     for key, value in pattern.items():
-        meant = [_path(site) for site in _meant(key, model_map, sites)]
+        meant = [site.path for site in _meant(key, sites)]
         if not meant:
             raise _unmatched(name, key, model_map, sites)
         new = [path for path in meant if path not in taken]
@@ -47,37 +44,27 @@ def rekey(name: str, pattern: Mapping[str, Any], model_map: ModelMap, sites: Seq
     return keyed
 
 
-def _path(site: Site) -> str:
-    """What PEFT matches keys against, a parameter's own path included."""
-    return site.path
-
-
 # ---- which sites a key means: the first reading that finds any ----
 
 
-def _meant(key: str, model_map: ModelMap, sites: Sequence[Site]) -> Sequence[Site]:
-    for reading in (_as_tower, _as_target, _as_peft_reads):
-        meant = reading(key, model_map, sites)
-        if meant:
-            return meant
-    return ()
+def _meant(key: str, sites: Sequence[Site]) -> Sequence[Site]:
+    readings = (reading(key, sites) for reading in (_as_tower, _as_target, _as_peft_reads))
+    return next((meant for meant in readings if meant), ())
 
 
-def _as_tower(key: str, _model_map: ModelMap, sites: Sequence[Site]) -> Sequence[Site]:
+def _as_tower(key: str, sites: Sequence[Site]) -> Sequence[Site]:
     return [site for site in sites if site.tower == key]
 
 
-def _as_target(key: str, model_map: ModelMap, sites: Sequence[Site]) -> Sequence[Site]:
-    planned = dataclasses.replace(model_map, sites=tuple(sites))
-    towers = tuple(dict.fromkeys(site.tower for site in sites))
+def _as_target(key: str, sites: Sequence[Site]) -> Sequence[Site]:
+    towers = dict.fromkeys(site.tower for site in sites)
     try:
-        selection = select(planned, Intent((key,), towers, scope_was_given=True), allow_unmatched=True)
+        return [s for tower in towers for s, _ in sites_meant(key, [s for s in sites if s.tower == tower])]
     except PlanError:
         return ()
-    return [site for site, _ in selection.chosen]
 
 
-def _as_peft_reads(key: str, _model_map: ModelMap, sites: Sequence[Site]) -> Sequence[Site]:
+def _as_peft_reads(key: str, sites: Sequence[Site]) -> Sequence[Site]:
     try:
         return [site for site in sites if any(key_matches(key, name) for name in site.names)]
     except re.error:
@@ -95,7 +82,7 @@ _READERS: tuple[Callable[[str, str], object], ...] = (
 
 
 def _keys(meant: Sequence[str], paths: Sequence[str]) -> list[str]:
-    """The fewest keys that match ``meant`` among the planned ``paths``, plain names where those do."""
+    """Return the fewest keys that match ``meant`` among the planned ``paths``, plain names where those do."""
     if not meant:
         return []
     for keys in _candidates(meant, paths):
@@ -145,7 +132,7 @@ def _unmatched(name: str, key: str, model_map: ModelMap, sites: Sequence[Site]) 
     return PlanError(
         f"{name} key {key!r} matches no planned site",
         where=model_map.model.name,
-        why="PEFT would use the default there without a word",
+        why="PEFT would use the default there without a warning",
         help=suggest(key, known, 3) or "use a module's name, a role or a tower",
         code="pattern-unmatched",
     )

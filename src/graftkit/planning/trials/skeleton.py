@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from graftkit.errors import PlanError
 from graftkit.planning.initializers import moves_base
 from graftkit.surveying.sites import ModelMap, Site
 
@@ -99,6 +100,16 @@ def ask(config: PeftConfig, slots: Sequence[Slot]) -> Answer:
             if not _needs_weights(error):
                 return Answer(refusal=_said(error))
     return Answer()
+
+
+def method_refused(config: PeftConfig, why: str) -> PlanError:
+    """Return the error for PEFT's refusal of a configuration on the planned sites."""
+    return PlanError(
+        f"PEFT cannot put this {type(config).__name__} on the planned sites",
+        why=why,
+        help="change the option that the message names, or leave those sites out of the targets",
+        code="method-refused",
+    )
 
 
 def _attach(config: PeftConfig, slots: Sequence[Slot], everything_on_meta: bool) -> Answer:

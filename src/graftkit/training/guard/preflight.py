@@ -17,7 +17,8 @@ from graftkit.env import environment
 from graftkit.errors import GraftError
 from graftkit.findings import Report
 from graftkit.modeling.sharding import is_sharded
-from graftkit.planning.plan import Plan, config_dict
+from graftkit.planning.config.build import config_dict
+from graftkit.planning.plan import Plan
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training
 from graftkit.surveying.quantized import quantization_of

@@ -23,7 +23,7 @@ import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
 from graftkit.checks.engine.fixing import fix_all
 from graftkit.findings import Finding, Report
-from graftkit.planning.plan import config_dict
+from graftkit.planning.config.build import config_dict
 from graftkit.recipes.recipe import read_recipe
 from graftkit.recipes.training import Training, training_of
 

@@ -6,7 +6,7 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import config_fix, recipe_key
 from graftkit.findings import Severity, Source
-from graftkit.planning.config.methods import not_on_parameters
+from graftkit.planning.config.options import not_on_parameters
 
 
 def _check(context: CheckContext) -> Observation:

@@ -1,0 +1,77 @@
+"""What a plan does with one site: adapt it through one of PEFT's fields, or leave it alone for a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from graftkit.surveying.sites import Site
+
+
+class LeftAlone(Enum):
+    """Why a plan leaves a site alone. The value is the reason that people read, with blanks for the facts."""
+
+    OUT_OF_SCOPE = "the {tower} tower is outside the scope"
+    NOT_ADAPTABLE = "{reason}"
+    TIED = "its weight is tied to {other}: merging an adapter on it would change both"
+    NOT_IN_ALL_LINEAR = "all-linear leaves out {kind}: name it to adapt it"
+    STACKED_EXPERTS = "stacked experts: add 'experts' to the targets to adapt them"
+    NOT_REQUESTED = "not requested"
+    NOT_BY_METHOD = "{method} cannot adapt {kind} sites"
+
+    def skip(self, site: Site, **facts: object) -> Skipped:
+        """Return the decision to leave ``site`` alone, with the facts in its reason."""
+        return Skipped(site, self, self.value.format(**facts))
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """One site the plan adapts.
+
+    Attributes:
+        site: the site.
+        via: the PEFT field that reaches it, "target_modules" or "target_parameters".
+        target: which of the user's targets it answers.
+        reason: how it answers that, for people to read.
+    """
+
+    site: Site
+    via: str
+    target: str
+    reason: str
+
+    @property
+    def path(self) -> str:
+        return self.site.path
+
+    @property
+    def target_path(self) -> str:
+        """The path that PEFT matches: the module's, or the parameter's for a site in ``target_parameters``."""
+        by_parameter = self.via == "target_parameters" and self.site.kind != "parameter"
+        return f"{self.path}.weight" if by_parameter else self.path
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.site.path,
+            "tower": self.site.tower,
+            "role": self.site.role,
+            "via": self.via,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One site the plan leaves alone, and why: as an enum for programs, as a sentence for people."""
+
+    site: Site
+    cause: LeftAlone
+    reason: str
+
+    @property
+    def path(self) -> str:
+        return self.site.path
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"path": self.site.path, "reason": self.reason}
