@@ -14,6 +14,7 @@ from graftkit.training.data.load import load_data
 from graftkit.training.model import load_base
 from graftkit.training.run import train
 from graftkit.training.trainers.dpo import dpo_trainer
+from graftkit.training.trainers.inputs import TrainerInputs
 
 PAIRS = 128
 ARGS = {
@@ -64,7 +65,9 @@ def test_the_reference_is_the_base_with_the_adapter_off(
 ) -> None:
     written = recipe(tmp_path, base, rows, logging_steps=1, max_steps=2)
     data = load_data(written)
-    trainer = dpo_trainer(load_base(written, data.modalities), data, trainer_arguments(written), ())
+    trainer = dpo_trainer(
+        TrainerInputs(written, load_base(written, data.modalities), data, trainer_arguments(written))
+    )
     assert trainer.ref_model is None
     assert list(trainer.model.peft_config) == ["default"]
     trainer.train()

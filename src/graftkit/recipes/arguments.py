@@ -8,9 +8,8 @@ from typing import Any
 
 from graftkit.errors import MissingDependencyError
 from graftkit.recipes.recipe import Recipe
+from graftkit.recipes.trainers import TrainerName
 from graftkit.text import suggest
-
-CONFIG_CLASSES = {"sft": "SFTConfig", "dpo": "DPOConfig", "grpo": "GRPOConfig"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class UnknownArgument:
     advice: str
 
 
-def config_class(trainer: str) -> Any:
+def config_class(trainer: TrainerName) -> Any:
     """Return TRL's configuration class of a trainer, without importing the trainer.
 
     Raises:
@@ -36,7 +35,7 @@ def config_class(trainer: str) -> Any:
     try:
         import trl
 
-        return getattr(trl, CONFIG_CLASSES[trainer])
+        return getattr(trl, trainer.config_class)
     except (ImportError, RuntimeError) as error:  # TRL's lazy module raises RuntimeErrors
         raise MissingDependencyError(
             "TRL, which defines a recipe's arguments, cannot be imported",
@@ -45,7 +44,7 @@ def config_class(trainer: str) -> Any:
         ) from error
 
 
-def argument_names(trainer: str) -> tuple[str, ...]:
+def argument_names(trainer: TrainerName) -> tuple[str, ...]:
     """Return the arguments that a trainer's configuration class takes. Raises as :func:`config_class`."""
     return tuple(field.name for field in dataclasses.fields(config_class(trainer)) if field.init)
 
@@ -54,7 +53,7 @@ def unknown_arguments(recipe: Recipe) -> tuple[UnknownArgument, ...]:
     """Return the recipe's arguments that TRL would refuse. Raises as :func:`config_class`."""
     trainer = recipe.fields.trainer
     known = argument_names(trainer)
-    fallback = f"python -c 'import trl; help(trl.{CONFIG_CLASSES[trainer]})'"
+    fallback = f"python -c 'import trl; help(trl.{trainer.config_class})'"
     return tuple(
         UnknownArgument(name, recipe.document.place(("args", name)), suggest(name, known) or fallback)
         for name in recipe.args

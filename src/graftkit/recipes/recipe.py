@@ -13,6 +13,7 @@ from graftkit.errors import RecipeError
 from graftkit.recipes.document import Document, Key, parse_value, read_document
 from graftkit.recipes.problems import explain
 from graftkit.recipes.settings import CheckSettings
+from graftkit.recipes.trainers import TrainerName
 from graftkit.text import suggest
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class RecipeFields(BaseModel):
     adapter: AdapterSection = AdapterSection()
     quantization: Literal["4bit", "8bit"] | None = Field(default=None, description="How the base is packed.")
     data: DataSection = DataSection()
-    trainer: Literal["sft", "dpo", "grpo"] = "sft"
+    trainer: TrainerName = TrainerName.SFT
     args: dict[str, Any] = Field(default={}, description="Fields of TRL's own configuration class, unchanged.")
     checks: CheckSettings = CheckSettings()
 

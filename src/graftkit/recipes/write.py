@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from graftkit.files import write_text
-from graftkit.recipes.arguments import CONFIG_CLASSES
 from graftkit.recipes.recipe import RecipeFields
+from graftkit.recipes.trainers import TrainerName
 
 
-def initial_recipe(trainer: str) -> str:
-    """Return a commented recipe for a trainer: "sft", "dpo" or "grpo"."""
+def initial_recipe(trainer: TrainerName) -> str:
+    """Return a commented recipe for a trainer."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -22,7 +22,7 @@ def initial_recipe(trainer: str) -> str:
         keep_trailing_newline=True,
     )
     template = environment.get_template("recipe.yaml.j2")
-    return template.render(trainer=trainer, config_class=CONFIG_CLASSES[trainer])
+    return template.render(trainer=trainer, config_class=trainer.config_class)
 
 
 def recipe_schema() -> str:

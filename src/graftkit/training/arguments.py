@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import RecipeError
-from graftkit.recipes.arguments import CONFIG_CLASSES, config_class, unknown_arguments
+from graftkit.recipes.arguments import config_class, unknown_arguments
 from graftkit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _check_names(recipe: Recipe) -> None:
     unknown = next(iter(unknown_arguments(recipe)), None)
     if unknown is not None:
         raise RecipeError(
-            f"{CONFIG_CLASSES[recipe.fields.trainer]} has no argument {unknown.name!r}",
+            f"{recipe.fields.trainer.config_class} has no argument {unknown.name!r}",
             where=_where(recipe, unknown.place),
             help=unknown.advice,
             code="recipe-invalid",

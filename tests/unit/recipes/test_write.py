@@ -13,14 +13,14 @@ from ruamel.yaml import YAML
 
 from graftkit.errors import RecipeError
 from graftkit.recipes.recipe import RecipeFields, read_recipe
+from graftkit.recipes.trainers import TrainerName
 from graftkit.recipes.write import initial_recipe, main, recipe_schema
 
-TRAINERS = ("sft", "dpo", "grpo")
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 SCHEMA = Path(__file__).parents[3] / "docs" / "recipe.schema.json"
 
 
-def initial(folder: Path, trainer: str) -> Path:
+def initial(folder: Path, trainer: TrainerName) -> Path:
     (folder / "recipe.yaml").write_text(initial_recipe(trainer))
     return folder / "recipe.yaml"
 
@@ -30,16 +30,16 @@ def schema() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_the_initial_recipe_is_one(tmp_path: Path, trainer: str) -> None:
+@pytest.mark.parametrize("trainer", TrainerName)
+def test_the_initial_recipe_is_one(tmp_path: Path, trainer: TrainerName) -> None:
     recipe = read_recipe(initial(tmp_path, trainer))
     assert recipe.fields.trainer == trainer
     assert recipe.fields.data.path is not None
-    assert (recipe.fields.data.reward is not None) == (trainer == "grpo")
+    assert (recipe.fields.data.reward is not None) == (trainer is TrainerName.GRPO)
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_trl_takes_the_initial_arguments(tmp_path: Path, trainer: str) -> None:
+@pytest.mark.parametrize("trainer", TrainerName)
+def test_trl_takes_the_initial_arguments(tmp_path: Path, trainer: TrainerName) -> None:
     pytest.importorskip("trl")
     from graftkit.training.arguments import trainer_arguments
 
@@ -50,8 +50,8 @@ def test_trl_takes_the_initial_arguments(tmp_path: Path, trainer: str) -> None:
     assert type(made.learning_rate) is float
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_what_the_comments_offer_is_taken(tmp_path: Path, trainer: str) -> None:
+@pytest.mark.parametrize("trainer", TrainerName)
+def test_what_the_comments_offer_is_taken(tmp_path: Path, trainer: TrainerName) -> None:
     pytest.importorskip("trl")
     from graftkit.training.arguments import trainer_arguments
 
@@ -70,8 +70,8 @@ def test_the_schema_is_a_schema() -> None:
     assert schema()["$schema"] == jsonschema.Draft202012Validator.META_SCHEMA["$id"]
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_the_schema_takes_the_initial_recipe(trainer: str) -> None:
+@pytest.mark.parametrize("trainer", TrainerName)
+def test_the_schema_takes_the_initial_recipe(trainer: TrainerName) -> None:
     jsonschema.Draft202012Validator(schema()).validate(YAML(typ="safe").load(initial_recipe(trainer)))
 
 

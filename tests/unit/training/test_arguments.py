@@ -11,6 +11,7 @@ import pytest
 from graftkit.errors import RecipeError
 from graftkit.recipes.arguments import argument_names
 from graftkit.recipes.recipe import Recipe, read_recipe
+from graftkit.recipes.trainers import TrainerName
 from graftkit.training.arguments import trainer_arguments
 
 trl = pytest.importorskip("trl")
@@ -80,7 +81,7 @@ def test_unknown_arguments_are_refused_at_their_line(tmp_path: Path, name: str, 
 
 
 def test_an_argument_of_another_trainer_is_refused(tmp_path: Path) -> None:
-    assert "num_generations" in argument_names("grpo")
+    assert "num_generations" in argument_names(TrainerName.GRPO)
     with pytest.raises(RecipeError) as caught:
         trainer_arguments(recipe(tmp_path, {"num_generations": 4}))
     assert caught.value.code == "recipe-invalid"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ import typer
 from graftkit.cli import options
 from graftkit.cli.output import Format, only_data_on_stdout, progress_console
 from graftkit.errors import GraftError
+from graftkit.recipes.trainers import TrainerName
 
 if TYPE_CHECKING:
     from graftkit.progress import Progress
@@ -23,20 +23,12 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
-class Trainer(StrEnum):
-    """TRL's trainers that a recipe can name."""
-
-    SFT = "sft"
-    DPO = "dpo"
-    GRPO = "grpo"
-
-
 def train(
     recipe: Annotated[
         Path | None, typer.Argument(metavar="RECIPE", help="A YAML recipe.", show_default=False)
     ] = None,
     init: Annotated[
-        Trainer | None, typer.Option("--init", help="Print a commented recipe for this trainer instead.")
+        TrainerName | None, typer.Option("--init", help="Print a commented recipe for this trainer instead.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last whole checkpoint.")] = False,
     change: Annotated[
@@ -55,7 +47,7 @@ def train(
         if init is not None:
             from graftkit.recipes.write import initial_recipe
 
-            text = initial_recipe(init.value)
+            text = initial_recipe(init)
             output.result({"recipe": text}, {Format.HUMAN: lambda: text.rstrip("\n")})
             return
         if recipe is None:

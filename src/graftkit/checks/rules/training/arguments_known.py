@@ -8,13 +8,13 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.errors import MissingDependencyError
 from graftkit.findings import Severity, Source
-from graftkit.recipes.arguments import CONFIG_CLASSES, UnknownArgument, unknown_arguments
+from graftkit.recipes.arguments import UnknownArgument, unknown_arguments
 
 
 def _check(context: CheckContext) -> Observation:
     if not context.recipe.args:
         return passed("the recipe gives no arguments")
-    name = CONFIG_CLASSES[context.recipe.fields.trainer]
+    name = context.recipe.fields.trainer.config_class
     try:
         strange = unknown_arguments(context.recipe)
     except MissingDependencyError as error:
