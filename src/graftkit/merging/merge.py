@@ -21,12 +21,16 @@ from graftkit.merging.checkpoint.tied_weights import untied_config
 from graftkit.merging.errors import adapter_unreadable, base_unreadable
 from graftkit.merging.io.read import Unreadable, copy_file, opened
 from graftkit.merging.io.shard_layout import ShardLayout, layout_of
-from graftkit.merging.io.shard_writer import Crew, crew, finish, write_shard
-from graftkit.merging.io.staging import REPORT_NAME, Workplace, check_space, merge_stopped, workplace
-from graftkit.merging.plan import MergePlan, Weighted, make_plan
-from graftkit.merging.report import MergeReport, Progress
-from graftkit.merging.verify import Evidence, new_index, read_choice, verify_folder, verify_shard
+from graftkit.merging.io.shard_writer import WorkerPools, wait_for_all, worker_pools, write_shard
+from graftkit.merging.io.staging import REPORT_NAME, StagingDir, check_space, merge_stopped, staging_dir
+from graftkit.merging.plan import MergePlan, WeightedAdapter, make_plan
+from graftkit.merging.report import MergeReport
+from graftkit.merging.verify import Evidence, new_index, recorded_choice, verify_folder, verify_shard
+from graftkit.progress import Progress
 from graftkit.surveying.checkpoint.headers import INDEX
+
+# At most ten progress reports a second.
+_REPORT_SECONDS = 0.1
 
 Adapters = str | Path | Mapping[str, float] | Mapping[Path, float]
 
@@ -40,55 +44,57 @@ def merge(
     verify: bool = True,
     trust_remote_code: bool = False,
     revision: str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> MergeReport:
     """Merge adapters into a checkpoint, file by file.
 
-    The output has the base's files, names, order, types and metadata; only what an adapter changes differs, and
-    each changed element is the exact result rounded to the base's type, in all but less than one of 10,000
-    elements, which is then the second-nearest value. Memory holds a few megabytes a thread, and the tensors of
-    the adapter that are in use; nothing grows with the model.
+    The output has the base's files, names, order, dtypes and metadata; only what an adapter changes differs. Each
+    changed element is the exact result rounded to the base's dtype, or, in fewer than one of 10,000 elements, the
+    second-nearest value. Memory holds a few megabytes per thread and the adapter's tensors in use, whatever the
+    size of the model.
 
-    The output appears, whole, at the end. After an interrupt of any kind the same call goes on after the last file
-    that was finished.
+    The output appears at the end, complete. After an interrupt the same call resumes after the last finished file.
 
     Args:
         base: a folder that ``save_pretrained`` wrote, or a hub id.
-        adapter: a PEFT adapter's folder; or folders with weights: the sum of their updates, each times its weight.
-        out: a folder that does not exist, is empty, or holds an earlier merge.
+        adapter: a PEFT adapter's folder; or a mapping of folders to weights: the sum of their updates, each times
+            its weight.
+        out: a folder that does not exist, is empty, or contains an earlier merge.
         tied: for an adapter on one of several modules that share a weight: ``"untie"`` gives each its own in the
-            result, ``"share"`` changes the shared one; None refuses.
-        verify: compare the result with the base and with a computation in double precision before publishing it.
-        trust_remote_code: let code that the base brings run.
+            result, ``"share"`` changes the shared one; None refuses such an adapter.
+        verify: before publishing, compare the result with the base, and with a computation in double precision.
+        trust_remote_code: run model code that comes with the base.
         revision: branch, tag or commit of a hub id.
-        progress: called from time to time with how far it is, from any thread, one call at a time.
+        on_progress: called a few times a second with the file and the bytes written; from any thread, one call at
+            a time.
 
     Raises:
-        SourceError, BuildError, AdapterError: the base or an adapter cannot be read, or no longer: what is whole
-            by then stays for the next run.
-        MergeError: an adapter cannot be merged, or does not fit: the code says why, the help what to do instead;
+        SourceError, BuildError, AdapterError: the base or an adapter cannot be read, or no longer; finished files
+            are kept for the next run.
+        MergeError: an adapter cannot be merged, or does not fit: the code gives the reason;
             ``merge-not-verified``: the result is wrong, and was not published.
-        OutputError: the output cannot be written, or would replace files that are not a merge's.
+        OutputError: the output cannot be written, or would replace files that are not from a merge.
     """
     started = time.perf_counter()
     target = Path(out).expanduser().resolve()
     _check_apart(target, [Path(path).expanduser().resolve() for path in (base, *_weights(adapter))])
     check_replaceable(target, REPORT_NAME)
     plan = plan_merge(base, adapter, out, tied=tied, trust_remote_code=trust_remote_code, revision=revision)
-    with workplace(target) as place, reraise_as(merge_stopped, target):
+    with staging_dir(target) as staging, reraise_as(merge_stopped, target):
         fingerprint = _fingerprint(plan, tied, verify)
-        whole = place.whole(fingerprint)
-        place.start(fingerprint, whole)
+        finished = staging.finished(fingerprint)
+        staging.start(fingerprint, finished)
         companions = plan.base.companions
-        check_space(target, plan.bytes + _sizes(companions) - sum(_size(place.files / name) for name in whole))
-        run = _Run(plan, place, fingerprint, verify, dict(whole), _Meter(plan.bytes, progress))
+        needed = plan.bytes + sum(_stat(path, base_unreadable)[0] for path in companions)
+        check_space(target, needed - sum((staging.files / name).stat().st_size for name in finished))
+        run = _Run(plan, staging, fingerprint, verify, dict(finished), _ProgressMeter(plan.bytes, on_progress))
         run.shards()
         evidence = run.evidence() if verify else None
-        _take_along(companions, plan, place)
+        _write_companions(companions, plan, staging)
         seconds = time.perf_counter() - started
-        report = MergeReport(plan, target, tied, seconds, tuple(sorted(whole)), evidence)
-        write_text(place.files / REPORT_NAME, json.dumps(report.to_dict(), indent=2) + "\n")
-        place.publish()
+        report = MergeReport(plan, target, tied, seconds, tuple(sorted(finished)), evidence)
+        write_text(staging.files / REPORT_NAME, json.dumps(report.to_dict(), indent=2) + "\n")
+        staging.publish()
     return report
 
 
@@ -101,16 +107,17 @@ def plan_merge(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> MergePlan:
-    """What :func:`merge` would do, from headers alone. Nothing is written.
+    """Plan what :func:`merge` would do, from headers alone, without writing anything.
 
     Raises:
         As :func:`merge`; MergeError ``merge-same-place`` where ``out`` is the base or an adapter.
     """
-    weighted = tuple(Weighted(read_adapter(path), weight) for path, weight in _weights(adapter).items())
-    read = read_base(base, trust_remote_code=trust_remote_code, revision=revision)
+    weighted = tuple(WeightedAdapter(read_adapter(path), weight) for path, weight in _weights(adapter).items())
+    source = read_base(base, trust_remote_code=trust_remote_code, revision=revision)
     if out is not None:
-        _check_apart(Path(out).expanduser().resolve(), [read.folder, *(w.file.folder.resolve() for w in weighted)])
-    return make_plan(read, weighted, tied)
+        inputs = [source.folder, *(adapter.file.folder.resolve() for adapter in weighted)]
+        _check_apart(Path(out).expanduser().resolve(), inputs)
+    return make_plan(source, weighted, tied)
 
 
 def verify_merge(
@@ -122,18 +129,18 @@ def verify_merge(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Evidence:
-    """Check an existing output again: it is what merging these adapters into this base gives.
+    """Check whether an existing checkpoint is what merging these adapters into this base gives.
 
     Args:
         base, adapter, trust_remote_code, revision: as for :func:`merge`.
         out: the merged checkpoint.
-        tied: the choice that was made; by default the one that the output's report names.
+        tied: the choice that was made for tied weights; by default the one in the output's report.
 
     Raises:
-        As :func:`plan_merge`. What is wrong with the output is no error: see ``Evidence.problems``.
+        As :func:`plan_merge`. What is wrong with the output is not an error: see ``Evidence.problems``.
     """
     folder = Path(out).expanduser()
-    chosen = tied or read_choice(folder, REPORT_NAME)
+    chosen = tied or recorded_choice(folder / REPORT_NAME)
     plan = plan_merge(base, adapter, tied=chosen, trust_remote_code=trust_remote_code, revision=revision)
     return verify_folder(plan, folder)
 
@@ -150,25 +157,25 @@ def _check_apart(out: Path, inputs: list[Path]) -> None:
     for path in inputs:
         if out == path or path in out.parents or out in path.parents:
             raise MergeError(
-                "the output lies in the same place as an input",
+                "the output overlaps with an input",
                 where=str(out),
-                why=f"{path} is read while the output is written, and stays as it is",
-                help="name a folder of its own",
+                why=f"{path} is read while the output is written, and must not change",
+                help="name another folder",
                 code="merge-same-place",
             )
 
 
 def _fingerprint(plan: MergePlan, tied: str | None, verify: bool) -> str:
-    """What a merge depends on: a file from an interrupted run is used again only for the very same merge."""
+    """Hash what a merge depends on: files of an interrupted run are reused only for the same merge."""
     base = [
         (str(s.path), _stat(s.path, base_unreadable), hashlib.sha256(s.header.raw).hexdigest())
         for s in plan.base.weights.shards
     ]
-    adapters = [(_adapter_print(w.file), w.weight) for w in plan.adapters]
+    adapters = [(_adapter_fingerprint(w.file), w.weight) for w in plan.adapters]
     return hashlib.sha256(json.dumps([__version__, base, adapters, tied, verify]).encode()).hexdigest()
 
 
-def _adapter_print(file: AdapterFile) -> list[Any]:
+def _adapter_fingerprint(file: AdapterFile) -> list[Any]:
     return [
         str(file.folder.resolve()),
         _stat(file.weights_path, adapter_unreadable),
@@ -182,90 +189,77 @@ def _stat(path: Path, unreadable: Unreadable) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _sizes(companions: Iterable[Path]) -> int:
-    return sum(_stat(path, base_unreadable)[0] for path in companions)
+class _ProgressMeter:
+    """Adds up the bytes that the threads write, and reports them a few times a second."""
 
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
-
-
-class _Meter:
-    """Adds up what the threads have written, and reports it a few times a second."""
-
-    def __init__(self, total: int, report: Callable[[Progress], None] | None) -> None:
-        self._total, self._report = total, report
-        self._done, self._started, self._told = 0, time.perf_counter(), 0.0
+    def __init__(self, total: int, on_progress: Callable[[Progress], None] | None) -> None:
+        self._total, self._on_progress = total, on_progress
+        self._done, self._reported = 0, 0.0
         self._lock = threading.Lock()
 
-    def tick(self, shard: str, count: int) -> None:
-        if self._report is None:
+    def add(self, shard: str, count: int) -> None:
+        if self._on_progress is None:
             return
         with self._lock:
             self._done += count
-            now = time.perf_counter() - self._started
-            if now - self._told >= _TELL_SECONDS or self._done == self._total:
-                self._told = now
-                self._report(Progress(shard, self._done, self._total, now))
-
-
-_TELL_SECONDS = 0.1
+            now = time.perf_counter()
+            if now - self._reported >= _REPORT_SECONDS or self._done == self._total:
+                self._reported = now
+                self._on_progress(Progress(shard, self._done, self._total))
 
 
 @dataclass
 class _Run:
-    """One run over all files: while one is made durable and verified, the next is computed.
+    """One run over all files: while one is synced and verified, the next is computed.
 
     Attributes:
-        plan, place, fingerprint, verify: of the merge.
-        whole: file -> what was noted of it, for files that are done.
-        meter: for progress.
+        finished: file name -> its evidence as JSON, for files that are done.
     """
 
     plan: MergePlan
-    place: Workplace
+    staging: StagingDir
     fingerprint: str
     verify: bool
-    whole: dict[str, Any] = field(repr=False)
-    meter: _Meter
+    finished: dict[str, Any] = field(repr=False)
+    meter: _ProgressMeter
 
     def shards(self) -> None:
-        """Write every file that is not whole."""
+        """Write every file that is not finished."""
         finishing: list[Future[None]] = []
-        with crew() as threads, ThreadPoolExecutor(1) as finisher:
+        with worker_pools() as pools, ThreadPoolExecutor(1) as finisher:
             try:
                 for shard in self.plan.base.weights.shards:
                     layout = layout_of(self.plan, shard)
-                    if shard.name in self.whole:
-                        self.meter.tick(shard.name, layout.size)
+                    if shard.name in self.finished:
+                        self.meter.add(shard.name, layout.size)
                         continue
-                    self._write(layout, threads)
-                    finish(f for f in finishing if f.done())
-                    finishing.append(finisher.submit(self._finish, layout, threads))
+                    self._write(layout, pools)
+                    wait_for_all(f for f in finishing if f.done())
+                    finishing.append(finisher.submit(self._finish, layout, pools))
             finally:
-                finish(finishing)
+                wait_for_all(finishing)
 
-    def _write(self, layout: ShardLayout, threads: Crew) -> None:
+    def _write(self, layout: ShardLayout, pools: WorkerPools) -> None:
         name = layout.shard.name
-        write_shard(self.plan, layout, self.place.part(name), threads, lambda n: self.meter.tick(name, n))
+        write_shard(self.plan, layout, self.staging.unfinished(name), pools, lambda n: self.meter.add(name, n))
 
-    def _finish(self, layout: ShardLayout, threads: Crew) -> None:
+    def _finish(self, layout: ShardLayout, pools: WorkerPools) -> None:
         name = layout.shard.name
         evidence = Evidence()
         if self.verify:
-            evidence = verify_shard(self.plan, layout, self.place.part(name), threads.checkers)
+            evidence = verify_shard(self.plan, layout, self.staging.unfinished(name), pools.verifiers)
             self._check(evidence)
-        self.place.finish(name)
-        self.whole[name] = evidence.to_dict()
-        self.place.note(self.fingerprint, self.whole)
+        self.staging.finish(name)
+        self.finished[name] = evidence.to_dict()
+        self.staging.record(self.fingerprint, self.finished)
 
     def evidence(self) -> Evidence:
-        """All that the files' verification found.
+        """Return what the verification of all files found.
 
         Raises:
             MergeError: ``merge-not-verified``.
         """
-        evidence = sum((Evidence.from_dict(note) for note in self.whole.values()), Evidence()).judged()
+        evidence = sum((Evidence.from_dict(record) for record in self.finished.values()), Evidence()).judged()
         self._check(evidence)
         return evidence
 
@@ -274,22 +268,22 @@ class _Run:
             return
         raise MergeError(
             "the merged checkpoint did not pass its verification, and was not published",
-            where=str(self.place.target),
+            where=str(self.staging.target),
             why="; ".join(evidence.problems[:3]),
-            help="run it again; if it stays, report it with the output of `graft env`",
+            help="run it again; if it fails again, report it with the output of `graft env`",
             code="merge-not-verified",
         )
 
 
-def _take_along(companions: Iterable[Path], plan: MergePlan, place: Workplace) -> None:
-    """Configuration, tokenizer and the like as the base has them, and an index that tells the truth."""
+def _write_companions(companions: Iterable[Path], plan: MergePlan, staging: StagingDir) -> None:
+    """Copy the base's configuration, tokenizer and other small files, and write the output's own index."""
     for path in companions:
         if path.name != REPORT_NAME:
             with opened(path, base_unreadable) as file:
-                copy_file(file, place.files / path.name)
+                copy_file(file, staging.files / path.name)
     if plan.ties.untied:
-        path = place.files / "config.json"
+        path = staging.files / "config.json"
         config = untied_config(plan.base.model, json.loads(path.read_bytes()))
         write_text(path, json.dumps(config, indent=2) + "\n")
     if plan.base.weights.index is not None:
-        write_text(place.files / INDEX, json.dumps(new_index(plan), indent=2) + "\n")
+        write_text(staging.files / INDEX, json.dumps(new_index(plan), indent=2) + "\n")

@@ -1,10 +1,10 @@
-"""What a merge will do to each tensor on disk: made from headers alone, before a byte is written."""
+"""Plan what a merge does to each tensor on disk, from headers alone, before a byte is written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -12,31 +12,25 @@ from typing import Any
 from graftkit.adapters.file import AdapterFile
 from graftkit.errors import MergeError
 from graftkit.merging.adapter.effects import Effects, read_effects
-from graftkit.merging.adapter.layerwise import LayerShop
-from graftkit.merging.arithmetic.changes import Added, Change, Layer, LowRank, Rows, Whole
-from graftkit.merging.arithmetic.terms import covers
+from graftkit.merging.adapter.layerwise import LayerMerger
+from graftkit.merging.arithmetic.changes import Change, PeftLayer
 from graftkit.merging.checkpoint.base import Base
-from graftkit.merging.checkpoint.block_map import Block, Placed, matrix_shape, place
+from graftkit.merging.checkpoint.block_map import Block, BlockLayout, find_blocks, matrix_shape
 from graftkit.merging.checkpoint.shards import FLOATS, Shard
-from graftkit.merging.checkpoint.tied_weights import Ties, settle
+from graftkit.merging.checkpoint.tied_weights import Ties, resolve_ties
 from graftkit.merging.checkpoint.weight_conversion import Group
 from graftkit.surveying.checkpoint.safetensors_header import StoredTensor
 from graftkit.text import percent, size, table
 
-# Single precision has 16 bits to spare over bfloat16. With so many products an element, less than one element in
+# Single precision has 16 bits more than bfloat16. With this many products per element, less than one element in
 # 10,000 is misrounded even where the update is as large as the weight (measured: 7e-5 at 16, 1.1e-4 at 64); where
 # it is a tenth of that, as is usual, 2e-5.
 SAFE_PRODUCTS = 32
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """An adapter and its share.
-
-    Attributes:
-        file: the adapter.
-        weight: what its update is multiplied by.
-    """
+class WeightedAdapter:
+    """An adapter, and the factor of its update."""
 
     file: AdapterFile
     weight: float
@@ -47,12 +41,11 @@ class Part:
     """One change of one adapter, on one disk tensor.
 
     Attributes:
-        change: what is done.
-        param: the parameter it is done to.
-        effects: the adapter's.
-        weight: the adapter's.
-        blocks: where the parameter lies in the disk tensor; None where only the whole update can be placed.
-        stacked: whether the blocks are one an expert.
+        param: the parameter that is changed.
+        effects: of the adapter.
+        weight: of the adapter.
+        blocks: where the parameter lies in the disk tensor; None where only the whole update can be computed.
+        stacked: whether the parameter is one matrix per expert.
     """
 
     change: Change
@@ -62,31 +55,18 @@ class Part:
     blocks: tuple[Block, ...] | None = field(repr=False)
     stacked: bool = False
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it adds a product of two matrices, and does nothing else."""
-        change = self.change
-        return isinstance(change, LowRank) and change.magnitude is None and self.blocks is not None
-
-    @property
-    def products(self) -> int:
-        """How many products each element of the update adds up."""
-        change = self.change
-        ranks = self.effects.tensors.shapes
-        return ranks[change.a][0] // max(1, change.experts) if isinstance(change, LowRank) else 0
-
 
 @dataclass(frozen=True)
 class Job:
     """One disk tensor that changes.
 
     Attributes:
-        name: in the checkpoint.
-        source: the disk tensor that it starts from: itself, except for one that is untied.
+        name: in the output.
+        source: the base's tensor that it starts from: of the same name, unless it is untied.
         stored: how the source lies on disk.
         columns: of its matrix.
         group: the disk tensors and parameters that are converted together.
-        parts: all changes, the replacements first.
+        parts: all changes, replacements first.
     """
 
     name: str
@@ -103,36 +83,34 @@ class Job:
     @property
     def is_plain(self) -> bool:
         """Whether it only adds products of two matrices."""
-        return all(part.is_plain for part in self.parts)
+        return all(part.change.is_plain and part.blocks is not None for part in self.parts)
 
     @property
     def in_double(self) -> bool:
-        """Whether it has to be computed in double precision to be rounded correctly."""
-        products = sum(part.products for part in self.parts)
+        """Whether it must be computed in double precision to be rounded correctly."""
+        products = sum(part.change.products for part in self.parts)
         return self.stored.dtype != "BF16" or not self.is_plain or products > SAFE_PRODUCTS
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A merge, not yet done.
+    """What a merge will do.
 
     Attributes:
-        base: what is merged into.
-        adapters: what is merged, with weights.
-        jobs: disk name -> what changes there.
+        jobs: name in the output -> the changes to that tensor.
         ties: what happens to weights that several modules share.
-        shop: for what only PEFT can merge.
+        merger: merges the layers that only PEFT can merge.
     """
 
     base: Base = field(repr=False)
-    adapters: tuple[Weighted, ...]
+    adapters: tuple[WeightedAdapter, ...]
     jobs: Mapping[str, Job] = field(repr=False)
     ties: Ties
-    shop: LayerShop = field(default_factory=LayerShop, repr=False)
+    merger: LayerMerger = field(default_factory=LayerMerger, repr=False)
 
     @cached_property
     def bytes(self) -> int:
-        """What will be written, without the small files."""
+        """Bytes that will be written, without the small files."""
         return self.base.weights.file_bytes + sum(self.jobs[name].stored.nbytes for name in self.ties.untied)
 
     @property
@@ -140,7 +118,7 @@ class MergePlan:
         return sum(job.stored.nbytes for job in self.jobs.values())
 
     def jobs_of(self, shard: Shard) -> tuple[Job, ...]:
-        """The changes in one shard; a tensor that is untied goes where the one it was tied to lies."""
+        """Return the changes in one shard; an untied tensor goes beside the one that it was tied to."""
         shard_of = self.base.weights.shard_of
         return tuple(job for job in self.jobs.values() if shard_of[job.source] is shard)
 
@@ -156,7 +134,9 @@ class MergePlan:
             "changed_bytes": self.changed_bytes,
             "changed": len(self.jobs),
             "tensors": len(self.base.weights.shard_of),
-            "through_peft": sum(any(isinstance(p.change, Layer) for p in job.parts) for job in self.jobs.values()),
+            "through_peft": sum(
+                any(isinstance(p.change, PeftLayer) for p in job.parts) for job in self.jobs.values()
+            ),
             "unknown_keys": len(self.base.groups.unknown),
             "untied": list(self.ties.untied),
         }
@@ -172,95 +152,88 @@ class MergePlan:
         return table(("file", ">size", ">tensors", ">changed"), rows) + f"\n\n{summary}"
 
 
-def make_plan(base: Base, adapters: Sequence[Weighted], tied: str | None) -> MergePlan:
-    """Resolve every adapter tensor to places on disk.
+def make_plan(base: Base, adapters: Sequence[WeightedAdapter], tied: str | None) -> MergePlan:
+    """Resolve every adapter tensor to byte ranges on disk.
 
     Args:
         base: what is merged into.
         adapters: one or more.
-        tied: what to do where an adapter changes one of several modules that share a weight: None to refuse,
-            ``"share"`` to change them all, ``"untie"`` to give the adapted one a weight of its own.
+        tied: what to do where an adapter changes one of several modules that share a weight: None refuses,
+            ``"share"`` changes them all, ``"untie"`` gives the adapted one its own weight.
 
     Raises:
         MergeError: as :func:`graftkit.merging.adapter.effects.read_effects` and
-            :func:`graftkit.merging.checkpoint.tied_weights.settle`;
-            ``merge-missing-weight`` where the base's files do not hold a weight that is adapted, and
-            ``merge-dtype`` where they hold it in a type that is not floating-point.
+            :func:`graftkit.merging.checkpoint.tied_weights.resolve_ties`;
+            ``merge-missing-weight``: the base's files lack a weight that is adapted; ``merge-dtype``: its dtype is
+            not floating-point.
     """
     effects = [(read_effects(adapter.file, base.model), adapter.weight) for adapter in adapters]
-    ties = settle(base, effects, tied)
+    ties = resolve_ties(base, effects, tied)
     jobs: dict[str, Job] = {}
     for param in sorted({p for e, _ in effects for p in e.changes}):
         for target in ties.targets(param):
             for job in _jobs(base, param, target, effects, ties):
-                jobs[job.name] = _joined(jobs[job.name], job) if job.name in jobs else job
+                jobs[job.name] = _combined(jobs[job.name], job) if job.name in jobs else job
     for name in ties.untied:
         jobs.setdefault(name, _copy(base, name, ties))
     return MergePlan(base, tuple(adapters), MappingProxyType(jobs), ties)
 
 
 def _copy(base: Base, name: str, ties: Ties) -> Job:
-    """A weight that gets a tensor of its own and stays as it is."""
+    """Make the job of a weight that gets its own tensor, with the same values."""
     group = base.groups.of_param[ties.untied[name]]
     source = next(iter(group.disk))
     stored = base.weights.stored(source)
     return Job(name, source, stored, matrix_shape(stored.shape, stacked=False)[2], group, ())
 
 
-def _joined(one: Job, other: Job) -> Job:
-    """Two parameters that share a disk tensor (a fused one)."""
-    parts = _ordered((*one.parts, *other.parts))
-    columns = one.columns if one.columns == other.columns else other.columns
-    return Job(one.name, one.source, one.stored, columns, one.group, parts)
+def _combined(one: Job, other: Job) -> Job:
+    """Combine the jobs of two parameters that share a (fused) disk tensor."""
+    return replace(one, columns=other.columns, parts=_replacements_first((*one.parts, *other.parts)))
 
 
-def _ordered(parts: Iterable[Part]) -> tuple[Part, ...]:
-    return tuple(sorted(parts, key=lambda part: not isinstance(part.change, Whole | Rows)))
+def _replacements_first(parts: Iterable[Part]) -> tuple[Part, ...]:
+    return tuple(sorted(parts, key=lambda part: not part.change.replaces))
 
 
 def _jobs(
     base: Base, param: str, target: str, effects: Sequence[tuple[Effects, float]], ties: Ties
 ) -> Iterable[Job]:
-    """The jobs that one parameter's changes make; ``target`` is the name under which its weight is on disk."""
+    """Yield the jobs that one parameter's changes make; its weight is on disk under the name ``target``."""
     target = ties.untied.get(target, target)
     group = base.groups.of_param.get(target)
     if group is None:
         raise MergeError(
-            "the base's files do not hold a weight that the adapter changes",
+            "the base's files do not contain a weight that the adapter changes",
             where=param,
-            why="the class starts it at random, or it is saved under a name that the class does not know",
+            why="the model class initializes it at random, or the files have it under an unknown name",
             help="save the base with save_pretrained() after checking it, and merge onto that",
             code="merge-missing-weight",
         )
     changes = [(c, e, weight) for e, weight in effects for c in e.changes.get(param, ())]
-    disk = {name: base.weights.stored(name).shape for name in group.disk}
-    placed = _place(base, group, disk, [change for change, _, _ in changes])
+    layouts = _layouts(base, group, [change for change, _, _ in changes])
     for name in group.disk:
         stored = base.weights.stored(name)
         _check_dtype(name, stored)
-        found = placed[name] if placed else None
-        blocks = tuple(b for b in found.blocks if b.param == target) if found else None
+        layout = layouts[name] if layouts else None
+        blocks = tuple(b for b in layout.blocks if b.param == target) if layout else None
         if blocks is not None and not blocks:
             continue
-        columns = found.columns if found else matrix_shape(stored.shape, len(stored.shape) == 3)[2]
-        parts = [_part(base, c, target, e, weight, blocks, name) for c, e, weight in changes]
-        made = param if param in ties.untied else name
-        yield Job(made, name, stored, columns, group, _ordered(parts))
+        columns = layout.columns if layout else matrix_shape(stored.shape, len(stored.shape) == 3)[2]
+        parts = [_part(base, change, target, e, weight, blocks, stored) for change, e, weight in changes]
+        output = param if param in ties.untied else name
+        yield Job(output, name, stored, columns, group, _replacements_first(parts))
 
 
-def _place(
-    base: Base, group: Group, disk: Mapping[str, tuple[int, ...]], changes: Sequence[Change]
-) -> Mapping[str, Placed] | None:
-    stacked = any(_stacked(change, group, base.shapes[group.params[0]]) for change in changes)
-    shapes = {name: base.shapes[name] for name in group.params}
-    return place(group, base.model, disk, shapes, stacked)
+def _layouts(base: Base, group: Group, changes: Sequence[Change]) -> Mapping[str, BlockLayout] | None:
+    stacked = any(_is_stacked(change, group, base.shapes[group.params[0]]) for change in changes)
+    disk = {name: base.weights.stored(name).shape for name in group.disk}
+    return find_blocks(group, base.model, disk, {name: base.shapes[name] for name in group.params}, stacked)
 
 
-def _stacked(change: Change, group: Group, shape: tuple[int, ...]) -> bool:
-    """Whether the parameter is one matrix an expert; a one-dimensional convolution has three axes as well."""
-    if isinstance(change, LowRank):
-        return bool(change.experts)
-    return group.converter is not None and len(shape) == 3
+def _is_stacked(change: Change, group: Group, shape: tuple[int, ...]) -> bool:
+    """Check whether a parameter is one matrix per expert; a one-dimensional convolution has three axes as well."""
+    return group.converter is not None and len(shape) == 3 if change.stacked is None else change.stacked
 
 
 def _part(
@@ -270,23 +243,24 @@ def _part(
     effects: Effects,
     weight: float,
     blocks: tuple[Block, ...] | None,
-    disk: str,
+    stored: StoredTensor,
 ) -> Part:
     shape = base.shapes[param]
-    stacked = _stacked(change, base.groups.of_param[param], shape)
-    alone = base.weights.stored(disk).numel == math.prod(shape)
-    if blocks is not None and not _fits(change, blocks, alone and covers(blocks[0], shape)):
-        blocks = None
-    return Part(change, param, effects, weight, blocks, stacked)
+    if blocks is not None:
+        covered = stored.numel == math.prod(shape) and blocks[0].covers(shape)
+        blocks = blocks if _fits(change, blocks, covered) else None
+    return Part(change, param, effects, weight, blocks, _is_stacked(change, base.groups.of_param[param], shape))
 
 
-def _fits(change: Change, blocks: tuple[Block, ...], one: bool) -> bool:
-    """Whether a change can be done on blocks: some need the parameter in ``one``, and nothing beside it."""
-    if isinstance(change, LowRank):
-        return change.magnitude is None or one
-    if isinstance(change, Rows):
-        return one and not blocks[0].transposed
-    return isinstance(change, Added | Whole)
+def _fits(change: Change, blocks: tuple[Block, ...], covered: bool) -> bool:
+    """Check whether a change can be computed on blocks of a disk tensor.
+
+    Args:
+        covered: whether the disk tensor is all of the parameter, and nothing else.
+    """
+    if isinstance(change, PeftLayer) or (change.by_rows and blocks[0].transposed):
+        return False
+    return covered or change.takes_any_blocks
 
 
 def _check_dtype(name: str, stored: StoredTensor) -> None:

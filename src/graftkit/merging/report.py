@@ -1,4 +1,4 @@
-"""What a merge did, for people and for ``merge_report.json``."""
+"""The result of a merge, for people and for ``merge_report.json``."""
 
 from __future__ import annotations
 
@@ -15,30 +15,13 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a merge is.
-
-    Attributes:
-        shard: the file being written.
-        done, total: bytes written, and to write.
-        seconds: since the first byte of this run.
-    """
-
-    shard: str
-    done: int
-    total: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class MergeReport:
-    """A merge that is done.
+    """A completed merge.
 
     Attributes:
-        plan: what was to be done.
         out: the merged checkpoint.
         tied: the choice for tied weights, or None.
-        seconds: it took.
+        seconds: the duration.
         resumed: files that an earlier, interrupted run had finished.
         evidence: what the verification found; None where it was switched off.
     """
@@ -71,6 +54,6 @@ class MergeReport:
             f"{self.seconds:.1f} s, {rate}/s",
         ]
         if self.resumed:
-            lines.append(f"{len(self.resumed)} files were whole from an earlier run")
+            lines.append(f"{len(self.resumed)} files were reused from an interrupted run")
         lines.append("not verified" if self.evidence is None else str(self.evidence))
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Proof of a merge: what should be the base's is so bit for bit, and sampled rows are the exact result."""
+"""Verify a merge: unchanged tensors equal the base's bit for bit, and sampled rows are the exact result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,29 +24,29 @@ from graftkit.text import percent, size
 if TYPE_CHECKING:
     import torch
 
-# Rows of each changed tensor that are computed again.
+# Rows of each changed tensor that are recomputed.
 _ROWS = 4
-# Layers of each file that go through PEFT again: each costs as much as merging it did.
+# Layers of each file that PEFT merges a second time: each costs as much as the first time.
 _LAYERS = 2
-# So large a share of all elements may be the second-nearest value. A sample may have more of them by chance: so
-# many standard deviations, and a handful where the sample is small.
+# The share of all elements that may be the second-nearest value. A sample may have more by chance: this many
+# standard deviations, and a few where the sample is small.
 MISROUNDED = 1e-4
 _DEVIATIONS = 6
-_HANDFUL = 3
+_FEW = 3
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was looked at, and what was found.
+    """What a verification compared, and what it found.
 
     Attributes:
-        unchanged_bytes: compared with the base, all of them.
-        tensors: changed tensors of which rows were computed again.
-        elements: of those rows.
-        misrounded: of them, not the value nearest to the exact result.
-        moved: of them, those that the update moves at all in exact arithmetic.
-        swallowed: of those, unchanged because the checkpoint's type is too coarse for the update.
-        problems: what is wrong, in words.
+        unchanged_bytes: bytes that were compared with the base.
+        tensors: changed tensors of which rows were recomputed.
+        elements: number of elements in those rows.
+        misrounded: elements that are not the value nearest to the exact result.
+        moved: elements that the update changes in exact arithmetic.
+        swallowed: those of ``moved`` that are unchanged because the checkpoint's dtype is too coarse.
+        problems: what is wrong, for people.
     """
 
     unchanged_bytes: int = 0
@@ -65,14 +65,14 @@ class Evidence:
         return Evidence(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def judged(self) -> Evidence:
-        """With a problem where more elements are misrounded than chance explains."""
+        """Return this evidence, with a problem added if more elements are misrounded than chance explains."""
         usual = MISROUNDED * self.elements
-        if self.misrounded <= usual + _DEVIATIONS * usual**0.5 + _HANDFUL:
+        if self.misrounded <= usual + _DEVIATIONS * usual**0.5 + _FEW:
             return self
         return self + Evidence(problems=(f"{self.misrounded} of {self.elements} sampled elements are misrounded",))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "problems": list(self.problems)}
+        return {**asdict(self), "problems": list(self.problems)}
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Evidence:
@@ -83,8 +83,8 @@ class Evidence:
             return "\n".join(("not a correct merge:", *(f"  {problem}" for problem in self.problems)))
         lost = percent(self.swallowed / self.moved) if self.moved else "0 %"
         return (
-            f"verified: {size(self.unchanged_bytes)} are the base's bit for bit; {self.elements:,} sampled "
-            f"elements of {self.tensors} tensors computed again, {self.misrounded} misrounded; "
+            f"verified: {size(self.unchanged_bytes)} equal the base bit for bit; {self.elements:,} sampled "
+            f"elements of {self.tensors} tensors recomputed, {self.misrounded} misrounded; "
             f"{lost} of the update is below the checkpoint's precision"
         )
 
@@ -101,11 +101,11 @@ def verify_shard(plan: MergePlan, layout: ShardLayout, path: Path, pool: Executo
         header = buffer_of(len(layout.header))
         out.read_into(header, 0)
         if header.numpy().tobytes() != layout.header:
-            return Evidence(problems=(f"{path.name}: its header is not the base's",))
+            return Evidence(problems=(f"{path.name}: its header differs from the base's",))
 
         def unchanged(span: tuple[int, int]) -> Evidence:
             same = same_bytes(base, out, *span, layout.shift)
-            problems = () if same else (f"{path.name}: bytes that should be the base's are not",)
+            problems = () if same else (f"{path.name}: bytes outside the changed tensors differ from the base",)
             return Evidence(unchanged_bytes=span[1] - span[0], problems=problems)
 
         def changed(job: Job) -> Evidence:
@@ -116,12 +116,12 @@ def verify_shard(plan: MergePlan, layout: ShardLayout, path: Path, pool: Executo
 
 
 def _sampled(layout: ShardLayout) -> Iterator[Job]:
-    """The jobs to compute again: all but those that cost a whole layer, and a few of these."""
-    layers = 0
+    """Yield the jobs to recompute: all that can be recomputed by rows, and a few that need the whole update."""
+    dense = 0
     for job in layout.jobs:
-        whole = any(part.blocks is None for part in job.parts)
-        layers += whole
-        if job.rows and not (whole and layers > _LAYERS):
+        is_dense = any(part.blocks is None for part in job.parts)
+        dense += is_dense
+        if job.rows and not (is_dense and dense > _LAYERS):
             yield job
 
 
@@ -136,7 +136,7 @@ def _changed(plan: MergePlan, job: Job, base: Opened, out: Opened, at: int) -> E
 
 
 def _sample(job: Job) -> list[int]:
-    """A few rows, spread over the tensor, the same each time."""
+    """Return a few rows spread over the tensor, the same ones every time."""
     offset = zlib.crc32(job.name.encode())
     count = min(_ROWS, job.rows)
     stride = job.rows // count
@@ -151,7 +151,7 @@ def _judge(job: Job, before: torch.Tensor, after: torch.Tensor, exact: torch.Ten
     if not bool(after.isfinite().all()) and bool(before.isfinite().all()):
         problems = (f"{job.name}: values that are not finite",)
     elif bool((off > 1).any()):
-        problems = (f"{job.name}: values that are not the merged ones",)
+        problems = (f"{job.name}: values differ from the merged ones",)
     return Evidence(
         elements=after.numel(),
         misrounded=int((off > 0).sum()),
@@ -162,12 +162,12 @@ def _judge(job: Job, before: torch.Tensor, after: torch.Tensor, exact: torch.Ten
 
 
 def _order(values: torch.Tensor) -> torch.Tensor:
-    """Floating-point numbers as integers in the same order: neighbours differ by 1."""
+    """Map floating-point numbers to integers in the same order, so that neighbours differ by 1."""
     import torch
 
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    bits = values.contiguous().view(whole).long()
-    magnitude = bits & torch.iinfo(whole).max
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    bits = values.contiguous().view(integer).long()
+    magnitude = bits & torch.iinfo(integer).max
     return torch.where(bits < 0, -magnitude, magnitude)
 
 
@@ -187,7 +187,7 @@ def _files(plan: MergePlan, folder: Path) -> Iterable[str]:
     expected = {shard.name for shard in weights.shards}
     found = {path.name for path in folder.glob("*.safetensors")}
     yield from (f"{name} is missing" for name in sorted(expected - found))
-    yield from (f"{name} is not the base's" for name in sorted(found - expected))
+    yield from (f"{name} is not in the base" for name in sorted(found - expected))
     if weights.index is None:
         return
     index = folder / INDEX
@@ -198,7 +198,7 @@ def _files(plan: MergePlan, folder: Path) -> Iterable[str]:
 
 
 def _json(path: Path) -> Any:
-    """A file's content, None where it is no JSON."""
+    """Return a file's content, or None if it is not valid JSON."""
     with reraise_as(output_unreadable, path):
         content = path.read_bytes()
     try:
@@ -208,25 +208,24 @@ def _json(path: Path) -> Any:
 
 
 def new_index(plan: MergePlan) -> dict[str, Any]:
-    """The output's index: the base's, with the true size of all tensors and those that were added."""
+    """Return the output's index: the base's, with the actual size of all tensors and those that were added."""
     weights = plan.base.weights
     assert weights.index is not None
     index = dict(weights.index)
-    homes, metadata = index["weight_map"], index.get("metadata")
-    assert isinstance(homes, dict)
+    weight_map, metadata = index["weight_map"], index.get("metadata")
+    assert isinstance(weight_map, dict)
     added = {name: weights.shard_of[plan.jobs[name].source].name for name in plan.ties.untied}
     total = weights.total_size + sum(plan.jobs[name].stored.nbytes for name in added)
     known = metadata if isinstance(metadata, dict) else {}
-    return {**index, "metadata": {**known, "total_size": total}, "weight_map": {**homes, **added}}
+    return {**index, "metadata": {**known, "total_size": total}, "weight_map": {**weight_map, **added}}
 
 
-def read_choice(folder: Path, report: str) -> str | None:
-    """What a merge chose for tied weights, from the report in its folder; None where that says nothing.
+def recorded_choice(path: Path) -> str | None:
+    """Return the choice for tied weights in a merge's report, or None where there is none.
 
     Raises:
         SourceError: ``merge-report``: there is a report, and it cannot be read.
     """
-    path = folder / report
     if not path.is_file():
         return None
     try:
@@ -236,7 +235,7 @@ def read_choice(folder: Path, report: str) -> str | None:
             "the merge's report cannot be read",
             where=str(path),
             why=str(error),
-            help="say what was chosen for tied weights (tied=), or remove the file if nothing was",
+            help="pass the choice for tied weights (tied=), or remove the file if none was made",
             code="merge-report",
         ) from error
     return choice if isinstance(choice, str) else None

@@ -13,15 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftkit.merging.io.direct_writer import rooms, stream
+from graftkit.merging.io.direct_writer import direct_writer, write_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ROOM = 8 * 2**20
+BUFFER = 8 * 2**20
 # Around the sizes of a disk's block and of a room, and far from them.
-sizes = st.one_of(st.integers(0, 70), st.integers(4090, 4100), st.integers(ROOM - 3, ROOM + 3))
+sizes = st.one_of(st.integers(0, 70), st.integers(4090, 4100), st.integers(BUFFER - 3, BUFFER + 3))
 
 
 def noise(count: int, seed: int = 0) -> torch.Tensor:
@@ -29,7 +29,7 @@ def noise(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def write(path: Path, parts: list[torch.Tensor]) -> None:
-    with stream(path, rooms()) as target:
+    with direct_writer(path, write_buffers()) as target:
         for part in parts:
             target.append(part)
 
@@ -44,8 +44,8 @@ def test_the_file_is_what_was_appended(counts: list[int], tmp_path_factory: pyte
 
 
 def test_memory_may_be_used_again_at_once(tmp_path: Path) -> None:
-    with stream(tmp_path / "file", rooms()) as target:
-        buffer = torch.empty(ROOM // 2 + 1, dtype=torch.uint8)
+    with direct_writer(tmp_path / "file", write_buffers()) as target:
+        buffer = torch.empty(BUFFER // 2 + 1, dtype=torch.uint8)
         for value in range(9):
             target.append(buffer.fill_(value))
     expected = b"".join(bytes([value]) * len(buffer) for value in range(9))
@@ -67,16 +67,16 @@ def test_a_file_system_without_a_way_past_the_cache(tmp_path: Path, monkeypatch:
         return true(path, flags, *rest)
 
     monkeypatch.setattr(os, "open", refuses)
-    write(tmp_path / "file", [noise(ROOM + 5)])
-    assert (tmp_path / "file").read_bytes() == noise(ROOM + 5).numpy().tobytes()
+    write(tmp_path / "file", [noise(BUFFER + 5)])
+    assert (tmp_path / "file").read_bytes() == noise(BUFFER + 5).numpy().tobytes()
 
 
 def test_a_write_that_stops_within_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows lies at no multiple of a block, which the disk refuses unless it goes through the cache."""
     true = os.pwrite
     monkeypatch.setattr(os, "pwrite", _first_write_through_the_cache(true))
-    write(tmp_path / "file", [noise(3 * ROOM + 5)])
-    assert (tmp_path / "file").read_bytes() == noise(3 * ROOM + 5).numpy().tobytes()
+    write(tmp_path / "file", [noise(3 * BUFFER + 5)])
+    assert (tmp_path / "file").read_bytes() == noise(3 * BUFFER + 5).numpy().tobytes()
 
 
 def _first_write_through_the_cache(true: Any) -> Any:
@@ -112,8 +112,8 @@ def _largest_file(count: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, before)
 
 
-@pytest.mark.parametrize("limit", [1000, ROOM + 1000, 2 * ROOM])
+@pytest.mark.parametrize("limit", [1000, BUFFER + 1000, 2 * BUFFER])
 def test_the_true_reason_is_told(tmp_path: Path, limit: int) -> None:
     with pytest.raises(OSError) as caught, _largest_file(limit):
-        write(tmp_path / "file", [noise(ROOM) for _ in range(4)])
+        write(tmp_path / "file", [noise(BUFFER) for _ in range(4)])
     assert caught.value.errno == errno.EFBIG

@@ -215,7 +215,7 @@ def test_an_interrupt_leaves_what_is_whole_for_the_next_run(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made.merge(adapter, progress=stop)
+        made.merge(adapter, on_progress=stop)
     assert not made.out.exists()
     report = made.merge(adapter)
     assert contents(made.out) == whole
@@ -232,10 +232,10 @@ def test_another_merge_starts_anew(made: Bench, adapter: Path, whole: dict[str, 
 
 
 def test_two_merges_into_one_folder(made: Bench, adapter: Path) -> None:
-    from graftkit.merging.io.staging import workplace
+    from graftkit.merging.io.staging import staging_dir
 
-    with workplace(made.out) as place, pytest.raises(GraftError) as caught:
-        place.start("of another", {})
+    with staging_dir(made.out) as staging, pytest.raises(GraftError) as caught:
+        staging.start("of another", {})
         made.merge(adapter)
     assert caught.value.code == "merge-busy"
     assert left_in(made) == ["adapter", "base"], "a run that has finished no file leaves none"
@@ -322,13 +322,13 @@ def test_what_a_kill_left_of_the_small_files_goes(made: Bench, adapter: Path) ->
 
 def test_the_folder_of_the_next_run_is_left_alone(made: Bench) -> None:
     """One run has published, and another has begun in a folder of the same name, before the first has returned."""
-    from graftkit.merging.io.staging import workplace
+    from graftkit.merging.io.staging import staging_dir
 
-    with workplace(made.out) as place:
-        place.remove()
-        place.files.mkdir(parents=True)
-        (place.root / "lock").touch()
-    assert place.files.is_dir()
+    with staging_dir(made.out) as staging:
+        staging.remove()
+        staging.files.mkdir(parents=True)
+        (staging.root / "lock").touch()
+    assert staging.files.is_dir()
 
 
 def test_a_run_that_ends_while_another_starts(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

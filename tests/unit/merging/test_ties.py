@@ -18,7 +18,7 @@ from graftkit.errors import MergeError
 from graftkit.merging.adapter.effects import read_effects
 from graftkit.merging.checkpoint.base import Base
 from graftkit.merging.checkpoint.shards import read_weights
-from graftkit.merging.checkpoint.tied_weights import settle
+from graftkit.merging.checkpoint.tied_weights import resolve_ties
 from graftkit.merging.merge import verify_merge
 from graftkit.surveying.sources.build import build_on_meta
 
@@ -177,10 +177,10 @@ def test_a_class_that_insists_is_not_untied(made: Bench) -> None:
     base = Base("base", read_weights(made.base), build_on_meta(made.model.config, Insists))
     effects = read_effects(read_adapter(adapter), base.model)
     with pytest.raises(MergeError) as caught:
-        settle(base, [(effects, 1.0)], "untie")
+        resolve_ties(base, [(effects, 1.0)], "untie")
     assert caught.value.code == "merge-tied-choice"
     assert "share" in str(caught.value.help)
-    assert settle(base, [(effects, 1.0)], "share").targets("lm_head.weight") == (EMBEDDING,)
+    assert resolve_ties(base, [(effects, 1.0)], "share").targets("lm_head.weight") == (EMBEDDING,)
 
 
 def test_a_choice_has_to_be_one_of_two(made: Bench) -> None:

@@ -171,16 +171,16 @@ def test_a_wrong_file_is_never_taken_for_a_whole_one(
     made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is killed after its verification has failed must not be gone on with."""
-    from graftkit.merging.io.staging import Workplace
+    from graftkit.merging.io.staging import StagingDir
 
     finished: list[str] = []
-    true = Workplace.finish
+    true = StagingDir.finish
 
-    def finish(place: Workplace, name: str) -> None:
+    def finish(staging: StagingDir, name: str) -> None:
         finished.append(name)
-        true(place, name)
+        true(staging, name)
 
-    monkeypatch.setattr(Workplace, "finish", finish)
+    monkeypatch.setattr(StagingDir, "finish", finish)
     monkeypatch.setattr(verification, "exact_rows", lambda terms, base, first: base.double() + 1)
     with pytest.raises(MergeError):
         made.merge(adapter)
@@ -216,8 +216,8 @@ def test_it_can_be_left_out(made: Bench, adapter: Path) -> None:
 
 
 def test_progress_reaches_the_end(made: Bench, adapter: Path) -> None:
-    told: list[Any] = []
-    made.merge(adapter, progress=told.append)
-    assert told[-1].done == told[-1].total == sum(p.stat().st_size for p in made.base.glob("*.safetensors"))
-    assert [s.done for s in told] == sorted(s.done for s in told)
-    assert {s.shard for s in told} <= {p.name for p in made.base.iterdir()}
+    reports: list[Any] = []
+    made.merge(adapter, on_progress=reports.append)
+    assert reports[-1].done == reports[-1].total == sum(p.stat().st_size for p in made.base.glob("*.safetensors"))
+    assert [r.done for r in reports] == sorted(r.done for r in reports)
+    assert {r.step for r in reports} <= {p.name for p in made.base.iterdir()}

@@ -14,7 +14,7 @@ from graftkit.cli.output import Format, only_data_on_stdout, progress_console
 from graftkit.errors import GraftError
 
 if TYPE_CHECKING:
-    from graftkit.merging.report import Progress
+    from graftkit.progress import Progress
 
 
 class Tied(StrEnum):
@@ -68,8 +68,8 @@ def merge(
         if dry_run:
             output.result(plan_merge(base, adapters, out, **given))
             return
-        with _bar() as progress:
-            report = run_merge(base, adapters, out, verify=verify, progress=progress, **given)
+        with progress_bar() as on_progress:
+            report = run_merge(base, adapters, out, verify=verify, on_progress=on_progress, **given)
         output.result(report)
 
 
@@ -94,8 +94,8 @@ def _usage() -> GraftError:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr: the file, bytes, the rate and the time left."""
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """Show a progress bar on stderr: the file, bytes, the rate and the time left."""
     from rich import progress
 
     columns = (
@@ -109,6 +109,6 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task("reading headers", total=None)
 
         def show(state: Progress) -> None:
-            bar.update(task, description=state.shard, completed=state.done, total=state.total)
+            bar.update(task, description=state.step, completed=state.done, total=state.total)
 
         yield show

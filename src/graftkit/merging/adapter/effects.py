@@ -1,4 +1,4 @@
-"""What an adapter does to the base's parameters, as PEFT itself places it on a model without weights."""
+"""Find what an adapter changes, by letting PEFT attach it to the model on the meta device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.adapters.file import AdapterFile
 from graftkit.errors import MergeError
 from graftkit.merging.adapter.tensors import AdapterTensors
-from graftkit.merging.arithmetic.changes import Added, Change, Layer, LowRank, Rows, Whole
+from graftkit.merging.arithmetic.changes import BiasDelta, Change, LowRank, PeftLayer, SavedRows, SavedWeight
 from graftkit.merging.unsupported import rebuilds_base, refuse
 from graftkit.modeling.unwrapping import PEFT_PREFIX
 from graftkit.planning.matching import ends_with, target_matcher
@@ -32,9 +32,7 @@ class Effects:
     """One adapter's changes.
 
     Attributes:
-        tensors: the adapter's data.
-        config: its PEFT configuration.
-        changes: parameter -> what is done to it.
+        changes: parameter name -> its changes.
     """
 
     tensors: AdapterTensors
@@ -43,15 +41,15 @@ class Effects:
 
 
 def read_effects(file: AdapterFile, model: PreTrainedModel) -> Effects:
-    """Find what each tensor of an adapter does.
+    """Find what each tensor of an adapter changes.
 
     Args:
         file: the adapter.
-        model: the base on the meta device; it is left as it is.
+        model: the base on the meta device; it is not modified.
 
     Raises:
-        MergeError: ``merge-does-not-fit``: a tensor has no place, or a place no tensor; one of the refusals of
-            :func:`graftkit.merging.unsupported.refuse`.
+        MergeError: ``merge-does-not-fit``: a tensor belongs to no module, or a module lacks a tensor;
+            one of the refusals of :func:`graftkit.merging.unsupported.refuse`.
     """
     config = read_config(file)
     tensors = AdapterTensors(file)
@@ -63,7 +61,7 @@ def read_effects(file: AdapterFile, model: PreTrainedModel) -> Effects:
         found = [*_lora(adapted, model, config, tensors)]
     else:
         found = [*_layers(config, model, tensors)]
-    found += _saved_whole(model, config, tensors, {name for _, change in found for name in change.tensors})
+    found += _saved_values(model, config, tensors, {name for _, change in found for name in change.tensors})
     changes: dict[str, list[Change]] = defaultdict(list)
     for param, change in found:
         changes[param].append(change)
@@ -72,7 +70,7 @@ def read_effects(file: AdapterFile, model: PreTrainedModel) -> Effects:
 
 
 def read_config(file: AdapterFile) -> PeftConfig:
-    """The adapter's configuration as PEFT's own class.
+    """Read the adapter's configuration with PEFT.
 
     Raises:
         MergeError: ``merge-config``: the installed PEFT cannot read it.
@@ -94,10 +92,10 @@ def read_config(file: AdapterFile) -> PeftConfig:
 
 
 def attach_on_meta(model: PreTrainedModel, config: PeftConfig) -> Any:
-    """A copy of the model with the adapter's layers, without data, exactly where PEFT puts them.
+    """Return a copy of the model to which PEFT has attached the adapter's layers, all on the meta device.
 
     Raises:
-        MergeError: ``merge-does-not-fit``: PEFT does not take this configuration for this model.
+        MergeError: ``merge-does-not-fit``: PEFT rejects this configuration for this model.
     """
     import torch
     from peft import PeftModel
@@ -111,10 +109,10 @@ def attach_on_meta(model: PreTrainedModel, config: PeftConfig) -> Any:
             warnings.simplefilter("ignore")
             return PeftModel(copy.deepcopy(model), asked, adapter_name=_ADAPTER)
     except Exception as error:
-        raise _does_not_fit(f"PEFT does not take it: {error}") from error
+        raise _does_not_fit(f"PEFT rejects it: {error}") from error
 
 
-# What is saved whole is found by name, and starting values are of no interest here.
+# Saved values are found by name, and initial values do not matter here.
 _LEFT_OUT = {
     "task_type": None,
     "modules_to_save": None,
@@ -125,7 +123,7 @@ _LEFT_OUT = {
 
 
 def _as_peft_loads(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
-    """Adapters of experts that were saved one by one are stacked, as PEFT does on loading."""
+    """Stack adapters of experts that were saved one by one, as PEFT does on loading."""
     from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
     expected = {f"{name}.{leaf}" for name, layer in _lora_layers(adapted) for leaf in _leaves(layer)}
@@ -165,7 +163,7 @@ def _leaves(layer: Any) -> Iterator[str]:
 def _lora(
     adapted: Any, model: PreTrainedModel, config: Any, tensors: AdapterTensors
 ) -> Iterator[tuple[str, Change]]:
-    """Every LoRA layer's change."""
+    """Yield the changes of every LoRA layer."""
     layers = dict(_lora_layers(adapted))
     if not layers:
         raise _does_not_fit("its targets match no module")
@@ -185,13 +183,13 @@ def _lora(
 
 
 def core_path(name: str) -> str:
-    """A module's path in the base, of one that PEFT has wrapped."""
+    """Return the path in the base of a module that PEFT has wrapped."""
     parts = name.removeprefix(PEFT_PREFIX).split(".")
     return ".".join(part for part in parts if part != "base_layer")
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether the layer's update is B @ A, or that with DoRA's magnitudes."""
+    """Check whether the layer is plain LoRA or DoRA."""
     from peft.tuners.lora import variants
 
     variant = layer.lora_variant.get(_ADAPTER)
@@ -216,23 +214,23 @@ def _check_shapes(names: tuple[str, ...], layer: Any, tensors: AdapterTensors) -
 def _one_lora(name: str, core: str, layer: Any) -> Iterator[tuple[str, Change]]:
     from peft.tuners.lora.layer import Embedding, MultiheadAttention, ParamWrapper
 
-    scale = float(layer.scaling[_ADAPTER])
+    rank, scale = int(layer.r[_ADAPTER]), float(layer.scaling[_ADAPTER])
     magnitude = f"{name}.lora_magnitude_vector" if _ADAPTER in layer.lora_magnitude_vector else None
     a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
     if isinstance(layer, ParamWrapper):
         stacked = layer.get_param().dim() == 3
         experts = layer.num_experts if stacked else 0
         flip = stacked and not layer._did_swap_in_out_features
-        yield f"{core}.{layer.parameter_name}", LowRank(a, b, scale, experts, flip)
+        yield f"{core}.{layer.parameter_name}", LowRank(a, b, rank, scale, experts, flip)
     elif isinstance(layer, Embedding):
         a, b = f"{name}.lora_embedding_A", f"{name}.lora_embedding_B"
-        yield f"{core}.weight", LowRank(a, b, scale, flip=True, magnitude=magnitude)
+        yield f"{core}.weight", LowRank(a, b, rank, scale, flip=True, magnitude=magnitude)
     elif isinstance(layer, MultiheadAttention):
-        yield f"{core}.in_proj_weight", LowRank(a, b, scale)
+        yield f"{core}.in_proj_weight", LowRank(a, b, rank, scale)
     else:
         _check_convolution(core, layer)
         flip = bool(getattr(layer, "fan_in_fan_out", False))
-        yield f"{core}.weight", LowRank(a, b, scale, flip=flip, magnitude=magnitude)
+        yield f"{core}.weight", LowRank(a, b, rank, scale, flip=flip, magnitude=magnitude)
     if layer.lora_bias[_ADAPTER]:
         if getattr(layer.get_base_layer(), "bias", None) is None:
             raise MergeError(
@@ -242,7 +240,7 @@ def _one_lora(name: str, core: str, layer: Any) -> Iterator[tuple[str, Change]]:
                 help="serve the adapter unmerged, or train it without lora_bias",
                 code="merge-no-bias",
             )
-        yield f"{core}.bias", Added(f"{name}.lora_B.bias", scale)
+        yield f"{core}.bias", BiasDelta(f"{name}.lora_B.bias", scale)
 
 
 def _check_convolution(core: str, layer: Any) -> None:
@@ -257,16 +255,16 @@ def _check_convolution(core: str, layer: Any) -> None:
 
 
 def shares_state(config: Any) -> bool:
-    """Whether the tuner's layers have values in common, so that none of them can be built without the others."""
+    """Check whether the tuner's layers share values, so that none can be built without the others."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     said = getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "uses_shared_state", False)
-    # Projections that are drawn at random once, as large as the largest layer needs them.
+    # Projections that are drawn at random once, sized for the largest layer.
     return bool(said) or hasattr(config, "projection_prng_key")
 
 
 def _layers(config: Any, model: PreTrainedModel, tensors: AdapterTensors) -> Iterator[tuple[str, Change]]:
-    """The layers of any other tuner: found by its tensors' names, or by its targets where layers share them."""
+    """Yield the changes of another tuner: by its tensors' names, or by its targets where layers share tensors."""
     own = _own_tensors(config, tensors)
     if shares_state(config):
         every = tuple(name for names in own.values() for name in names)
@@ -278,7 +276,7 @@ def _layers(config: Any, model: PreTrainedModel, tensors: AdapterTensors) -> Ite
 
 
 def _own_tensors(config: Any, tensors: AdapterTensors) -> dict[str, tuple[str, ...]]:
-    """Module path -> the names of the tensors that adapt it; those that all layers share are under no path."""
+    """Return the names of each module's tensors; those that all layers share are under the path ""."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
@@ -295,7 +293,7 @@ def _own_tensors(config: Any, tensors: AdapterTensors) -> dict[str, tuple[str, .
 
 
 def _targeted(config: Any, model: PreTrainedModel) -> Iterator[str]:
-    """The modules that PEFT's own matching takes for targets."""
+    """Yield the modules that PEFT matches as targets."""
     matches = target_matcher(vars(config))
     for path, module in model.named_modules():
         if path and not list(module.children()) and matches(path):
@@ -308,13 +306,13 @@ def _through_peft(model: PreTrainedModel, path: str, names: tuple[str, ...]) -> 
     except AttributeError:
         raise _does_not_fit(f"the base has no module {path}") from None
     for part, _ in module.named_parameters():
-        yield f"{path}.{part}", Layer(path, part, names)
+        yield f"{path}.{part}", PeftLayer(path, part, names)
 
 
-def _saved_whole(
+def _saved_values(
     model: PreTrainedModel, config: Any, tensors: AdapterTensors, claimed: set[str]
 ) -> Iterator[tuple[str, Change]]:
-    """Weights that were saved as they are: modules to save, biases, embeddings, and trained rows."""
+    """Yield saved weights (modules to save, biases, embeddings) and trained rows."""
     state = model.state_dict(keep_vars=True)
     for name, shape in tensors.shapes.items():
         if name in claimed:
@@ -322,7 +320,7 @@ def _saved_whole(
         param = core_path(name).replace(".token_adapter.", ".")
         if param.endswith(f".{_TOKENS}"):
             param = f"{param.removesuffix(_TOKENS)}weight"
-            rows = Rows(name, tuple(_indices(config, param)))
+            rows = SavedRows(name, tuple(_indices(config, param)))
             if param in state and shape == (len(rows.at), *state[param].shape[1:]):
                 yield param, rows
             continue
@@ -330,7 +328,7 @@ def _saved_whole(
             continue
         if shape != tuple(state[param].shape):
             raise _resized(param, shape, tuple(state[param].shape))
-        yield param, Whole(name)
+        yield param, SavedWeight(name)
 
 
 def _indices(config: Any, param: str) -> list[int]:
@@ -346,17 +344,17 @@ def _check_claims(found: list[tuple[str, Change]], tensors: AdapterTensors) -> N
     for _, change in found:
         for name in change.tensors:
             claimed[name].append(change)
-    homeless = [name for name in tensors.shapes if name not in claimed]
-    if homeless:
-        raise _does_not_fit(f"{some(homeless, 1)} belong to nothing in the base")
-    double = [n for n, by in claimed.items() if len(by) > 1 and not all(isinstance(c, Layer) for c in by)]
-    if double:
-        raise _does_not_fit(f"{double[0]} has two places")
+    unclaimed = [name for name in tensors.shapes if name not in claimed]
+    if unclaimed:
+        raise _does_not_fit(f"{some(unclaimed, 1)} belong to no module of the base")
+    ambiguous = [n for n, by in claimed.items() if len(by) > 1 and not all(isinstance(c, PeftLayer) for c in by)]
+    if ambiguous:
+        raise _does_not_fit(f"{ambiguous[0]} belongs to two modules")
 
 
 def _resized(param: str, shape: tuple[int, ...], base: tuple[int, ...]) -> MergeError:
     return MergeError(
-        "the adapter holds a weight of another size than the base",
+        "a weight in the adapter has another size than in the base",
         where=param,
         why=f"{list(shape)} in the adapter, {list(base)} in the base: the vocabulary was resized for training",
         help="resize the base too: model.resize_token_embeddings(n), save_pretrained(), and merge onto that",

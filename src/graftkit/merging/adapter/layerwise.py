@@ -1,4 +1,4 @@
-"""One layer at a time through PEFT's own code: for the tuners whose update has no closed form here."""
+"""Merge one layer at a time with PEFT itself, for tuners whose update has no closed form here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import GraftError, MergeError
 from graftkit.merging.adapter.effects import Effects, shares_state
-from graftkit.merging.arithmetic.changes import Layer
+from graftkit.merging.arithmetic.changes import PeftLayer
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ADAPTER = "default"
-# What the layers alone cannot answer, or need not.
+# Fields that do not apply to single layers.
 _LEFT_OUT = {
     "task_type": None,
     "modules_to_save": None,
@@ -29,32 +29,31 @@ _LEFT_OUT = {
     "inference_mode": True,
 }
 
-# A parameter of the base by name, as stored.
+# Reads a parameter of the base, by name, in its stored dtype.
 ReadParam = Callable[[str], "torch.Tensor"]
 
 
-class LayerShop:
-    """Merges layers with PEFT, one at a time however many threads ask, and remembers the last one.
+class LayerMerger:
+    """Merges layers with PEFT, one at a time whatever the number of threads, and caches the last one.
 
-    A layer is adapted in the base's own type, because some tuners change the weight when they start, and round it;
-    then it is merged in double precision, so that the caller rounds once.
+    A layer is adapted in the base's dtype, because some tuners change, and round, the weight when they are
+    attached; then it is merged in double precision, so that the caller rounds once.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: tuple[int, str, dict[str, torch.Tensor]] | None = None
-        self._together: dict[int, Any] = {}
+        self._adapted_together: dict[int, Any] = {}
 
     def merged(
-        self, change: Layer, effects: Effects, model: PreTrainedModel, read: ReadParam
+        self, change: PeftLayer, effects: Effects, model: PreTrainedModel, read: ReadParam
     ) -> dict[str, torch.Tensor]:
-        """A layer's parameters after PEFT's own merge, float64, by their names in the layer.
+        """Return a layer's merged parameters, float64, by their names in the layer.
 
         Args:
-            change: which layer.
             effects: of the adapter.
             model: the base on the meta device.
-            read: for the base's weights.
+            read: reads the base's weights.
 
         Raises:
             MergeError: ``merge-peft``: PEFT cannot build, load or merge this layer.
@@ -66,17 +65,17 @@ class LayerShop:
                     self._last = (id(effects), change.path, _merged(layer))
             return self._last[2]
 
-    def _adapted(self, change: Layer, effects: Effects, model: PreTrainedModel, read: ReadParam) -> nn.Module:
-        """The layer as PEFT has adapted it, in a module of its own."""
+    def _adapted(self, change: PeftLayer, effects: Effects, model: PreTrainedModel, read: ReadParam) -> nn.Module:
+        """Return the layer, adapted by PEFT, outside of the model."""
         if not shares_state(effects.config):
             root = _tree(model, [change.path], read)
             return _under(_loaded(root, effects, change.tensors), change.path)
-        if id(effects) not in self._together:
+        if id(effects) not in self._adapted_together:
             paths = sorted(
-                {c.path for changes in effects.changes.values() for c in changes if isinstance(c, Layer)}
+                {c.path for changes in effects.changes.values() for c in changes if isinstance(c, PeftLayer)}
             )
-            self._together[id(effects)] = _loaded(_tree(model, paths, read), effects, change.tensors)
-        return copy.deepcopy(_under(self._together[id(effects)], change.path))
+            self._adapted_together[id(effects)] = _loaded(_tree(model, paths, read), effects, change.tensors)
+        return copy.deepcopy(_under(self._adapted_together[id(effects)], change.path))
 
 
 @contextmanager
@@ -88,7 +87,7 @@ def _peft(path: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except GraftError:
-        raise  # of a file, or a tensor
+        raise  # about a file or a tensor
     except Exception as error:
         raise MergeError(
             "PEFT cannot merge a layer of this adapter",
@@ -100,18 +99,18 @@ def _peft(path: str) -> Iterator[None]:
 
 
 def _tree(model: PreTrainedModel, paths: list[str], read: ReadParam) -> nn.Module:
-    """These layers with their weights, under their paths, in the order of the model."""
+    """Build a module of only these layers, with their weights, under their paths and in the model's order."""
     from torch import nn
 
     root = nn.Module()
     wanted = set(paths)
     for path, module in model.named_modules():
         if path in wanted:
-            _put(root, path, _real(path, module, read))
+            _insert(root, path, _real(path, module, read))
     return root
 
 
-def _put(root: nn.Module, path: str, layer: nn.Module) -> None:
+def _insert(root: nn.Module, path: str, layer: nn.Module) -> None:
     from torch import nn
 
     at = root
@@ -139,7 +138,7 @@ def _real(path: str, module: nn.Module, read: ReadParam) -> nn.Module:
 
 
 def _loaded(root: nn.Module, effects: Effects, names: tuple[str, ...]) -> Any:
-    """The layers, adapted by PEFT, with the adapter's values."""
+    """Let PEFT adapt the layers, and load the adapter's values."""
     from peft import PeftModel, set_peft_model_state_dict
 
     config = copy.deepcopy(effects.config)
@@ -148,14 +147,14 @@ def _loaded(root: nn.Module, effects: Effects, names: tuple[str, ...]) -> Any:
             setattr(config, name, value)
     adapted = PeftModel(root, config, adapter_name=_ADAPTER)
     for module in adapted.modules():
-        # Only the adapter's own values, so that they lose nothing on the way in.
-        if _is_adapters(module):
+        # Only the adapter's own values, so that loading them does not round.
+        if _holds_adapter_values(module):
             module.double()
     tensors = {name: effects.tensors.read(name) for name in names}
     loaded = set_peft_model_state_dict(adapted, tensors, adapter_name=_ADAPTER)
     if loaded.unexpected_keys:
         raise MergeError(
-            "PEFT does not take a tensor of this adapter",
+            "PEFT rejects a tensor of this adapter",
             where=str(loaded.unexpected_keys[0]),
             help="name the base it was trained on",
             code="merge-does-not-fit",
@@ -163,7 +162,7 @@ def _loaded(root: nn.Module, effects: Effects, names: tuple[str, ...]) -> Any:
     return adapted.eval()
 
 
-def _is_adapters(module: nn.Module) -> bool:
+def _holds_adapter_values(module: nn.Module) -> bool:
     from peft.tuners._buffer_dict import BufferDict
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""The arithmetic of one changed tensor, row by row: read, add, round, write."""
+"""The merge of one changed tensor, in chunks of rows: read, add, round."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from graftkit.merging.arithmetic.changes import Added, LowRank, Rows, Whole
+from graftkit.merging.arithmetic.changes import PeftLayer
 from graftkit.merging.arithmetic.dense import update_of
 from graftkit.merging.arithmetic.rounding import rounded
-from graftkit.merging.arithmetic.terms import (
-    AddedTerm,
-    DenseTerm,
-    DoraTerm,
-    LowRankTerm,
-    RowsTerm,
-    Term,
-    WholeTerm,
-    Window,
-)
+from graftkit.merging.arithmetic.terms import DenseTerm, Target, Term, Window
 from graftkit.merging.checkpoint.shards import torch_dtype
 from graftkit.merging.errors import base_unreadable
 from graftkit.merging.io.read import Opened, buffer_of, opened
@@ -30,38 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class Terms:
-    """A job's terms, made by whichever thread needs them first and freed with the last chunk that uses them.
-
-    Attributes:
-        plan: that the job belongs to.
-        job: the job.
-    """
+    """A job's terms, created by the first thread that needs them and freed with the last chunk that uses them."""
 
     plan: MergePlan
     job: Job
-    _made: tuple[Term, ...] | None = field(default=None, init=False)
+    _terms: tuple[Term, ...] | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def get(self) -> tuple[Term, ...]:
         with self._lock:
-            if self._made is None:
-                self._made = tuple(self._term(part) for part in self.job.parts)
-            return self._made
+            if self._terms is None:
+                self._terms = tuple(self._term(part) for part in self.job.parts)
+            return self._terms
 
     def _term(self, part: Part) -> Term:
-        change, tensors = part.change, part.effects.tensors
-        if part.blocks is None:
+        if part.blocks is None or isinstance(part.change, PeftLayer):
             return DenseTerm(update_of(self.plan, self.job, part), part.weight)
-        if isinstance(change, LowRank) and change.magnitude is not None:
-            return DoraTerm.of(change, tensors, part.blocks[0], part.weight, self._read)
-        if isinstance(change, LowRank):
-            return LowRankTerm.of(change, tensors, part.blocks, part.weight)
-        if isinstance(change, Added):
-            return AddedTerm.of(change, tensors, part.blocks, part.weight)
-        if isinstance(change, Rows):
-            return RowsTerm.of(change, tensors, part.weight)
-        assert isinstance(change, Whole)
-        return WholeTerm(change, tensors, part.stacked, part.blocks, part.weight)
+        target = Target(part.blocks, part.stacked, self._read)
+        return part.change.term(part.effects.tensors, target, part.weight)
 
     def _read(self, begin: int, end: int) -> torch.Tensor:
         with opened(self.plan.base.weights.shard_of[self.job.source].path, base_unreadable) as file:
@@ -69,18 +46,16 @@ class Terms:
 
 
 def row_bytes(job: Job) -> int:
-    """Bytes of one row of a job's matrix."""
+    """Return the size in bytes of one row of a job's matrix."""
     return job.stored.nbytes // job.rows
 
 
 def read_rows(file: Opened, job: Job, begin: int, end: int, at: int | None = None) -> torch.Tensor:
-    """Rows of a job's matrix, (end - begin, columns), as stored.
+    """Read rows ``begin`` to ``end`` of a job's matrix, (end - begin, columns), in the stored dtype.
 
     Args:
         file: the base's shard, or the output's.
-        job: whose rows.
-        begin, end: which.
-        at: where the tensor begins in the file, if not where the base has it.
+        at: position of the tensor's first byte in the file; None: as in the base.
     """
     width = row_bytes(job)
     raw = buffer_of((end - begin) * width)
@@ -89,7 +64,13 @@ def read_rows(file: Opened, job: Job, begin: int, end: int, at: int | None = Non
 
 
 def exact_rows(terms: tuple[Term, ...], base: torch.Tensor, first: int) -> torch.Tensor:
-    """The merged rows in double precision, of terms that were made for it."""
+    """Return the merged rows in double precision.
+
+    Args:
+        terms: of the job.
+        base: the base's rows, (n, columns).
+        first: index of the first row.
+    """
     original = base.double()
     result = original.clone()
     for term in terms:
@@ -99,42 +80,37 @@ def exact_rows(terms: tuple[Term, ...], base: torch.Tensor, first: int) -> torch
 
 @dataclass
 class Scratch(threading.local):
-    """Each thread's buffers, kept for the next chunk: fresh memory costs more than the arithmetic.
+    """Each thread's buffers, reused for the next chunk: new memory costs more than the arithmetic.
 
     Attributes:
-        elements: of a chunk, as a rule; a matrix with longer rows takes one row at a time.
+        elements: the usual size of a chunk; a matrix with longer rows takes one row at a time.
     """
 
     elements: int
 
     def __post_init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def take(self, use: str, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised vector, the same memory for the same use."""
+        """Return an uninitialized vector; the same use gets the same memory."""
         import torch
 
-        held = self._held.get((use, dtype))
-        if held is None or held.numel() < count:
-            held = self._held[use, dtype] = torch.empty(count, dtype=dtype)
-        return held[:count]
+        buffer = self._buffers.get((use, dtype))
+        if buffer is None or buffer.numel() < count:
+            buffer = self._buffers[use, dtype] = torch.empty(count, dtype=dtype)
+        return buffer[:count]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a job.
-
-    Attributes:
-        terms: of the job.
-        begin, end: which rows.
-    """
+    """Rows ``begin`` to ``end`` of a job."""
 
     terms: Terms
     begin: int
     end: int
 
     def merge(self, source: Opened, scratch: Scratch) -> torch.Tensor:
-        """The merged rows' bytes, in a buffer that the thread's next chunk will reuse."""
+        """Return the merged rows' bytes, in a buffer that the thread's next chunk will reuse."""
         import torch
 
         job = self.terms.job
@@ -148,13 +124,13 @@ class Chunk:
             base = scratch.take("base", values.numel(), dtype).view(shape).copy_(values)
         for term in self.terms.get():
             term.add(Window(sums, base, self.begin))
-        # torch goes from double precision to 16 bits by way of 32: too near for a type of 11 bits.
+        # torch goes from double precision to 16 bits via 32: too coarse for a significand of 11 bits.
         values.copy_(rounded(sums, values.dtype) if values.dtype is torch.float16 else sums)
         return raw
 
 
 def chunks_of(plan: MergePlan, job: Job, elements: int) -> list[Chunk]:
-    """A job cut into runs of rows of about that many elements."""
+    """Cut a job into chunks of about that many elements."""
     if not job.rows:
         return []
     terms = Terms(plan, job)

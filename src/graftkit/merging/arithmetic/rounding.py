@@ -1,4 +1,4 @@
-"""From double precision to a checkpoint's type with one rounding: what a merge is held against."""
+"""Round double precision to a checkpoint's dtype once, as the exact result that a merge is compared with."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ if TYPE_CHECKING:
     import torch
 
 
-# Small enough that the steps in between stay in a processor's cache: fresh memory costs more than the arithmetic.
+# Small enough that intermediate results stay in a processor's cache: new memory costs more than the arithmetic.
 _PART = 2**15
 
 
 def rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``exact`` (float64) as ``dtype``, each element rounded once, to nearest, ties to even.
+    """Convert ``exact`` (float64) to ``dtype``, rounding each element once, to nearest, ties to even.
 
-    torch converts to 16 bits by way of 32, which rounds twice. Here the step to 32 bits keeps in its last bit
-    whether anything was cut off ("round to odd"), so that the second rounding alone decides; 24 bits are enough
-    for that with 8 or 11. Source: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008.
+    torch converts to 16 bits via 32, which rounds twice. Here the step to 32 bits records in its last bit whether
+    anything was cut off ("round to odd"), so that only the second step rounds; a 24-bit significand is enough for
+    that with 8 or 11 bits. Source: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008.
     """
     import torch
 
@@ -31,7 +31,7 @@ def rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _odd(exact: torch.Tensor) -> torch.Tensor:
-    """As float32; its last bit is set where something was cut off."""
+    """Convert to float32, with the last bit set where something was cut off."""
     import torch
 
     single = exact.float()

@@ -1,23 +1,37 @@
-"""A change as arithmetic on rows of one disk tensor."""
+"""A change as arithmetic on rows of one disk tensor, seen as a matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from graftkit.merging.adapter.tensors import AdapterTensors
-from graftkit.merging.arithmetic.changes import Added, LowRank, Rows, Whole
-from graftkit.merging.checkpoint.block_map import Block, matrix_shape
+from graftkit.merging.checkpoint.block_map import Block
 
 if TYPE_CHECKING:
     import torch
 
-# Rows of the base's matrix, as float64: read(begin, end).
+# Reads rows of the base's matrix: read(begin, end) -> (end - begin, columns), float64.
 ReadRows = Callable[[int, int], "torch.Tensor"]
 
 # Rows of a matrix are read in steps of about this many elements where all of them are needed.
 _STEP = 2**20
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a change is made.
+
+    Attributes:
+        blocks: the rectangles of the matrix that hold the parameter.
+        stacked: whether the parameter is one matrix per expert.
+        read: reads the base's rows.
+    """
+
+    blocks: Sequence[Block]
+    stacked: bool
+    read: ReadRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +39,8 @@ class Window:
     """Some rows of a disk tensor's matrix, being merged.
 
     Attributes:
-        result: the rows so far, (n, columns), in the type that is computed in. Starts as the base's.
-        base: the same rows of the base; the same tensor as ``result`` where no term has to compare with it.
+        result: the rows so far, (n, columns), in the dtype that is computed in; initially the base's.
+        base: the same rows of the base; may be ``result`` itself where no term needs them.
         first: index of the first row.
     """
 
@@ -36,12 +50,17 @@ class Window:
 
     @property
     def rows(self) -> slice:
-        """Of the matrix."""
+        """The window's rows of the matrix."""
         return slice(self.first, self.first + len(self.result))
 
     def overlap(self, block: Block) -> range:
-        """The rows of the matrix that are in the window and in a block."""
+        """Return the rows of the matrix that are in both the window and the block."""
         return range(max(self.first, block.row), min(self.rows.stop, block.row + block.height))
+
+    def inside(self, block: Block, rows: range) -> tuple[slice, slice]:
+        """Return where some rows of a block are in the window."""
+        at = slice(rows.start - self.first, rows.stop - self.first)
+        return at, slice(block.column, block.column + block.width)
 
 
 class Term(Protocol):
@@ -51,20 +70,20 @@ class Term(Protocol):
         """Change ``window.result`` in place."""
 
 
-def factors(
-    change: LowRank, tensors: AdapterTensors, block: Block, dtype: torch.dtype
-) -> tuple[torch.Tensor, ...]:
-    """Left (height, r) and right (r, width) with ``left @ right`` the unscaled update of a block."""
-    left, right = _sides(change, tensors.read(change.a), tensors.read(change.b), block)
-    return left.to(dtype), right.to(dtype)
+def block_factors(
+    a: torch.Tensor, b: torch.Tensor, experts: int, flip: bool, block: Block
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return left (height, r) and right (r, width) with ``left @ right`` the unscaled update of a block.
 
-
-def _sides(change: LowRank, a: torch.Tensor, b: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
-    if change.experts:
-        a = a.view(change.experts, -1, a.shape[-1])[block.at]
-        b = b.view(b.shape[0], -1, change.experts)[:, :, block.at]
+    Args:
+        a, b, experts, flip: as in :class:`graftkit.merging.arithmetic.changes.LowRank`.
+        block: a rectangle of the disk tensor's matrix.
+    """
+    if experts:
+        a = a.view(experts, -1, a.shape[-1])[block.at]
+        b = b.view(b.shape[0], -1, experts)[:, :, block.at]
     a, b = a.flatten(1), b.flatten(1)
-    left, right = (a.T, b.T) if change.flip else (b, a)
+    left, right = (a.T, b.T) if flip else (b, a)
     left, right = left[_slice(block.outs)], right[:, _slice(block.ins)]
     return (right.T, left.T) if block.transposed else (left, right)
 
@@ -75,49 +94,42 @@ def _slice(run: range) -> slice:
 
 @dataclass(frozen=True)
 class LowRankTerm:
-    """``scale * left @ right`` on each block; until they are used, the factors stay as they are stored."""
+    """``scale * left @ right`` on each block. The factors keep their stored dtype until they are used.
 
-    change: LowRank
+    Attributes:
+        a, b, experts, flip: as in :class:`graftkit.merging.arithmetic.changes.LowRank`.
+        scale: with the adapter's weight.
+    """
+
     a: torch.Tensor
     b: torch.Tensor
+    experts: int
+    flip: bool
     blocks: Sequence[Block]
     scale: float
 
-    @classmethod
-    def of(cls, change: LowRank, tensors: AdapterTensors, blocks: Sequence[Block], weight: float) -> LowRankTerm:
-        experts = {block.at for block in blocks}
-        if change.experts and len(experts) == 1:
-            a, b = _one_expert(change, tensors, experts.pop())
-            return cls(replace(change, experts=0), a, b, blocks, change.scale * weight)
-        return cls(change, tensors.read(change.a), tensors.read(change.b), blocks, change.scale * weight)
-
     def add(self, window: Window) -> None:
         for block in self.blocks:
-            run = window.overlap(block)
-            if not run:
+            rows = window.overlap(block)
+            if not rows:
                 continue
-            left, right = _sides(self.change, self.a, self.b, block)
-            left = left[run.start - block.row : run.stop - block.row]
-            part = window.result[_inside(window, block, run)]
+            left, right = block_factors(self.a, self.b, self.experts, self.flip, block)
+            left = left[rows.start - block.row : rows.stop - block.row]
+            part = window.result[window.inside(block, rows)]
             part.addmm_(left.to(part.dtype), right.to(part.dtype), alpha=self.scale)
-
-
-def _one_expert(change: LowRank, tensors: AdapterTensors, at: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors of one expert, for a disk tensor that holds no other; B has to be read whole, but once."""
-    rank = tensors.shapes[change.a][0] // change.experts
-    b = tensors.read_cached(change.b)
-    return tensors.rows(change.a, at * rank, (at + 1) * rank), b.view(len(b), rank, -1)[:, :, at].contiguous()
 
 
 @dataclass(frozen=True)
 class DoraTerm:
-    """``magnitude / norm(v) * v`` with ``v = W + scale * left @ right``, less W, on one block that is all of W.
+    """``weight * (magnitude / norm(v) * v - W)`` with ``v = W + scale * left @ right``, where W is the matrix.
+
+    The norm is that of each output: of the row, or of the column where W is stored as (in, out).
+    Source: ``peft.tuners.lora.dora.DoraLinearLayer.get_weight_norm``.
 
     Attributes:
-        left, right, scale: of the low-rank update, in float64.
-        magnitude: one length an output, float64.
-        norms: the outputs' lengths where they run along columns, else None: a row's length comes from the row.
-        weight: of the adapter.
+        left, right: (rows, r) and (r, columns), float64.
+        magnitude: one length per output, float64.
+        norms: the outputs' lengths, (columns,), where outputs are columns, else None.
     """
 
     left: torch.Tensor
@@ -126,17 +138,6 @@ class DoraTerm:
     magnitude: torch.Tensor
     norms: torch.Tensor | None
     weight: float
-
-    @classmethod
-    def of(cls, change: LowRank, tensors: AdapterTensors, block: Block, weight: float, read: ReadRows) -> DoraTerm:
-        import torch
-
-        assert change.magnitude is not None
-        left, right = factors(change, tensors, block, torch.float64)
-        magnitude = tensors.read(change.magnitude).double().flatten()
-        along_columns = change.flip != block.transposed
-        norms = _column_norms(left, right, change.scale, read) if along_columns else None
-        return cls(left, right, change.scale, magnitude, norms, weight)
 
     def add(self, window: Window) -> None:
         v = window.base.addmm(self.left[window.rows], self.right, alpha=self.scale)
@@ -147,7 +148,8 @@ class DoraTerm:
         window.result.add_(v - window.base, alpha=self.weight)
 
 
-def _column_norms(left: torch.Tensor, right: torch.Tensor, scale: float, read: ReadRows) -> torch.Tensor:
+def column_norms(left: torch.Tensor, right: torch.Tensor, scale: float, read: ReadRows) -> torch.Tensor:
+    """Return the norms of the columns of ``W + scale * left @ right``, (columns,), float64."""
     import torch
 
     squares = torch.zeros(right.shape[1], dtype=torch.float64)
@@ -159,16 +161,17 @@ def _column_norms(left: torch.Tensor, right: torch.Tensor, scale: float, read: R
 
 
 @dataclass(frozen=True)
-class AddedTerm:
-    """``scale * vector`` on a part of a vector."""
+class BiasTerm:
+    """``scale * vector``, where the disk tensor, one row, holds the vector or more.
+
+    Attributes:
+        vector: float64.
+        scale: with the adapter's weight.
+    """
 
     vector: torch.Tensor
     blocks: Sequence[Block]
     scale: float
-
-    @classmethod
-    def of(cls, change: Added, tensors: AdapterTensors, blocks: Sequence[Block], weight: float) -> AddedTerm:
-        return cls(tensors.read(change.tensor).double(), blocks, change.scale * weight)
 
     def add(self, window: Window) -> None:
         for block in self.blocks:
@@ -177,10 +180,10 @@ class AddedTerm:
 
 
 @dataclass(frozen=True)
-class WholeTerm:
+class SavedWeightTerm:
     """``weight * (saved - W)`` on each block."""
 
-    change: Whole
+    name: str
     tensors: AdapterTensors
     stacked: bool
     blocks: Sequence[Block]
@@ -188,40 +191,41 @@ class WholeTerm:
 
     def add(self, window: Window) -> None:
         for block in self.blocks:
-            run = window.overlap(block)
-            if run:
-                inside = _inside(window, block, run)
-                saved = self._saved(block, run.start - block.row, run.stop - block.row).double()
+            rows = window.overlap(block)
+            if rows:
+                inside = window.inside(block, rows)
+                saved = self._saved(block, rows.start - block.row, rows.stop - block.row).double()
                 _replace(window.result[inside], window.base[inside], saved, self.weight)
 
     def _saved(self, block: Block, begin: int, end: int) -> torch.Tensor:
-        """The saved values of some rows of a block."""
-        shape = self.tensors.shapes[self.change.tensor]
+        """Read the saved values of rows ``begin`` to ``end`` of a block, (end - begin, width)."""
+        shape = self.tensors.shapes[self.name]
         if len(shape) < 2:
-            return self.tensors.read(self.change.tensor).view(1, -1)[:, _slice(block.ins)]
+            return self.tensors.read(self.name).view(1, -1)[:, _slice(block.ins)]
         if self.stacked:
-            matrix = self.tensors.rows(self.change.tensor, block.at, block.at + 1)[0]
+            matrix = self.tensors.rows(self.name, block.at, block.at + 1)[0]
         elif block.transposed:
-            matrix = self.tensors.read(self.change.tensor).flatten(1)
+            matrix = self.tensors.read(self.name).flatten(1)
         else:
             wanted = block.outs[begin:end]
-            rows = self.tensors.rows(self.change.tensor, wanted[0], wanted[-1] + 1)
+            rows = self.tensors.rows(self.name, wanted[0], wanted[-1] + 1)
             return rows.flatten(1)[:: wanted.step, _slice(block.ins)]
         part = matrix[_slice(block.outs), _slice(block.ins)]
         return (part.T if block.transposed else part)[begin:end]
 
 
 @dataclass(frozen=True)
-class RowsTerm:
-    """``weight * (saved - W)`` on some rows."""
+class SavedRowsTerm:
+    """``weight * (saved - W)`` on some rows.
+
+    Attributes:
+        at: indices of the rows.
+        saved: (n, columns), float64.
+    """
 
     at: Sequence[int]
     saved: torch.Tensor
     weight: float
-
-    @classmethod
-    def of(cls, change: Rows, tensors: AdapterTensors, weight: float) -> RowsTerm:
-        return cls(change.at, tensors.read(change.tensor).double(), weight)
 
     def add(self, window: Window) -> None:
         for at, saved in zip(self.at, self.saved, strict=True):
@@ -230,14 +234,8 @@ class RowsTerm:
                 _replace(window.result[row], window.base[row], saved, self.weight)
 
 
-def _inside(window: Window, block: Block, run: range) -> tuple[slice, slice]:
-    """Where some rows of a block are in the window."""
-    rows = slice(run.start - window.first, run.stop - window.first)
-    return rows, slice(block.column, block.column + block.width)
-
-
 def _replace(result: torch.Tensor, base: torch.Tensor, saved: torch.Tensor, weight: float) -> None:
-    """Move ``result`` by ``weight * (saved - base)``: where it goes all the way, to the saved value itself."""
+    """Move ``result`` by ``weight * (saved - base)``; exactly to ``saved`` where it is all that changes."""
     import torch
 
     if weight == 1.0 and torch.equal(result, base):
@@ -251,7 +249,7 @@ class DenseTerm:
     """``weight * update``, where only the whole update is known.
 
     Attributes:
-        update: the disk tensor's, (rows, columns), float64.
+        update: of the disk tensor, (rows, columns), float64.
     """
 
     update: torch.Tensor
@@ -259,9 +257,3 @@ class DenseTerm:
 
     def add(self, window: Window) -> None:
         window.result.add_(self.update[window.rows], alpha=self.weight)
-
-
-def covers(block: Block, shape: tuple[int, ...]) -> bool:
-    """Whether a block is all of a parameter that is one matrix."""
-    _, height, width = matrix_shape(shape, stacked=False)
-    return block.outs == range(height) and block.ins == range(width) and (block.row, block.column) == (0, 0)

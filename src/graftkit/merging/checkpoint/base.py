@@ -1,4 +1,4 @@
-"""The base of a merge: a local folder with a configuration and safetensors weights, and its model without data."""
+"""The base of a merge: a local checkpoint folder, and its model on the meta device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import MergeError, SourceError, reraise_as
 from graftkit.merging.checkpoint.shards import Weights, read_weights
-from graftkit.merging.checkpoint.weight_conversion import Groups, group
+from graftkit.merging.checkpoint.weight_conversion import Groups, group_weights
 from graftkit.merging.errors import base_unreadable
 from graftkit.surveying.checkpoint.headers import INDEX, SINGLE
 from graftkit.surveying.sources import hub
@@ -23,8 +23,8 @@ from graftkit.text import named
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What a model folder holds besides weights: configuration, tokenizer, templates, code, licence.
-_WEIGHTS = frozenset(
+# Files with these suffixes are weights; all others (configuration, tokenizer, code, licence) are copied.
+_WEIGHT_SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".tflite", ".npz", ".ot"}
 )
 
@@ -35,8 +35,7 @@ class Base:
 
     Attributes:
         name: as the user wrote it.
-        weights: its files.
-        model: its class on the meta device.
+        model: on the meta device.
     """
 
     name: str
@@ -49,38 +48,38 @@ class Base:
 
     @cached_property
     def groups(self) -> Groups:
-        """Disk tensors and parameters that belong together."""
-        return group(self.model, self.weights.shard_of)
+        """Disk tensors and parameters that are converted together."""
+        return group_weights(self.model, self.weights.shard_of)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter and buffer that is saved."""
+        """Shapes of all parameters and saved buffers."""
         return {name: tuple(t.shape) for name, t in self.model.state_dict(keep_vars=True).items()}
 
     @cached_property
     def ties(self) -> dict[str, tuple[str, ...]]:
-        """Parameter -> all names of it, for those that have several."""
+        """Parameter -> all its names, for those that have several."""
         return {name: names for names in tied_names(self.model) for name in names}
 
     @property
     def companions(self) -> tuple[Path, ...]:
-        """The files to take along as they are.
+        """The files that are copied unchanged.
 
         Raises:
-            SourceError: ``not-readable``: the folder has gone.
+            SourceError: ``not-readable``: the folder no longer exists.
         """
         with reraise_as(base_unreadable, self.folder):
             files = sorted(path for path in self.folder.iterdir() if path.is_file())
-        return tuple(p for p in files if p.suffix not in _WEIGHTS and not p.name.endswith(".index.json"))
+        return tuple(p for p in files if p.suffix not in _WEIGHT_SUFFIXES and not p.name.endswith(".index.json"))
 
 
 def read_base(source: str | Path, *, trust_remote_code: bool = False, revision: str | None = None) -> Base:
-    """Resolve a directory or a hub id to a base.
+    """Read the base from a directory or a hub id.
 
     Raises:
         SourceError: as :func:`graftkit.surveying.sources.load_config.load_config` and
             :func:`graftkit.surveying.checkpoint.headers.read_headers`; ``weights-not-local`` where the
-            hub's weights are not in the cache and cannot be fetched.
+            hub's weights are not in the cache and cannot be downloaded.
         MergeError: ``merge-quantized-base``.
     """
     folder = _folder(source, revision)
@@ -138,14 +137,14 @@ def _check_not_quantized(folder: Path) -> None:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
-        return  # load_config says it better
+        return  # load_config has the better error
     if not isinstance(config, dict) or not config.get("quantization_config"):
         return
     method = config["quantization_config"].get("quant_method", "unknown method")
     raise MergeError(
-        "the base is quantized, and an update would be lost in its rounding",
+        "the base is quantized, and rounding would lose the update",
         where=str(folder),
-        why=f"its weights are packed ({method})",
+        why=f"its weights are quantized ({method})",
         help="merge into the 16-bit model that it was made from, then quantize the result",
         code="merge-quantized-base",
     )

@@ -1,10 +1,10 @@
-"""Where each part of a parameter lies on disk: transformers' own conversion, run on tensors without data."""
+"""Find where each part of a parameter lies on disk, by running transformers' conversion on meta tensors."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A rectangle of a disk tensor, seen as a matrix, and the part of one parameter's matrix that it holds.
+    """A rectangle of a disk tensor, seen as a matrix, and the part of a parameter's matrix that it holds.
 
     Attributes:
         param: name of the parameter.
-        at: which of its matrices: the expert of a stacked parameter, else 0.
-        row, column: where the rectangle begins in the disk tensor's matrix.
-        outs, ins: the rows and the columns of the parameter's matrix that lie there.
-        transposed: whether the disk holds them the other way round.
+        at: index of its matrix: the expert of a stacked parameter, else 0.
+        row, column: the rectangle's first row and column in the disk tensor's matrix.
+        outs, ins: the rows and columns of the parameter's matrix that it holds.
+        transposed: whether it holds them transposed.
     """
 
     param: str
@@ -45,11 +45,16 @@ class Block:
     def width(self) -> int:
         return len(self.outs if self.transposed else self.ins)
 
+    def covers(self, shape: Shape) -> bool:
+        """Check whether it is all of a parameter that is one matrix."""
+        _, height, width = matrix_shape(shape, stacked=False)
+        return self.outs == range(height) and self.ins == range(width) and (self.row, self.column) == (0, 0)
+
 
 def matrix_shape(shape: Shape, stacked: bool) -> tuple[int, int, int]:
-    """How many matrices a tensor is, and how high and wide each of them is.
+    """Return a tensor's shape as matrices: (count, height, width).
 
-    A stacked parameter is one matrix an expert. Any other tensor is one matrix of its first axis by all the rest;
+    A stacked parameter is one matrix per expert. Any other tensor is one matrix of its first axis by all the rest;
     a vector is a single row.
     """
     if stacked:
@@ -60,35 +65,30 @@ def matrix_shape(shape: Shape, stacked: bool) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """A disk tensor as a matrix, and the blocks that it is made of.
-
-    Attributes:
-        columns: of the matrix; its rows follow each other in the file.
-        blocks: none of which overlap.
-    """
+class BlockLayout:
+    """A disk tensor as a matrix of ``columns`` columns, and the blocks, without overlaps, that it consists of."""
 
     columns: int
     blocks: tuple[Block, ...]
 
 
-def place(
+def find_blocks(
     group: Group, model: PreTrainedModel, disk: Mapping[str, Shape], params: Mapping[str, Shape], stacked: bool
-) -> dict[str, Placed] | None:
-    """Disk name -> the blocks that it is made of, or None where the conversion is no rearrangement by blocks.
+) -> dict[str, BlockLayout] | None:
+    """Return the blocks of each disk tensor of a group, or None where the conversion does not move whole blocks.
 
     Args:
-        group: whose tensors to place.
+        group: of disk tensors and parameters.
         model: on the meta device.
         disk, params: shapes by name.
-        stacked: whether a parameter of three dimensions is one matrix an expert.
+        stacked: whether a parameter with three dimensions is one matrix per expert.
     """
     if group.converter is None:
         name, shape = group.params[0], params[group.params[0]]
         if any(math.prod(disk[d]) != math.prod(shape) for d in group.disk):
             return None
-        matrices = matrix_shape(shape, stacked)
-        return {d: Placed(matrices[2], tuple(_whole(name, matrices))) for d in group.disk}
+        layout = BlockLayout(matrix_shape(shape, stacked)[2], parameter_blocks(name, shape, stacked))
+        return dict.fromkeys(group.disk, layout)
     try:
         found = _probe(group, model, disk, params)
     except (ValueError, RuntimeError, KeyError, AttributeError):
@@ -96,13 +96,15 @@ def place(
         return None
     if not all(found.values()):
         return None
-    return {name: Placed(disk[name][-1], tuple(blocks)) for name, blocks in found.items()}
+    return {name: BlockLayout(disk[name][-1], tuple(blocks)) for name, blocks in found.items()}
 
 
-def _whole(name: str, matrices: tuple[int, int, int]) -> Iterator[Block]:
-    count, height, width = matrices
-    for at in range(count):
-        yield Block(name, at, at * height, 0, range(height), range(width), transposed=False)
+def parameter_blocks(param: str, shape: Shape, stacked: bool) -> tuple[Block, ...]:
+    """Return the blocks of a tensor that is the parameter itself: one for each of its matrices."""
+    count, height, width = matrix_shape(shape, stacked)
+    return tuple(
+        Block(param, at, at * height, 0, range(height), range(width), transposed=False) for at in range(count)
+    )
 
 
 def _probe(
@@ -113,9 +115,9 @@ def _probe(
     with torch.device("meta"), _no_copies():
         if len(group.disk) == 1:
             name = next(iter(group.disk))
-            whole = torch.empty(disk[name])
-            made = group.load(model, {name: whole})
-            views = {param: _view(made[param], {name: whole}) for param in group.params}
+            source = torch.empty(disk[name])
+            made = group.load(model, {name: source})
+            views = {param: _view(made[param], {name: source}) for param in group.params}
             found = [_from_param(param, params[param], view, disk[name]) for param, view in views.items()]
             return {name: list(itertools.chain.from_iterable(found)) if all(found) else []}
         sources = {param: torch.empty(params[param]) for param in group.params}
@@ -124,7 +126,7 @@ def _probe(
 
 
 def _no_copies() -> Any:
-    """Leave out ``contiguous()``: the result stays a view, whose strides say where it comes from."""
+    """Turn ``contiguous()`` off, so that results stay views whose strides show where they come from."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -137,13 +139,13 @@ def _no_copies() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A tensor as a view of another: for each axis, the other's axis, where it begins and how far it steps.
+    """A tensor as a view of another.
 
     Attributes:
         source: name of the other tensor.
         shape: of the view.
-        axes: per axis of the view: (axis of the source, step), or None for an axis of length 1.
-        start: per axis of the source.
+        axes: for each axis of the view: (axis of the source, step), or None for an axis of length 1.
+        start: for each axis of the source, where the view begins.
     """
 
     source: str
@@ -153,10 +155,10 @@ class _View:
 
 
 def _view(tensor: torch.Tensor, sources: Mapping[str, torch.Tensor]) -> _View:
-    """Read the view off the strides.
+    """Describe a tensor as a view of one of the sources, from its strides.
 
     Raises:
-        ValueError: it is no view of one of the sources.
+        ValueError: it is not a view of one of them.
     """
     storage = tensor.untyped_storage()._cdata
     for name, source in sources.items():
@@ -185,7 +187,7 @@ def _axis(stride: int, length: int, source: torch.Tensor) -> tuple[int, int]:
 
 
 def _from_disk(shape: Shape, view: _View) -> list[Block]:
-    """The blocks of a disk tensor that is a view of a parameter."""
+    """Return the blocks of a disk tensor that is a view of a parameter; none if they are not rectangles."""
     if view.shape != shape or len(shape) not in (2, 3):
         return []
     found = []
@@ -204,7 +206,7 @@ def _from_disk(shape: Shape, view: _View) -> list[Block]:
 def _block(
     view: _View, start: list[int], shape: Shape, axes: tuple[tuple[int, int] | None, ...], row: int
 ) -> Block | None:
-    """One matrix of a disk tensor: its two axes are the last two of the parameter, in either order."""
+    """Return one matrix of a disk tensor, whose axes must be the parameter's last two, in either order."""
     last = len(start) - 1
     if last < 1:
         return None
@@ -221,7 +223,7 @@ def _block(
 
 
 def _from_param(param: str, shape: Shape, view: _View, disk: Shape) -> list[Block]:
-    """The blocks of a disk tensor of which a whole parameter is a view."""
+    """Return the blocks of a disk tensor of which a whole parameter is a view; none if they are not rectangles."""
     if view.shape != shape or len(shape) not in (1, 2, 3) or len(view.start) != len(shape):
         return []
     if any(axis is not None and axis[1] != 1 for axis in view.axes):

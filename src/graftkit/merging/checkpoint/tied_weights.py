@@ -1,4 +1,4 @@
-"""Weights that several modules share: what an adapter on one of them does to the others."""
+"""Weights that several modules share: what an adapter on one module does to the others."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import MergeError
 from graftkit.merging.adapter.tensors import AdapterTensors
-from graftkit.merging.arithmetic.changes import Change, LowRank, Rows, Whole
+from graftkit.merging.arithmetic.changes import Change, LowRank, SavedRows, SavedWeight
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from graftkit.merging.adapter.effects import Effects
@@ -31,54 +30,53 @@ class Ties:
     """What happens to shared weights.
 
     Attributes:
-        places: parameter -> the names under which the weight that it changes lies on disk; none for a parameter
-            whose change is that of another name of the weight, and is done there.
-        untied: names that the output has beyond the base's -> the name whose weight they start from.
+        stored_as: parameter -> the names of its weight on disk; empty if its change equals that of another name of
+            the weight, and is made there.
+        untied: names that the output has in addition to the base's -> the name whose weight they start from.
     """
 
-    places: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    stored_as: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     untied: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def targets(self, param: str) -> tuple[str, ...]:
-        """The parameters to change on disk where ``param`` is changed."""
-        return self.places.get(param, (param,))
+        """Return the parameters to change on disk where ``param`` is changed."""
+        return self.stored_as.get(param, (param,))
 
 
-def settle(base: Base, effects: Sequence[tuple[Effects, float]], tied: str | None) -> Ties:
+def resolve_ties(base: Base, effects: Sequence[tuple[Effects, float]], tied: str | None) -> Ties:
     """Decide what happens to every shared weight that an adapter changes.
 
     Raises:
-        MergeError: ``merge-tied``: an adapter changes one of the modules that share a weight, the others stay as
-            they are, and no choice was made; ``merge-tied-choice``: the choice is none of the two, or the class
-            cannot be untied.
+        MergeError: ``merge-tied``: an adapter changes only some of the modules that share a weight, and no choice
+            was made; ``merge-tied-choice``: the choice is unknown, or the class cannot be untied.
     """
     if tied is not None and tied not in CHOICES:
         raise MergeError(
-            f"no such choice for tied weights: {tied!r}", help="share or untie", code="merge-tied-choice"
+            f"unknown choice for tied weights: {tied!r}", help="share or untie", code="merge-tied-choice"
         )
     touched = {param for effect, _ in effects for param in effect.changes}
-    places: dict[str, tuple[str, ...]] = {}
+    stored_as: dict[str, tuple[str, ...]] = {}
     wanted: dict[str, tuple[str, ...]] = {}
     for names in dict.fromkeys(base.ties[p] for p in sorted(touched) if p in base.ties):
         stored = tuple(n for n in names if n in base.groups.of_param) or names[:1]
         changed = [n for n in names if n in touched]
-        if _all_alike(changed, names, effects):
-            places.update({**dict.fromkeys(changed, ()), changed[0]: stored})
+        if _all_equal(changed, names, effects):
+            stored_as.update({**dict.fromkeys(changed, ()), changed[0]: stored})
         elif tied is None:
-            raise _choose(changed, names)
+            raise _no_choice(changed, names)
         elif tied == "share":
-            places.update(dict.fromkeys(changed, stored))
+            stored_as.update(dict.fromkeys(changed, stored))
         else:
             wanted[changed[0]] = names
-    return Ties(MappingProxyType(places), MappingProxyType(_untied(base, wanted)))
+    return Ties(MappingProxyType(stored_as), MappingProxyType(_untied(base, wanted)))
 
 
 def untied_config(model: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` of a checkpoint that keeps input and output embeddings apart.
+    """Return the ``config.json`` of a checkpoint with untied input and output embeddings.
 
-    It says that they are apart only where that changes nothing else: some classes take it for a sign of how they
-    scale their outputs, and some do not take it at all. There it stays as it was, which is right too: transformers
-    does not tie weights that it finds in the files with different values (``PreTrainedModel.tie_weights``).
+    ``tie_word_embeddings`` becomes false only where that changes nothing else: some classes also scale their
+    outputs by it, and some ignore it. There it stays as it was, which is correct too: transformers does not tie
+    weights that have different values in the files (``PreTrainedModel.tie_weights``).
 
     Args:
         model: the base.
@@ -106,7 +104,7 @@ def _flags(config: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _computes_by_flag(model: PreTrainedModel) -> bool:
-    """Whether a module's forward computes something else where embeddings are tied."""
+    """Check whether any module's forward depends on whether embeddings are tied."""
     codes = (
         getattr(inspect.unwrap(kind.forward), "__code__", None) for kind in {type(m) for m in model.modules()}
     )
@@ -114,7 +112,7 @@ def _computes_by_flag(model: PreTrainedModel) -> bool:
 
 
 def _configs(config: Any) -> Iterator[Any]:
-    """A configuration and all that are inside it."""
+    """Yield a configuration and all its sub-configurations."""
     yield config
     for name in getattr(config, "sub_configs", {}):
         if (inner := getattr(config, name, None)) is not None:
@@ -122,10 +120,10 @@ def _configs(config: Any) -> Iterator[Any]:
 
 
 def _untied(base: Base, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """The names that need a tensor of their own -> the name whose weight they start from.
+    """Return the names that need their own tensor -> the name whose weight they start from.
 
-    The configuration unties everything at once, so that other shared weights need theirs too. The class that is
-    built from it says which: not every class lets go.
+    The configuration unties all weights at once, so that other shared weights need their own tensors too. Building
+    the class shows which: some classes share weights in any configuration.
     """
     if not wanted:
         return {}
@@ -142,58 +140,49 @@ def _untied(base: Base, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, str]
     for changed, names in wanted.items():
         if any(apart.get(n) is apart.get(changed) for n in names if n != changed):
             raise MergeError(
-                f"{type(base.model).__name__} cannot keep these weights apart",
+                f"{type(base.model).__name__} cannot untie these weights",
                 where=changed,
-                why=f"its class shares it with {', '.join(n for n in names if n != changed)} in any configuration",
+                why=f"the class shares it with {', '.join(n for n in names if n != changed)} in any configuration",
                 help="choose share, or serve the adapter unmerged",
                 code="merge-tied-choice",
             )
     return untied
 
 
-def _all_alike(changed: Sequence[str], names: Sequence[str], effects: Sequence[tuple[Effects, float]]) -> bool:
-    """Whether every module that shares the weight gets the same change, so that the weight can stay shared."""
+def _all_equal(changed: Sequence[str], names: Sequence[str], effects: Sequence[tuple[Effects, float]]) -> bool:
+    """Check whether every module that shares the weight gets the same change, so that it can stay shared."""
     for effect, _ in effects:
         first, *others = (effect.changes.get(name, ()) for name in changed)
-        if first and all(isinstance(c, Rows) for c in first):
-            # PEFT keeps trained rows in step on all modules that share the weight.
+        if first and all(isinstance(c, SavedRows) for c in first):
+            # PEFT applies trained rows to all modules that share the weight.
             continue
         if len(changed) != len(names):
             return False
-        tensors = effect.tensors
-        if not all(len(o) == len(first) and all(map(_Alike(tensors), first, o)) for o in others):
-            return False
+        for other in others:
+            pairs = zip(first, other, strict=False)
+            if len(other) != len(first) or not all(_equal(one, two, effect.tensors) for one, two in pairs):
+                return False
     return True
 
 
-@dataclass(frozen=True)
-class _Alike:
-    """Whether two changes of one adapter are the same, value for value."""
+def _equal(one: Change, other: Change, tensors: AdapterTensors) -> bool:
+    """Check whether two changes of one adapter are the same, value for value."""
+    import torch
 
-    tensors: AdapterTensors
-
-    def __call__(self, one: Change, other: Change) -> bool:
-        import torch
-
-        if isinstance(one, Whole) and isinstance(other, Whole):
-            return torch.equal(self.tensors.read(one.tensor), self.tensors.read(other.tensor))
-        if isinstance(one, LowRank) and isinstance(other, LowRank):
-            pairs = zip(self._sides(one), self._sides(other), strict=True)
-            return one.scale == other.scale and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
-        return False
-
-    def _sides(self, change: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
-        a, b = self.tensors.read(change.a), self.tensors.read(change.b)
-        return (a.T, b.T) if change.flip else (b, a)
+    if isinstance(one, SavedWeight) and isinstance(other, SavedWeight):
+        return torch.equal(tensors.read(one.tensor), tensors.read(other.tensor))
+    if isinstance(one, LowRank) and isinstance(other, LowRank):
+        return one.scale == other.scale and all(map(torch.equal, one.outer(tensors), other.outer(tensors)))
+    return False
 
 
-def _choose(changed: Sequence[str], names: Sequence[str]) -> MergeError:
+def _no_choice(changed: Sequence[str], names: Sequence[str]) -> MergeError:
     others = ", ".join(n for n in names if n not in changed) or "they are adapted differently"
     return MergeError(
         "the adapter changes one of several modules that share a weight",
         where=", ".join(changed),
-        why=f"the base shares it with {others}: merging changes both, and the adapter changed one",
-        help='tied="untie" (--tied untie) keeps them apart in the result, as in training; tied="share" '
+        why=f"the base shares it with {others}: merging changes both, but the adapter changed one",
+        help='tied="untie" (--tied untie) keeps them separate in the result, as in training; tied="share" '
         "(--tied share) changes the shared weight, as PEFT's merge does",
         code="merge-tied",
     )

@@ -1,4 +1,4 @@
-"""Which disk tensors and which parameters transformers converts into each other, and both ways of doing it."""
+"""Which disk tensors and parameters transformers converts into each other, and the conversion both ways."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Group:
-    """Disk tensors and parameters that belong together: one each where only the name differs.
+    """Disk tensors and parameters that are converted together: one of each where only the name differs.
 
     Attributes:
-        disk: names in the checkpoint -> the source pattern of the converter that takes them.
+        disk: names in the checkpoint -> the converter's source pattern that matches them.
         params: names in the model.
-        converter: transformers' converter, unused; None where both sides are one and the same tensor.
+        converter: transformers' converter, to be copied before use; None where both sides are the same tensor.
         first: the parameter under which transformers runs the converter.
-        inner: name in the checkpoint -> its name after plain renamings, which is what the converter reads.
+        inner: name in the checkpoint -> its name after plain renamings, which the converter reads.
     """
 
     disk: Mapping[str, str]
@@ -36,7 +36,7 @@ class Group:
     inner: Mapping[str, str] = field(repr=False)
 
     def load(self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Disk tensors -> parameters, as ``from_pretrained`` converts them."""
+        """Convert disk tensors to parameters, as ``from_pretrained`` does."""
         if self.converter is None:
             return {self.params[0]: tensors[next(iter(self.disk))]}
         converter = copy.deepcopy(self.converter)
@@ -45,7 +45,7 @@ class Group:
         return _single(converter.convert(self.first, model=model, config=model.config))
 
     def save(self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Parameters (all of the group) -> disk tensors, as ``save_pretrained`` converts them.
+        """Convert parameters (all of the group) to disk tensors, as ``save_pretrained`` does.
 
         Raises:
             MergeError: ``merge-layout``: they come out under names that the checkpoint does not have.
@@ -62,7 +62,7 @@ class Group:
         return self._as_stored(made)
 
     def _as_stored(self, made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The converted tensors under the checkpoint's names: the same up to a prefix that only the file has."""
+        """Return the tensors under the checkpoint's names, which may have a prefix that the model's do not."""
         found = {}
         for name, inner in self.inner.items():
             fits = [m for m in made if m == inner] or [m for m in made if _ends_alike(m, inner)]
@@ -84,16 +84,16 @@ class Groups:
     """Every group of a checkpoint.
 
     Attributes:
-        of_param: parameter or buffer name -> its group; absent where no file holds it.
-        unknown: disk names that the model's class does not know.
+        of_param: parameter or buffer name -> its group; missing where no file contains it.
+        unknown: disk names that the model's class does not use.
     """
 
     of_param: Mapping[str, Group] = field(repr=False)
     unknown: tuple[str, ...]
 
 
-def group(model: PreTrainedModel, names: Iterable[str]) -> Groups:
-    """Sort the checkpoint's names into groups, as ``from_pretrained`` would take them.
+def group_weights(model: PreTrainedModel, names: Iterable[str]) -> Groups:
+    """Group the checkpoint's names as ``from_pretrained`` would convert them.
 
     Source: ``transformers.core_model_loading.convert_and_load_state_dict_in_model``.
     """
@@ -129,7 +129,7 @@ class _Sorter:
         prefix = self.model.base_model_prefix
         target, pattern = rename_source_key(name, self.renamings, self.converters, prefix, self.known)
         if target not in self.known and name in self.known:
-            # It should not have been renamed; only the prefix may have to be added.
+            # It must not be renamed; at most the prefix is added.
             target, pattern = rename_source_key(name, [], [], prefix, self.known)
         return (target if target in self.known else None), pattern or ""
 
@@ -140,13 +140,13 @@ class _Sorter:
         pattern = next(iter(disk.values()))
         converter = next((c for c in self.converters if pattern and pattern in c.source_patterns), None)
         if converter is None:
-            # Of two names for one parameter, the later one wins on loading; both have to be kept alike.
+            # Of two names for one parameter, the later one wins on loading; both are kept equal.
             return Group(MappingProxyType(disk), (target,), None, target, MappingProxyType(inner))
         params = self._params(converter, target)
         return Group(MappingProxyType(disk), params, converter, target, MappingProxyType(inner))
 
     def _params(self, converter: Any, target: str) -> tuple[str, ...]:
-        """The parameters that one run of the converter makes: the target, and its siblings by pattern."""
+        """Return the parameters that one run of the converter makes: the target, and its siblings by pattern."""
         first = converter.target_patterns[0]
         plain = re.sub(r"\\1", "", first)
         if len(converter.target_patterns) == 1 or plain not in target:

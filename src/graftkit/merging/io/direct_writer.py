@@ -1,7 +1,7 @@
-"""A file written from its first byte to its last, past the system's page cache where the disk allows it.
+"""Write a file from its first byte to its last, past the page cache where the file system allows it.
 
-Nobody reads the output while it is made, and it is larger than what a cache could keep: a page for each 4 KiB of
-it costs several times as much as handing the bytes to the disk.
+Nobody reads the output while it is written, and it is larger than a cache could keep: caching each of its pages
+costs several times as much as handing the bytes to the disk.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Past the cache, addresses, offsets and lengths are multiples of the disk's block: of this, on all that are made.
+# With O_DIRECT, addresses, offsets and lengths are multiples of the disk's block: of this, on all common disks.
 _ALIGNMENT = 4096
-# Long writes, and two of them under way, keep a disk busy; more only takes memory.
-_ROOM_BYTES = 8 * 2**20
-_UNDER_WAY = 2
+# Two long writes in flight keep a disk busy; more only takes memory.
+_BUFFER_BYTES = 8 * 2**20
+_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
-class Room:
-    """Memory that begins on a page.
+class AlignedBuffer:
+    """Uninitialized memory that begins on a page.
 
     Attributes:
         tensor: its bytes (uint8).
@@ -38,99 +38,100 @@ class Room:
     memory: memoryview
 
     @classmethod
-    def of(cls, count: int) -> Room:
-        """Uninitialised memory of that many bytes."""
+    def of(cls, count: int) -> AlignedBuffer:
+        """Allocate ``count`` bytes."""
         import torch
 
-        whole = torch.empty(count + _ALIGNMENT, dtype=torch.uint8)
-        begin = -whole.data_ptr() % _ALIGNMENT
-        tensor = whole[begin : begin + count]
+        memory = torch.empty(count + _ALIGNMENT, dtype=torch.uint8)
+        begin = -memory.data_ptr() % _ALIGNMENT
+        tensor = memory[begin : begin + count]
         return cls(tensor, memoryview(tensor.numpy()))  # type: ignore[arg-type]
 
 
-def rooms() -> tuple[Room, ...]:
-    """What one stream needs: a room to fill, and one for each write that is under way."""
-    return tuple(Room.of(_ROOM_BYTES) for _ in range(_UNDER_WAY + 1))
+def write_buffers() -> tuple[AlignedBuffer, ...]:
+    """Allocate what one writer needs: a buffer to fill, and one for each write in flight."""
+    return tuple(AlignedBuffer.of(_BUFFER_BYTES) for _ in range(_IN_FLIGHT + 1))
 
 
 @contextmanager
-def stream(path: Path, rooms: tuple[Room, ...]) -> Iterator[Stream]:
-    """Create, or empty, a file and write it in order. It is whole after the block, but not yet durable.
+def direct_writer(path: Path, buffers: tuple[AlignedBuffer, ...]) -> Iterator[DirectWriter]:
+    """Create, or empty, a file and write it in order. After the block it is complete, but not yet synced.
 
     Args:
-        path: of the file.
-        rooms: to use; no other stream may use them at the same time.
+        path: the file.
+        buffers: from :func:`write_buffers`; no other writer may use them at the same time.
 
     Raises:
-        OSError: it cannot be created or written.
+        OSError: the file cannot be created or written.
     """
-    fd = _created(path)
+    fd = _create(path)
     try:
-        with ThreadPoolExecutor(_UNDER_WAY) as writers:
-            made = Stream(fd, writers, rooms)
-            yield made
-            made.end()
+        with ThreadPoolExecutor(_IN_FLIGHT) as threads:
+            writer = DirectWriter(fd, threads, buffers)
+            yield writer
+            writer.end()
     finally:
         os.close(fd)
 
 
-class Stream:
-    """The growing end of a file; one thread at a time may use it."""
+class DirectWriter:
+    """Appends to a file; one thread at a time may use it."""
 
-    def __init__(self, fd: int, writers: Executor, rooms: tuple[Room, ...]) -> None:
-        self._fd, self._writers, self._rooms = fd, writers, rooms
-        self._writing: list[Future[None] | None] = [None] * len(rooms)
-        # The room that is being filled, how far it is, and where its first byte goes.
-        self._turn, self._held, self._at = 0, 0, 0
+    def __init__(self, fd: int, threads: Executor, buffers: tuple[AlignedBuffer, ...]) -> None:
+        self._fd, self._threads, self._buffers = fd, threads, buffers
+        self._writes: list[Future[None] | None] = [None] * len(buffers)
+        # The buffer that is being filled, how many bytes are in it, and where its first byte goes.
+        self._current, self._filled, self._offset = 0, 0, 0
 
     def append(self, data: torch.Tensor) -> None:
-        """Add ``data`` (uint8, one axis) to the file; the caller may use its memory again.
+        """Add ``data`` (uint8, one axis) to the file; the caller may reuse its memory at once.
 
         Raises:
-            OSError: something could not be written: this, or what was appended before.
+            OSError: this, or an earlier write, failed.
         """
         while len(data):
-            if not self._held:
-                self._wait(self._turn)
-            part = data[: _ROOM_BYTES - self._held]
-            self._rooms[self._turn].tensor[self._held : self._held + len(part)].copy_(part)
-            self._held, data = self._held + len(part), data[len(part) :]
-            if self._held == _ROOM_BYTES:
-                self._hand_over(_ROOM_BYTES)
+            if not self._filled:
+                self._wait(self._current)
+            part = data[: _BUFFER_BYTES - self._filled]
+            self._buffers[self._current].tensor[self._filled : self._filled + len(part)].copy_(part)
+            self._filled, data = self._filled + len(part), data[len(part) :]
+            if self._filled == _BUFFER_BYTES:
+                self._submit(_BUFFER_BYTES)
 
     def end(self) -> None:
-        """Write what is left, and wait for all of it.
+        """Write what is left in the buffer, and wait for all writes.
 
         Raises:
             OSError: as :meth:`append`.
         """
-        size = self._at + self._held
-        if self._held:
-            self._hand_over(self._held + -self._held % _ALIGNMENT)
-        for number in range(len(self._rooms)):
+        size = self._offset + self._filled
+        if self._filled:
+            self._submit(self._filled + -self._filled % _ALIGNMENT)
+        for number in range(len(self._buffers)):
             self._wait(number)
         os.ftruncate(self._fd, size)
 
-    def _hand_over(self, count: int) -> None:
-        data = self._rooms[self._turn].memory[:count]
-        self._writing[self._turn] = self._writers.submit(_write, self._fd, data, self._at)
-        self._turn, self._held, self._at = (self._turn + 1) % len(self._rooms), 0, self._at + count
+    def _submit(self, count: int) -> None:
+        data = self._buffers[self._current].memory[:count]
+        self._writes[self._current] = self._threads.submit(_write, self._fd, data, self._offset)
+        self._current, self._filled = (self._current + 1) % len(self._buffers), 0
+        self._offset += count
 
     def _wait(self, number: int) -> None:
-        writing = self._writing[number]
-        if writing is not None:
-            writing.result()
-            self._writing[number] = None
+        write = self._writes[number]
+        if write is not None:
+            write.result()
+            self._writes[number] = None
 
 
-def _created(path: Path) -> int:
+def _create(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
     try:
         return os.open(path, flags | _direct(), 0o666)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.open(path, flags, 0o666)  # a file system without a way past the cache
+        return os.open(path, flags, 0o666)  # a file system without O_DIRECT
 
 
 def _direct() -> int:
@@ -142,15 +143,15 @@ def _write(fd: int, data: memoryview, offset: int) -> None:
         try:
             count = os.pwrite(fd, data, offset)
         except OSError as error:
-            # A disk of larger blocks; or the last write stopped within one, and the next says why.
-            if error.errno == errno.EINVAL and _back_to_cache(fd):
+            # A disk with larger blocks; or the last write stopped within a block, and the next one says why.
+            if error.errno == errno.EINVAL and _disable_direct(fd):
                 continue
             raise
         data, offset = data[count:], offset + count
 
 
-def _back_to_cache(fd: int) -> bool:
-    """Let a file go through the cache from now on; False where it did already."""
+def _disable_direct(fd: int) -> bool:
+    """Write through the page cache from now on; return False if the file already did."""
     import fcntl
 
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)

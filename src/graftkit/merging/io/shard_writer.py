@@ -1,4 +1,4 @@
-"""Writing one output file: every thread reads, computes and writes, so that the three overlap."""
+"""Write one output file: many threads read and compute, and the results go to the disk in the file's order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftkit.merging.arithmetic.compute import Chunk, Scratch, chunks_of, row_bytes
 from graftkit.merging.errors import base_unreadable
-from graftkit.merging.io.direct_writer import Room, rooms, stream
+from graftkit.merging.io.direct_writer import AlignedBuffer, DirectWriter, direct_writer, write_buffers
 from graftkit.merging.io.read import Opened, opened
 from graftkit.merging.io.shard_layout import ShardLayout
 from graftkit.merging.plan import MergePlan
@@ -23,42 +23,40 @@ if TYPE_CHECKING:
 
 # Bytes that are copied at a time.
 _COPY_BYTES = 4 * 2**20
-# Elements of a chunk: few enough to stay in a processor's cache, and so many that Python's share does not show.
+# Elements of a chunk: few enough to stay in a processor's cache, enough that Python's overhead does not show.
 _FEWEST, _MOST = 2**17, 2**20
 # What all threads' chunks together may take, each element in double precision and some copies of it.
 _CHUNK_BYTES = 96 * 2**20
-_BYTES_AN_ELEMENT = 40
+_BYTES_PER_ELEMENT = 40
 _MOST_WORKERS = 16
-
-Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPools:
     """The threads of a merge, and their buffers.
 
     Attributes:
-        pool: reads, computes and writes.
-        checkers: compare what is written, while ``pool`` is at the next file.
-        scratch: buffers of ``pool``.
-        rooms: where bytes wait for the disk.
+        writers: read, compute and write.
+        verifiers: compare what was written, while ``writers`` work on the next file.
+        scratch: buffers of ``writers``.
+        buffers: what waits for the disk.
     """
 
-    pool: ThreadPoolExecutor
-    checkers: ThreadPoolExecutor
+    writers: ThreadPoolExecutor
+    verifiers: ThreadPoolExecutor
     scratch: Scratch
-    rooms: tuple[Room, ...]
+    buffers: tuple[AlignedBuffer, ...]
 
 
 @contextmanager
-def crew() -> Iterator[Crew]:
-    """As many threads as this process may use processors; torch runs one thread in each."""
+def worker_pools() -> Iterator[WorkerPools]:
+    """Start as many threads as this process may use processors; torch runs single-threaded in each."""
     import torch
 
     before = torch.get_num_threads()
     try:
-        with _pool(workers()) as pool, _pool(workers()) as checkers:
-            yield Crew(pool, checkers, Scratch(chunk_elements()), rooms())
+        with _pool(workers()) as writers, _pool(workers()) as verifiers:
+            yield WorkerPools(writers, verifiers, Scratch(chunk_elements()), write_buffers())
     finally:
         torch.set_num_threads(before)
 
@@ -70,47 +68,48 @@ def _pool(count: int) -> ThreadPoolExecutor:
 
 
 def workers() -> int:
-    """How many threads a merge runs."""
-    return min(
-        _MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Return how many threads a merge runs."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_WORKERS, available)
 
 
 def chunk_elements() -> int:
-    """How many elements a thread works on at a time: fewer where there are many threads."""
-    return max(_FEWEST, min(_MOST, _CHUNK_BYTES // (_BYTES_AN_ELEMENT * workers())))
+    """Return how many elements a thread works on at a time: fewer where there are many threads."""
+    return max(_FEWEST, min(_MOST, _CHUNK_BYTES // (_BYTES_PER_ELEMENT * workers())))
 
 
-def write_shard(plan: MergePlan, layout: ShardLayout, path: Path, crew: Crew, tick: Tick) -> None:
-    """Write one output file, without its last step: making it durable.
+def write_shard(
+    plan: MergePlan, layout: ShardLayout, path: Path, pools: WorkerPools, on_bytes: Callable[[int], None]
+) -> None:
+    """Write one output file, without syncing it.
 
     Args:
         plan: of the merge.
         layout: of this file.
-        path: to write to.
-        crew: that does it.
-        tick: called with the number of bytes that have been written since its last call.
+        path: the file to write.
+        pools: the threads to use.
+        on_bytes: called with the number of bytes written since its last call, from any thread.
 
     Raises:
         SourceError, AdapterError, OSError: the base or an adapter cannot be read, or the file cannot be written;
-            what is at ``path`` is then not whole.
+            ``path`` is then incomplete.
     """
     import torch
 
-    with opened(layout.shard.path, base_unreadable) as source, stream(path, crew.rooms) as target:
+    with opened(layout.shard.path, base_unreadable) as source, direct_writer(path, pools.buffers) as target:
         target.append(torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
-        tick(len(layout.header))
-        turns = Turns()
+        on_bytes(len(layout.header))
+        ordered = OrderedWriter(target)
 
         def write(number: int, piece: _Piece) -> None:
-            data = piece.read(source, crew.scratch)
-            with turns.take(number):
-                target.append(data)
-            tick(data.numel())
+            with ordered.stop_on_error():
+                data = piece.read(source, pools.scratch)
+                ordered.append(number, data)
+                on_bytes(data.numel())
 
-        pieces = sorted(_pieces(plan, layout, crew.scratch.elements), key=lambda piece: piece.at)
-        futures = [crew.pool.submit(turns.stopping(write), *numbered) for numbered in enumerate(pieces)]
-        finish(futures, turns.stop)
+        pieces = sorted(_pieces(plan, layout, pools.scratch.elements), key=lambda piece: piece.at)
+        futures = [pools.writers.submit(write, *numbered) for numbered in enumerate(pieces)]
+        wait_for_all(futures, ordered.stop)
 
 
 @dataclass(frozen=True)
@@ -118,15 +117,15 @@ class _Piece:
     """Consecutive bytes of the output.
 
     Attributes:
-        at: where they begin in the output.
-        source: the merged rows that they are, or the range of the base's file.
+        at: their position in the output.
+        source: the rows to merge, or the byte range of the base's file to copy.
     """
 
     at: int
     source: Chunk | tuple[int, int]
 
     def read(self, base: Opened, scratch: Scratch) -> torch.Tensor:
-        """The bytes, in a buffer that the thread's next piece will reuse."""
+        """Return the bytes, in a buffer that the thread's next piece will reuse."""
         import torch
 
         if isinstance(self.source, Chunk):
@@ -146,54 +145,52 @@ def _pieces(plan: MergePlan, layout: ShardLayout, elements: int) -> Iterator[_Pi
             yield _Piece(at + layout.shift, (at, min(at + _COPY_BYTES, end)))
 
 
-class Turns:
-    """Lets threads write in the file's order, while they read and compute in any."""
+class OrderedWriter:
+    """Appends numbered pieces in the order of their numbers, while threads compute them in any order."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: DirectWriter) -> None:
+        self._target = target
         self._changed = threading.Condition()
         self._next, self._stopped = 0, False
 
-    @contextmanager
-    def take(self, number: int) -> Iterator[None]:
-        """Wait for the turn of that number; the next one begins after the block.
+    def append(self, number: int, data: torch.Tensor) -> None:
+        """Wait until all pieces before ``number`` are appended, then append ``data``.
 
         Raises:
-            StoppedError: another thread has failed, so that the turn will not come.
+            StoppedError: another thread has failed, so that the wait would not end.
+            OSError: as :meth:`DirectWriter.append`.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._next == number)
             if self._stopped:
                 raise StoppedError
-        yield
+        self._target.append(data)
         with self._changed:
             self._next += 1
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Let nobody wait any more."""
+        """End the wait of every thread."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
-    def stopping(self, work: Callable[..., None]) -> Callable[..., None]:
-        """The same work, which stops all others where it fails."""
-
-        def run(*given: Any) -> None:
-            try:
-                work(*given)
-            except BaseException:
-                self.stop()
-                raise
-
-        return run
+    @contextmanager
+    def stop_on_error(self) -> Iterator[None]:
+        """Stop all threads if the block fails."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
 
 
 class StoppedError(Exception):
-    """Another thread has failed, and tells why."""
+    """Another thread has failed; its error gives the reason."""
 
 
-def finish(futures: Iterable[Future[None]], stop: Callable[[], None] = lambda: None) -> None:
-    """Wait for all; after the first failure, or an interrupt, start none of the rest, and call ``stop``."""
+def wait_for_all(futures: Iterable[Future[None]], stop: Callable[[], None] = lambda: None) -> None:
+    """Wait for all futures; after the first failure, or an interrupt, cancel the rest and call ``stop``."""
     every = list(futures)
     try:
         done, _ = wait(every, return_when=FIRST_EXCEPTION)

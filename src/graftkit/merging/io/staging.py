@@ -1,7 +1,7 @@
-"""The folder beside the output that a merge is written in: locked, resumable, and renamed when it is whole.
+"""The folder beside the output that a merge writes in: locked, resumable, and renamed when it is complete.
 
-``.NAME.partial/`` holds ``files/`` (what becomes the output), ``ledger.json`` (which files are whole, and of
-which merge) and ``lock``. Nothing but a rename ever touches the output's own name.
+``.NAME.partial/`` contains ``files/`` (what becomes the output), ``ledger.json`` (which files are finished, and of
+which merge) and ``lock``. The output itself is only ever created by a rename.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from graftkit.errors import MergeError, OutputError, reraise_as
 from graftkit.files import check_replaceable, refuse_read_only, write_text
+from graftkit.text import size
 
 REPORT_NAME = "merge_report.json"
 _LEDGER, _LOCK, _OLD = "ledger.json", "lock", "old"
-# Room for the report, the ledger and the folders.
+# For the report, the ledger and the folders.
 _SPARE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """The folder that is written in.
+class StagingDir:
+    """The folder that a merge writes in.
 
     Attributes:
         target: the output.
@@ -38,50 +41,50 @@ class Workplace:
 
     @property
     def files(self) -> Path:
-        """What becomes the output."""
+        """The folder that becomes the output."""
         return self.root / "files"
 
-    def whole(self, fingerprint: str) -> dict[str, Any]:
-        """File -> what was noted of it, for the files that an earlier run of the same merge has finished."""
-        whose, noted = self._ledger()
-        return noted if whose == fingerprint else {}
+    def finished(self, fingerprint: str) -> dict[str, Any]:
+        """Return the files that an earlier run of the same merge has finished -> what was recorded of them."""
+        recorded, files = self._ledger()
+        return files if recorded == fingerprint else {}
 
     def _ledger(self) -> tuple[str | None, dict[str, Any]]:
-        """A merge's fingerprint, and what was noted of its files, without those that are gone."""
+        """Return the ledger's fingerprint and its files, without those that have been removed since."""
         try:
             ledger = json.loads((self.root / _LEDGER).read_bytes())
-            noted = {name: note for name, note in ledger["whole"].items() if (self.files / name).is_file()}
-            return str(ledger["fingerprint"]), noted
+            files = {name: record for name, record in ledger["finished"].items() if (self.files / name).is_file()}
+            return str(ledger["fingerprint"]), files
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None, {}
 
-    def start(self, fingerprint: str, whole: Mapping[str, Any]) -> None:
-        """Keep the files that are whole, and clear away all else."""
+    def start(self, fingerprint: str, finished: Mapping[str, Any]) -> None:
+        """Keep the finished files, and remove all others."""
         self.files.mkdir(exist_ok=True)
-        self._keep(whole)
-        self.note(fingerprint, whole)
+        self._keep(finished)
+        self.record(fingerprint, finished)
 
-    def _keep(self, whole: Mapping[str, Any]) -> None:
+    def _keep(self, finished: Mapping[str, Any]) -> None:
         for path in self.files.iterdir():
-            if path.name not in whole:
+            if path.name not in finished:
                 path.unlink()
 
-    def note(self, fingerprint: str, whole: Mapping[str, Any]) -> None:
-        """Write down which files are whole."""
-        write_text(self.root / _LEDGER, json.dumps({"fingerprint": fingerprint, "whole": dict(whole)}))
+    def record(self, fingerprint: str, finished: Mapping[str, Any]) -> None:
+        """Write the ledger: which files are finished, and of which merge."""
+        write_text(self.root / _LEDGER, json.dumps({"fingerprint": fingerprint, "finished": dict(finished)}))
 
-    def part(self, name: str) -> Path:
-        """Where a file lies until it is whole."""
+    def unfinished(self, name: str) -> Path:
+        """Return the path of a file until it is finished."""
         return self.files / f"{name}.part"
 
     def finish(self, name: str) -> None:
-        """Make a file durable under its own name."""
-        sync(self.part(name))
-        self.part(name).replace(self.files / name)
+        """Sync a file and give it its own name."""
+        sync(self.unfinished(name))
+        self.unfinished(name).replace(self.files / name)
         sync(self.files)
 
     def publish(self) -> None:
-        """Make the folder the output. A kill at any moment leaves the output absent, as it was, or whole."""
+        """Rename the folder to the output. A kill at any time leaves the output absent, as it was, or complete."""
         for path in self.files.iterdir():
             sync(path)
         sync(self.files)
@@ -91,28 +94,26 @@ class Workplace:
         sync(self.target.parent)
         self.remove()
 
-    def put_back(self) -> None:
-        """The earlier output, where a failure or a kill came between the two renames that replace it."""
+    def restore_earlier(self) -> None:
+        """Put the earlier output back, where a run ended between the two renames that replace it."""
         old = self.root / _OLD
         if old.exists() and not self.target.exists():
             old.replace(self.target)
         shutil.rmtree(old, ignore_errors=True)
 
-    def tidy(self) -> None:
-        """Leave what the next run of the same merge goes on with; where that is nothing, leave nothing.
-
-        The failure that came before is what is told, and not one in here.
-        """
+    def clean_up(self) -> None:
+        """Keep only what the next run of the same merge can use; remove the folder if that is nothing."""
+        # A failure in here must not hide the one that came before.
         with suppress(OSError):
-            self.put_back()
-            _, whole = self._ledger()
-            if whole:
-                self._keep(whole)
+            self.restore_earlier()
+            _, finished = self._ledger()
+            if finished:
+                self._keep(finished)
             else:
                 self.remove()
 
     def remove(self) -> None:
-        """Take the folder away, the lock last: until then no other run can begin in it."""
+        """Remove the folder, the lock last: until then no other run can begin in it."""
         with suppress(OSError):
             for path in sorted(self.root.iterdir(), key=lambda path: path.name == _LOCK):
                 if path.is_dir():
@@ -123,11 +124,11 @@ class Workplace:
 
 
 @contextmanager
-def workplace(out: str | Path) -> Iterator[Workplace]:
-    """Open, and lock, the folder beside ``out``.
+def staging_dir(out: str | Path) -> Iterator[StagingDir]:
+    """Create or reopen, and lock, the folder beside ``out``.
 
-    What was not published and is whole stays there, so that the next run goes on; after a refusal nothing stays,
-    since the same merge would be refused again.
+    Finished files that were not published stay there for the next run; after a refusal (``MergeError``) nothing
+    stays, since the same merge would be refused again.
 
     Raises:
         OutputError: ``output-is-a-file``, ``output-not-empty`` (a folder that no merge wrote), or
@@ -135,67 +136,62 @@ def workplace(out: str | Path) -> Iterator[Workplace]:
         MergeError: ``merge-busy``: another process merges into the same folder.
     """
     target = Path(out).expanduser().resolve()
-    place = Workplace(target, target.parent / f".{target.name}.partial")
+    staging = StagingDir(target, target.parent / f".{target.name}.partial")
     check_replaceable(target, REPORT_NAME)
     with reraise_as(merge_stopped, target):
         target.parent.mkdir(parents=True, exist_ok=True)
         refuse_read_only(target)
-        place.root.mkdir(exist_ok=True)
-        lock = (place.root / _LOCK).open("w")
-    with lock:
-        _lock(lock, place)
+        staging.root.mkdir(exist_ok=True)
+    with _locked(staging) as lock:
         with reraise_as(merge_stopped, target):
-            place.put_back()
+            staging.restore_earlier()
         try:
-            yield place
+            yield staging
         except MergeError:
-            place.remove()
+            staging.remove()
             raise
         finally:
-            # Once it is published, the folder of that name may be another run's.
-            if _is_at(lock, place.root / _LOCK):
-                place.tidy()
+            # Once the output is published, a folder of this name may belong to another run.
+            if _is_at(lock, staging.root / _LOCK):
+                staging.clean_up()
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
+@contextmanager
+def _locked(staging: StagingDir) -> Iterator[os.stat_result]:
+    """Lock the folder; yields the lock file's status, which tells it from a later run's."""
+    path = staging.root / _LOCK
+    lock = FileLock(path)
+    with reraise_as(merge_stopped, staging.target):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise MergeError(
+                "another process is merging into this folder",
+                where=str(staging.target),
+                why=f"it holds {path}",
+                help="wait for it, or name another folder",
+                code="merge-busy",
+            ) from error
+        status = path.stat()
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        yield status
+    finally:
+        lock.release()
+
+
+def _is_at(status: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(status, path.stat())
     except FileNotFoundError:
         return False
 
 
-def _lock(file: IO[str], place: Workplace) -> None:
-    """Take the lock. A run that has ended in this moment has taken the folder away: that is busy as well.
-
-    Raises:
-        MergeError: ``merge-busy``.
-    """
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(file, place.root / _LOCK):
-            return
-        why = "it has just ended"
-    except OSError as error:
-        why = str(error.strerror)
-    raise MergeError(
-        "another process is merging into this folder",
-        where=str(place.target),
-        why=why,
-        help="wait for it, or name another folder",
-        code="merge-busy",
-    )
-
-
 def check_space(target: Path, needed: int) -> None:
-    """Refuse before anything is written where the disk is too small.
+    """Refuse a merge for which the disk is too small, before anything is written.
 
     Raises:
         OutputError: ``output-no-space``.
     """
-    from graftkit.text import size
-
     free = shutil.disk_usage(target.parent).free
     if needed + _SPARE_BYTES <= free:
         return
