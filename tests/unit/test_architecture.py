@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -70,6 +71,14 @@ def _file_of(parts: list[str]) -> Path:
 
 
 IMPORTS = {path: imported_files(path) for path in FILES}
+
+
+def test_no_two_files_import_each_other() -> None:
+    graph = {path: {file for file in files if file != path} for path, files in IMPORTS.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(str(file.relative_to(ROOT)) for file in reversed(error.args[1])))
 
 
 def test_no_folder_is_too_long_to_read() -> None:

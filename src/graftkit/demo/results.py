@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.findings import Report, Severity
 from graftkit.planning.plan import Plan
-from graftkit.training.run import TrainingResult
+from graftkit.training.result import TrainingResult
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from graftkit.recipes.recipe import Recipe, read_recipe
-from graftkit.training.run import TrainingResult, train
+from graftkit.training.result import TrainingResult
+from graftkit.training.run import train
 
 if TYPE_CHECKING:
     from peft import PeftModel
