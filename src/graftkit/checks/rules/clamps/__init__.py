@@ -1,1 +1,1 @@
-"""Linears with bounds around them: that the bounds are the checkpoint's, and that the adapter stays inside."""
+"""Rules on wrappers that clamp the inputs and outputs of their linears."""

@@ -1,4 +1,4 @@
-"""The bounds in memory must be the checkpoint's."""
+"""Check that the bounds in memory are those of the checkpoint."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _check(context: CheckContext) -> Observation:
     evidence: dict[str, Any] = {"bounds": len(bounds), **{name: len(of) for name, of in found.items()}}
     for name, of in found.items():
         if of:
-            message = f"{len(of)} of {len(bounds)} bounds are {name}: {of[0].loaded:g} in memory, {of[0].told}"
+            message = f"{len(of)} of {len(bounds)} bounds are {name}: {of[0].loaded:g} in memory, {of[0].in_file}"
             return failed(message, where=of[0].name, **evidence)
     worst = max(bounds, key=lambda bound: bound.error)
     evidence["worst_relative_error"] = worst.error
@@ -44,7 +44,7 @@ def _check(context: CheckContext) -> Observation:
         rounded = sum(bound.error > 0 for bound in bounds)
         message = f"{rounded} of {len(bounds)} bounds are rounded, by up to {100 * worst.error:.2f} %"
         return info(
-            message, where=worst.name, help="load in float32 to clamp exactly where the base did", **evidence
+            message, where=worst.name, help="load in float32 to clamp exactly where the base does", **evidence
         )
     return passed(f"all {len(bounds)} bounds are the checkpoint's", **evidence)
 
@@ -58,12 +58,13 @@ class _Bound:
     stored: float | None
 
     @property
-    def told(self) -> str:
+    def in_file(self) -> str:
+        """The stored value as a message has it."""
         return "none in the file" if self.stored is None else f"{self.stored:g} in the file"
 
     @property
     def error(self) -> float:
-        """Relative to the stored value; infinite where one of the two is not finite."""
+        """The difference relative to the stored value; infinite where one of the two is not finite."""
         if self.stored is None or self.stored == self.loaded:
             return 0.0
         if not (math.isfinite(self.stored) and math.isfinite(self.loaded)):
@@ -92,7 +93,7 @@ _WRONG = (
 
 
 def _stored(base: nn.Module, folder: Path, names: Iterable[str]) -> dict[str, float]:
-    """Bound -> its value in the files, for those that are there."""
+    """Return the bounds that the files have, by name."""
     from safetensors import safe_open
 
     headers = read_headers(folder)
@@ -112,7 +113,7 @@ def _stored(base: nn.Module, folder: Path, names: Iterable[str]) -> dict[str, fl
 
 
 def _spellings(name: str, keys: tuple[str, ...]) -> Iterator[str]:
-    """The names a bound may have on disk; a headless model is saved without its first part."""
+    """Yield the names that a bound may have on disk; a model without a head is saved without the first part."""
     yield from keys
     yield name
     yield name.partition(".")[2]
@@ -125,15 +126,15 @@ RULE = Rule(
     needs=("model", "checkpoint"),
     check=_check,
     why=(
-        "Bounds are buffers, and what is lost of them shows in no error: infinite ones clamp nothing, and garbage "
-        "clamps everything. The adapter is then trained on another base than the one that will be served."
+        "Bounds are buffers, and losing them raises no error: infinite bounds clamp nothing, uninitialized ones "
+        "clamp everything. The adapter is then trained on a different base than the one that is served."
     ),
     example=(
-        "A model built on the meta device and moved with `to_empty()`: its bounds are whatever was in memory. A "
-        "checkpoint that was saved without the wrappers: its bounds are infinite."
+        "A model is built on the meta device and moved with `to_empty()`: its bounds are uninitialized memory. A "
+        "checkpoint was saved without the wrappers: its bounds are infinite."
     ),
-    help="load the model with from_pretrained from a checkpoint that holds its bounds",
-    safety="Loading anew changes the bounds alone; an adapter that was trained without them is another adapter.",
+    help="load the model with from_pretrained from a checkpoint that has its bounds",
+    safety="Reloading changes only the bounds. An adapter that was trained without them has to be trained again.",
     since="0.1.0",
     sources=(
         "safetensors: the scalars of the checkpoint",

@@ -1,4 +1,4 @@
-"""An adapter must not drive activations into the clamps."""
+"""Check that the adapter does not drive activations into the clamps."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def _unreached(model: PeftModel) -> Observation:
 
 
 def _fresh(share: float) -> Observation:
-    """No check of it could fail: it computes what the base does, whatever it will learn."""
-    message = f"a fresh adapter moves nothing yet ({100 * share:.1f} % of the activations are clamped without it)"
-    return unknown(message, help="verify the adapter again when it is trained", share_base=share)
+    """Return unknown: a fresh adapter computes what the base does, so no check of it could fail."""
+    message = f"a fresh adapter changes nothing yet ({100 * share:.1f} % of activations are clamped without it)"
+    return unknown(message, help="verify the adapter again after training", share_base=share)
 
 
 def _mean(shares: dict[str, float]) -> float:
@@ -75,8 +75,8 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     why=(
-        "A clamped activation has no gradient: what the adapter has pushed over a bound it can no longer learn, "
-        "and the model computes with the bound instead of with what was learned."
+        "A clamped activation has no gradient: the adapter can no longer learn what it has pushed over a bound, "
+        "and the model computes with the bound instead."
     ),
     example=(
         "A vision tower whose linears clamp their inputs and outputs, trained with a learning rate made for the "

@@ -1,1 +1,1 @@
-"""What every attached adapter owes: checked on the live model, or on its twin."""
+"""Rules that every adapter must keep, whatever it is trained on."""

@@ -1,4 +1,4 @@
-"""Every adapter tensor must get a gradient from the batch."""
+"""Check that every adapter tensor gets a gradient from the batch."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def _check(context: CheckContext) -> Observation:
     }
     if not backward.gradients:
         return failed(
-            f"there is no backward pass: {backward.refusal}", help="gradient_checkpointing=False", **figures
+            f"the backward pass fails: {backward.refusal}", help="gradient_checkpointing=False", **figures
         )
     if backward.nonfinite:
         message = f"{len(backward.nonfinite)} of {len(parameters)} gradients are not finite"
         return failed(message, where=backward.nonfinite[0], **figures)
     if backward.zero_gradient:
-        return _dead(seen, len(parameters), figures)
+        return _without_gradient(seen, len(parameters), figures)
     return passed(f"all {len(parameters)} adapter tensors get a gradient", **figures)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """One backward pass under the settings in use, and what it takes to explain it."""
+    """One backward pass under the settings in use, and what explains its result."""
 
     context: CheckContext
     use: InUse
@@ -63,13 +63,13 @@ class _Seen:
 
     @cached_property
     def towers(self) -> dict[str, str]:
-        """Adapter tensor -> the tower it is in."""
+        """Adapter tensor -> its tower."""
         tower_of = tower_finder(self.context.model.get_base_model())
         return {name: tower_of(name_in_base(name)) for name in self.backward.gradients}
 
     @cached_property
     def table(self) -> dict[str, dict[str, int]]:
-        """Tower -> how many adapter tensors it has and how many of them are dead."""
+        """Tower -> the number of its adapter tensors, and of those that get no gradient ("dead")."""
         rows: dict[str, dict[str, int]] = {}
         zero_gradient = set(self.backward.zero_gradient)
         for name, tower in self.towers.items():
@@ -80,33 +80,33 @@ class _Seen:
 
     @cached_property
     def without(self) -> Backward:
-        """The same pass with every activation kept."""
+        """The same pass without activation checkpointing."""
         return self.context.gradients.under(Mode.OFF)
 
     def reached(self, name: str) -> bool:
-        """Whether the forward pass called the layer that this tensor belongs to."""
+        """Check whether the forward pass called the tensor's layer."""
         return name.partition(f".{self.context.model.base_model.prefix}")[0] in self.backward.reached
 
     def tower_is_fed(self, tower: str) -> bool:
-        """Whether the forward pass called any adapted layer of the tower."""
+        """Check whether the forward pass called any adapted layer of the tower."""
         return any(self.reached(name) for name, own in self.towers.items() if own == tower)
 
 
-def _dead(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Observation:
+def _without_gradient(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Observation:
     found = {name: _cause(seen, name) for name in seen.backward.zero_gradient}
     causes = {cause.name: cause for cause in found.values()}
     counts = {name: sum(cause.name == name for cause in found.values()) for name in causes}
     message = f"{len(found)} of {tensors} adapter tensors get no gradient: "
     cut = causes.keys() & {_CUT.name} and seen.use.mode is Mode.REENTRANT and not seen.use.live
-    mends = cut and seen.context.given.recipe is not None and seen.use.because != "zero3"
+    fixable = cut and seen.context.given.recipe is not None and seen.use.because != "zero3"
     option = (seen.context.given.training or Training()).reentrant_key
     adapted = recipe_key(seen.context, "target_modules") if _UNFED.name in causes else None
     return failed(
         message + "; ".join(f"{count} {name}" for name, count in counts.items()),
         where=_places(list(found)),
         help="; ".join(cause.help(seen) for cause in causes.values()),
-        key=option if mends else adapted,
-        fix=Fix("recipe", sets={option: False}) if mends else None,
+        key=option if fixable else adapted,
+        fix=Fix("recipe", sets={option: False}) if fixable else None,
         causes=counts,
         **figures,
     )
@@ -117,9 +117,9 @@ class _Cause:
     """Why a tensor gets no gradient.
 
     Attributes:
-        name: as a message has it, after a number.
-        applies: whether it is the cause for this tensor.
-        help: the next step.
+        name: as it stands in the message, after a number.
+        applies: checks whether it is the cause for a tensor.
+        help: returns the next step.
     """
 
     name: str
@@ -174,20 +174,18 @@ _CAUSES = (
     _Cause(
         "in a head whose weight is read past its module",
         _is_read_past,
-        lambda _: "leave the output head out of the targets: a fused loss multiplies with its weight itself",
+        lambda _: "leave the output head out of the targets: a fused loss multiplies by its weight directly",
     ),
     _UNFED,
     _Cause(
         "in a layer that is never called",
         _is_left_out,
-        lambda _: (
-            "leave these out: their weight is read past the module, or no token of the batch is routed there"
-        ),
+        lambda _: "leave these out: their weight is read without calling the module, or no token is routed there",
     ),
     _Cause(
         "behind inputs that need no gradient",
         _is_outside_the_graph,
-        lambda _: "model.enable_input_require_grads(), which re-entrant checkpointing needs on a frozen base",
+        lambda _: "model.enable_input_require_grads(): re-entrant checkpointing needs it on a frozen base",
     ),
     _CUT,
     _Cause(
@@ -208,13 +206,13 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why="a tensor without a gradient is saved as it began: that part of the adapter never trains",
+    why="a tensor without a gradient keeps its initial values: that part of the adapter is never trained",
     example=(
         "A plan adapts the vision tower and the batches are text only; or re-entrant checkpointing cuts "
         "the graph at a tower whose inputs need no gradient."
     ),
-    help=("feed that tower in the batch or leave it out of the scope; use non-re-entrant checkpointing"),
-    safety=("Feeding the tower or leaving it out is safe. Non-re-entrant checkpointing computes the same loss."),
+    help="feed that tower in the batch or leave it out of the scope; use non-re-entrant checkpointing",
+    safety="Feeding the tower or leaving it out is safe. Non-re-entrant checkpointing computes the same loss.",
     since="0.1.0",
     sources=("https://github.com/huggingface/trl/issues/4612", "https://github.com/unslothai/unsloth/issues/5039"),
 )

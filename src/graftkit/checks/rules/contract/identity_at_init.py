@@ -1,4 +1,4 @@
-"""A fresh adapter must not change the model."""
+"""Check that a fresh adapter does not change the model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from graftkit.findings import Severity
 def _check(context: CheckContext) -> Observation:
     initializer = getattr(context.model.active_peft_config, "init_lora_weights", True)
     if initializer is False:
-        return unknown("the initializer makes no such promise (init_lora_weights=False)")
+        return unknown("init_lora_weights=False starts with an adapter that changes the model")
     if (moved := moved_base(context.model)) is not None:
-        return unknown(f"{moved} moves part of the base weights into the adapter, nothing is left to compare")
+        return unknown(
+            f"{moved} moves part of the base weights into the adapter, so the original output cannot be compared"
+        )
     if (lacking := room_for_copy(context.model)) is not None:
         return unknown(lacking, help="run it on the twin: gk.twin(model)")
     apart = difference(context.pristine_logits, logits_of(context.model, context.batch))
     if apart <= tolerance(context.model):
         return passed(f"logits with and without the adapter differ by {apart:.1e}", difference=apart)
     if not is_untrained(context.model):
-        return unknown("the adapter has been trained; its start can no longer be seen", difference=apart)
+        return unknown("the adapter has been trained; its initial state is gone", difference=apart)
     return failed(f"logits with and without the fresh adapter differ by {apart:.1e}", difference=apart)
 
 
@@ -31,13 +33,13 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why="training would start from another model than the one that was chosen",
+    why="training would start from a different model than the one chosen",
     example=(
-        "A module treats its child by class (`if type(self.linear) is nn.Linear`), so that PEFT's layer "
-        "in its place changes what it computes before a single step of training."
+        "A module tests the class of its child (`if type(self.linear) is nn.Linear`), so PEFT's layer in its "
+        "place changes what it computes before the first step."
     ),
-    help="use init_lora_weights=True, and look for a wrapper whose semantics the adapter bypasses",
-    safety=("Choosing another initializer is safe before training and changes an adapter that exists."),
+    help="use init_lora_weights=True, and look for a wrapper that the adapter bypasses",
+    safety="Changing the initializer is safe before training; it does not apply to a trained adapter.",
     since="0.1.0",
     sources=("peft: LoraLayer.reset_lora_parameters",),
 )

@@ -1,4 +1,4 @@
-"""Merging must not change what the adapted model computes."""
+"""Check that the merged model computes what the adapted one does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _check(context: CheckContext) -> Observation:
     model, batch = context.model, context.batch
     with perturbing(model):
         adapted = logits_of(model, batch)
-        bounded, bitten = wrapper_effect(model, batch)
+        bounded, reached = wrapper_effect(model, batch)
         try:
             with merging(model):
                 merged = logits_of(model, batch)
@@ -30,19 +30,19 @@ def _check(context: CheckContext) -> Observation:
         "adapter_effect": effect,
         "tolerance": allowed,
         "bounded_wrappers": bounded,
-        "bounded_wrappers_reached": bitten,
+        "bounded_wrappers_reached": reached,
     }
     if not apart <= allowed:
         return failed(f"merged and adapted logits differ by {apart:.1e} (allowed {allowed:.0e})", **figures)
     if not effect > allowed:
         return unknown(
-            f"the adapter changes the logits by {effect:.1e}, too little to tell a wrong merge", **figures
+            f"the adapter changes the logits by {effect:.1e}, too little to show a wrong merge", **figures
         )
-    if bounded and not bitten:
+    if bounded and not reached:
         return unknown(
-            "equal, but the batch drives no wrapper into its bounds, so these were not tested", **figures
+            "equal, but the batch drives no wrapper into its bounds, so the bounds were not tested", **figures
         )
-    clamps = f", {bitten} of {bounded} bounded wrappers active" if bounded else ""
+    clamps = f", {reached} of {bounded} bounded wrappers active" if bounded else ""
     return passed(f"merged and adapted logits differ by {apart:.1e}{clamps}", **figures)
 
 
@@ -52,15 +52,15 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why="the model that is shipped would not be the one that was trained and evaluated",
+    why="the merged model would not be the one that was trained and evaluated",
     example=(
-        "A wrapper that clamps is passed to PEFT as if it were a linear: the delta is added outside the "
-        "clamp while training, and ends up inside it when merged."
+        "A wrapper that clamps is given to PEFT as a linear: in training the update is added outside the clamp, "
+        "after merging it is inside."
     ),
-    help="attach inside the wrapper (its inner linear), then merge again",
+    help="attach to the linear inside the wrapper, then merge again",
     safety=(
-        "Attaching to the inner linear is safe, and the tensors keep their keys; an adapter trained "
-        "outside the clamp is another adapter."
+        "Attaching to the inner linear is safe, and the tensors keep their keys. An adapter that was trained "
+        "outside the clamp has to be trained again."
     ),
     since="0.1.0",
     sources=("https://github.com/huggingface/peft/issues/3129", "https://github.com/huggingface/peft/pull/3130"),

@@ -1,4 +1,4 @@
-"""What is saved must load in stock PEFT and compute the same."""
+"""Check that the saved adapter loads in stock PEFT and computes the same."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def _check(context: CheckContext) -> Observation:
         return unknown(lacking, help="run it on the twin: gk.twin(model)")
     if (moved := moved_base(model)) is not None:
         return unknown(
-            f"{moved} moved part of the base weights into the adapter, and only the original base can tell",
-            help="load the adapter on the base from disk and compare",
+            f"{moved} moved part of the base weights into the adapter, so it only fits the original base",
+            help="load the base from disk, load the adapter on it, and compare",
         )
     with perturbing(model), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
         adapted = logits_of(model, context.batch)
         with warnings.catch_warnings():
-            # PEFT looks for the base model's configuration on the hub to see whether its vocabulary grew.
+            # PEFT looks up the base model's configuration on the Hub to see whether the vocabulary grew.
             warnings.filterwarnings("ignore", message="Could not find a config file")
             model.save_pretrained(folder, save_embedding_layers=False)
         tensors = len(_saved_keys(Path(folder)))
         base = without_adapter(model)
-        with warnings.catch_warnings(record=True) as complaints:
+        with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
             try:
                 again = _reload(base, Path(folder), model.active_adapter)
@@ -45,7 +45,7 @@ def _check(context: CheckContext) -> Observation:
         equal = _tensors_equal(model, again)
         reloaded = logits_of(again, context.batch)
     apart, effect = difference(adapted, reloaded), difference(adapted, context.base_logits)
-    lost = [str(w.message) for w in complaints if "adapter keys" in str(w.message)]
+    lost = [str(w.message) for w in raised if "adapter keys" in str(w.message)]
     allowed = tolerance(model)
     figures: dict[str, Any] = {
         "difference": apart,
@@ -55,15 +55,17 @@ def _check(context: CheckContext) -> Observation:
         "tensors_equal": equal,
     }
     if equal and not lost and quantized_layer(model) is not None:
-        # A packed base is repacked by running it, so that two copies of it need not agree to the last digit.
-        return passed(f"{tensors} tensors saved and loaded again bit for bit (the base is packed)", **figures)
+        # Running a quantized base can repack it, so that two copies need not agree to the last digit.
+        return passed(f"{tensors} tensors saved and loaded bit for bit (the base is quantized)", **figures)
     if lost or not equal or not apart <= allowed:
         return failed(_what_differs(lost, equal, apart), **figures)
     if not effect > allowed:
         return unknown(
-            f"the adapter changes the logits by {effect:.1e}, too little to tell a lost tensor", **figures
+            f"the adapter changes the logits by {effect:.1e}, too little to show a lost tensor", **figures
         )
-    return passed(f"{tensors} tensors saved; logits differ by {apart:.1e} after stock reload", **figures)
+    return passed(
+        f"{tensors} tensors saved; logits differ by {apart:.1e} after reloading in stock PEFT", **figures
+    )
 
 
 def _what_differs(lost: list[str], equal: bool, apart: float) -> str:
@@ -106,13 +108,13 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why=("hours of training are lost when the file that was kept is not the adapter that was trained"),
+    why="hours of training are lost if the file is not the adapter that was trained",
     example=(
         "A tool redirects `q_proj` to the linear inside the wrapper and saves `target_modules: "
         '["q_proj"]`: stock PEFT refuses the adapter it wrote.'
     ),
-    help="compare the file's keys with the model's: a prefix or a wrapper's name may differ",
-    safety=("Rewriting the configuration to inner paths (`gk.migrate`) leaves every tensor as it is."),
+    help="compare the file's keys with the model's: a prefix or the name of a wrapper may differ",
+    safety="Rewriting the configuration to inner paths (`gk.migrate`) changes no tensor.",
     since="0.1.0",
     sources=("https://github.com/huggingface/peft/issues/3129",),
 )

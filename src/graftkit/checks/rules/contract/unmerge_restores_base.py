@@ -1,4 +1,4 @@
-"""Unmerging must give the base weights back."""
+"""Check that unmerging restores the base weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-# Adding a delta and taking it away rounds twice. Each rounding is at most half a unit in the last place of the
-# merged weight, so two units of the larger operand bound the sum with room for the delta being computed twice.
+# Adding and subtracting an update rounds twice, each time by at most half a unit in the last place (ulp) of the
+# merged weight. Two ulp of the larger operand leave room for computing the update twice.
 _UNITS = 2.0
 
 
@@ -43,21 +43,20 @@ def _check(context: CheckContext) -> Observation:
         "allowed_units": _UNITS,
     }
     if _adds(model) and not errors[worst] <= _UNITS:
-        return failed(
-            f"a base weight comes back {errors[worst]:.1f} units of rounding off", where=worst, **figures
-        )
+        return failed(f"a base weight is {errors[worst]:.1f} ulp off after unmerging", where=worst, **figures)
     if not drifts[lost] <= tolerance(model):
-        message = f"the adapter outweighs the base: a weight comes back {100 * drifts[lost]:.2g} % of its size off"
+        message = (
+            f"the update is much larger than the base: a weight is {100 * drifts[lost]:.2g} % off after unmerging"
+        )
         return failed(message, where=lost, **figures)
     return passed(
-        f"{exact} of {len(before)} weights come back bit for bit, the others within "
-        f"{errors[worst]:.1f} units of rounding",
+        f"{exact} of {len(before)} weights are restored bit for bit, the others within {errors[worst]:.1f} ulp",
         **figures,
     )
 
 
 def _adds(model: PeftModel) -> bool:
-    """Whether merging adds one delta, for which the unit bound holds; other methods scale or rotate the weight."""
+    """Check whether merging adds one update, for which the bound holds; other methods scale or rotate weights."""
     config = model.active_peft_config
     return str(config.peft_type).endswith("LORA") and not getattr(config, "use_dora", False)
 
@@ -72,7 +71,7 @@ def _weights(model: PeftModel, names: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _units(before: Tensor, merged: Tensor, after: Tensor) -> float:
-    """Largest error in units in the last place of the largest value involved, element by element."""
+    """Return the largest error, elementwise, in ulp of the larger of the original and the merged weight."""
     import torch
 
     if not before.is_floating_point():
@@ -83,14 +82,14 @@ def _units(before: Tensor, merged: Tensor, after: Tensor) -> float:
 
 
 def _drift(before: Tensor, after: Tensor) -> float:
-    """Largest error relative to the tensor's largest weight: rounding of a large delta can swamp a small base."""
+    """Return the largest error relative to the tensor's largest weight; it grows with the size of the update."""
     if not before.is_floating_point():
         return 0.0
     return _finite((after.float() - before.float()).abs().max() / before.abs().max().float().clamp_min(1e-12))
 
 
 def _finite(value: Tensor) -> float:
-    """The value, or infinity where it is not finite: a weight that is no number was not restored."""
+    """Return the value, or infinity where it is NaN or infinite: such a weight was not restored."""
     return float(value) if value.isfinite() else float("inf")
 
 
@@ -100,10 +99,10 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model",),
     check=_check,
-    why=("a base that drifts with every merge and unmerge makes adapters trained on it fit less and less"),
+    why="a base that changes with every merge and unmerge fits its adapters less and less",
     example=(
-        "A base in bfloat16 and a delta much larger than its weights: adding and taking away rounds the "
-        "base to the delta's precision."
+        "A bfloat16 base and an update much larger than its weights: adding and subtracting it rounds the base to "
+        "the update's precision."
     ),
     help="reload the base instead of unmerging, or keep adapters unmerged",
     safety="Reloading the base is always right.",

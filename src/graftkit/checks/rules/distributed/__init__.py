@@ -1,1 +1,1 @@
-"""What only shows on several devices."""
+"""Rules on what only shows on several devices."""

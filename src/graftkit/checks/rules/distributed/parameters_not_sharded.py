@@ -1,4 +1,4 @@
-"""Adapted parameters must be whole when PEFT works on them: ZeRO-3 keeps them in parts."""
+"""Check that PEFT adapts no parameter that ZeRO-3 shards."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from graftkit.checks.peft_config.fixes import recipe_key
 from graftkit.env import version_of
 from graftkit.findings import Severity, Source
 
-# The first release that reads the shape of a parameter that ZeRO-3 has taken apart (peft#3576, after 0.20.0).
-_READS_PARTED = Version("0.20.1")
+# The first release that reads the shape of a sharded parameter (peft#3576, after 0.20.0).
+_READS_SHARDED = Version("0.20.1")
 
 
 def _check(context: CheckContext) -> Observation:
     if context.training.zero_stage != 3:
-        return passed(f"ZeRO stage {context.training.zero_stage} keeps parameters whole")
+        return passed(f"ZeRO stage {context.training.zero_stage} does not shard parameters")
     parameters = _parameters(context)
     if not parameters:
         return passed("no parameter is adapted")
     given = (context.given.environment or {}).get("peft") or version_of("peft")
     key = recipe_key(context, "target_parameters")
-    if given is not None and Version(given) < _READS_PARTED:
+    if given is not None and Version(given) < _READS_SHARDED:
         message = f"peft {given} raises IndexError over the {len(parameters)} adapted parameters under ZeRO-3"
-        advice = f"pip install 'peft>={_READS_PARTED}'"
+        advice = f"pip install 'peft>={_READS_SHARDED}'"
         return failed(message, where=parameters[0], help=advice, key=key, parameters=len(parameters))
     return Observation(
         Severity.WARNING,
-        f"{len(parameters)} parameters are adapted under ZeRO-3, which has them in parts when PEFT adds to them",
+        f"{len(parameters)} parameters are adapted under ZeRO-3, and still sharded when PEFT adds to them",
         parameters[0],
-        "make the blocks that hold the experts leaf modules (deepspeed.utils.set_z3_leaf_modules), or use ZeRO-2",
+        "make the blocks with the experts leaf modules (deepspeed.utils.set_z3_leaf_modules), or use ZeRO-2",
         {"parameters": len(parameters)},
         key=key,
     )
 
 
 def _parameters(context: CheckContext) -> tuple[str, ...]:
-    """Those that PEFT would adapt on the base; without a base, those that the configuration names."""
+    """Return the parameters that PEFT would adapt on the base; without a base, those that are configured."""
     try:
         return context.resolved.parameters
     except UndecidableError:
@@ -46,17 +46,17 @@ def _parameters(context: CheckContext) -> tuple[str, ...]:
 
 RULE = Rule(
     code="GK402",
-    title="no adapted parameter is taken apart by ZeRO-3",
+    title="no adapted parameter is sharded by ZeRO-3",
     severity=Severity.ERROR,
     needs=("peft_config", "training"),
     check=_check,
     why=(
-        "PEFT adds to a parameter before the module that holds it runs, and DeepSpeed gathers it only then: an"
-        " error at the first step, or ranks that wait for each other"
+        "PEFT adds to a parameter before its module runs, and DeepSpeed gathers it only then: an error at the"
+        " first step, or ranks that wait for each other"
     ),
     example="LoRA on stacked experts through target_parameters, with a DeepSpeed configuration of stage 3.",
-    help="make the blocks that hold the experts leaf modules of ZeRO-3, or use ZeRO-2",
-    safety="A leaf module is gathered as a whole, which takes the memory of one block of experts a device.",
+    help="make the blocks with the experts leaf modules of ZeRO-3, or use ZeRO-2",
+    safety="A leaf module is gathered as a whole: each device needs the memory for one block of experts.",
     since="0.1.0",
     sources=(
         "https://github.com/huggingface/peft/issues/2916",

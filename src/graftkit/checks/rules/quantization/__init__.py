@@ -1,1 +1,1 @@
-"""What quantizing the base reaches, what it leaves, and what can be trained on it."""
+"""Rules on quantized bases: what is quantized, what is not, and what can be trained."""

@@ -1,4 +1,4 @@
-"""A quantized release must be of a kind that adapters can be trained on."""
+"""Check that adapters can be trained on the kind of quantization that the base has."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def _check(context: CheckContext) -> Observation:
         return passed("the base is not quantized")
     kind = str(given.get("quant_method") or "bitsandbytes")
     if given.get("dequantize"):
-        return passed(f"the {kind} weights are unpacked while they are loaded", kind=kind)
+        return passed(f"the {kind} weights are dequantized while loading", kind=kind)
     try:
         with quiet_transformers():
             trainable = _quantizer(given).is_trainable
     except Exception as error:
-        # Quantizers want packages and devices of their own, and say so with errors of every kind.
+        # Quantizers need their own packages and devices, and raise errors of every kind without them.
         return unknown(f"{kind}: {type(error).__name__}: {error}", kind=kind)
     if trainable:
         return passed(f"adapters can be trained on a {kind} base", kind=kind)
-    unpacks = hasattr(_config(given), "dequantize")
+    dequantizes = hasattr(_config(given), "dequantize")
     return failed(
         f"no adapter can be trained on a {kind} base: transformers refuses to",
         where="quantization_config",
         help=(
             f"load it with quantization_config={type(_config(given)).__name__}(dequantize=True)"
-            if unpacks
-            else "use the release that is not quantized, and pack that to train on it"
+            if dequantizes
+            else "use the release that is not quantized, and quantize that to train on it"
         ),
         kind=kind,
     )
@@ -46,7 +46,7 @@ def _config(given: Mapping[str, Any]) -> Any:
 
 
 def _quantizer(given: Mapping[str, Any]) -> Any:
-    """The quantizer that transformers would load the model with; nothing is loaded."""
+    """Return the quantizer that transformers would load the model with; nothing is loaded."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     return AutoHfQuantizer.from_config(_config(given), pre_quantized=True)
@@ -54,14 +54,14 @@ def _quantizer(given: Mapping[str, Any]) -> Any:
 
 RULE = Rule(
     code="GK304",
-    title="the base is of a kind that adapters can be trained on",
+    title="adapters can be trained on the quantization of the base",
     severity=Severity.ERROR,
     needs=("config",),
     check=_check,
-    why="kernels made for serving have no backward pass: the trainer raises, or nothing is learned",
+    why="kernels for serving have no backward pass: the trainer raises, or nothing is learned",
     example="A release whose experts are in MXFP4: transformers refuses to train on it.",
     help="load it with dequantize=True, or use the release that is not quantized",
-    safety="Unpacked, the base takes its full 16-bit size.",
+    safety="Dequantized, the base takes its full 16-bit size.",
     since="0.1.0",
     sources=(
         "https://github.com/huggingface/transformers/issues/46736",

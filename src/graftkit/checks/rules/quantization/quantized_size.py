@@ -1,4 +1,4 @@
-"""How large the quantized base really is: only linears are packed."""
+"""Check that quantizing reaches most of the base: only linears are quantized."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ def _check(context: CheckContext) -> Observation:
     plan = plan_quantization(context.base, bits)
     stacked = sum(kept.params for kept in plan.kept if kept.role == "expert")
     kept_bytes = round(stacked * plan.kept_bytes / max(plan.kept_params, 1))
-    hoped = round(context.base.model.params * plan.quantized_bytes / max(plan.quantized_params, 1))
-    figures: dict[str, Any] = {"total_bytes": plan.total_bytes, "expert_bytes": kept_bytes, "hoped_bytes": hoped}
+    expected = round(context.base.model.params * plan.quantized_bytes / max(plan.quantized_params, 1))
+    figures: dict[str, Any] = {
+        "total_bytes": plan.total_bytes,
+        "expert_bytes": kept_bytes,
+        "hoped_bytes": expected,
+    }
     if kept_bytes <= RULE.limit(context.settings, "share") * plan.total_bytes:
-        return passed(f"{bits} packs what can be packed: the base takes {size(plan.total_bytes)}", **figures)
+        return passed(f"in {bits} the base takes {size(plan.total_bytes)}", **figures)
     return failed(
         f"{bits} leaves stacked experts of {size(kept_bytes)} in 16 bit: the base takes {size(plan.total_bytes)},"
-        f" not {size(hoped)}",
+        f" not {size(expected)}",
         key="quantization" if context.given.recipe is not None else None,
         help=f"plan for {size(plan.total_bytes)}, or use a release whose experts are quantized for training",
         **figures,
@@ -37,10 +41,10 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("base", "training"),
     check=_check,
-    why="bitsandbytes packs linears alone: experts that are stacked in one parameter stay in 16 bit",
-    example="A mixture of 26 billion weights in 4 bit: 46 GB of experts stay, where 14 GB in all were expected.",
-    help="plan for the true size",
-    safety="Nothing is changed: it is what loading will take.",
+    why="bitsandbytes quantizes only linears: experts that are stacked in one parameter stay in 16 bit",
+    example="A mixture of experts with 26 billion weights in 4 bit: 46 GB of experts stay in 16 bit.",
+    help="plan for the actual size",
+    safety="Nothing is changed: this is what loading needs.",
     since="0.1.0",
     sources=(
         "https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849",

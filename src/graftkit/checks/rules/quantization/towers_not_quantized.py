@@ -1,4 +1,4 @@
-"""Towers that are not the language model must not be packed unasked."""
+"""Check that only the language model is quantized, unless asked for."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ _IN_ARGS = "args.model_init_kwargs.quantization_config"
 
 
 def _check(context: CheckContext) -> Observation:
-    packed = [site for site in context.base if site.quantized and _is_beside(site, context.base)]
+    quantized = [site for site in context.base if site.quantized and _is_beside(site, context.base)]
     given = _given(context)
-    if not packed and given is None:
+    if not quantized and given is None:
         if _is_planned(context):
-            return passed("what is not packed is named when the base is loaded")
+            return passed("what stays unquantized is named when the base is loaded")
         if context.training.quantization is None:
             return passed("the base is not quantized")
-    if not packed:
-        packed = _would_pack(context.base, (given or {}).get("llm_int8_skip_modules"))
-    if not packed:
-        return passed("no linear outside the language model is packed")
+    if not quantized:
+        quantized = _would_quantize(context.base, (given or {}).get("llm_int8_skip_modules"))
+    if not quantized:
+        return passed("no linear outside the language model is quantized")
     skip = list(plan_quantization(context.base, context.training.quantization or "4bit").skip_modules)
-    towers = Counter(site.tower for site in packed)
+    towers = Counter(site.tower for site in quantized)
     return failed(
-        f"{len(packed)} linears beside the language model are packed: "
+        f"{len(quantized)} linears outside the language model are quantized: "
         + ", ".join(f"{number} in {tower}" for tower, number in towers.most_common()),
-        where=packed[0].path,
+        where=quantized[0].path,
         help=f"llm_int8_skip_modules={skip}",
         fix=Fix("recipe", {f"{_IN_ARGS}.llm_int8_skip_modules": skip})
         if _in_recipe(context) is not None
         else None,
         key=_IN_ARGS if _in_recipe(context) is not None else None,
-        packed=len(packed),
+        packed=len(quantized),
     )
 
 
 def _is_planned(context: CheckContext) -> bool:
-    """Whether graftkit loads the base: a plan, or a recipe's own key, names what is left whole."""
+    """Check whether graftkit loads the base: a plan, or the recipe's key, then names what is not quantized."""
     by_plan = context.given.plan is not None and context.plan.quantization is not None
     return by_plan or (context.given.recipe is not None and context.recipe.fields.quantization is not None)
 
@@ -55,7 +55,7 @@ def _is_beside(site: Site, base: ModelMap) -> bool:
 
 
 def _given(context: CheckContext) -> Mapping[str, Any] | None:
-    """The options that bitsandbytes will be given, from the recipe or from the model's own configuration."""
+    """Return the options for bitsandbytes, from the recipe or from the model's own configuration."""
     own = (context.given.config or {}).get("quantization_config")
     bits = isinstance(own, dict) and (own.get("load_in_4bit") or own.get("load_in_8bit"))
     return _in_recipe(context) or (own if bits else None)
@@ -67,10 +67,10 @@ def _in_recipe(context: CheckContext) -> Mapping[str, Any] | None:
     return given if isinstance(given, dict) else None
 
 
-def _would_pack(base: ModelMap, skip: list[str] | None) -> list[Site]:
-    """The linears beside the language model that transformers would replace.
+def _would_quantize(base: ModelMap, skip: list[str] | None) -> list[Site]:
+    """Return the linears outside the language model that transformers would replace.
 
-    Source: ``transformers.integrations.bitsandbytes.replace_with_bnb_linear``, which takes plain linears alone.
+    Source: ``transformers.integrations.bitsandbytes.replace_with_bnb_linear``, which takes plain linears only.
     """
     from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -80,7 +80,7 @@ def _would_pack(base: ModelMap, skip: list[str] | None) -> list[Site]:
 
 
 def _kept_by_default(base: ModelMap) -> list[str]:
-    """What transformers leaves whole without a list: heads, tied weights, and the module of the last parameter.
+    """Return what transformers never quantizes by default: heads, tied weights, the last parameter's module.
 
     Source: ``transformers.quantizers.base.get_keys_to_not_convert``.
     """
@@ -95,16 +95,16 @@ def _kept_by_default(base: ModelMap) -> list[str]:
 
 RULE = Rule(
     code="GK303",
-    title="no linear beside the language model is packed",
+    title="no linear outside the language model is quantized",
     severity=Severity.WARNING,
     needs=("base", "training"),
     check=_check,
     why=(
-        "vision and audio towers are small and sensitive: packing them saves next to nothing and costs accuracy,"
-        " the more so in wrappers whose bounds were measured with the unpacked weights"
+        "vision and audio towers are small and sensitive: quantizing them saves little memory and costs accuracy,"
+        " more so in wrappers whose bounds were measured with the original weights"
     ),
-    example="`load_in_4bit=True` without `llm_int8_skip_modules` packs every linear of the vision tower.",
-    help="name the towers in llm_int8_skip_modules, with the output embeddings, which a list of one's own drops",
+    example="`load_in_4bit=True` without `llm_int8_skip_modules` quantizes every linear of the vision tower.",
+    help="name the towers in llm_int8_skip_modules, and the output embeddings, which your own list has to repeat",
     safety="The towers then stay in 16 bit, which takes a little more memory.",
     since="0.1.0",
     sources=("transformers: quantizers.base.HfQuantizer.get_modules_to_not_convert",),

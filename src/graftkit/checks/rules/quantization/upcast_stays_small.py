@@ -1,4 +1,4 @@
-"""How much k-bit preparation would add: it turns everything that stayed in 16 bit into 32."""
+"""Check that k-bit preparation, which casts all that stayed in 16 bit to float32, would add little memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _check(context: CheckContext) -> Observation:
         f" most of it for {largest.tower} {largest.role} weights that stayed in 16 bit"
     )
     if context.given.recipe is not None:
-        return info(message, help="TRL's trainers do not call it, and nothing needs it: do not either", **figures)
+        return info(message, help="TRL's trainers do not call it, and it is not needed: leave it out", **figures)
     return failed(message, **figures)
 
 
@@ -35,10 +35,10 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("base", "training"),
     check=_check,
-    why="what was left in 16 bit, experts and per-layer embeddings above all, takes twice the memory afterwards",
-    example="4-bit training of a mixture of 26 billion weights: 46 GB of experts become 92 GB.",
-    help="leave out prepare_model_for_kbit_training, and freeze the base yourself; or cast the norms alone",
-    safety="The preparation also turns re-entrant checkpointing on by default, which GK202 is about.",
+    why="what stayed in 16 bit, such as experts and per-layer embeddings, takes twice the memory afterwards",
+    example="4-bit training of a mixture of experts with 26 billion weights: 46 GB of experts become 92 GB.",
+    help="leave out prepare_model_for_kbit_training and freeze the base yourself, or cast only the norms",
+    safety="The preparation also turns on re-entrant checkpointing by default: see GK202.",
     since="0.1.0",
     sources=("peft: utils.other.prepare_model_for_kbit_training",),
     settings={

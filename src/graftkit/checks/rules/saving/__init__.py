@@ -1,1 +1,1 @@
-"""What saving and merging keep of the base and of the adapter."""
+"""Rules on what saving loses."""

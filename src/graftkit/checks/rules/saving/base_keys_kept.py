@@ -1,4 +1,4 @@
-"""What the base's files hold, the saved model's must hold too."""
+"""Check that the saved model has every tensor of the base's files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _check(context: CheckContext) -> Observation:
         saved = read_headers(context.checkpoint)
     except SourceError as error:
         return unknown(f"the saved model cannot be read: {error.why or error.what}")
-    # What the class does not know it does not load, and so cannot save.
+    # The class does not load what it does not know, and so cannot save it.
     dropped = [key for key in original.unknown if key not in saved]
     figures: dict[str, Any] = {"base": original.tensors, "saved": len(saved), "dropped": len(dropped)}
     if dropped:
         message = f"{len(dropped)} of the base's {original.tensors} tensors were not saved: {some(dropped)}"
         return failed(message, where=dropped[0], **figures)
-    return passed(f"the base's {len(original.unknown)} tensors that its class does not load are kept", **figures)
+    return passed(f"all {len(original.unknown)} tensors that the base's class does not load are kept", **figures)
 
 
 RULE = Rule(
@@ -37,13 +37,13 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("base", "checkpoint"),
     check=_check,
-    why="an engine whose class expects what transformers' class ignores stops: “weights were not initialized”",
+    why="an engine whose class needs what transformers' class ignores fails: “weights were not initialized”",
     example=(
-        "The base ships keys and values of layers that share those of others, or layers for multi-token "
-        "prediction. transformers loads neither, so `save_pretrained` writes neither, and vLLM refuses the result."
+        "The base has keys and values of layers that share those of others, or layers for multi-token prediction. "
+        "transformers loads neither, so `save_pretrained` writes neither, and vLLM refuses the result."
     ),
-    help="copy these tensors from the base's files as they are, or merge file by file",
-    safety="The tensors are the base's own; nothing that transformers computes reads them.",
+    help="copy these tensors unchanged from the base's files, or merge with graft merge",
+    safety="The tensors are the base's own; transformers does not read them.",
     since="0.1.0",
     sources=(
         "https://github.com/vllm-project/vllm/issues/44788",

@@ -1,4 +1,4 @@
-"""A merged checkpoint must be the correctly rounded sum of its base and its adapters."""
+"""Check that a merged checkpoint is the correctly rounded sum of its base and its adapters."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def _check(context: CheckContext) -> Observation:
 
 RULE = Rule(
     code="GK606",
-    title="the merged checkpoint is the exact merge, and the base's elsewhere",
+    title="the merged checkpoint is the exact merge, and unchanged elsewhere",
     severity=Severity.ERROR,
     needs=("merge",),
     check=_check,
     why=(
-        "an update that is rounded twice, left out, or added to the wrong tensor gives a model that answers "
-        "otherwise than the adapter did, and no error"
+        "an update that is rounded twice, left out, or added to the wrong tensor raises no error, and gives a "
+        "model that answers differently than the adapter did"
     ),
     example=(
         "PEFT computes the update of a bfloat16 adapter in bfloat16 and adds it in bfloat16: about a fifth of the "

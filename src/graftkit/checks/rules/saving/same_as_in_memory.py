@@ -1,4 +1,4 @@
-"""A saved adapter must be the one in memory, tensor for tensor and bit for bit."""
+"""Check that the saved adapter is the one in memory, tensor for tensor and bit for bit."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def _check(context: CheckContext) -> Observation:
         **{name: len(found) for name, found in seen.faults.items()},
     }
     if any(seen.faults.values()):
-        told = [f"{len(found)} {name} ({some(found, 1)})" for name, found in seen.faults.items() if found]
+        faults = [f"{len(found)} {name} ({some(found, 1)})" for name, found in seen.faults.items() if found]
         where = next(found[0] for found in seen.faults.values() if found)
-        return failed("not the adapter in memory: " + "; ".join(told), where=where, **figures)
+        return failed("not the adapter in memory: " + "; ".join(faults), where=where, **figures)
     if not kept.values:
         return passed(f"{len(kept.shapes)} tensors, each of the shape it has in memory", **figures)
     return passed(f"{len(kept.shapes)} tensors, each bit for bit as in memory", **figures)
 
 
 def _how(file: AdapterFile, kept: _Kept) -> str:
-    """What was compared of the file's tensors: weights of a base in parts have no values here."""
+    """Return what was compared: sharded weights of the base have no values on this process."""
     if not kept.values:
         return "names and shapes"
     return "bits" if file.tensors.keys() <= kept.values.keys() else "bits, and names of the base's"
 
 
 def _adapter_in(file: AdapterFile, model: PeftModel) -> str:
-    """The adapter's name: PEFT saves one that is not called "default" in a folder of its name."""
+    """Return the adapter's name: PEFT saves one that is not called "default" in a folder of that name."""
     return file.folder.name if file.folder.name in model.peft_config else "default"
 
 
@@ -57,9 +57,9 @@ class _Kept:
     """The adapter in memory, under the names of its file.
 
     Attributes:
-        shapes: tensor of the adapter -> its shape.
-        names: of all tensors, those of the base too, which an adapter may bring along.
-        values: tensor -> its values, for those that this process has whole.
+        shapes: the shapes of the adapter's tensors.
+        names: the names of all tensors, those of the base included: an adapter's file may have some of them.
+        values: the tensors that are not sharded.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -69,15 +69,15 @@ class _Kept:
     @classmethod
     def of(cls, model: PeftModel, adapter: str) -> _Kept:
         if any_sharded(model, adapter_parameters(model).values()):
-            shapes = dict(_shapes_of_parts(model, adapter))
+            shapes = dict(_full_shapes(model, adapter))
             return cls(shapes, frozenset({*shapes, *_names(model, adapter)}), {})
         from peft import get_peft_model_state_dict
 
         every = model.state_dict()
-        # PEFT gathers what is shared out, which takes every process at once; an adapter's own tensors are whole.
+        # PEFT would gather sharded tensors, for which every process is needed; the adapter's own are not sharded.
         state = {name: tensor for name, tensor in every.items() if not is_shard(tensor)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PEFT has to say, it said when it saved
+            warnings.simplefilter("ignore")  # PEFT has warned when it saved the adapter
             tensors = get_peft_model_state_dict(
                 model, state_dict=state, adapter_name=adapter, save_embedding_layers=False
             )
@@ -85,8 +85,8 @@ class _Kept:
         return cls(shapes, frozenset({*every, *tensors}), {**state, **tensors})
 
 
-def _shapes_of_parts(model: PeftModel, adapter: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """From the parameters' names: gathering the values would need every process at once."""
+def _full_shapes(model: PeftModel, adapter: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield names and shapes from the parameters: gathering the values would need every process."""
     for name, parameter in adapter_parameters(model).items():
         if adapter in name.replace(FSDP_WRAPPER, "").split("."):
             yield _in_file(name, adapter), full_shape(parameter)
@@ -98,13 +98,13 @@ def _names(model: PeftModel, adapter: str) -> Iterator[str]:
 
 
 def _in_file(name: str, adapter: str) -> str:
-    """What PEFT calls a tensor when it saves it."""
+    """Return the name that PEFT saves a tensor under."""
     return ".".join(part for part in name.replace(FSDP_WRAPPER, "").split(".") if part != adapter)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is wrong with the file: fault -> the tensors that have it."""
+    """What is wrong with the file: the tensors by fault."""
 
     faults: Mapping[str, list[str]]
 
@@ -126,7 +126,7 @@ class _Seen:
 
 
 def _different(file: AdapterFile, names: Iterable[str], values: Mapping[str, Tensor]) -> list[str]:
-    """The tensors whose bits are not those of memory, in the file's type. One at a time is read."""
+    """Return the tensors whose bits, in the file's dtype, differ from memory. One tensor is read at a time."""
     from safetensors import safe_open
 
     with safe_open(str(file.weights_path), framework="pt") as opened:
@@ -152,10 +152,10 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "model"),
     check=_check,
-    why="what is trained lives in memory until it is saved: a file that holds something else is noticed too late",
+    why="a file that differs from what was trained is noticed when the training is over and memory is gone",
     example=(
-        "Under ZeRO-3 without gathering, every `lora_A.weight` is written with the shape `[0]`; a trainer's own "
-        "`_save` writes a state dict that it took before the last steps."
+        "Under ZeRO-3 without gathering, every `lora_A.weight` is written with the shape `[0]`; a trainer's "
+        "overridden `_save` writes a state dict from before the last steps."
     ),
     help="save with model.save_pretrained(folder) on the model itself, its parameters gathered on one process",
     safety="Saving again changes nothing in memory.",

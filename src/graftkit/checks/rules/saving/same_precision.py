@@ -1,4 +1,4 @@
-"""The base that an adapter is merged onto should have the precision that it was trained on."""
+"""Check that the base to merge onto has the precision that the adapter was trained on."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ _BITS = {"bitsandbytes 4-bit": "4bit", "bitsandbytes 8-bit": "8bit"}
 def _check(context: CheckContext) -> Observation:
     trained = context.training.quantization
     quantizers = sorted({site.quantized for site in context.base if site.quantized})
-    held_in = _BITS.get(quantizers[0], quantizers[0]) if quantizers else None
-    figures: dict[str, Any] = {"trained": trained, "base": held_in}
-    if trained == held_in:
+    precision = _BITS.get(quantizers[0], quantizers[0]) if quantizers else None
+    figures: dict[str, Any] = {"trained": trained, "base": precision}
+    if trained == precision:
         return passed(f"trained on the precision that the base has ({trained or 'not quantized'})", **figures)
-    if held_in is None:
+    if precision is None:
         return info(
             f"trained on the base in {trained}, and the base itself is not quantized: merged onto it, the outputs "
-            "move by the quantizer's error",
+            "change by the quantization error",
             where="quantization",
             help="compare the logits of both on your data, or merge onto the base quantized and dequantized",
             **figures,
         )
-    message = f"trained on the base {'in ' + trained if trained else 'unquantized'}, and this base is in {held_in}"
+    message = (
+        f"trained on the base {'in ' + trained if trained else 'unquantized'}, and this base is in {precision}"
+    )
     return failed(message, where="quantization", key="quantization", **figures)
 
 
@@ -36,10 +38,10 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("base", "training"),
     check=_check,
-    why="the adapter also learned to mend the quantizer's error, which another base does not have",
+    why="the adapter also learned to correct the quantization error, which another base does not have",
     example="QLoRA trains on a 4-bit copy; the adapter is then merged onto the 16-bit release.",
-    help="merge onto the base in 16 bits, and measure: the merged model's logits against the adapter's own",
-    safety="Merging into a quantized base rounds the update away where it is smaller than the quantizer's step.",
+    help="merge onto the base in 16 bits, and compare the merged model's logits with the adapter's",
+    safety="Merging into a quantized base loses updates that are smaller than the quantization step.",
     since="0.1.0",
     sources=("https://github.com/unslothai/unsloth/issues/3091",),
     source=Source.INTROSPECTION,

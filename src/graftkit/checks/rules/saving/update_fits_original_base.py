@@ -1,4 +1,4 @@
-"""The saved update must be one for the original base, whatever the initializer did to it."""
+"""Check that the saved update is one for the original base, whatever the initializer did to it."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unkno
 from graftkit.findings import Severity
 from graftkit.planning.initializers import initializer_of
 
-# Why stock PEFT does not make the base again, for each initializer where it does not: seen with peft 0.21.2.
+# Why stock PEFT does not rebuild the base when it loads the adapter, by initializer: seen with peft 0.21.2.
 _NOT_REBUILT = {
     "pissa_niter": "its decomposition depends on the random generator: loading it gives another base",
     "corda": "loading it needs the covariances of its preprocessing, and raises without them",
     "lora_ga": "loading it leaves the base as it is, without a warning",
 }
 _CONVERT = (
-    "save it once more with save_pretrained(out, path_initial_model_for_weight_conversion=…), which needs the "
-    "adapter as it was before training; or merge it in the process that trained it"
+    "save it again with save_pretrained(out, path_initial_model_for_weight_conversion=…), which needs the "
+    "untrained adapter; or merge it in the process that trained it"
 )
 
 
 def _check(context: CheckContext) -> Observation:
     init = moving_initializer(context.saved.file.config)
     if init is None:
-        return passed("its initializer left the base as it was")
+        return passed("its initializer did not change the base")
     figures: dict[str, Any] = {"init_lora_weights": init}
     row = initializer_of(init)
     assert row is not None
     if row.rebuilt_on_load is False:
-        why = _NOT_REBUILT.get(row.name, "loading it does not make it again")
+        why = _NOT_REBUILT.get(row.name, "loading the adapter does not rebuild it")
         message = f"init_lora_weights={init!r:.80} moved the base, and {why}"
         return failed(message, where="init_lora_weights", help=_CONVERT, **figures)
     if row.rebuilt_on_load is None:
-        return unknown(f"init_lora_weights={init!r:.80} moved the base: whether PEFT makes it again was not tried")
+        return unknown(
+            f"init_lora_weights={init!r:.80} moved the base: whether PEFT rebuilds it on loading is not known"
+        )
     message = f"init_lora_weights={init!r:.80} moved the base: B·A alone is not its update"
-    advice = f"stock PEFT makes that base again when it loads it; for anything else, {_CONVERT}"
+    advice = f"stock PEFT rebuilds that base on loading; for other tools, {_CONVERT}"
     return Observation(Severity.WARNING, message, "init_lora_weights", advice, figures)
 
 
 RULE = Rule(
     code="GK604",
-    title="the saved update is one for the original base",
+    title="the saved update fits the original base",
     severity=Severity.ERROR,
     needs=("adapter",),
     check=_check,
-    why="the initializer took its share out of the base's weights: on the original base B·A is wrong",
+    why="the initializer moved part of the base weights into the adapter: on the original base B·A is wrong",
     example=(
-        "A LoRA-GA adapter is saved and loaded in stock PEFT: no warning, and the logits differ by as much as "
-        "they are large."
+        "A LoRA-GA adapter is saved and loaded in stock PEFT: no warning, and the logits differ by their own size."
     ),
     help=_CONVERT,
     safety=(
-        "The conversion is exact: rank and alpha are doubled, and the second half takes the initial share out. "
-        "A converted adapter says `init_lora_weights: true`, and this rule is silent."
+        "The conversion is exact: rank and alpha are doubled, and the second half subtracts the initial part. A "
+        "converted adapter has `init_lora_weights: true`, and passes this rule."
     ),
     since="0.1.0",
     sources=(

@@ -1,4 +1,4 @@
-"""What is saved must hold the base's wrappers, under the base's names."""
+"""Check that the saved model keeps the base's wrappers, under the base's names."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _live_names(model: object) -> set[str]:
-    """The state's names as the base has them: PEFT's own layers looked through."""
+    """Return the names of the state dict as the base has them, without the parts that PEFT adds."""
     base = model.get_base_model()  # type: ignore[attr-defined]
     added = {"base_layer", "original_module"}
     return {".".join(part for part in name.split(".") if part not in added) for name in base.state_dict()}
 
 
 def _on_disk(base: ModelMap) -> dict[str, str]:
-    """Name of a wrapped weight -> its name where the wrapper is gone."""
+    """Return, by name of each wrapped weight, its name without the wrapper."""
     found: dict[str, str] = {}
     for site in base:
         if site.wrapper is None:
@@ -63,17 +63,17 @@ def _compared(what: str, names: Collection[str], expected: dict[str, str]) -> Ob
 
 RULE = Rule(
     code="GK602",
-    title="what is saved keeps the base's wrappers",
+    title="the saved model keeps the base's wrappers",
     severity=Severity.ERROR,
     needs=("base",),
     check=_check,
-    why="the weights come back under names that the class does not know, so it starts them at random",
+    why="the class does not know the weights' new names, so it initializes them at random",
     example=(
         "`setattr(parent, name, wrapper.linear)` makes PEFT accept a wrapped model. Saved like this, the "
         "checkpoint lacks the wrapped names and all clip bounds, and reloading it gives another model."
     ),
-    help="put the wrappers back before saving; `gk.unwrap` does so by itself for every state dict",
-    safety="Names and bounds only: the weights are the same.",
+    help="put the wrappers back before saving; `gk.unwrap` does that for every state dict",
+    safety="Only names and bounds change: the weights are the same.",
     since="0.1.0",
     sources=("https://github.com/huggingface/peft/issues/3129", "torch.nn.Module.state_dict"),
     source=Source.INTROSPECTION,

@@ -1,1 +1,1 @@
-"""Whether an engine serves the adapter as it was trained."""
+"""Rules on what an engine does with the adapter."""

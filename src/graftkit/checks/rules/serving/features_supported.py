@@ -1,4 +1,4 @@
-"""The engine must know everything that the adapter is made of."""
+"""Check that the engine supports every feature of the adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _check(context: CheckContext) -> Observation:
     saved = context.saved
     fit = None if context.given.base is None or saved.prefix is None else context.fit
     asked: dict[Feature, Sequence[str]] = {f: (name,) for f, name in features_of(saved, fit).items()}
-    seen = verdict(context.engine, asked, _BAD, f"{context.engine} takes what this adapter is made of")
+    seen = verdict(context.engine, asked, _BAD, f"{context.engine} supports every feature of this adapter")
     if seen.verdict is not Severity.OK or Feature.OTHER_METHOD in asked:
         return seen
     return _rank(context.engine, saved) or seen
@@ -33,22 +33,22 @@ def _rank(engine: Engine, saved: SavedAdapter) -> Observation | None:
     figures: dict[str, Any] = {"engine": str(engine), "rank": largest, "source": limit.source}
     if largest > limit.largest:
         message = f"rank {largest} is larger than the {limit.largest} that {engine} takes"
-        return failed(message, help="merge the adapter, or cut its rank by an SVD", **figures)
+        return failed(message, help="merge the adapter, or reduce its rank by SVD", **figures)
     flag = limit.flag.format(next(step for step in limit.steps if step >= largest))
-    message = f"rank {largest} is larger than the {limit.default} that {engine} takes unless it is told"
+    message = f"rank {largest} is larger than the {limit.default} that {engine} takes by default"
     return Observation(Severity.WARNING, message, None, f"start the server with {flag}", figures)
 
 
 RULE = Rule(
     code="GK701",
-    title="the engine knows everything that the adapter is made of",
+    title="the engine supports every feature of the adapter",
     severity=Severity.ERROR,
     needs=("adapter", "engine"),
     check=_check,
-    why="an engine refuses what it does not know, or worse, loads the rest and computes something else",
+    why="an engine refuses what it does not support, or loads the rest and computes something else",
     example="An adapter trained with `use_dora=True` is given to vLLM, which refuses it when the server starts.",
     help="merge the adapter into its base, or convert it to a plain LoRA",
-    safety="A merged model needs nothing of an engine; it takes the space of the base.",
+    safety="Any engine that runs the base runs the merged model; it takes the space of the base.",
     since="0.1.0",
     sources=(
         "vllm.lora.peft_helper.PEFTHelper",

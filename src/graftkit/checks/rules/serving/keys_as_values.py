@@ -1,4 +1,4 @@
-"""Where a key projection makes the values too, its adapter must reach both in the engine."""
+"""Check that an adapter on keys that are also the values reaches both in the engine."""
 
 from __future__ import annotations
 
@@ -15,31 +15,29 @@ def _check(context: CheckContext) -> Observation:
     modules, sites = context.saved.modules, context.fit.sites
     keys = [core for core in modules if (site := sites.get(core)) is not None and site.note is Note.KEY_IS_VALUE]
     if not keys:
-        return passed("no adapted key projection makes the values too", keys=0)
+        return passed("no adapted key projection also makes the values", keys=0)
     lone = [core for core in keys if sibling(core, "k", "v") not in modules]
     if not lone:
-        return passed(
-            f"each of {len(keys)} key projections that make the values too has its pair as v_proj as well"
-        )
+        return passed(f"each of {len(keys)} key projections that also make the values has its pair as v_proj, too")
     good = f"{context.engine} makes the values from the adapted keys"
     return verdict(context.engine, {Feature.KEY_IS_VALUE: lone}, frozenset({Stance.IGNORES}), good)
 
 
 RULE = Rule(
     code="GK703",
-    title="an adapter on keys that are the values too reaches both in the engine",
+    title="an adapter on keys that are also the values reaches both in the engine",
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
     check=_check,
-    why="the engine keeps a second weight for the values, which the adapter on the keys does not change",
+    why="the engine has a second weight for the values, which an adapter on the keys does not change",
     example=(
-        "`attention_k_eq_v`: in transformers `k_proj` makes keys and values, and vLLM loads its weight twice. The "
-        "adapter on `k_proj` then changes the keys alone, and the logits differ."
+        "`attention_k_eq_v`: in transformers `k_proj` makes keys and values, and vLLM loads its weight twice. "
+        "An adapter on `k_proj` then changes only the keys, and the logits differ."
     ),
     help="in a copy for this engine, write each k_proj pair a second time, as v_proj",
     safety=(
-        "vLLM 0.32 then gave transformers' log-probabilities to 4 decimals. Stock PEFT has no place for the "
-        "second pair: keep the original for it."
+        "vLLM 0.32 then agreed with transformers' log-probabilities to 4 decimals. Stock PEFT has no place for "
+        "the second pair: keep the original for PEFT."
     ),
     since="0.1.0",
     sources=("https://github.com/vllm-project/vllm/pull/41944",),

@@ -1,4 +1,4 @@
-"""The engine must apply every tensor that it loads."""
+"""Check that the engine applies every tensor that it loads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def _check(context: CheckContext) -> Observation:
     require_lora(context)
     engine, modules = context.engine, modules_by_feature(context.fit)
     asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
-    # A refusal is loud: that is another rule's.
+    # A refusal is for GK705 to report.
     asked = {f: cores for f, cores in asked.items() if engine.fact(f).stance is not Stance.REFUSES}
     if not asked:
-        return passed(f"none of {len(context.saved.modules)} adapted modules is one that {engine} passes over")
+        return passed(f"{engine} skips none of the {len(context.saved.modules)} adapted modules")
     good = f"{engine} applies all {len(context.saved.modules)} adapted modules"
     return verdict(engine, asked, frozenset({Stance.IGNORES}), good)
 
@@ -29,13 +29,13 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
     check=_check,
-    why="an engine that finds no module for a tensor says nothing, and serves the base there",
+    why="an engine that finds no module for a tensor gives no error, and serves the base there",
     example=(
-        "An adapter on a vision tower is loaded by vLLM without `--enable-tower-connector-lora`: requests "
-        "succeed, and images are seen as the base sees them."
+        "vLLM loads an adapter on a vision tower without `--enable-tower-connector-lora`: requests succeed, and "
+        "images are processed by the base."
     ),
     help="start the server with the option named, re-key the adapter, or merge it",
-    safety="Re-keying changes no value. After a merge nothing depends on the engine's names.",
+    safety="Re-keying changes no value. A merged model does not depend on the engine's names for modules.",
     since="0.1.0",
     sources=(
         "https://github.com/vllm-project/vllm/issues/34186",

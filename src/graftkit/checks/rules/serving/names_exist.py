@@ -1,4 +1,4 @@
-"""The engine must have a place for every tensor, and find every tensor that it expects."""
+"""Check that the engine has a place for every tensor, and finds every tensor that it expects."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def _check(context: CheckContext) -> Observation:
     require_lora(context)
     engine, modules = context.engine, modules_by_feature(context.fit)
     asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
-    # What it loads and leaves out is another rule's.
+    # What it skips is for GK702 to report.
     asked = {f: cores for f, cores in asked.items() if engine.fact(f).stance is not Stance.IGNORES}
-    good = f"{engine} stops at none of {len(context.saved.modules)} adapted modules"
+    good = f"{engine} has a place for all {len(context.saved.modules)} adapted modules"
     return verdict(engine, asked, frozenset({Stance.REFUSES}), good) if asked else passed(good)
 
 
@@ -27,13 +27,13 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
     check=_check,
-    why="the server or the converter stops at a tensor that it has no place for, or that it misses",
+    why="the server or the converter fails at a tensor that it has no place for, or that is missing",
     example=(
-        "Layers that share keys and values have a `q_proj` and no `v_proj`. SGLang joins the three projections "
-        "when it loads an adapter, and stops with a KeyError."
+        "Layers that share keys and values have a `q_proj` and no `v_proj`. SGLang fuses the three projections "
+        "when it loads an adapter, and raises a KeyError."
     ),
-    help="write tensors of zeros for what is missed, leave out what has no place, or merge the adapter",
-    safety="Zeros add nothing. What is left out is lost: merge where the towers were trained.",
+    help="write tensors of zeros for what is missing, leave out what has no place, or merge the adapter",
+    safety="Zeros add nothing. What is left out is lost: if the towers were trained, merge instead.",
     since="0.1.0",
     sources=(
         "https://github.com/sgl-project/sglang/issues/25913",

@@ -1,4 +1,4 @@
-"""The engine must scale the update as PEFT does."""
+"""Check that the engine scales the update as PEFT does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _check(context: CheckContext) -> Observation:
     worst = max(wrong, key=lambda core: _distance(wrong[core]))
     scale = wrong[worst]
     message = (
-        f"{context.engine} scales {len(wrong)} of {len(found)} modules otherwise: {scale.served:.3g} instead of "
+        f"{context.engine} scales {len(wrong)} of {len(found)} modules differently: {scale.served:.3g} instead of "
         f"{scale.trained:.3g}"
     )
     return failed(message, where=worst, ratio=scale.ratio, served=scale.served, trained=scale.trained, **figures)
@@ -37,8 +37,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "engine"),
     check=_check,
-    why="the adapter loads without a word, and acts several times too weakly or too strongly",
-    example="An rsLoRA adapter of rank 64 is served by SGLang, which scales by alpha / r: eight times too weak.",
+    why="the adapter loads without an error, and is applied several times too weakly or too strongly",
+    example="SGLang serves an rsLoRA adapter of rank 64, and scales it by alpha / r: eight times too weak.",
     help="fold the scale into lora_B: multiply it by PEFT's scale, set lora_alpha to r, and drop the options",
     safety="The product B·A·scale stays the same up to the rounding of lora_B.",
     since="0.1.0",

@@ -1,1 +1,1 @@
-"""What goes wrong while training, and shows in no error: gradients, caches, packing, masks."""
+"""Rules on training faults that raise no error: gradients, caches, packing, loss masks."""

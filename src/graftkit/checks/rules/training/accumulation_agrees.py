@@ -1,4 +1,4 @@
-"""Four batches of one must train like one batch of four."""
+"""Check that four batches of one sample train like one batch of four."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _LENGTHS = (2, 4, 8, 12)
 _IGNORED = -100
-# A model whose forward takes any keyword is handed the number of tokens; one that ignores it returns a mean, and
-# the Trainer adds such means up.
+# The Trainer passes the number of tokens to any model whose forward takes keywords; a model that ignores it
+# returns a mean, and the Trainer sums these means.
 _TWICE = 1.5
 _IGNORES = "the model ignores num_items_in_batch: its gradient grows with gradient_accumulation_steps; set it to 1"
 
@@ -29,12 +29,12 @@ _IGNORES = "the model ignores num_items_in_batch: its gradient grows with gradie
 def _check(context: CheckContext) -> Observation:
     model = context.model
     if context.given.training is not None and context.training.trainer != "sft":
-        return passed(f"{context.training.trainer} takes the mean over samples, or scales its loss itself")
+        return passed(f"{context.training.trainer} averages over samples, or scales its loss itself")
     if "labels" not in context.batch:
         return passed("the batch has no labels, so the model computes no loss")
     samples = _samples(model, context.batch)
     if samples is None:
-        return unknown("the batch cannot be cut into its samples")
+        return unknown("the batch cannot be split into its samples")
     whole, single = samples
     accepts = _accepts_loss_kwargs(model.get_base_model())
     with checkpointing_in_eval(model, Mode.OFF), perturbing(model):
@@ -67,9 +67,10 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _samples(model: PeftModel, batch: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """One batch, and the same samples each in a batch of its own; None where a batch cannot be cut.
+    """Return one batch, and its samples each as a batch; None if the batch cannot be split.
 
-    A causal model gets text of four lengths; any other the rows of its batch, with labels of different lengths.
+    A causal model gets text of four lengths, any other model the rows of its batch, with labels of different
+    lengths.
     """
     if reason_without_text(model) is None:
         rows = text_rows(model, _LENGTHS)
@@ -82,7 +83,7 @@ def _samples(model: PeftModel, batch: Mapping[str, Any]) -> tuple[dict[str, Any]
 
 
 def _of_different_lengths(labels: Tensor) -> Tensor:
-    """Each row learns fewer of its labels than the row before; one label a row stays as it is."""
+    """Return labels, (B, T), of which each row keeps fewer than the row before."""
     if labels.ndim < 2:
         return labels
     labels = labels.clone()
@@ -96,10 +97,10 @@ class _NoLossError(Exception):
 
 
 def _pass(model: PeftModel, batches: list[dict[str, Any]], accepts: bool) -> Backward:
-    """The gradient of one optimizer step over these batches.
+    """Return the gradient of one optimizer step over these batches.
 
     Source: ``transformers.Trainer._get_num_items_in_batch`` and ``training_step``: a model that takes loss
-    arguments is told how many tokens the whole step learns; of any other, each batch's mean counts the same.
+    arguments gets the number of tokens of the whole step; for others, each batch's mean counts the same.
     """
     first = 1 if _shifts_labels(model.get_base_model()) else 0
     tokens = sum((batch["labels"][..., first:] != _IGNORED).sum() for batch in batches)
@@ -116,7 +117,7 @@ def _pass(model: PeftModel, batches: list[dict[str, Any]], accepts: bool) -> Bac
 
 
 def _shifts_labels(base: Any) -> bool:
-    """Whether the first label of a row is never predicted, as ``transformers.Trainer.__init__`` finds out."""
+    """Check, as ``transformers.Trainer.__init__`` does, whether the first label of a row is never predicted."""
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
     shifts = LOSS_MAPPING.get(getattr(base, "loss_type", None)) is ForCausalLMLoss
@@ -124,7 +125,7 @@ def _shifts_labels(base: Any) -> bool:
 
 
 def _accepts_loss_kwargs(base: Any) -> bool:
-    """As ``transformers.Trainer.__init__`` finds out."""
+    """Check, as ``transformers.Trainer.__init__`` does, whether the model takes loss arguments."""
     if hasattr(base, "accepts_loss_kwargs"):
         return bool(base.accepts_loss_kwargs)
     parameters = inspect.signature(base.forward).parameters.values()
@@ -138,18 +139,18 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     why=(
-        "Where each batch's mean loss counts the same, a token of a short sample weighs more than one of a long "
-        "sample, and the result of training depends on how its batches were cut."
+        "If each batch's mean loss counts the same, a token of a short sample weighs more than one of a long "
+        "sample, and the result of training depends on how samples are batched."
     ),
     example=(
-        "Many models that take images declare `accepts_loss_kwargs = False`: the Trainer then cannot tell them "
-        "how many tokens the step learns, and divides by the number of batches instead."
+        "Many models that take images declare `accepts_loss_kwargs = False`: the Trainer then cannot pass the "
+        "number of tokens of the step, and divides by the number of batches instead."
     ),
     help=(
         "a larger per_device_train_batch_size with fewer gradient_accumulation_steps, or samples of like length "
         'in one step (train_sampling_strategy: "group_by_length")'
     ),
-    safety="The result of a step then depends less on its samples' lengths; memory grows with the batch.",
+    safety="A step then depends less on its samples' lengths; memory grows with the batch.",
     since="0.1.0",
     sources=(
         "https://github.com/huggingface/transformers/issues/37197",

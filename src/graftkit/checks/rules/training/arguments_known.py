@@ -1,4 +1,4 @@
-"""Every argument of a recipe must be one that its trainer has."""
+"""Check that the trainer has every argument of the recipe."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ RULE = Rule(
     needs=("recipe",),
     check=_check,
     why="`graft train` refuses an argument that TRL's configuration class does not have: nothing is trained",
-    example="`learning_rat: 1.0e-4`, or `num_generations: 8`, which grpo has and sft has not.",
-    help="write the argument as TRL's configuration class has it",
-    safety="The recipe then says what was meant; until then it cannot be trained with at all.",
+    example="`learning_rat: 1.0e-4`, or `num_generations: 8` for sft, which only grpo has.",
+    help="use the name in TRL's configuration class",
+    safety="Until then the recipe cannot be used for training at all.",
     since="0.1.0",
     sources=("trl: SFTConfig, DPOConfig, GRPOConfig of the installed version",),
     source=Source.INTROSPECTION,

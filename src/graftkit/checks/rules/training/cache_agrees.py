@@ -1,4 +1,4 @@
-"""With and without a cache, a model must compute the same."""
+"""Check that a model computes the same with and without a cache."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _generates_as_usual(base: Any) -> bool:
-    """Whether its ``generate`` is transformers' own, and a token's logits are those of the tokens before it."""
+    """Check whether ``generate`` is transformers' own, so that a token's logits come from the tokens before it."""
     from transformers import GenerationMixin
 
     return type(base).generate is GenerationMixin.generate
 
 
 def _one_step(model: PeftModel) -> tuple[float, float]:
-    """How far the logits of the first and the second generated token are from those of one full pass.
+    """Return how far the logits of the first and of the second generated token are from those of one full pass.
 
-    The second token is the first that comes from the cache. The first tells whether the full pass sees what
-    generation sees: in a model that is not causal it does not.
+    Only the second uses the cache. The first shows whether the full pass sees what generation sees: in a model
+    that is not causal it does not.
     """
     import torch
 
     prompt = text_rows(model, [_TOKENS])[0]
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on options of the model's own generation settings
+        warnings.simplefilter("ignore")  # about options in the model's generation settings
         made = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
@@ -84,7 +84,7 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     why=(
-        "Training runs without a cache and generation with one: the model in use is then another than the one "
+        "Training runs without a cache and generation with one: the model that is used then differs from the one "
         "that was trained."
     ),
     example=(

@@ -1,4 +1,4 @@
-"""Recomputing activations must not change the gradients."""
+"""Check that activation checkpointing does not change the gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graftkit.recipes.training import Training
 
 def _check(context: CheckContext) -> Observation:
     if not can_checkpoint(context.model):
-        return passed("none of the model's layers recomputes its activations")
+        return passed("none of the model's layers can recompute its activations")
     use = in_use(context.model, context.given.training)
     allowed = RULE.limit(context.settings, "difference")
     plain = context.gradients.under(Mode.OFF)
@@ -31,7 +31,7 @@ def _check(context: CheckContext) -> Observation:
     if use.mode is not None and use.mode.value in wrong:
         return _wrong_in_use(context, use, figures[use.mode.value], evidence)
     if use.mode is Mode.OFF:
-        message = "activations are kept, so the gradients are right"
+        message = "activations are not recomputed, so the gradients are right"
         return _beside(message, wrong, figures, evidence) if wrong else passed(message, **evidence)
     if use.mode is not None:
         worst = figures[use.mode.value]["worst_difference"]
@@ -44,7 +44,7 @@ def _modes(use: InUse) -> tuple[Mode, ...]:
 
 
 def _pass(context: CheckContext, use: InUse, mode: Mode) -> Backward:
-    """The mode that the model is in is run as the model has it, with its own function and hooks."""
+    """Run a mode; the one that the model is in runs with the model's own function and hooks."""
     return context.gradients.under(None if use.live and use.mode is mode else mode)
 
 
@@ -68,17 +68,17 @@ def _wrong_in_use(
     context: CheckContext, use: InUse, seen: dict[str, Any], evidence: dict[str, Any]
 ) -> Observation:
     assert use.mode is not None
-    # A mode that the model alone is in was not set by the recipe, and is not mended there.
+    # If only the model is in the mode, the recipe did not set it and cannot change it.
     written = context.given.recipe is not None and not use.live
     forced = use.because == "zero3"
-    mends = written and not forced and use.mode is Mode.REENTRANT
+    fixable = written and not forced and use.mode is Mode.REENTRANT
     option = (context.given.training or Training()).reentrant_key
     return failed(
-        _told(use.mode.value, seen),
+        _message(use.mode.value, seen),
         where=next(iter(seen.get("worst", ())), None),
         help=_help(use),
         key=("args.deepspeed" if forced else option) if written else None,
-        fix=Fix("recipe", sets={option: False}) if mends else None,
+        fix=Fix("recipe", sets={option: False}) if fixable else None,
         **evidence,
     )
 
@@ -100,18 +100,18 @@ def _help(use: InUse) -> str:
 def _open(wrong: list[str], figures: dict[str, Any], evidence: dict[str, Any]) -> Observation:
     if not wrong:
         return passed("gradients are the same with activation checkpointing, re-entrant or not", **evidence)
-    return _beside("nothing says whether activations will be recomputed", wrong, figures, evidence)
+    return _beside("it is not known whether activations will be recomputed", wrong, figures, evidence)
 
 
 def _beside(message: str, wrong: list[str], figures: dict[str, Any], evidence: dict[str, Any]) -> Observation:
-    """A mode fails that is not known to be in use."""
-    told = _told(wrong[0], figures[wrong[0]])
-    return info(f"{message}; {told}", help=f"do not train with {wrong[0]} checkpointing", **evidence)
+    """Note that a mode fails that is not known to be in use."""
+    wrong_mode = _message(wrong[0], figures[wrong[0]])
+    return info(f"{message}; {wrong_mode}", help=f"do not train with {wrong[0]} checkpointing", **evidence)
 
 
-def _told(mode: str, seen: dict[str, Any]) -> str:
+def _message(mode: str, seen: dict[str, Any]) -> str:
     if "refusal" in seen:
-        return f"{mode} checkpointing has no backward pass: {seen['refusal']}"
+        return f"the backward pass fails with {mode} checkpointing: {seen['refusal']}"
     return (
         f"{mode} checkpointing gives {seen['wrong']} of {seen['tensors']} adapter tensors a wrong gradient "
         f"(cosine down to {seen['worst_cosine']:.2f}, the loss differs by {seen['loss_difference']:.0e})"
@@ -125,16 +125,16 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     why=(
-        "The loss is right and goes down, and the adapter is pushed in wrong directions. Nothing is printed: "
-        "re-entrant checkpointing recomputes a layer from its tensor arguments alone, and what a layer passes on "
-        "beside them (keys and values shared with later layers) is cut out of the graph."
+        "The loss is right and goes down, while the adapter gets wrong gradients, without a warning: re-entrant "
+        "checkpointing recomputes a layer from its tensor arguments alone, and what a layer passes on otherwise "
+        "(keys and values shared with later layers) is cut out of the graph."
     ),
     example=(
         "`prepare_model_for_kbit_training(model)` enables re-entrant checkpointing. On a model whose last layers "
         "reuse the keys and values of earlier ones, 46 of 76 adapter tensors get a wrong gradient."
     ),
     help='gradient_checkpointing_kwargs={"use_reentrant": False}',
-    safety="The non-re-entrant implementation computes the same loss and the gradients of training without it.",
+    safety="Non-re-entrant checkpointing computes the loss and the gradients of training without checkpointing.",
     since="0.1.0",
     sources=(
         "https://github.com/huggingface/trl/issues/4951",

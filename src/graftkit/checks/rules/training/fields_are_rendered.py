@@ -1,4 +1,4 @@
-"""What a message holds must appear in the text that is learned."""
+"""Check that every field of a message appears in the text that is learned."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _SYSTEM: Message = {"role": "system", "content": "You answer in one sentence."}
 
 @dataclass(frozen=True)
 class _Field:
-    """A part of a conversation, and what shows that it was rendered.
+    """A field of a message, and what shows that it was rendered.
 
     Attributes:
-        name: what it is, as a message has it.
-        messages: a conversation that holds it.
+        name: as it stands in a finding.
+        messages: a conversation with this field.
         signs: texts that must appear.
-        always: whether every conversation has it; the others appear in some data only.
+        always: whether every conversation has it.
     """
 
     name: str
@@ -75,12 +75,10 @@ def _check(context: CheckContext) -> Observation:
     dropped = [name for name, fate in fates.items() if fate == "dropped"]
     evidence: dict[str, Any] = {"fields": fates}
     if any(fates[field.name] != "rendered" for field in fields if field.always):
-        return failed("the template does not render what the messages say", where="chat_template", **evidence)
+        return failed("the template does not render the content of messages", where="chat_template", **evidence)
     if dropped:
-        message = f"the template drops {', '.join(dropped)} without a word"
-        return info(
-            message, help="where the data has it, put it into content, or take another template", **evidence
-        )
+        message = f"the template drops {', '.join(dropped)} without an error"
+        return info(message, help="if the data has it, put it into content, or use another template", **evidence)
     refused = [name for name, fate in fates.items() if fate == "refused"]
     kept = len(fates) - len(refused)
     return passed(f"{kept} of {len(fates)} kinds of content are rendered, the others refused", **evidence)
@@ -101,13 +99,13 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("processor",),
     check=_check,
-    why="What the template leaves out is not in the text, so it is not learned, and nothing tells.",
+    why="What the template leaves out is not in the text, so it is not learned, and there is no error.",
     example=(
-        "The first templates of Gemma 4 render `reasoning_content` only in messages with tool calls: a data set "
-        "of questions, thoughts and answers trains on questions and answers."
+        "The first templates of Gemma 4 render `reasoning_content` only in messages with tool calls: with a "
+        "data set of questions, thoughts and answers, only questions and answers are learned."
     ),
-    help="a template that renders the field (chat_template_path)",
-    safety="The model then sees the field where the template puts it: keep the place it was trained on.",
+    help="use a template that renders the field (chat_template_path)",
+    safety="The model then sees the field where the template puts it: keep the place that it was trained on.",
     since="0.1.0",
     sources=("trl: trl.chat_template_utils.supports_tool_calling", "the chat template itself"),
 )

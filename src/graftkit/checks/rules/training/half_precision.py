@@ -1,4 +1,4 @@
-"""A model made for bfloat16 must not be trained in float16, whose range is far smaller."""
+"""Check that a model made for bfloat16 is not trained in float16, whose range is far smaller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _check(context: CheckContext) -> Observation:
         return passed(f"the forward pass is in {context.training.precision}")
     made_for = _dtype(context.config)
     if made_for is None:
-        return unknown("the model's configuration does not say which type it was made for")
+        return unknown("the model's configuration has no dtype")
     if made_for != "bfloat16":
         return passed(f"the model was made for {made_for}")
     return failed(
@@ -29,7 +29,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _dtype(config: Mapping[str, Any]) -> str | None:
-    """The type that the configuration names, its own or its text model's, without "torch."."""
+    """Return the dtype in the configuration, or in that of its text model, without "torch."."""
     text = config.get("text_config")
     for fields in (config, text if isinstance(text, Mapping) else {}):
         given = fields.get("dtype") or fields.get("torch_dtype")
@@ -44,9 +44,9 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("config", "training"),
     check=_check,
-    why="float16 ends at 65,504: where the model's activations go beyond, the loss becomes NaN after some steps",
-    example="`fp16: true` for a model whose embeddings are scaled by the root of its width.",
-    help="train in bfloat16; on a device without it, in float32",
+    why="float16 ends at 65,504: if activations go beyond, the loss becomes NaN after some steps",
+    example="`fp16: true` for a model whose embeddings are scaled by the square root of its width.",
+    help="train in bfloat16, or in float32 on a device without it",
     safety="bfloat16 takes the same memory, and needs a device that has it (Ampere or newer).",
     since="0.1.0",
     sources=(

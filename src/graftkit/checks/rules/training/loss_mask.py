@@ -1,4 +1,4 @@
-"""What is learned of a conversation must be what the assistant says."""
+"""Check that what is learned of a conversation is what the assistant says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _check(context: CheckContext) -> Observation:
     try:
         seen = answers_learned(context.processor, trained_template(context))
     except ImportError:
-        return unknown("TRL, whose templates decide this, is not installed")
+        return unknown("TRL, whose training templates decide this, is not installed")
     except TemplateRefusalError as refusal:
         return _wrong(in_use, str(refusal), context)
     if (fault := _fault(seen)) is not None:
@@ -71,17 +71,17 @@ RULE = Rule(
     check=_check,
     why=(
         "With an empty mask there is no loss; with a wrong one the model learns to ask the user's questions. Most "
-        "templates that models come with have no marks for it, and TRL has its own only for those it knows."
+        "models' templates have no generation marks, and TRL has training templates only for those it knows."
     ),
     example=(
         "`assistant_only_loss: true` with the template of Gemma 4, which has no `{% generation %}`: TRL 1.16 has "
-        "no template in its place and stops; whoever asks transformers for the mask gets one of zeros."
+        "no training template for it and raises; transformers returns a mask of zeros."
     ),
     help=(
-        "a template with {% generation %} around the assistant's turns (chat_template_path), "
+        "use a template with {% generation %} around the assistant's turns (chat_template_path), "
         "or no assistant_only_loss"
     ),
-    safety="Marks change what is learned, not what is rendered. Without a mask the user's turns are learned too.",
+    safety="Marks change what is learned, not what is rendered. Without a mask, user turns are learned, too.",
     since="0.1.0",
     sources=(
         "https://github.com/huggingface/trl/issues/6578",

@@ -1,4 +1,4 @@
-"""Samples packed in one row must not see each other."""
+"""Check that samples packed in one row do not see each other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OPTIONS = ("packing", "padding_free")
 def _check(context: CheckContext) -> Observation:
     model = context.model
     if (reason := reason_without_text(model)) is not None:
-        return passed(f"its samples are not packed: {reason}")
+        return passed(f"samples are not packed for this model: {reason}")
     rows = text_rows(model, _LENGTHS)
     second = logits_of(model, {"input_ids": rows[1], "use_cache": False})
     trl = _Packed.of(model, packed_for_trl, rows, second)
@@ -43,20 +43,20 @@ def _check(context: CheckContext) -> Observation:
         )
     if not trl.difference <= allowed:
         if (flash := _flash_elsewhere(context)) is not None:
-            return unknown(f"samples leak with this attention; {flash} is not at hand to try", **evidence)
+            return unknown(f"samples leak with this attention; {flash} is not available to test", **evidence)
         message = f"a packed sample sees the one before it: its logits differ by {trl.difference:.1e}"
         return _seen(context, message, evidence)
     together = logits_of(model, {"input_ids": packed_sequences(rows)["input_ids"], "use_cache": False})
     if not difference(second, together[:, rows[0].shape[1] :]) > allowed:
         return unknown(
-            "a sample's logits hardly depend on what is before it, so a leak could not be seen", **evidence
+            "a sample's logits hardly depend on what is before it, so a leak would not show", **evidence
         )
     return passed(f"packed and separate logits differ by {trl.difference:.1e}", **evidence)
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """How far the second sample's logits are from its own, or what the model said instead."""
+    """How far the packed second sample's logits are from those of the sample alone, or the model's refusal."""
 
     difference: float
     refusal: str | None = None
@@ -77,7 +77,7 @@ class _Packed:
 
 
 def _flash_elsewhere(context: CheckContext) -> str | None:
-    """The flash attention that the recipe asks for, where the model at hand computes its attention otherwise."""
+    """Return the flash attention that the recipe asks for, if this model computes attention otherwise."""
     if context.given.recipe is None:
         return None
     options = context.recipe.args.get("model_init_kwargs")
@@ -87,7 +87,7 @@ def _flash_elsewhere(context: CheckContext) -> str | None:
 
 
 def _seen(context: CheckContext, message: str, evidence: Mapping[str, Any]) -> Observation:
-    """An error where samples are packed, otherwise something to know."""
+    """Return a failure if training packs samples, otherwise a note."""
     if context.given.training is None or not context.training.packing:
         return info(message, help="do not pack samples for this model", **evidence)
     recipe = context.given.recipe
@@ -107,16 +107,16 @@ RULE = Rule(
     needs=("model",),
     check=_check,
     why=(
-        "Attention can be cut where the positions begin anew. A convolution or a recurrent state runs on through "
-        "the row unless the model tells it where a sample ends: each sample is then learned with the end of "
-        "another in its memory."
+        "Attention can be masked where the positions restart. A convolution or a recurrent state runs on through "
+        "the row unless the model resets it at the end of each sample: a sample is then learned with the end of "
+        "another in its state."
     ),
     example=(
         "A Jamba with `packing: true`: the logits of a packed sample differ by more than their own size from "
         "those of the sample alone. So do those of models that build their mask without the positions."
     ),
     help="packing: false",
-    safety="Training without packing computes what was meant; it fills rows up with padding and takes longer.",
+    safety="Training without packing is correct; it pads rows and takes longer.",
     since="0.1.0",
     sources=(
         "https://github.com/huggingface/transformers/pull/46093",

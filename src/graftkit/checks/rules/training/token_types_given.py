@@ -1,4 +1,4 @@
-"""A batch must say which tokens are images where the model's mask depends on it."""
+"""Check that the batch says which tokens are images, if the model's mask depends on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _check(context: CheckContext) -> Observation:
         return passed("the model takes no token types")
     types = _types(config, context.batch)
     if types is None or not types.any():
-        return passed("the batch holds no tokens but text", key=key)
+        return passed("the batch has only text tokens", key=key)
     given = context.batch.get(key)
     if given is not None and bool((given.cpu()[types > 0] > 0).all()):
         return passed(f"the batch has {key}", key=key)
@@ -37,7 +37,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _types(config: Any, batch: Mapping[str, Any]) -> Tensor | None:
-    """The type of every token, (B, T) int64, from the configuration's placeholders; None without text."""
+    """Return the type of every token, (B, T) int64, by the configuration's placeholders; None without text."""
     import torch
 
     ids = batch.get("input_ids")
@@ -76,14 +76,14 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     why=(
-        "Some models let the tokens of an image see each other in both directions. Without the token types they "
-        "take the causal mask for all of them, without a word, and learn under a mask that no image has in use."
+        "Some models let the tokens of an image attend to each other in both directions. Without token types they "
+        "use a causal mask for all tokens, without an error: training then uses another mask than inference."
     ),
     example=(
-        "A collator of one's own hands on `input_ids` and `pixel_values`, and drops the `mm_token_type_ids` that "
-        "the processor of Gemma 4 26B made."
+        "A custom collator passes on `input_ids` and `pixel_values`, and drops the `mm_token_type_ids` that the "
+        "processor of Gemma 4 26B returns."
     ),
-    help="hand on what the processor returns; its return_mm_token_type_ids=True makes the key",
+    help="pass on what the processor returns; return_mm_token_type_ids=True adds the key",
     safety="The key changes the mask to the one that the model was trained with.",
     since="0.1.0",
     sources=(

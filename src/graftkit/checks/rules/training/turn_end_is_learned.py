@@ -1,4 +1,4 @@
-"""The token that ends the assistant's turn must be learned."""
+"""Check that the token that ends the assistant's turn is learned."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _check(context: CheckContext) -> Observation:
         return unknown(f"the template refuses a plain conversation: {refusal}")
     masked = _masked(context)
     if masked is None and assistant_only:
-        return unknown("there is no loss mask to look at (GK206 says why)", **whole.evidence)
+        return unknown("there is no loss mask to check (see GK206)", **whole.evidence)
     in_use = masked if masked is not None and assistant_only else whole
     if in_use.places[0] is None:
         return unknown("no special token follows an answer", **in_use.evidence)
@@ -44,7 +44,7 @@ def _check(context: CheckContext) -> Observation:
 
 @dataclass(frozen=True)
 class _Ends:
-    """Where each answer of a rendered sample ends: the special token behind it, or None."""
+    """Where each answer of a rendered sample ends: the span of the special token after it, or None."""
 
     seen: Rendered
     places: tuple[tuple[int, int] | None, ...]
@@ -59,13 +59,13 @@ class _Ends:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is wrong after each answer that does not teach its end."""
-        told = (self._fault(place, answer) for place, answer in zip(self.places, ANSWERS, strict=True))
-        return tuple(fault for fault in told if fault is not None)
+        """What is wrong after each answer whose end is not learned."""
+        found = (self._fault(place, answer) for place, answer in zip(self.places, ANSWERS, strict=True))
+        return tuple(fault for fault in found if fault is not None)
 
     def _fault(self, place: tuple[int, int] | None, answer: str) -> str | None:
         if place is None:
-            return "the template puts no end after the last answer: a single turn never shows how to stop"
+            return "the template puts no end token after the last answer, so a single turn never shows how to stop"
         return None if self.seen.share(*place) == 1 else f"the token that ends a turn is masked after {answer!r}"
 
     @property
@@ -76,7 +76,7 @@ class _Ends:
 
 
 def _masked(context: CheckContext) -> _Ends | None:
-    """The sample under assistant_only_loss, where TRL can mask it at all."""
+    """Return the sample under assistant_only_loss, or None if TRL cannot mask it."""
     try:
         return _Ends.of(answers_learned(context.processor, trained_template(context)), context.processor)
     except (ImportError, TemplateRefusalError):
@@ -89,7 +89,7 @@ def _specials(tokenizer: Any) -> list[str]:
 
 
 def _end(text: str, answer: str, specials: list[str]) -> tuple[int, int] | None:
-    """Where the special token stands that follows an answer, with nothing but white space between."""
+    """Return the span of the special token that follows an answer after at most white space, or None."""
     start = text.index(answer) + len(answer)
     start += len(text[start:]) - len(text[start:].lstrip())
     found = next((token for token in specials if text.startswith(token, start)), None)
@@ -102,13 +102,13 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("processor",),
     check=_check,
-    why="A model that is never taught the token that ends its turn goes on after it, and no loss tells.",
+    why="A model that never learns the token that ends its turn does not stop, and the loss does not show it.",
     example=(
         "A template whose `{% endgeneration %}` stands before `<turn|>`; or one that ends a turn with the next "
-        "message's header, and so not at all when there is none."
+        "message's header, so that the last turn has no end."
     ),
     help="put the token inside {% generation %} … {% endgeneration %}, and after the last turn too",
-    safety="The rendered text of a conversation that goes on stays the same.",
+    safety="The rendered text of a conversation that continues stays the same.",
     since="0.1.0",
     sources=(
         "https://github.com/axolotl-ai-cloud/axolotl/issues/3754",

@@ -1,4 +1,4 @@
-"""Adapters in a tower that no batch feeds must not stop DDP, which waits for every gradient."""
+"""Check that adapters in a tower that no batch feeds do not stop DDP, which waits for every gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     training = context.training
     if training.modalities is None:
-        return passed("the batches hold everything that the model takes")
+        return passed("the batches have every modality that the model takes")
     if training.zero_stage:
         return passed(f"ZeRO stage {training.zero_stage} does not wait as DDP does")
     towers = resolved.by_tower.items()
@@ -24,7 +24,9 @@ def _check(context: CheckContext) -> Observation:
     places = ", ".join(f"{number} in {tower}" for tower, number in unfed.items())
     trouble, key = _trouble(training)
     if not trouble:
-        return passed(f"{adapters} adapters are never fed ({places}), and DDP looks for them", unfed=adapters)
+        return passed(
+            f"{adapters} adapters are never fed ({places}), and DDP looks for unused parameters", unfed=adapters
+        )
     return failed(
         f"{adapters} adapters get no gradient from these batches ({places}), and {trouble}: DDP stops",
         where=next(iter(unfed)),
@@ -35,7 +37,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _trouble(training: Training) -> tuple[str, str | None]:
-    """Why DDP does not cope, and the key that decides it; an empty text where it does.
+    """Return why DDP fails, and the key that decides it; an empty text if it does not fail.
 
     Source: ``trl.trainer.sft_trainer.SFTTrainer.__init__``: for a model of several modalities TRL switches
     find_unused_parameters on where it is not given, but not under re-entrant checkpointing, which fails with it.
@@ -65,7 +67,7 @@ RULE = Rule(
     needs=("peft_config", "base", "training"),
     check=_check,
     why=(
-        "on several devices DDP waits for the gradient of every trained parameter: one that no batch produces ends"
+        "on several devices DDP waits for the gradient of every trained parameter; one that never comes ends"
         ' the run with "Expected to have finished reduction in the prior iteration"'
     ),
     example="Text-only data, adapters in the vision tower, and re-entrant checkpointing on two devices.",
