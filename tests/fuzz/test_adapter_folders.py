@@ -90,15 +90,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture(autouse=True, scope="module")
+def crashes_are_raised() -> Iterator[None]:
+    """A rule that crashes would otherwise become a finding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRAFT_DEBUG", "1")
+        yield
+
+
 def examined(folder: Path, base: gk.ModelMap | None, target: str | None, data: bool) -> None:
-    """Check it. A rule that crashes makes a finding of its own kind, which is a fault here."""
+    """Check a folder; what may be raised are errors of graftkit's own."""
     try:
         report = check(folder, base, target=target, data=data)
     except GraftError as error:
         str(error).encode("utf-8", "strict")
         return
-    crashed = [f"{f.code}: {f.message}" for f in report if "could not finish" in f.message]
-    assert not crashed, crashed
     str(report).encode("utf-8", "strict")
     json.dumps(report.to_dict())
 
