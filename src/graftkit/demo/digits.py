@@ -57,7 +57,7 @@ def load_digit_split(*, held_out: int = 360, seed: int = 0) -> DigitSplit:
 
 
 def to_image(ink: NDArray[np.float64]) -> Image:
-    """One digit as an 8x8 RGB picture, white on black.
+    """Return one digit as an 8x8 RGB picture, white on black.
 
     Args:
         ink: 64 values in row order, each 0 (blank) to 16 (full ink).
@@ -70,7 +70,7 @@ def to_image(ink: NDArray[np.float64]) -> Image:
 
 
 def to_grey(image: Image) -> tuple[tuple[int, ...], ...]:
-    """The picture as rows of grey levels, 0 (black) to 255 (white), for a report to draw."""
+    """Return the picture as rows of grey levels, 0 (black) to 255 (white), for a report to draw."""
     grey = image.convert("L")
     flat: list[int] = list(grey.tobytes())
     return tuple(tuple(flat[at : at + grey.width]) for at in range(0, len(flat), grey.width))

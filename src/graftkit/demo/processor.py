@@ -23,7 +23,7 @@ PATCH_SIZE = 2
 POOLING_KERNEL_SIZE = 2
 """Patches pooled along each side into one soft token.
 
-Not 1: without pooling, Gemma 4's vision tower hands on the padding patches in place of the picture's
+Not 1: without pooling, Gemma 4's vision tower keeps the padding patches instead of the picture's
 (transformers 5.23, ``Gemma4VisionPooler.forward`` returns the mask of padding uninverted).
 """
 
@@ -33,12 +33,9 @@ SOFT_TOKENS = 4
 _MAX_SOFT_TOKENS = 70  # the smallest budget that Gemma 4's image processor takes
 _VOCAB_MULTIPLE = 64
 
-# Gemma 4's own spelling of its special tokens; the first three keep their ids (0, 1, 2) too.
-_NAMED_TOKENS = {
-    "pad_token": "<pad>",
-    "eos_token": "<eos>",
-    "bos_token": "<bos>",
-    "unk_token": "<unk>",
+# As Gemma 4 spells its special tokens; the first three have the same ids (0, 1, 2), too.
+_STANDARD = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+_PLACEHOLDERS = {
     "image_token": "<|image|>",
     "boi_token": "<|image>",
     "eoi_token": "<image|>",
@@ -47,12 +44,11 @@ _NAMED_TOKENS = {
     "eoa_token": "<audio|>",
     "video_token": "<|video|>",
 }
-_STANDARD = ("pad_token", "eos_token", "bos_token", "unk_token")
 _WORDS = (*"0123456789", "digit")
 
 
 def digit_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that knows the ten digits, the prompt's word and Gemma 4's special tokens.
+    """Return a word-level tokenizer for the ten digits, the prompt's word and Gemma 4's special tokens.
 
     The special tokens are also attributes (``image_token``, ``image_token_id``, ``boi_token`` …), as on
     Gemma 4's own tokenizer.
@@ -60,24 +56,21 @@ def digit_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    named = list(_NAMED_TOKENS.values())
-    kept = len(_STANDARD)
     # Placeholders last, as in Gemma 4's own vocabulary: every id below them is ordinary text.
-    vocabulary = {token: at for at, token in enumerate((*named[:kept], *_WORDS, *named[kept:]))}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_NAMED_TOKENS["unk_token"]))
+    tokens = (*_STANDARD.values(), *_WORDS, *_PLACEHOLDERS.values())
+    vocabulary = {token: at for at, token in enumerate(tokens)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_STANDARD["unk_token"]))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    standard = {name: _NAMED_TOKENS[name] for name in _STANDARD}
-    extra = {name: token for name, token in _NAMED_TOKENS.items() if name not in _STANDARD}
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, extra_special_tokens=extra, model_max_length=256, **standard
+        tokenizer_object=backend, extra_special_tokens=_PLACEHOLDERS, model_max_length=256, **_STANDARD
     )
 
 
 def digit_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Gemma4Processor:
-    """Gemma 4's processor for the digits: a batch has ``input_ids``, ``attention_mask``,
-    ``mm_token_type_ids`` (1 on the picture's tokens), ``pixel_values`` and ``image_position_ids``.
+    """Return Gemma 4's processor for the digits.
 
-    For B digits, ``pixel_values`` is float32 of shape (B, 16, 12) with values in [0, 1] and
+    A batch has ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (1 on the picture's tokens),
+    ``pixel_values`` and ``image_position_ids``. For B digits, ``pixel_values`` is float32 of shape (B, 16, 12) with values in [0, 1] and
     ``image_position_ids`` is int64 of shape (B, 16, 2): each patch's column and row.
 
     Args:
@@ -90,7 +83,7 @@ def digit_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Gemma4P
         patch_size=PATCH_SIZE,
         pooling_kernel_size=POOLING_KERNEL_SIZE,
         max_soft_tokens=_MAX_SOFT_TOKENS,
-        do_resize=False,  # resizing would blow a digit up to the whole budget of patches
+        do_resize=False,  # resizing would enlarge a digit to the whole budget of patches
     )
     return _processor_class()(
         Gemma4AudioFeatureExtractor(), image_processor, digit_tokenizer() if tokenizer is None else tokenizer
@@ -98,17 +91,16 @@ def digit_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Gemma4P
 
 
 def config_overrides(tokenizer: PreTrainedTokenizerFast | None = None) -> dict[str, Any]:
-    """What a ``Gemma4Config`` must say to agree with the tokenizer and the image processor.
+    """Return the fields of a ``Gemma4Config`` that have to agree with the tokenizer and the image processor.
 
-    A nested mapping over the config's own fields: token ids, vocabulary size (rounded up to a multiple of
-    64), patch size and pooling.
+    A nested mapping: token ids, vocabulary size (rounded up to a multiple of 64), patch size and pooling.
 
     Args:
         tokenizer: the tokenizer to agree with; by default, a new :func:`digit_tokenizer`.
     """
     known = digit_tokenizer() if tokenizer is None else tokenizer
     size = -(-len(known) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-    ids = {name: known.convert_tokens_to_ids(token) for name, token in _NAMED_TOKENS.items()}
+    ids = {name: known.convert_tokens_to_ids(token) for name, token in (_STANDARD | _PLACEHOLDERS).items()}
     return {
         "image_token_id": ids["image_token"],
         "boi_token_id": ids["boi_token"],
@@ -143,9 +135,9 @@ def known_to_transformers(processor: Gemma4Processor) -> Iterator[None]:
 
 @functools.cache
 def _processor_class() -> type[Gemma4Processor]:
-    """Gemma 4's processor without its video part, which cannot be built where torchvision is missing.
+    """Return Gemma 4's processor without its video part, which cannot be built where torchvision is missing.
 
-    A class made on first use, because its base class is a heavy import.
+    Made on first use, because its base class is a heavy import.
     """
     from transformers import Gemma4Processor
     from transformers.processing_utils import ProcessorMixin
@@ -178,7 +170,7 @@ def _without_padding(pictures: Any) -> Any:
     """Cut the padding that all pictures of the batch share.
 
     The image processor pads 16 patches to its smallest budget, 280; the tower would spend nine tenths of its
-    time on patches that it then drops. Its results are the same without them.
+    time on patches that it then drops. The results are the same without them.
     """
     used = int((pictures["image_position_ids"] >= 0).all(-1).sum(-1).max())
     for name in ("pixel_values", "image_position_ids"):

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checks.probes.clamps import wrapper_effect
 from graftkit.checks.probes.forward import difference, logits_of, tolerance
+from graftkit.checks.verify import verify
 from graftkit.findings import Finding, Report, Severity
+from graftkit.recipes.settings import CheckSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,13 +50,11 @@ def prove(model: PeftModel, batch: Mapping[str, Any], base: Path, adapter: Path,
         merged: the folder to save the merged model to.
     """
     trained = _Trained.of(model, batch)
-    in_memory = copy.deepcopy(model).merge_and_unload()
-    in_memory.save_pretrained(merged)
     return Report(
         (
             _fresh_process_reload(trained, base, adapter),
-            _merged_in_memory(trained, in_memory),
-            _merged_checkpoint(trained, type(in_memory), merged),
+            _merged_in_memory(trained),
+            _merged_checkpoint(trained, merged),
         )
     )
 
@@ -81,13 +80,13 @@ class _Trained:
             effect = difference(logits, logits_of(model, batch))
         return cls(model, batch, logits, effect)
 
-    def compare(self, code: str, title: str, logits: Tensor, *, problem: str = "", note: str = "") -> Finding:
-        """Return whether ``logits`` are the trained model's; a ``problem`` makes it an error in any case."""
+    def compare(self, code: str, title: str, logits: Tensor, *, problem: str = "") -> Finding:
+        """Check that ``logits`` are the trained model's; a ``problem`` makes it an error in any case."""
         apart, allowed = difference(self.logits, logits), tolerance(self.model)
         same = apart <= allowed < self.adapter_effect
         seen = (
             f"logits differ by {apart:.1e} (allowed {allowed:.0e}); "
-            f"the adapter changes them by {self.adapter_effect:.1e}{note}"
+            f"the adapter changes them by {self.adapter_effect:.1e}"
         )
         return Finding(
             code=code,
@@ -119,25 +118,21 @@ def _fresh_process_reload(trained: _Trained, base: Path, adapter: Path) -> Findi
         return trained.compare(code, title, load_file(logits)["logits"])
 
 
-def _merged_in_memory(trained: _Trained, merged: Any) -> Finding:
-    """Compare with the merged model, on a batch that reaches the wrappers' bounds."""
-    bounded, reached = wrapper_effect(trained.model, trained.batch)
-    return trained.compare(
-        "merged_in_memory",
-        "the merged model computes the same, bounds active",
-        logits_of(merged, trained.batch),
-        problem="no bound was reached" if bounded and not reached else "",
-        note=f"; {reached} of {bounded} bounded wrappers reached",
-    )
+def _merged_in_memory(trained: _Trained) -> Finding:
+    """Merge in memory, on a batch that reaches the wrappers' bounds."""
+    (finding,) = verify(trained.model, trained.batch, settings=CheckSettings(select=("GK601",)))
+    return replace(finding, code="merged_in_memory", title="the merged model computes the same, bounds active")
 
 
-def _merged_checkpoint(trained: _Trained, model_class: Any, merged: Path) -> Finding:
-    """Load the merged checkpoint with stock transformers."""
-    model, loading = model_class.from_pretrained(merged, output_loading_info=True)
+def _merged_checkpoint(trained: _Trained, folder: Path) -> Finding:
+    """Save the merged model and load it again with stock transformers."""
+    merged = copy.deepcopy(trained.model).merge_and_unload()
+    merged.save_pretrained(folder)
+    again, loading = type(merged).from_pretrained(folder, output_loading_info=True)
     lost = [*loading["missing_keys"], *loading["unexpected_keys"]]
     return trained.compare(
         "merged_checkpoint",
         "the merged checkpoint reloads whole and computes the same",
-        logits_of(model, trained.batch),
+        logits_of(again, trained.batch),
         problem=f"keys missing or unexpected: {lost[0]}" if lost else "",
     )

@@ -12,7 +12,13 @@ from graftkit.training.result import TrainingResult
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_VERDICTS = {Severity.OK: "ok", Severity.UNKNOWN: "unknown"}
+_VERDICTS = {
+    Severity.OK: "ok",
+    Severity.INFO: "ok",
+    Severity.UNKNOWN: "unknown",
+    Severity.WARNING: "failed",
+    Severity.ERROR: "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class DemoResult:
             "checks": {
                 finding.code: {
                     "title": finding.title,
-                    "verdict": _VERDICTS.get(finding.severity, "failed"),
+                    "verdict": _VERDICTS[finding.severity],
                     "message": finding.message,
                     **finding.evidence,
                 }

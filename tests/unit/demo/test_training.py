@@ -19,7 +19,7 @@ from graftkit.demo.evaluation import accuracy, model_inputs, predict
 from graftkit.demo.proof import prove
 from graftkit.findings import Severity
 from graftkit.recipes.recipe import Recipe
-from graftkit.training.run import TrainingResult
+from graftkit.training.result import TrainingResult
 from graftkit.twins.twin import twin
 
 FEW = {"max_steps": 16, "per_device_train_batch_size": 32, "warmup_steps": 2, "logging_steps": 4}
