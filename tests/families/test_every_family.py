@@ -61,7 +61,6 @@ def test_most_of_what_can_be_built_is_proven() -> None:
 
 def test_the_families_people_ask_for_are_proven() -> None:
     wanted = set(WANTED.split())
-    assert len(wanted) >= 60
     assert not wanted - set(PROVEN), sorted(wanted - set(PROVEN))
 
 

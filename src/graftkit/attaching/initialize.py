@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.attaching.attach import attach
 from graftkit.errors import AttachError, MissingDependencyError
 from graftkit.modeling.device import on_device_of
-from graftkit.modeling.module_mode import keep_modes
+from graftkit.modeling.module_mode import evaluating, keep_modes
 from graftkit.planning.initializers import initializer_of
 from graftkit.planning.matching import value_at
 from graftkit.planning.plan import Plan
@@ -176,7 +176,7 @@ def _inputs_of(model: nn.Module, paths: Iterable[str], batch: Mapping[str, Any])
     with ExitStack() as hooks, torch.no_grad():
         for path in paths:
             hooks.callback(model.get_submodule(path).register_forward_hook(_keep(seen, path)).remove)
-        model.eval()
+        hooks.enter_context(evaluating(model))
         model(**on_device_of(model, batch))
     return seen
 

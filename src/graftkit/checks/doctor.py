@@ -21,7 +21,7 @@ from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import training_of
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.load_config import load_config
-from graftkit.surveying.survey import survey, survey_loaded
+from graftkit.surveying.survey import survey
 
 # The inputs that need no live model, no batch and no tensors of an adapter.
 STATIC = ("environment", "config", "base", "peft_config", "plan", "recipe", "training", "processor", "checkpoint")
@@ -106,7 +106,7 @@ def _with_model(given: Inputs, source: Any, trust_remote_code: bool, revision: s
         return replace(given, config=error.config)
     # Read before the model is built: its class may write into its configuration.
     config = loaded.config.to_dict()
-    return replace(given, base=survey_loaded(loaded), config=config)
+    return replace(given, base=survey(loaded), config=config)
 
 
 def _with_plan(given: Inputs, recipe: Recipe) -> Inputs:

@@ -23,8 +23,8 @@ from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training, training_of
-from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.load_model import load_model
+from graftkit.surveying.sources.local import local_folder
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.surveying.survey import survey
 from graftkit.twins.example_batch import example_batch
@@ -135,7 +135,7 @@ class _ModelSource:
         """Return the folder with the model's weights if it is on this machine."""
         if not isinstance(self.source, (str, Path)):
             return None
-        return hub.local_folder(str(self.source), self.revision)
+        return local_folder(str(self.source), self.revision)
 
 
 def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, seed: int) -> Inputs:

@@ -23,7 +23,6 @@ from graftkit.surveying.without_adapters import without_adapters
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
 
 
 def survey(
@@ -32,9 +31,8 @@ def survey(
     """Map every place an adapter can go in a model, without its weights.
 
     Args:
-        source: a live ``nn.Module`` (its adapters are ignored), a
-            ``PretrainedConfig``, a ``config.json`` or a directory with one, a transformers model type, or a
-            hub id.
+        source: a live ``nn.Module`` (its adapters are ignored), a ``PretrainedConfig``, a ``config.json`` or a
+            directory with one, a transformers model type, a hub id, or what ``load_config`` returned.
         trust_remote_code: let the model's own code from the hub or directory run.
         revision: branch, tag or commit of a hub id.
         headers: also read the weight files' safetensors headers, never the weights, and say in
@@ -49,26 +47,14 @@ def survey(
     if isinstance(source, nn.Module):
         model = without_adapters(source)
         return _map(model, type(model).__name__, "live model")
-    loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
-    model = _described(loaded)
+    loaded = source
+    if not isinstance(source, LoadedConfig):
+        loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
+    model = build_on_meta(loaded.config, model_class_of(loaded))
     found = _map(model, loaded.name, loaded.origin)
     if headers:
-        found = replace(found, checkpoint=compare(model, read_headers(source, revision=revision)))
+        found = replace(found, checkpoint=compare(model, read_headers(loaded.name, revision=revision)))
     return found
-
-
-def survey_loaded(loaded: LoadedConfig) -> ModelMap:
-    """Map a model whose configuration has been read already.
-
-    Raises:
-        SourceError: ``remote-code-failed``.
-        BuildError: it cannot be built.
-    """
-    return _map(_described(loaded), loaded.name, loaded.origin)
-
-
-def _described(loaded: LoadedConfig) -> PreTrainedModel:
-    return build_on_meta(loaded.config, model_class_of(loaded))
 
 
 def _map(model: nn.Module, name: str, origin: str) -> ModelMap:

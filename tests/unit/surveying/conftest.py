@@ -296,7 +296,7 @@ def headers(source, **options):
     from graftkit.surveying.checkpoint.headers import read_headers
     got = read_headers(source, **options)
     return {"tensors": {name: list(tensor) for name, tensor in got.items()}, "bytes": got.total_bytes,
-            "parameters": got.parameter_count, "revision": got.revision}
+            "revision": got.revision}
 
 def fetch(source, filename):
     from huggingface_hub import hf_hub_download

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from graftkit.surveying.checkpoint.safetensors_header import (
     read_header,
 )
 from graftkit.surveying.sources import hub
+from graftkit.surveying.sources.local import existing_path
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -62,11 +62,6 @@ class Headers(Mapping[str, TensorHeader]):
     def __len__(self) -> int:
         return len(self.tensors)
 
-    @property
-    def parameter_count(self) -> int:
-        """Stored elements. A packed quantized weight counts as stored, not as it unpacks."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
-
 
 def read_headers(source: str | Path, *, revision: str | None = None) -> Headers:
     """Read what tensors a checkpoint holds, without reading one of them.
@@ -83,15 +78,10 @@ def read_headers(source: str | Path, *, revision: str | None = None) -> Headers:
             (see :func:`graftkit.surveying.sources.hub.probe`).
     """
     text = str(source)
-    path = Path(text).expanduser()
-    try:
-        is_file, is_directory = path.is_file(), path.is_dir()
-    except OSError:
-        # Too long for a path, or not ours to look at: no local file.
-        is_file = is_directory = False
-    if text and is_file:
+    path = existing_path(text)
+    if path is not None and path.is_file():
         return _headers({path.name: read_header(path)}, {}, None)
-    if text and is_directory:
+    if path is not None and path.is_dir():
         return _from_directory(path)
     if isinstance(source, str) and hub.is_hub_id(text):
         return _from_hub(text, revision)

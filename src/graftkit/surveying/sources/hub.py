@@ -64,14 +64,6 @@ def from_cache(repo_id: str, filename: str, revision: str | None = None) -> HubF
     return HubFile(Path(found), Path(found).parent.name, validated=False) if isinstance(found, str) else None
 
 
-def local_folder(name: str, revision: str | None = None) -> Path | None:
-    """Return the folder that holds a model's files on this machine: a directory, or a hub id's cached snapshot."""
-    if name and Path(name).is_dir():
-        return Path(name)
-    found = from_cache(name, "config.json", revision)
-    return None if found is None else found.path.parent
-
-
 def probe(repo_id: str, filename: str, revision: str | None = None) -> HfFileMetadata:
     """Ask the hub once, without retries, for a file's commit and size.
 

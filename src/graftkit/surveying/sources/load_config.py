@@ -11,6 +11,7 @@ from graftkit.families import geometry
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.config_file import build_config, read_config_json, unknown_model_type
 from graftkit.surveying.sources.hub_config import adapter_base, fetch_config
+from graftkit.surveying.sources.local import existing_path
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.text import some
 
@@ -100,16 +101,11 @@ def _is_known_word(text: str) -> bool:
 
 
 def _from_path(text: str, trust_remote_code: bool) -> LoadedConfig | None:
-    path = Path(text).expanduser()
-    try:
-        is_file, is_directory = path.is_file(), path.is_dir()
-    except OSError:
-        # Too long for a path, or not permitted: whatever it names, it is not a local model.
+    path = existing_path(text)
+    if path is None or not (path.is_file() or path.is_dir()):
         return None
-    if is_file:
+    if path.is_file():
         return _load_file(path, "file", text, str(path.parent), trust_remote_code)
-    if not is_directory or not text:
-        return None
     with reraise_as(_unreadable_folder, path):
         has_config = (path / "config.json").is_file()
         instead = "" if has_config else _why_no_model_directory(path)

@@ -23,7 +23,7 @@ from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training
 from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sites import ModelMap
-from graftkit.surveying.sources import hub
+from graftkit.surveying.sources.local import local_folder
 from graftkit.surveying.survey import survey
 from graftkit.text import named
 from graftkit.training.guard.sample_batch import real_batch
@@ -108,7 +108,7 @@ def _inputs_without_forward(
         plan=plan,
         training=_training(model, args),
         processor=processor,
-        checkpoint=hub.local_folder(str(getattr(model.config, "name_or_path", "") or "")),
+        checkpoint=local_folder(str(getattr(model.config, "name_or_path", "") or "")),
     )
 
 
