@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from tests.training.small import loads_in_stock_peft, preferences, save_model, trained_tokenizer, write_recipe
 
-from graftkit.recipes.recipe import Recipe, read_recipe
+import graftkit as gk
 from graftkit.training.arguments import trainer_arguments
 from graftkit.training.data.load import load_data
 from graftkit.training.model import load_base
-from graftkit.training.run import train
 from graftkit.training.trainers.dpo import dpo_trainer
 from graftkit.training.trainers.inputs import TrainerInputs
 
@@ -37,14 +36,14 @@ def base(rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -
     return save_model(tmp_path_factory.mktemp("base"), trained_tokenizer(texts))
 
 
-def recipe(folder: Path, base: Path, rows: list[dict[str, str]], **args: Any) -> Recipe:
-    return read_recipe(write_recipe(folder / "dpo.yaml", base, rows, trainer="dpo", args={**ARGS, **args}))
+def recipe(folder: Path, base: Path, rows: list[dict[str, str]], **args: Any) -> Path:
+    return write_recipe(folder / "dpo.yaml", base, rows, trainer="dpo", args={**ARGS, **args})
 
 
 def test_the_right_summary_is_preferred_after_training(
     tmp_path: Path, base: Path, rows: list[dict[str, str]]
 ) -> None:
-    result = train(recipe(tmp_path, base, rows))
+    result = gk.train(recipe(tmp_path, base, rows))
     losses, margins, accuracies = (
         [value for _, value in result.curve(name)] for name in ("loss", "rewards/margins", "rewards/accuracies")
     )
@@ -63,11 +62,9 @@ def test_the_right_summary_is_preferred_after_training(
 def test_the_reference_is_the_base_with_the_adapter_off(
     tmp_path: Path, base: Path, rows: list[dict[str, str]]
 ) -> None:
-    written = recipe(tmp_path, base, rows, logging_steps=1, max_steps=2)
-    data = load_data(written)
-    trainer = dpo_trainer(
-        TrainerInputs(written, load_base(written, data.modalities), data, trainer_arguments(written))
-    )
+    read = gk.read_recipe(recipe(tmp_path, base, rows, logging_steps=1, max_steps=2))
+    data = load_data(read)
+    trainer = dpo_trainer(TrainerInputs(read, load_base(read, data.modalities), data, trainer_arguments(read)))
     assert trainer.ref_model is None
     assert list(trainer.model.peft_config) == ["default"]
     trainer.train()

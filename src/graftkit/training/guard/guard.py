@@ -146,7 +146,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         nonfinite = self._monitor.end(state.global_step, learns=self._learns)
         if nonfinite:
             raise not_finite("weight", nonfinite, state.global_step, self._last_good)
-        activity = self._monitor.tensors.activity
+        activity = self._monitor.activity
         if activity.steps >= _PATIENCE and activity.nothing_changes:
             raise nothing_trains(activity.steps, state.global_step)
         if state.is_world_process_zero:
@@ -189,8 +189,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             return
         if self._last_save == state.global_step and not args.load_best_model_at_end:
             self._check_checkpoint(args, state, self._monitor.model)
-        if state.is_world_process_zero and self._monitor.tensors.activity.steps >= _PATIENCE:
-            self._report_once(_rule("GK203"), _observed(self._monitor.tensors.activity))
+        if state.is_world_process_zero and self._monitor.activity.steps >= _PATIENCE:
+            self._report_once(_rule("GK203"), _observed(self._monitor.activity))
 
     def _check_before(self, model: PeftModel, args: Any, given: Mapping[str, Any]) -> GraftError | None:
         self._before = run_preflight(

@@ -12,14 +12,24 @@ from graftkit.modeling.unwrapping import name_in_base
 from graftkit.surveying.towers import tower_finder
 from graftkit.training.guard.saturation import Saturation
 from graftkit.training.guard.step_stats import StepStats
-from graftkit.training.guard.tensor_stats import TensorStats
+from graftkit.training.guard.tensor_stats import (
+    TensorActivity,
+    TensorStats,
+    changes_since,
+    nonfinite,
+    sample,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
 
 
 class StepMonitor:
-    """Measures single steps. For each of them call ``begin``, ``gradients`` and ``end``, in this order."""
+    """Measures single steps; between them it costs nothing.
+
+    For each of these steps call ``begin``, ``gradients`` and ``end``, in this order.
+    """
 
     def __init__(self, model: PeftModel, *, hooks: bool = True) -> None:
         """
@@ -28,32 +38,49 @@ class StepMonitor:
             hooks: whether hooks may be put on the bounded wrappers; a compiled model would be compiled again.
         """
         self.model = model
-        self.tensors = TensorStats(model)
+        self.tensors = TensorStats.of(model)
+        start = self.tensors.norms(self.tensors.named)
+        zero = frozenset(name for name, norm in start.items() if not norm)
+        self.activity = TensorActivity(tuple(self.tensors.named), zero)
         self.steps: list[StepStats] = []
         self.active = False
-        self._saturation = Saturation(bounded_wrappers(model) if hooks else ())
         self._tower_of = tower_finder(model.get_base_model())
-        # Of the first monitored step and the last one.
+        self._saturation = Saturation(bounded_wrappers(model) if hooks else ())
+        # Of the first measured step and the last one.
         self._shares: list[Mapping[str, float]] = []
+        self._before: dict[str, Tensor] = {}
+        self._gradients: dict[str, float] = {}
 
     def begin(self) -> None:
         """Prepare for a step, before its forward pass."""
-        self.active = bool(self.tensors.trained.named)
+        self.active = bool(self.tensors.named)
         if self.active:
-            self.tensors.begin()
+            self._before = sample(self.tensors.named)
             self._saturation.begin()
 
     def gradients(self) -> tuple[str, ...]:
         """Measure the gradients, before the optimizer's step; return the tensors whose gradient is nonfinite."""
         self._shares = [*self._shares[:1], self._saturation.end()]
-        return self.tensors.gradients()
+        self._gradients = self.tensors.norms({name: p.grad for name, p in self.tensors.named.items()})
+        return nonfinite(self._gradients)
 
     def end(self, step: int, *, learns: bool) -> tuple[str, ...]:
-        """Measure the step, after the optimizer's; return the nonfinite tensors. See :meth:`TensorStats.end`."""
-        self.active = False
-        stats, nonfinite = self.tensors.end(step, learns=learns)
-        self.steps.append(replace(stats, saturation=self._by_tower(self._shares[-1])))
-        return nonfinite
+        """Measure the step, after the optimizer's; return the nonfinite tensors.
+
+        Args:
+            step: the optimizer step, from 1.
+            learns: whether the learning rate was above zero.
+        """
+        weights = self.tensors.norms(self.tensors.named)
+        changes = self.tensors.norms(changes_since(self._before, self.tensors.named))
+        self.active, self._before = False, {}
+        if learns:
+            self.activity.record(self._gradients, weights, changes)
+        whole, changed = self.tensors.by_tower(weights), self.tensors.by_tower(changes)
+        update = {tower: changed[tower] / size for tower, size in whole.items() if size and tower in changed}
+        gradient, saturation = self.tensors.by_tower(self._gradients), self._by_tower(self._shares[-1])
+        self.steps.append(StepStats(step, gradient, update, saturation))
+        return nonfinite(weights)
 
     def stop(self) -> None:
         """Remove all hooks, wherever the run was."""
@@ -72,7 +99,7 @@ class StepMonitor:
 
     @property
     def grown_saturation(self) -> dict[str, float]:
-        """Wrapper -> by how much its clamped share has grown since the first monitored step."""
+        """Wrapper -> by how much its clamped share has grown since the first measured step."""
         if len(self._shares) < 2:
             return {}
         first, last = self._shares

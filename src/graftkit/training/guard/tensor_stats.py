@@ -1,4 +1,4 @@
-"""Gradients, weights and updates of the tensors that are trained, measured on single steps."""
+"""Norms and changes of the tensors that are trained, and which of them show any sign of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from graftkit.modeling.sharding import is_sharded
 from graftkit.modeling.unwrapping import name_in_base
 from graftkit.surveying.towers import tower_finder
 from graftkit.training.distributed.collectives import sum_over_processes
-from graftkit.training.guard.step_stats import StepStats
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -22,15 +21,15 @@ _SAMPLE = 4096
 
 
 @dataclass(frozen=True)
-class TrainedTensors:
-    """The tensors that require a gradient, by name, and the tower of each."""
+class TensorStats:
+    """Norms of the tensors that require a gradient, by name and by tower."""
 
     named: Mapping[str, nn.Parameter]
     towers: Mapping[str, str]
     sharded: bool
 
     @classmethod
-    def of(cls, model: PeftModel) -> TrainedTensors:
+    def of(cls, model: PeftModel) -> TensorStats:
         tower_of = tower_finder(model.get_base_model())
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         return cls(named, {name: tower_of(name_in_base(name)) for name in named}, is_sharded(model))
@@ -88,23 +87,18 @@ def _local(tensor: Tensor) -> Tensor:
     return local.to_local() if hasattr(local, "to_local") else local
 
 
-@dataclass(frozen=True)
-class TensorSample:
-    """Some elements of every tensor, as they were at one moment."""
+def sample(named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return some elements of every tensor, in float32."""
+    return {name: _sampled(parameter) for name, parameter in named.items()}
 
-    values: Mapping[str, Tensor]
 
-    @classmethod
-    def of(cls, named: Mapping[str, nn.Parameter]) -> TensorSample:
-        return cls({name: _sampled(parameter) for name, parameter in named.items()})
+def changes_since(before: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the change of the sampled elements, scaled to the norm of the full tensor's change."""
+    return {name: _scaled(_sampled(named[name]) - was, named[name]) for name, was in before.items()}
 
-    def changes(self, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Return the change of each tensor's elements since, scaled to the norm of the full tensor's change."""
-        return {name: self._change(name, parameter) for name, parameter in named.items()}
 
-    def _change(self, name: str, parameter: nn.Parameter) -> Tensor:
-        before = self.values[name]
-        return (_sampled(parameter) - before) * math.sqrt(_local(parameter).numel() / max(1, before.numel()))
+def _scaled(change: Tensor, parameter: Tensor) -> Tensor:
+    return change * math.sqrt(_local(parameter).numel() / max(1, change.numel()))
 
 
 def _sampled(parameter: Tensor) -> Tensor:
@@ -152,41 +146,3 @@ class TensorActivity:
     def nothing_changes(self) -> bool:
         """Whether there are gradients, and no tensor was changed."""
         return bool(self.with_gradient) and not self.changed
-
-
-class TensorStats:
-    """Measures the trained tensors on single steps; between them it costs nothing."""
-
-    def __init__(self, model: PeftModel) -> None:
-        self.trained = TrainedTensors.of(model)
-        named = self.trained.named
-        start = self.trained.norms(named)
-        self.activity = TensorActivity(tuple(named), frozenset(name for name, norm in start.items() if not norm))
-        self._before: TensorSample | None = None
-        self._gradients: dict[str, float] = {}
-
-    def begin(self) -> None:
-        """Sample the tensors, before the step's forward pass."""
-        self._before = TensorSample.of(self.trained.named)
-
-    def gradients(self) -> tuple[str, ...]:
-        """Measure the gradients, before the optimizer's step; return the tensors whose gradient is nonfinite."""
-        self._gradients = self.trained.norms({name: p.grad for name, p in self.trained.named.items()})
-        return nonfinite(self._gradients)
-
-    def end(self, step: int, *, learns: bool) -> tuple[StepStats, tuple[str, ...]]:
-        """Measure the step, after the optimizer's; return its figures and the nonfinite tensors.
-
-        Args:
-            step: the optimizer step, from 1.
-            learns: whether the learning rate was above zero.
-        """
-        assert self._before is not None
-        weights = self.trained.norms(self.trained.named)
-        changes = self.trained.norms(self._before.changes(self.trained.named))
-        self._before = None
-        if learns:
-            self.activity.record(self._gradients, weights, changes)
-        whole, changed = self.trained.by_tower(weights), self.trained.by_tower(changes)
-        update = {tower: changed[tower] / size for tower, size in whole.items() if size and tower in changed}
-        return StepStats(step, self.trained.by_tower(self._gradients), update), nonfinite(weights)

@@ -86,7 +86,7 @@ def _shards_are_measured_as_the_whole(rank: int, folder: Path) -> None:
     for one, other in zip(expected.steps, seen.steps, strict=True):
         assert other.gradient == pytest.approx(one.gradient, rel=1e-5)
         assert other.update == pytest.approx(one.update, rel=1e-5)
-    assert seen.tensors.activity.untrained == ()
+    assert seen.activity.untrained == ()
     full = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in sharded.state_dict().items()}
     if rank == 0:
         _saved_shards(sharded, full, folder)

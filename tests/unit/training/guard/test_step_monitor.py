@@ -16,13 +16,7 @@ from graftkit.modeling.bounded_wrappers import BoundedWrapper
 from graftkit.training.guard.saturation import Saturation
 from graftkit.training.guard.step_monitor import StepMonitor
 from graftkit.training.guard.step_stats import StepStats, curves_of
-from graftkit.training.guard.tensor_stats import (
-    TensorActivity,
-    TensorSample,
-    TensorStats,
-    TrainedTensors,
-    nonfinite,
-)
+from graftkit.training.guard.tensor_stats import TensorActivity, TensorStats, changes_since, nonfinite, sample
 
 TwinOf = Callable[[str], nn.Module]
 
@@ -34,7 +28,7 @@ def adapted(twin_of: TwinOf) -> nn.Module:
 
 
 def test_norms_are_those_of_each_tensor_in_float32(adapted: nn.Module) -> None:
-    tensors = TrainedTensors.of(adapted)
+    tensors = TensorStats.of(adapted)
     large = {name: torch.full_like(p, 60_000.0, dtype=torch.float16) for name, p in tensors.named.items()}
     norms = tensors.norms(large)
     assert norms == pytest.approx({name: float(t.float().norm()) for name, t in large.items()})
@@ -43,33 +37,35 @@ def test_norms_are_those_of_each_tensor_in_float32(adapted: nn.Module) -> None:
 
 
 def test_a_tensor_that_is_not_finite_is_named(adapted: nn.Module) -> None:
-    stats = TensorStats(adapted)
-    name = list(stats.trained.named)[3]
-    for parameter in stats.trained.named.values():
+    monitor = StepMonitor(adapted)
+    name = list(monitor.tensors.named)[3]
+    for parameter in monitor.tensors.named.values():
         parameter.grad = torch.zeros_like(parameter)
-    stats.trained.named[name].grad[0, 0] = float("inf")
-    assert stats.gradients() == (name,)
+    monitor.tensors.named[name].grad[0, 0] = float("inf")
+    monitor.begin()
+    assert monitor.gradients() == (name,)
 
 
 def test_an_update_is_measured_against_the_weights(adapted: nn.Module) -> None:
-    stats = TensorStats(adapted)
-    stats.begin()
+    monitor = StepMonitor(adapted)
+    monitor.begin()
+    monitor.gradients()
     with torch.no_grad():
-        for parameter in stats.trained.named.values():
+        for parameter in monitor.tensors.named.values():
             parameter.mul_(1.01)
-    step, found = stats.end(1, learns=True)
-    assert found == ()
-    assert step.update["language"] == pytest.approx(0.01 / 1.01, rel=1e-4)
+    assert monitor.end(1, learns=True) == ()
+    assert monitor.steps[0].update["language"] == pytest.approx(0.01 / 1.01, rel=1e-4)
 
 
 def test_the_change_of_a_large_tensor_is_estimated_from_a_sample() -> None:
     wide = nn.Parameter(torch.randn(50, 1001))
-    tensors = TrainedTensors({"wide": wide}, {"wide": "language"}, sharded=False)
-    before, change = TensorSample.of(tensors.named), torch.randn_like(wide) * 0.1
-    assert before.values["wide"].numel() < wide.numel() / 10
+    tensors = TensorStats({"wide": wide}, {"wide": "language"}, sharded=False)
+    before, change = sample(tensors.named), torch.randn_like(wide) * 0.1
+    assert before["wide"].numel() < wide.numel() / 10
     with torch.no_grad():
         wide.add_(change)
-    assert tensors.norms(before.changes(tensors.named))["wide"] == pytest.approx(float(change.norm()), rel=0.05)
+    norms = tensors.norms(changes_since(before, tensors.named))
+    assert norms["wide"] == pytest.approx(float(change.norm()), rel=0.05)
 
 
 def activity(*steps: tuple[dict[str, float], dict[str, float], dict[str, float]]) -> TensorActivity:
