@@ -74,36 +74,13 @@ def train(
     base = load_base(recipe, data.modalities, trust_remote_code=trust_remote_code)
     check_attachable(base)
     on_progress(Progress("preparing the trainer", 2, 3))
-    inputs = TrainerInputs(recipe, base, data, args, callbacks)
-    return train_loaded(inputs, checkpoint, started=started)
-
-
-def train_loaded(
-    inputs: TrainerInputs, checkpoint: Path | None = None, *, started: float | None = None
-) -> TrainingResult:
-    """Train what is loaded already, guarded, and read back what was saved.
-
-    Args:
-        checkpoint: a complete one to continue from; None to begin.
-        started: when the run began, by ``time.monotonic``; None for now.
-
-    Raises:
-        TrainingError: as :func:`train`.
-    """
-    run = _Run.prepare(inputs, time.monotonic() if started is None else started)
+    run = _Run.prepare(TrainerInputs(recipe, base, data, args, callbacks), started)
     check_parallelism(run.trainer)
-    if inputs.base.plan is not None:
-        hold_to_plan(run.trainer.model, inputs.base.plan)
-    try:
-        train_from(run.trainer, checkpoint)
-    except TrainingError:
-        run.write_report(run.result({}, run.guard.report))
-        raise
-    finally:
-        run.interrupt.restore()
+    if base.plan is not None:
+        hold_to_plan(run.trainer.model, base.plan)
+    run.train(checkpoint)
     save_full_adapter(run.trainer, run.folder)
-    metrics = run.evaluate()
-    result = run.result(metrics, Report((*run.guard.report, *run.check_saved())))
+    result = run.result(run.evaluate(), Report((*run.guard.report, *run.check_saved())))
     run.write_report(result)
     # A launcher that sees one process end may end the others.
     run.trainer.accelerator.wait_for_everyone()
@@ -130,6 +107,16 @@ class _Run:
         interrupt = SaveOnInterrupt()
         trainer = _make_trainer(replace(inputs, callbacks=(guard, interrupt, *inputs.callbacks)))
         return cls(inputs, trainer, guard, interrupt, started)
+
+    def train(self, checkpoint: Path | None) -> None:
+        """Train to the end; the report of a run that was stopped says why."""
+        try:
+            train_from(self.trainer, checkpoint)
+        except TrainingError:
+            self.write_report(self.result({}, self.guard.report))
+            raise
+        finally:
+            self.interrupt.restore()
 
     @property
     def folder(self) -> Path:

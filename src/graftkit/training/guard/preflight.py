@@ -20,6 +20,7 @@ from graftkit.modeling.sharding import is_sharded
 from graftkit.planning.config.build import config_dict
 from graftkit.planning.plan import Plan
 from graftkit.recipes.settings import CheckSettings
+from graftkit.recipes.trainers import TrainerName
 from graftkit.recipes.training import Training
 from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sites import ModelMap
@@ -50,7 +51,6 @@ SUPPLIED = (
 # one. They do not depend on the data, and `verify` runs them, on the model or on its twin.
 LEFT_TO_VERIFY = frozenset({"GK115", "GK508", "GK601", "GK607"})
 _MAX_ROWS = 8
-_TRAINERS = ("sft", "dpo", "grpo")
 _MODALITIES = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
 
 
@@ -125,11 +125,11 @@ def _model_map(model: PeftModel, plan: Plan | None) -> ModelMap | None:
 
 def _training(model: PeftModel, args: Any) -> Training:
     """Return the trainer's settings. How activations are recomputed, the rules ask the live model."""
-    kinds = [kind.__name__.lower().removesuffix("config") for kind in type(args).__mro__]
+    classes = {kind.__name__ for kind in type(args).__mro__}
     # Set both by the argument `deepspeed` and by accelerate's own configuration.
     deepspeed = getattr(args, "deepspeed_plugin", None)
     return Training(
-        trainer=next((kind for kind in kinds if kind in _TRAINERS), "sft"),
+        trainer=next((name for name in TrainerName if name.config_class in classes), TrainerName.SFT),
         checkpointing=bool(args.activation_checkpointing),
         packing=bool(getattr(args, "packing", False) or getattr(args, "padding_free", False)),
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
