@@ -1,4 +1,4 @@
-"""What a check reports: Severity, Source, Finding and the Report that holds them."""
+"""What a check reports: Severity, Source, Fix, Finding and Report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 
 class Severity(StrEnum):
-    """How much a finding matters. ``UNKNOWN`` means the check could not establish its fact: never "ok"."""
+    """How much a finding matters. ``UNKNOWN`` means that the check could not decide; it never counts as "ok"."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -23,7 +23,7 @@ class Severity(StrEnum):
 
 
 class Source(StrEnum):
-    """Where the fact comes from."""
+    """Where a finding comes from."""
 
     PROBE = "probe"
     INTROSPECTION = "introspection"
@@ -33,7 +33,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True)
 class Fix:
-    """A mechanical change to a file that mends what was found.
+    """A mechanical change to a file that fixes a finding.
 
     Attributes:
         file: "recipe", or "adapter" for the configuration of a saved adapter.
@@ -55,21 +55,17 @@ class Fix:
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact that a check established, or could not.
+    """The result of one check.
 
     Attributes:
-        code: the rule's code.
-        severity: how much it matters; ``OK`` records that the check ran and held.
-        title: the rule's title.
-        message: what was seen, in one sentence.
-        where: the site, key or option, or None for the whole model.
-        file: the file that says so, or None.
-        line: the line in it, from 1, or None.
-        help: the next step, or None.
-        evidence: the numbers behind the message.
-        source: where the fact comes from.
-        url: the rule's page, or None.
-        fix: a mechanical fix, or None.
+        code, title: those of the rule.
+        severity: ``OK`` records that the check ran and passed.
+        message: what was found, in one sentence.
+        where: the site, key or option; None for the whole model.
+        help: the next step.
+        evidence: the figures behind the message.
+        url: the rule's page.
+        file, line: where ``where`` is written, from line 1.
     """
 
     code: str
@@ -87,7 +83,7 @@ class Finding:
 
     @property
     def place(self) -> str | None:
-        """Where it is, for people: ``file:line`` with the key or site, or either of them."""
+        """``file:line`` with the key or site, or either of them."""
         file = f"{self.file}:{self.line}" if self.file and self.line else self.file
         return " ".join(part for part in (file, self.where) if part) or None
 
@@ -126,7 +122,7 @@ class Report:
 
     @property
     def summary(self) -> dict[str, int]:
-        """How many findings of each severity."""
+        """Severity -> number of findings."""
         counted = Counter(str(finding.severity) for finding in self.findings)
         return {str(severity): counted[str(severity)] for severity in Severity}
 
@@ -138,11 +134,11 @@ class Report:
 
     @property
     def proven(self) -> bool:
-        """Whether every check ran and held: no error, no warning and nothing unknown."""
+        """Whether every check ran and passed: no error, no warning and nothing unknown."""
         return all(f.severity in {Severity.OK, Severity.INFO} for f in self.findings)
 
     def at_or_above(self, level: Severity) -> bool:
-        """Whether any finding counts at ``level``; at "unknown" everything but "ok" does."""
+        """Check whether any finding counts at ``level``; at "unknown" all but "ok" do."""
         order = (Severity.ERROR, Severity.WARNING, Severity.INFO, Severity.UNKNOWN)
         counted = order[: order.index(level) + 1]
         return any(f.severity in counted for f in self.findings)

@@ -1,1 +1,1 @@
-"""Whether the installed packages can do what is asked for."""
+"""Whether the installed packages know the model and work together."""

@@ -23,7 +23,7 @@ def _check(context: CheckContext) -> Observation:
         return passed(f"transformers {installed} knows the model type {model_type}", model_type=model_type)
     if context.config.get("auto_map"):
         advice = "read the code, then pass trust_remote_code=True"
-        return info(f"the model type {model_type} comes with code of its own", where=model_type, help=advice)
+        return info(f"the model type {model_type} comes with its own code", where=model_type, help=advice)
     writer = _release(context.config)
     return failed(
         f"transformers {installed} does not know the model type {model_type}"
@@ -36,7 +36,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _release(config: Mapping[str, Any]) -> Version | None:
-    """The release that wrote the configuration: a development version became the release of its number."""
+    """Return the release that wrote the configuration; a development version counts as its release."""
     try:
         return Version(Version(str(config.get("transformers_version"))).base_version)
     except InvalidVersion:
@@ -49,7 +49,7 @@ def _advice(writer: Version | None, installed: str | None) -> str:
         return newest
     if writer > Version(installed):
         return f"pip install 'transformers>={writer}'"
-    return f"{newest}; the name may be misspelt, or the model's own code may be missing from it"
+    return f"{newest}; the name may be misspelled, or the model's own code may be missing"
 
 
 RULE = Rule(

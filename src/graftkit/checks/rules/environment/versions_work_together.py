@@ -1,4 +1,4 @@
-"""The installed versions must not be a combination that is known not to work."""
+"""The installed versions must not be a combination that is known to fail."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Combination:
     """Versions that do not work together.
 
     Attributes:
-        versions: package -> a PEP 440 specifier; the combination is met when every one of them is.
+        versions: package -> PEP 440 specifier; all of them must match.
         why: what goes wrong.
-        instead: the nearest versions that work, as pip takes them.
-        source: where it is known from.
+        instead: the nearest working version, as an argument of pip.
+        source: the thread or code that shows it.
     """
 
     versions: Mapping[str, str]
@@ -65,7 +65,7 @@ def _check(context: CheckContext) -> Observation:
     except InvalidVersion as error:
         return unknown(f"a version cannot be read: {error}")
     if not met:
-        return passed("no combination of versions that is known not to work", known=len(COMBINATIONS))
+        return passed("no combination of versions that is known to fail", known=len(COMBINATIONS))
     first = met[0]
     versions = ", ".join(f"{package} {context.environment[package]}" for package in first.versions)
     return failed(
@@ -77,7 +77,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _of_the_model(context: CheckContext) -> Iterable[Combination]:
-    """What the model's family needs, turned round."""
+    """Yield the versions that the model's family does not work with."""
     model_type = (context.given.config or {}).get("model_type")
     family = family_of(model_type) if isinstance(model_type, str) else None
     for need in family.requires if family is not None else ():
@@ -86,9 +86,9 @@ def _of_the_model(context: CheckContext) -> Iterable[Combination]:
 
 
 def _opposite(specifier: str) -> str:
-    """ ">=5.5.2" -> "<5.5.2": what families ask for is a least version."""
+    """Return the opposite of a minimum version: ">=5.5.2" -> "<5.5.2"."""
     if not specifier.startswith(">="):
-        raise ValueError(f"{specifier!r} is no least version")
+        raise ValueError(f"{specifier!r} is not a minimum version")
     return f"<{specifier.removeprefix('>=')}"
 
 
@@ -103,11 +103,11 @@ def _met(combination: Combination, environment: Mapping[str, str | None]) -> boo
 
 RULE = Rule(
     code="GK002",
-    title="the installed versions are no combination that is known not to work",
+    title="the installed versions are not a combination that is known to fail",
     severity=Severity.ERROR,
     needs=("environment",),
     check=_check,
-    why="some versions cannot be imported together, and others run and compute something else",
+    why="some versions cannot be imported together; others run and compute something else",
     example="A model whose layers share keys and values, on a transformers that needs the cache for that.",
     help="install the nearest versions that work",
     safety="Changing one package may change others: `pip install` says which, before it does.",

@@ -1,1 +1,1 @@
-"""What becomes of the experts of a mixture, and of layers that share their names."""
+"""Whether experts are adapted as meant, and layers that share their names."""

@@ -1,4 +1,4 @@
-"""Where PEFT takes names for experts, the plain linears of the same names must not be dropped."""
+"""Where PEFT takes names for experts, linears of the same names must not be dropped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RULE = Rule(
     check=_check,
     why=(
         "on some model types PEFT turns names such as `gate_proj` into the stacked experts, wherever they stand:"
-        " dense layers and shared experts of that name are then left alone, without a word"
+        " dense layers and shared experts of that name then get no adapter, and no warning"
     ),
     example="The usual seven names on a model whose first layers have a dense MLP: its linears get no adapter.",
     help="name the weights of those linears in target_parameters, beside the experts",

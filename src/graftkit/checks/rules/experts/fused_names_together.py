@@ -14,7 +14,7 @@ def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     refusal = next((refusal for refusal in resolved.refusals if refusal.kind is RefusalKind.FUSED), None)
     if refusal is None:
-        return passed("what PEFT fuses is named together")
+        return passed("names that PEFT fuses are named together")
     missing = _missing(resolved)
     return failed(
         refusal.why,
@@ -27,7 +27,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _missing(resolved: ResolvedTargets) -> list[str]:
-    """The other names of each parameter that the written names stand for in part."""
+    """Return the names that are missing beside those of the same fused parameter."""
     from peft.utils import transformers_weight_conversion as conversion
 
     pattern = conversion._MODEL_TO_CONVERSION_PATTERN[resolved.base.model.model_type]
@@ -50,7 +50,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why="the experts hold gate and up projection in one parameter: PEFT raises where only one of them is named",
+    why="gate and up projection are one parameter of the experts, and PEFT raises where one of them is named",
     example=(
         '`target_modules: ["q_proj", "gate_proj"]` on a mixture of experts: "Cannot convert PEFT target(s)'
         ' gate_proj without also targeting up_proj".'

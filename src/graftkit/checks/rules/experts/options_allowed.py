@@ -1,4 +1,4 @@
-"""Options that a bare parameter cannot take must not be used where experts are adapted."""
+"""Adapted experts must not get options that work on modules alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graftkit.planning.config.options import not_on_parameters
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     if not resolved.parameters:
-        return passed("no parameter is adapted, so every option can be used")
+        return passed("no parameter is adapted, so every option works")
     options = not_on_parameters(resolved.given)
     if not options:
         return passed(f"the options suit the {len(resolved.parameters)} adapted parameters")

@@ -1,4 +1,4 @@
-"""Experts that are stacked in one parameter must not be left out by names that cannot reach them."""
+"""Experts stacked in one parameter must not be left out by names of modules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _check(context: CheckContext) -> Observation:
     experts = [site for site in resolved.base if site.role == "expert" and site.kind == "parameter"]
     missed = [site for site in experts if site.path not in resolved.adapted]
     if any(refusal.kind is RefusalKind.FUSED for refusal in resolved.refusals):
-        return unknown("PEFT refuses the names that it fuses before it comes to the experts")
+        return unknown("PEFT refuses the fused names before it reaches the experts")
     if not missed:
         return passed(f"all {len(experts)} expert parameters are adapted" if experts else "there are none")
     share = sum(site.params for site in missed) / max(resolved.base.model.params, 1)
@@ -41,7 +41,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _asked(resolved: ResolvedTargets) -> bool:
-    """Whether the targets name the layers that experts are made of: "all-linear", or any part of an MLP."""
+    """Check whether the targets name what experts consist of: "all-linear", or a part of an MLP."""
     if resolved.is_all_linear:
         return True
     targets = (resolved.targets,) if isinstance(resolved.targets, str) else resolved.targets or ()
@@ -58,7 +58,7 @@ RULE = Rule(
     check=_check,
     why=(
         "stacked experts are one parameter each, which a list of module names never reaches: most of the model"
-        " stays as it is, and the loss goes down all the same"
+        " stays as it is, though the loss goes down"
     ),
     example=(
         'The usual seven names, or "all-linear", on a mixture of experts that PEFT does not rewrite: `gate_proj`'
@@ -66,8 +66,8 @@ RULE = Rule(
     ),
     help="add the experts to target_parameters; a plan with `targets: [all-linear, experts]` writes them",
     safety=(
-        "It adds a pair of matrices an expert, which takes memory, and dropout, DoRA and initializers that read"
-        " the weights have to go. Not every serving engine reads such adapters."
+        "It adds a pair of matrices an expert, which takes memory, and rules out dropout, DoRA and initializers"
+        " that read the weights. Not every serving engine reads such adapters."
     ),
     since="0.1.0",
     sources=(

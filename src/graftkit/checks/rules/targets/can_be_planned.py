@@ -1,4 +1,4 @@
-"""What the recipe asks for must be possible on the model, exactly."""
+"""The recipe's adapter must be possible on the model, exactly."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _stock(context: CheckContext) -> Observation:
-    """A stock configuration is not planned: PEFT takes its fields, or refuses them."""
+    """Check a stock configuration, which is not planned: PEFT accepts its fields, or refuses them."""
     if context.given.folder is not None or context.given.peft_config is None:
-        return unknown("a saved adapter's configuration is looked at, and not the recipe's")
+        return unknown("the configuration of a saved adapter is checked instead of the recipe's")
     resolved = ResolvedTargets(context.peft_config, context.base)
     key = "adapter.peft_config"
     if resolved.faults:
         return failed(f"the configuration cannot be used: {some(resolved.faults)}", key=key)
     if resolved.problems:
-        return unknown(f"what PEFT makes of it is not known: {some(resolved.problems)}")
+        return unknown(f"what PEFT does with it is not known: {some(resolved.problems)}")
     if resolved.ignored:
         name, near = next(iter(resolved.ignored.items()))
         advice = f"did you mean {near}?" if near else None
@@ -41,7 +41,7 @@ def _stock(context: CheckContext) -> Observation:
     if resolved.refusals:
         first = resolved.refusals[0]
         return failed(f"PEFT refuses {first.where}: {first.why}", key=key)
-    return passed("PEFT takes the stock configuration as it is")
+    return passed("PEFT accepts the stock configuration")
 
 
 RULE = Rule(
@@ -50,7 +50,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("recipe", "base"),
     check=_check,
-    why="a request that can be met in part only would train something else than what was meant",
+    why="a request that is met in part would train something else than intended",
     example='`targets: [q_proj, k_prj]`: "k_prj" names nothing on this model.',
     help="change the request as the message says; `graft plan MODEL` shows what a request means",
     safety="The plan says what is adapted before anything is loaded.",

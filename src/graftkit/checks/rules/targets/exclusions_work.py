@@ -1,4 +1,4 @@
-"""What is to be excluded must be excluded: PEFT compares list entries with the end of a path."""
+"""Entries of exclude_modules must exclude what they name: PEFT compares them with the end of a path."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     entries = resolved.given.get("exclude_modules")
     if not entries:
-        return passed("nothing is to be excluded")
+        return passed("exclude_modules is empty")
     excluded = len(resolved.before_exclusion) - len(resolved.modules)
     if isinstance(entries, str):
         if excluded:
             return passed(f"{excluded} targets are excluded", excluded=excluded)
         return info("the regular expression excludes none of the targets", where="exclude_modules")
     idle = _idle(entries, resolved.before_exclusion)
-    holding = {entry: _held_by(entry, resolved.modules) for entry in idle}
-    broken = {entry: held_by for entry, held_by in holding.items() if held_by}
+    inside = {entry: _inside(entry, resolved.modules) for entry in idle}
+    broken = {entry: paths for entry, paths in inside.items() if paths}
     if broken:
-        told = ", ".join(f"{entry} ({len(paths)})" for entry, paths in broken.items())
+        named = ", ".join(f"{entry} ({len(paths)})" for entry, paths in broken.items())
         return failed(
-            f"{len(broken)} entries exclude nothing, and the targets inside them are adapted: {told}",
+            f"{len(broken)} entries exclude nothing, and the targets inside them are adapted: {named}",
             where=next(iter(broken)),
             help="use a regular expression, which PEFT matches with the whole path",
             fix=config_fix(context, {"exclude_modules": _as_regex(entries, broken)}),
@@ -48,13 +48,13 @@ def _idle(entries: Iterable[str], targets: Iterable[str]) -> list[str]:
     return [entry for entry in entries if entry not in used]
 
 
-def _held_by(entry: str, modules: Iterable[str]) -> list[str]:
-    """The targets that lie inside a module of this name."""
+def _inside(entry: str, modules: Iterable[str]) -> list[str]:
+    """Return the targets inside a module of this name."""
     return [path for path in modules if f".{entry}." in f".{path}"]
 
 
 def _as_regex(entries: Iterable[str], containers: Iterable[str]) -> str:
-    """Everything inside the containers, and what the other entries end with."""
+    """Return an expression for everything inside the containers, and what ends with the other entries."""
     inside: list[str] = []
     at_end: list[str] = []
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Every target must be a layer that PEFT adapts: a wrapper around a linear is none."""
+"""Every target must be a layer that PEFT adapts, which a wrapper around a linear is not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graftkit.checks.probes.modality_inputs import is_fed
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
-# What else PEFT raises over; other rules speak of the rest.
+# Other rules report the other refusals.
 _OTHERS = frozenset({RefusalKind.CONFIG, RefusalKind.MODULE, RefusalKind.PARAMETER})
 
 
@@ -36,13 +36,13 @@ def _check(context: CheckContext) -> Observation:
         advice = "change the field it names" if in_config else "leave it out of the targets"
         return failed(f"PEFT refuses {other.where}: {other.why}", where=other.where, help=advice, key=key)
     named = len(resolved.modules) + len(resolved.parameters)
-    return passed(f"each of the {named} targets is something that PEFT adapts", targets=named)
+    return passed(f"PEFT adapts each of the {named} targets", targets=named)
 
 
 def _inner(context: CheckContext, resolved: ResolvedTargets) -> set[str]:
-    """The linears that are meant: a bare name means those of the towers that are fed, as it does in a plan.
+    """Return the intended linears: those of the towers that batches feed, as in a plan.
 
-    What a saved adapter names has been trained, and so has each layer that the targets name inside its wrapper.
+    All of them for a saved adapter, which has been trained, and where the targets also name linears in wrappers.
     """
     meant = {resolved.inner[path].path if path in resolved.inner else path for path in resolved.modules}
     if context.given.folder is not None or any(
@@ -61,14 +61,14 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why="`get_peft_model` raises over the first module it does not know, whether the batches ever use it or not",
+    why="`get_peft_model` raises over the first module it does not know, even if no batch uses it",
     example=(
         '`target_modules: ["q_proj"]` on a model whose vision tower keeps its linears inside wrappers: "Target '
         'module …(…) is not supported", for text-only training too.'
     ),
     help="name the linear inside the wrapper, or let `graft plan` write the targets",
     safety=(
-        "The wrapper's own forward stays around the adapter, so nothing the base computes changes. The fix adapts"
+        "The wrapper's forward stays around the adapter, so that the base computes the same. The fix adapts"
         " the named layers of the language model, and of the towers that the targets mention or the data feeds."
     ),
     since="0.1.0",

@@ -1,4 +1,4 @@
-"""Every name that is asked for must match something, in as many layers as the model has."""
+"""Every target name must match something, in most of the model's layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graftkit.surveying.roles import role_of
 from graftkit.text import some, suggest
 
 _NOTHING = frozenset({RefusalKind.NOTHING, RefusalKind.NO_DEFAULT})
-# Similar names are looked for among all of the model's: a list of thousands is no slip of the pen.
+# Suggestions are looked up among all names of the model, which is slow for a list of thousands.
 _MOST_ADVISED = 20
 
 
@@ -28,9 +28,9 @@ def _check(context: CheckContext) -> Observation:
     wanted = {name: why for name, why in unmatched.items() if why}
     if wanted:
         name, why = next(iter(wanted.items()))
-        message = f"{len(wanted)} of the names asked for match nothing, and PEFT says no word: {some(wanted)}"
+        message = f"{len(wanted)} of the target names match nothing, and PEFT does not warn: {some(wanted)}"
         return failed(message, where=name, help=why, key=_key(context), unmatched=len(wanted))
-    # A plan was told which sites are meant, and lists the layers it reaches.
+    # A plan chooses its sites, and reports the layers it covers.
     thin = _thin(context, resolved) if context.given.plan is None else None
     if thin is not None:
         message = f"only {thin.reached} of {thin.layers} layers in the {thin.tower} tower carry an adapter"
@@ -40,7 +40,7 @@ def _check(context: CheckContext) -> Observation:
     if unmatched:
         message = f"{some(unmatched)} match nothing, and no linear of their kind is left without an adapter"
         return info(message, unmatched=len(unmatched))
-    return passed("every name that is asked for matches")
+    return passed("every target name matches")
 
 
 def _key(context: CheckContext) -> str | None:
@@ -48,7 +48,7 @@ def _key(context: CheckContext) -> str | None:
 
 
 def _unmatched(resolved: ResolvedTargets) -> dict[str, str]:
-    """Name -> what to do about it; an empty text for one that this model does not need."""
+    """Return name -> what to do about it; an empty text for a name that this model does not need."""
     names = [] if resolved.is_all_linear else [name for name, hit in resolved.named.items() if not hit]
     names = [name for name in names if name not in resolved.rewritten]
     found = {name: _advice(resolved, name) for name in names[:_MOST_ADVISED]}
@@ -59,7 +59,7 @@ def _unmatched(resolved: ResolvedTargets) -> dict[str, str]:
 
 
 def _empty_layers(resolved: ResolvedTargets) -> list[int]:
-    """Entries of ``layers_to_transform`` that no target is in."""
+    """Return the entries of ``layers_to_transform`` that have no target."""
     given = resolved.given.get("layers_to_transform")
     asked = [given] if isinstance(given, int) else given or []
     numbers = {int(part) for path in resolved.modules for part in path.split(".") if part.isdecimal()}
@@ -67,19 +67,19 @@ def _empty_layers(resolved: ResolvedTargets) -> list[int]:
 
 
 def _advice(resolved: ResolvedTargets, name: str) -> str:
-    """What may have been meant; nothing for a name from other families whose layers are adapted anyway."""
+    """Return a suggestion; an empty text for another family's name of layers that are adapted anyway."""
     area = role_of((name,), "linear").partition(".")[0]
     if area == "other":
         leaves = dict.fromkeys(path.rpartition(".")[2] for path in resolved.base.module_paths)
         return suggest(name[:LONGEST_NAME], leaves) or "no module has this name: leave it out"
     fed = always_fed(resolved.base)
     left = [s for s in resolved.base if s.is_linear and s.tower in fed and s.role.partition(".")[0] == area]
-    spelled = {s.names[-1].rpartition(".")[2]: s for s in left if s.path not in resolved.adapted}
-    return f"this model has {some(spelled)} there" if spelled else ""
+    unused = {s.names[-1].rpartition(".")[2]: s for s in left if s.path not in resolved.adapted}
+    return f"this model has {some(unused)} there" if unused else ""
 
 
 def _thin(context: CheckContext, resolved: ResolvedTargets) -> LayerReach | None:
-    """The first tower in which fewer layers carry an adapter than the limit, though no layer was singled out."""
+    """Return the first tower with adapters in fewer layers than the limit, where no layers were chosen."""
     text = resolved.targets if isinstance(resolved.targets, str) else " ".join(resolved.targets or ())
     if any(part.isdigit() for part in text.replace("\\", ".").split(".")) or "layers_to_transform" in _set(
         resolved
@@ -97,11 +97,11 @@ def _set(resolved: ResolvedTargets) -> set[str]:
 
 RULE = Rule(
     code="GK107",
-    title="every name that is asked for matches, in most layers",
+    title="every target name matches, in most layers",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why="PEFT raises only when nothing at all matches: of seven names, six may name nothing, and training goes on",
+    why="PEFT raises only where nothing matches: six of seven names may match nothing, and training goes on",
     example=(
         "The usual attention names on a hybrid of state-space and attention layers: 4 of 56 layers are adapted,"
         " and the loss of a preference run stays at ln 2."

@@ -1,4 +1,4 @@
-"""A name must not reach layers of another kind that happen to be called the same."""
+"""A target name must not match layers of another kind that have the same name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from graftkit.text import some
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     if context.given.plan is not None:
-        return passed("the plan chose each layer by itself, and wrote the names that match them")
+        return passed("the plan wrote names that match its layers exactly")
     if not isinstance(resolved.targets, tuple):
-        return passed("the targets are no list of names")
+        return passed("the targets are not a list of names")
     by_path = {site.path: site for site in resolved.sites}
     for name, paths in resolved.named.items():
         foreign = _foreign(name, [by_path[path] for path in paths if path in by_path])
@@ -36,7 +36,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _foreign(name: str, sites: list[Site]) -> list[Site]:
-    """The sites in whose part of a layer this name usually does not stand, where others are in the usual one."""
+    """Return sites of a kind that this name does not usually name, in towers that have the usual kind as well."""
     usual = role_of((name.rpartition(".")[2],), "linear").partition(".")[0]
     kinds: dict[tuple[str, str], list[Site]] = defaultdict(list)
     for site in sites:
@@ -57,7 +57,7 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("peft_config", "base"),
     check=_check,
-    why="a name is matched wherever it stands: an MLP's `gate_proj` may also be a part of the attention",
+    why="PEFT matches a name anywhere: an MLP's `gate_proj` may also be a part of the attention",
     example="`gate_proj` on a model whose attention compresses its cache with a linear of that name.",
     help="name the layer with its parent",
     safety="The layers of the other kind are then no longer trained.",

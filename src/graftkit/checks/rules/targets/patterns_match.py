@@ -26,18 +26,18 @@ def _check(context: CheckContext) -> Observation:
         return passed(f"each of the {count} keys matches an adapted layer" if count else "there are no patterns")
     name, keys = next(iter(wrong.items()))
     used = resolved.fields.get(_PATTERNS[name])
-    mends = {n: _rekeyed(resolved, n, k) for n, k in wrong.items()}
+    rekeyed = {n: _rekeyed(resolved, n, k) for n, k in wrong.items()}
     return failed(
         f"{len(keys)} keys of {name} match no adapted layer: {some(keys)}; {_PATTERNS[name]}={used} is used there",
         where=keys[0],
-        fix=config_fix(context, mends) if all(mends.values()) else None,
+        fix=config_fix(context, rekeyed) if all(rekeyed.values()) else None,
         key=recipe_key(context, name),
         unmatched=sum(map(len, wrong.values())),
     )
 
 
 def _rekeyed(resolved: ResolvedTargets, name: str, idle: list[str]) -> dict[str, Any] | None:
-    """The pattern with the keys that a user's name means, where it means an adapted layer at all."""
+    """Return the pattern with keys that match the meant layers; None where a key means no adapted layer."""
     pattern: Mapping[str, Any] = resolved.given[name]
     keyed: dict[str, Any] = {}
     for key, value in pattern.items():
@@ -60,7 +60,7 @@ RULE = Rule(
     why="PEFT uses the default rank and alpha where no key matches, with a warning at most",
     example='`rank_pattern: {"q_proj": 4}` where the adapted layers are called `q_proj.linear`: rank 8 is used.',
     help="write the key as the end of the adapted layer's path",
-    safety="The fix keeps every value and writes keys that match the meant layers alone.",
+    safety="The fix keeps every value and writes keys that match the intended layers alone.",
     since="0.1.0",
     sources=("peft: utils.other.get_pattern_key", "peft: tuners.tuners_utils.BaseTuner.inject_adapter"),
     source=Source.INTROSPECTION,

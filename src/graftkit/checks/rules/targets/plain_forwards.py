@@ -14,7 +14,7 @@ def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     strange = [site for site in resolved.sites if site.obstacle is Obstacle.OWN_FORWARD]
     if not strange:
-        return passed(f"none of the {len(resolved.sites)} adapted layers has a forward of its own")
+        return passed(f"none of the {len(resolved.sites)} adapted layers has its own forward")
     left_out = {site.path for site in strange}
     return failed(
         f"{len(strange)} adapted layers: {strange[0].reason}: {some(site.path for site in strange)}",
@@ -27,7 +27,7 @@ def _check(context: CheckContext) -> Observation:
 
 RULE = Rule(
     code="GK108",
-    title="no adapter is on a layer with a forward of its own",
+    title="no adapter is on a layer with its own forward",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,

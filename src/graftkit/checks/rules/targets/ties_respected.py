@@ -1,4 +1,4 @@
-"""No adapter may sit on a weight that another module shares."""
+"""No adapter may be on a weight that another module shares."""
 
 from __future__ import annotations
 

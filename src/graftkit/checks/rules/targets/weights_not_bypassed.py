@@ -1,4 +1,4 @@
-"""No adapter may sit on a layer whose weight the model reads past the layer."""
+"""No adapter may be on a layer whose weight the model reads without calling the layer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def _check(context: CheckContext) -> Observation:
     ignored = {site.path: site.reason or "" for site in resolved.sites if site.obstacle is Obstacle.BYPASSED}
     bad = {**refused, **ignored}
     if not bad:
-        return passed(f"every weight of the {len(resolved.sites)} adapted layers is read through its layer")
+        return passed(f"the model calls each of the {len(resolved.sites)} adapted layers")
     first = next(iter(bad))
-    verdict = "PEFT refuses them" if refused else "what is trained there has no effect, or not always"
+    verdict = "PEFT refuses them" if refused else "what is trained there has no effect, or only sometimes"
     return failed(
-        f"{len(bad)} targets are read past their layer, and {verdict}: {bad[first]}: {some(bad)}",
+        f"the model reads the weights of {len(bad)} targets without calling them, and {verdict}: {bad[first]}:"
+        f" {some(bad)}",
         where=first,
         fix=retargeted(context, (path for path in resolved.modules if path not in bad)),
         key=recipe_key(context, "target_modules"),
@@ -31,13 +32,13 @@ def _check(context: CheckContext) -> Observation:
 
 RULE = Rule(
     code="GK110",
-    title="no adapter is on a weight that the model reads past its layer",
+    title="no adapter is on a layer whose weight the model reads without calling it",
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
     why=(
-        "a fused kernel, or the model itself, takes the layer's weight and leaves the layer out: the adapter gets"
-        " no gradient, or works in one mode and not in the other"
+        "a fused kernel, or the model, reads the layer's weight without calling the layer: the adapter gets no"
+        " gradient, or works in one mode and not in the other"
     ),
     example="`out_proj` or `conv1d` of a state-space mixer, whose fused kernel is handed the weights.",
     help="leave it out of the targets",

@@ -1,4 +1,4 @@
-"""Adapters must land in the towers that were meant, and on no router that nobody named."""
+"""Adapters must be in the intended towers alone, and on no router that was not named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _check(context: CheckContext) -> Observation:
         return passed(f"all {len(resolved.sites)} adapters are where they were asked for", **figures)
     counted = Counter("routers" if site.role == "router" else site.tower for site in stray)
     places = ", ".join(f"{number} in {place}" for place, number in counted.most_common())
-    message = f"{len(stray)} of {len(resolved.sites)} adapters are where nobody asked for them: {places}"
+    message = f"{len(stray)} of {len(resolved.sites)} adapters are where none were asked for: {places}"
     fed = [site for site in stray if _is_fed(context, resolved.base, site)]
     if context.given.plan is None and len(fed) == len(stray):
         return info(message, where=stray[0].path, help="the batches feed them; leave them out to save", **figures)
@@ -42,9 +42,9 @@ def _unplanned(context: CheckContext, resolved: ResolvedTargets) -> list[Site]:
 
 
 def _unasked(context: CheckContext, resolved: ResolvedTargets) -> list[Site]:
-    """Adapted sites in towers that no target mentions or no batch feeds, and routers that no target names.
+    """Return adapted sites in towers that no target mentions or no batch feeds, and routers that no target names.
 
-    Where PEFT rewrites targets it keeps their last names alone, so that a regular expression loses its scope.
+    Where PEFT rewrites targets it keeps only their last names, so that a regular expression loses its scope.
     """
     usual = always_fed(resolved.base) | resolved.mentioned
     if _knows(context):
@@ -72,9 +72,9 @@ def _batches_feed(context: CheckContext, base: ModelMap, tower: str) -> bool:
 
 
 def _is_fed(context: CheckContext, base: ModelMap, site: Site) -> bool:
-    """Whether it lies in a further tower, and the batches are known to feed that."""
-    further = site.role != "router" and site.tower not in always_fed(base)
-    return further and _batches_feed(context, base, site.tower)
+    """Check whether a site is in an additional tower that the batches are known to feed."""
+    additional = site.role != "router" and site.tower not in always_fed(base)
+    return additional and _batches_feed(context, base, site.tower)
 
 
 def _without(resolved: ResolvedTargets, stray: list[Site]) -> list[str]:
@@ -90,14 +90,14 @@ RULE = Rule(
     check=_check,
     why=(
         "adapters in a tower that no batch feeds cost memory and train nothing, and under DDP they stop the run;"
-        " adapters on a router change which experts work at all"
+        " adapters on a router change which experts are used"
     ),
     example=(
-        '`target_modules: "all-linear"` on a model that also sees and hears: 41 of 92 adapters are in the vision'
-        ' and audio towers. `["q_proj.linear"]` names the wrapped towers, and nothing of the language model.'
+        '`target_modules: "all-linear"` on a model with vision and audio: 41 of 92 adapters are in the vision'
+        ' and audio towers. `["q_proj.linear"]` names layers of the wrapped towers alone.'
     ),
-    help="name the towers that are meant, in `target_modules` or as the scope of a plan",
-    safety="Leaving a tower out changes what is trained: where batches feed it, it may have been meant.",
+    help="name the intended towers, in `target_modules` or as the scope of a plan",
+    safety="Leaving a tower out changes what is trained: where batches feed it, it may be intended.",
     since="0.1.0",
     sources=(
         "https://github.com/huggingface/trl/issues/6617",
