@@ -1,4 +1,4 @@
-"""A recipe is run on the twin as far as its first batch, and what its settings would break is found."""
+"""A recipe is run on the twin up to its first batch, which shows what its settings would break."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_a_quantized_base_is_rehearsed_quantized(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule_passes("GK508")
-def test_gk508_passes_on_ia3_over_a_packed_base(tmp_path: Path) -> None:
-    """IA3 refuses to take its layers off such a base; loading what it saved works."""
+def test_gk508_passes_on_ia3_over_a_quantized_base(tmp_path: Path) -> None:
+    """IA3 refuses to unload such a base; loading the saved adapter works."""
     pytest.importorskip("bitsandbytes")
     found = rehearsed(tmp_path, "model: llama\nadapter: {method: ia3}\nquantization: 4bit\n")
     assert found["GK508"].severity is Severity.OK, found["GK508"].message

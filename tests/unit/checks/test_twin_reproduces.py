@@ -1,4 +1,4 @@
-"""A twin shows, on a laptop and without the weights, what the settings would do to the real model."""
+"""A twin shows what settings would do to the real model, without its weights."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_k_bit_preparation_gives_wrong_gradients(
     batch = gk.example_batch(e2b)
     e2b.save_pretrained(tmp_path)
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-    packed = AutoModelForImageTextToText.from_pretrained(
+    quantized = AutoModelForImageTextToText.from_pretrained(
         tmp_path, quantization_config=four_bit, device_map="cpu", dtype=torch.float32
     )
-    model = adapted(prepare_model_for_kbit_training(packed, **options))
+    model = adapted(prepare_model_for_kbit_training(quantized, **options))
     found = seen("GK202", model=model, batch=batch)
     assert found.severity is verdict, found.message
     assert found.evidence["re-entrant"]["worst_cosine"] < 0.95
@@ -93,7 +93,7 @@ PACKED = Training(packing=True)
     ],
 )
 def test_packed_samples_leak_in_a_hybrid(name: str, layers: list[str] | None) -> None:
-    """Told by the boundaries, a model keeps them apart, refuses them, or reads past them; untold, it leaks."""
+    """Without the boundaries of samples, state leaks from one into the next."""
     twin = gk.twin(name, overrides={"layer_types": layers, "num_hidden_layers": 2} if layers else None)
     found = seen("GK205", model=adapted(twin), training=PACKED)
     assert found.severity is ERROR

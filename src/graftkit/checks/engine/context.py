@@ -165,7 +165,8 @@ class CheckContext:
 
         resolved = ResolvedTargets(self.peft_config, self.base)
         if resolved.problems:
-            raise UndecidableError(f"the configuration cannot be used: {some(resolved.problems)}")
+            message = f"the configuration cannot be used: {some(resolved.problems)}"
+            raise UndecidableError(message, problems=len(resolved.problems))
         return resolved
 
     @cached_property

@@ -76,7 +76,11 @@ def _placed(finding: Finding, seen: Observation, context: CheckContext) -> Findi
 
 
 def _crashed(error: Exception) -> Observation:
-    return unknown(f"the check could not finish: {named(error)}", help="GRAFT_DEBUG=1 shows where it stopped")
+    return unknown(
+        f"the check could not finish: {named(error)}",
+        help="GRAFT_DEBUG=1 shows where it stopped",
+        error=type(error).__name__,
+    )
 
 
 def given_severity(rule: Rule, settings: CheckSettings) -> Severity | None:

@@ -1,4 +1,4 @@
-"""Mechanical fixes are written to the file they are about, once, and the checks run again."""
+"""Fixes are written to their file, once, and the checks run again."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def packing_must_be_off(file: Path) -> Report:
     return Report((finding("GK205", Fix("recipe", {"args.packing": False})),) if on else ())
 
 
-def test_a_recipe_is_mended_and_looked_at_again(recipe: Path) -> None:
-    report, config_fix = fix_all(lambda: packing_must_be_off(recipe), recipe=recipe)
+def test_a_recipe_is_fixed_and_checked_again(recipe: Path) -> None:
+    report, applied = fix_all(lambda: packing_must_be_off(recipe), recipe=recipe)
     assert len(report) == 0
-    assert [f.code for f in config_fix] == ["GK205"]
+    assert [f.code for f in applied] == ["GK205"]
     assert recipe.read_text() == "model: x\nargs:\n  packing: false # faster\n  fp16: true\n"
 
 
@@ -47,9 +47,9 @@ def test_keys_are_removed(recipe: Path) -> None:
 
 def test_of_two_fixes_for_one_key_the_first_is_written(recipe: Path) -> None:
     one, other = (finding(code, Fix("recipe", {"args.packing": code})) for code in ("GK1", "GK2"))
-    _, config_fix = fix_all(lambda: Report((one, other)), recipe=recipe)
-    assert config_fix[0] is one
-    assert len(config_fix) == 2, "the other still stands in the next round"
+    _, applied = fix_all(lambda: Report((one, other)), recipe=recipe)
+    assert applied[0] is one
+    assert len(applied) == 2, "the other is still needed in the next round"
 
 
 def test_a_second_fix_for_a_key_is_not_written_where_the_first_has_helped(recipe: Path) -> None:
@@ -60,24 +60,24 @@ def test_a_second_fix_for_a_key_is_not_written_where_the_first_has_helped(recipe
     def check() -> Report:
         return Report(both if read_document(recipe).plain()["args"]["packing"] is True else ())
 
-    report, config_fix = fix_all(check, recipe=recipe)
-    assert (len(report), [f.code for f in config_fix]) == (0, ["GK1"])
+    report, applied = fix_all(check, recipe=recipe)
+    assert (len(report), [f.code for f in applied]) == (0, ["GK1"])
     assert read_document(recipe).plain()["args"]["packing"] is False
 
 
 def test_a_fix_that_does_not_help_ends(recipe: Path) -> None:
     standing = finding("GK1", Fix("recipe", {"args.packing": False}))
-    report, config_fix = fix_all(lambda: Report((standing,)), recipe=recipe)
-    assert (len(report), len(config_fix)) == (1, 1)
+    report, applied = fix_all(lambda: Report((standing,)), recipe=recipe)
+    assert (len(report), len(applied)) == (1, 1)
 
 
-def test_a_fix_for_a_file_that_is_not_there_is_left(recipe: Path) -> None:
+def test_a_fix_for_a_file_that_was_not_given_is_not_written(recipe: Path) -> None:
     standing = finding("GK507", Fix("adapter", {"target_modules": ["a"]}))
-    report, config_fix = fix_all(lambda: Report((standing,)), recipe=recipe)
-    assert (len(report), len(config_fix)) == (1, 0)
+    report, applied = fix_all(lambda: Report((standing,)), recipe=recipe)
+    assert (len(report), len(applied)) == (1, 0)
 
 
-def test_an_adapters_configuration_is_mended(tmp_path: Path) -> None:
+def test_an_adapters_configuration_is_fixed(tmp_path: Path) -> None:
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({"peft_type": "LORA", "target_modules": ["a"], "old": 1}))
     standing = finding("GK507", Fix("adapter", {"target_modules": ["a.linear"]}, ("old",)))
@@ -85,7 +85,7 @@ def test_an_adapters_configuration_is_mended(tmp_path: Path) -> None:
     assert json.loads(config.read_text()) == {"peft_type": "LORA", "target_modules": ["a.linear"]}
 
 
-def test_what_cannot_be_written_is_an_error_and_stays(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_is_unchanged(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = recipe.read_text()
 
     def full(*_: object, **__: object) -> None:

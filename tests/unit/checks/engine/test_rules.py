@@ -1,4 +1,4 @@
-"""The registry of rules holds together: codes, pages, and cases that show each rule can fail."""
+"""Rules have unique codes, complete pages, and cases in which they fail and pass."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules, check_settings
 from graftkit.errors import RecipeError
 from graftkit.findings import Severity
+from graftkit.progress import Progress
 from graftkit.recipes.recipe import read_recipe
 from graftkit.recipes.settings import CheckSettings
 
@@ -87,21 +88,35 @@ def _rule(check: object, needs: tuple[str, ...] = ()) -> Rule:
     )
 
 
-def _raise(_facts: CheckContext) -> None:
+def _raise(_context: CheckContext) -> None:
     raise ValueError("broken rule")
 
 
 def test_a_rule_that_raises_becomes_a_finding_and_the_run_goes_on() -> None:
     report = run([_rule(_raise), _rule(lambda _: passed("fine"))], CheckContext())
     assert [f.severity for f in report] == [Severity.UNKNOWN, Severity.OK]
-    assert "broken rule" in report.findings[0].message
+    assert report.findings[0].evidence == {"error": "ValueError"}
     assert not report.proven
 
 
-def test_a_rule_without_its_facts_is_unknown() -> None:
+def test_a_rule_without_its_inputs_is_unknown() -> None:
     report = run([_rule(lambda _: passed("fine"), needs=("model", "batch"))], CheckContext())
     assert report.findings[0].severity is Severity.UNKNOWN
-    assert "model, batch" in report.findings[0].message
+    assert report.findings[0].evidence == {"missing": ("model", "batch")}
+
+
+def test_an_input_that_a_rule_does_not_declare_is_unknown_where_it_is_missing() -> None:
+    rules = [_rule(lambda context: passed(context.model)), _rule(lambda context: passed(str(context.given.model)))]
+    unknown, known = run(rules, CheckContext())
+    assert (unknown.severity, unknown.evidence) == (Severity.UNKNOWN, {"missing": ("model",)})
+    assert known.severity is Severity.OK
+
+
+def test_progress_is_reported_before_each_rule() -> None:
+    steps: list[Progress] = []
+    run([_rule(lambda _: passed("fine"))] * 2, CheckContext(), on_progress=steps.append)
+    assert [(step.done, step.total) for step in steps] == [(0, 2), (1, 2)]
+    assert all(step.step.startswith("GK000") for step in steps)
 
 
 def test_a_failed_rule_has_its_own_severity_and_help() -> None:
@@ -129,14 +144,15 @@ def test_a_setting_has_a_default_that_the_user_may_replace() -> None:
     [
         pytest.param({"shares": 0.5}, id="no such setting"),
         pytest.param({"share": "much"}, id="another type"),
-        pytest.param({"share": True}, id="a truth value is no number"),
+        pytest.param({"share": True}, id="true for a number"),
         pytest.param({"severity": "fatal"}, id="no such severity"),
         pytest.param({"severity": "ok"}, id="a failure cannot be called ok"),
     ],
 )
-def test_a_setting_that_means_nothing_is_refused(given: dict[str, object]) -> None:
-    with pytest.raises(RecipeError, match="settings"):
+def test_an_invalid_setting_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(RecipeError) as caught:
         run([_limited()], CheckContext(settings=CheckSettings(rules={"GK000": given})))
+    assert (caught.value.code, caught.value.where) == ("settings", f"rules.GK000.{next(iter(given))}")
 
 
 def test_ignored_rules_do_not_run() -> None:
@@ -151,15 +167,17 @@ def test_only_rules_that_a_command_can_decide_are_run() -> None:
 @pytest.mark.parametrize("name", ["GK999", "GX", "gk1"])
 def test_settings_for_what_is_no_rule_are_refused(name: str) -> None:
     for settings in (CheckSettings(select=(name,)), CheckSettings(rules={name: {}})):
-        with pytest.raises(RecipeError, match="settings"):
+        with pytest.raises(RecipeError) as caught:
             check_settings(settings)
+        assert caught.value.code == "settings"
     check_settings(CheckSettings(select=("GK1",), ignore=("GK",), rules={RULES[0].code: {}}))
 
 
 def test_a_setting_is_refused_though_its_rule_is_not_selected() -> None:
     settings = CheckSettings(select=("GK1",), rules={"GK202": {"no_such": 1}})
-    with pytest.raises(RecipeError, match="no_such"):
+    with pytest.raises(RecipeError) as caught:
         check_settings(settings)
+    assert caught.value.where == "rules.GK202.no_such"
 
 
 def test_a_finding_about_a_key_names_file_and_line(tmp_path: Path) -> None:

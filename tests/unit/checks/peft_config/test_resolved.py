@@ -1,4 +1,4 @@
-"""What a configuration is said to reach is what stock PEFT adapts, and what is said to be refused it refuses."""
+"""The resolved targets are those that stock PEFT adapts, and the refusals those it raises over."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ def what_peft_does(model: nn.Module, fields: Mapping[str, Any]) -> set[str] | Ex
     ("name", "fields"),
     [pytest.param(name, fields, id=f"{name.split('/')[-1]}: {title}") for name, title, fields in CASES],
 )
-def test_reach_is_what_peft_does(twin_of: Callable[[str], nn.Module], name: str, fields: dict[str, Any]) -> None:
+def test_resolved_targets_are_what_peft_adapts(
+    twin_of: Callable[[str], nn.Module], name: str, fields: dict[str, Any]
+) -> None:
     model = twin_of(name)
     resolved = ResolvedTargets(fields, gk.survey(model))
     done = what_peft_does(model, fields)
@@ -180,7 +182,7 @@ def test_the_matcher_agrees_with_peft(paths: list[str], data: st.DataObject) -> 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gpt2"])
 @given(data=st.data())
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_list_reaches_what_peft_adapts(
+def test_any_list_resolves_to_what_peft_adapts(
     twin_of: Callable[[str], nn.Module], name: str, data: st.DataObject
 ) -> None:
     model = twin_of(name)
@@ -216,11 +218,11 @@ def test_keys_decide_ranks_as_in_peft(twin_of: Callable[[str], nn.Module]) -> No
         pytest.param({"target_modules": ["q_proj"], "r": "8"}, id="a rank that is text"),
         pytest.param({"target_modules": r"(.*.*.*.*.*)*x"}, id="a pattern that does not end"),
         pytest.param({"target_modules": ["q_proj"], "exclude_modules": ["x"] * 10**5}, id="an endless list"),
-        pytest.param({"target_modules": ["q_proj"], "peft_type": []}, id="no method"),
+        pytest.param({"target_modules": ["q_proj"], "peft_type": []}, id="an invalid method"),
         pytest.param({"target_modules": ["q_proj"], "peft_type": "LN_TUNING"}, id="a method for norms"),
     ],
 )
-def test_what_cannot_be_read_is_a_problem(
+def test_a_configuration_that_cannot_be_used_has_problems(
     twin_of: Callable[[str], nn.Module], fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("graftkit.checks.peft_config.validate._TIMEOUT", 1)

@@ -31,16 +31,18 @@ def _stock(context: CheckContext) -> Observation:
     resolved = ResolvedTargets(context.peft_config, context.base)
     key = "adapter.peft_config"
     if resolved.faults:
-        return failed(f"the configuration cannot be used: {some(resolved.faults)}", key=key)
+        message = f"the configuration cannot be used: {some(resolved.faults)}"
+        return failed(message, key=key, problems=len(resolved.faults))
     if resolved.problems:
         return unknown(f"what PEFT does with it is not known: {some(resolved.problems)}")
     if resolved.ignored:
         name, near = next(iter(resolved.ignored.items()))
         advice = f"did you mean {near}?" if near else None
-        return failed(f"PEFT ignores {name}: its class has no such field", help=advice, key=f"{key}.{name}")
+        message = f"PEFT ignores {name}: its class has no such field"
+        return failed(message, help=advice, key=f"{key}.{name}", ignored=name)
     if resolved.refusals:
         first = resolved.refusals[0]
-        return failed(f"PEFT refuses {first.where}: {first.why}", key=key)
+        return failed(f"PEFT refuses {first.where}: {first.why}", key=key, refusal=first.kind.name.lower())
     return passed("PEFT accepts the stock configuration")
 
 

@@ -20,6 +20,7 @@ def _check(context: CheckContext) -> Observation:
         where=shared[0].path,
         key=recipe_key(context, "ensure_weight_tying" if twice else "target_modules"),
         shared=len(shared),
+        merged_twice=twice,
     )
 
 
