@@ -1,12 +1,12 @@
-"""``migrate()``: adapters that other tools trained on wrapped models, brought into the form stock PEFT loads.
+"""``migrate()``: convert adapters that other tools trained on wrapped models to the form that stock PEFT loads.
 
-Tools get past PEFT's refusal of a wrapper in one of three ways, and each leaves its mark on what is saved:
+Tools work around PEFT's refusal of wrappers in one of three ways, which differ in the files they save:
 
-- redirect (unsloth, axolotl): the adapter sits on the inner linear, but the configuration names the wrapper;
-- replacement (FAI-RL): an adapter layer stands in the wrapper's place, so the tensors name the wrapper too;
-- shim: a module of the tool's own stands between the two, and appears in the tensors' names.
+- redirect (unsloth, axolotl): the adapter is on the inner linear, but the configuration names the wrapper;
+- replacement (FAI-RL): an adapter layer replaces the wrapper, so the tensors name the wrapper too;
+- shim: a module of the tool lies between the two, and appears in the tensors' names.
 
-In each case the tensors fit the inner linears. Only names change here, never a value.
+In each case the tensors fit the inner linears. Only names change here, never values.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, read_adapter
-from graftkit.adapters.placement import Landing, land
-from graftkit.attaching.redirect import Scene, renamed, retargeted
+from graftkit.adapters.placement import TensorPlacement, place_tensors
+from graftkit.attaching.redirect import ModelPaths, renamed, retargeted
 from graftkit.errors import AdapterError
 from graftkit.files import folder_when_whole, write_text
 from graftkit.planning.matching import value_at
@@ -31,7 +31,7 @@ from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap
 from graftkit.surveying.survey import survey
 
 RECORD_NAME = "graftkit_migration.json"
-# What else of an adapter folder is worth taking along: model card, tokenizer, chat template.
+# Other files to copy: model card, tokenizer, chat template.
 _COMPANIONS = frozenset({".md", ".json", ".jinja", ".txt", ".model"})
 # PEFT's default, for a configuration that leaves it out. Source: peft.LoraConfig.
 _DEFAULT_RANK = 8
@@ -39,27 +39,21 @@ _DEFAULT_RANK = 8
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """One tensor with a new name, and why."""
+    """One tensor with a new name, and the reason."""
 
     before: str
     after: str
     why: str
 
-    def to_dict(self) -> dict[str, str]:
-        return {"before": self.before, "after": self.after, "why": self.why}
-
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """One field of the configuration with a new value, and why."""
+    """One field of the configuration with a new value, and the reason."""
 
     field: str
     before: Any
     after: Any
     why: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"field": self.field, "before": self.before, "after": self.after, "why": self.why}
 
 
 @dataclass(frozen=True)
@@ -68,12 +62,9 @@ class Migration:
 
     Attributes:
         adapter: the folder it was read from.
-        base: the model it was fitted to.
         out: the folder it was written to, or None.
-        renamed: tensors with a new name.
-        rewritten: configuration fields with a new value.
-        tensors: how many tensors the adapter holds.
-        config: the whole new configuration.
+        tensors: number of tensors in the adapter.
+        config: the complete new configuration.
     """
 
     adapter: str
@@ -86,7 +77,7 @@ class Migration:
 
     @property
     def changed(self) -> bool:
-        """Whether anything had to change: if not, stock PEFT loads the adapter as it is."""
+        """Whether anything changes; if not, stock PEFT loads the adapter as it is."""
         return bool(self.renamed or self.rewritten)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,8 +88,8 @@ class Migration:
             "out": None if self.out is None else str(self.out),
             "changed": self.changed,
             "tensors": self.tensors,
-            "renamed": [item.to_dict() for item in self.renamed],
-            "rewritten": [item.to_dict() for item in self.rewritten],
+            "renamed": [asdict(item) for item in self.renamed],
+            "rewritten": [asdict(item) for item in self.rewritten],
         }
 
     def __str__(self) -> str:
@@ -116,36 +107,34 @@ class Migration:
 def migrate(adapter: str | Path | AdapterFile, base: Any, out: str | Path | None = None) -> Migration:
     """Fit an adapter's names to a base model, so that stock ``PeftModel.from_pretrained`` loads it.
 
-    The targets become the smallest form that is exact for this base, tensors are re-keyed to inner paths, and
-    patterns follow. Ranks are checked against the tensors. Tensor data is copied byte for byte, in its order, with
-    the file's metadata; model card and tokenizer files come along; what was changed is written beside them as
-    ``graftkit_migration.json``.
+    Targets become the smallest form that is exact for this base, tensors are renamed to inner paths, and patterns
+    follow. Ranks are checked against the tensors. Tensor data is copied byte for byte, in its order, with the
+    file's metadata, as are model card and tokenizer files; ``graftkit_migration.json`` records the changes.
 
     Args:
         adapter: an adapter folder.
         base: a ``ModelMap``, or anything ``survey`` takes.
-        out: the folder to write, whole or not at all; None: only say what would change. It replaces an earlier
-            migration, and nothing else.
+        out: the folder to write; it may be an earlier migration, which is replaced. None: write nothing.
 
     Raises:
-        AdapterError: ``adapter-does-not-fit`` when a tensor finds no site of a fitting shape in the base, or two
-            tensors the same one; ``adapter-in-place`` when ``out`` and the adapter's folder overlap; the codes of
+        AdapterError: ``adapter-does-not-fit`` when a tensor fits no site of the base, or two tensors the same one;
+            ``adapter-in-place`` when ``out`` and the adapter's folder overlap; the codes of
             ``read_adapter``.
         OutputError: ``out`` cannot be written.
         SourceError, BuildError: the base cannot be surveyed.
     """
     file = adapter if isinstance(adapter, AdapterFile) else read_adapter(adapter)
-    target = None if out is None else _apart(file.folder, Path(out))
+    target = None if out is None else _check_apart(file.folder, Path(out))
     model_map = base if isinstance(base, ModelMap) else survey(base)
-    landings = land(file, model_map)
-    config = _fitted_config(file, model_map, landings)
+    placements = place_tensors(file, model_map)
+    config = _fitted_config(file, model_map, placements)
     result = Migration(
         adapter=str(file.folder),
         base=model_map.model.name,
         out=target,
-        renamed=tuple(Renamed(e.name, e.new_name, e.why) for e in landings if e.name != e.new_name),
+        renamed=tuple(Renamed(e.name, e.new_name, e.why) for e in placements if e.name != e.new_name),
         rewritten=_differences(file.config, config),
-        tensors=len(landings),
+        tensors=len(placements),
         config=config,
     )
     if target is not None:
@@ -153,11 +142,11 @@ def migrate(adapter: str | Path | AdapterFile, base: Any, out: str | Path | None
     return result
 
 
-def _apart(folder: Path, out: Path) -> Path:
+def _check_apart(folder: Path, out: Path) -> Path:
     source, target = folder.resolve(), out.expanduser().resolve()
     if source == target or source in target.parents or target in source.parents:
         raise AdapterError(
-            "an adapter is never changed in place",
+            "an adapter cannot be migrated in place",
             where=str(out),
             why="the output and the adapter's folder overlap",
             help="name another folder",
@@ -169,12 +158,14 @@ def _apart(folder: Path, out: Path) -> Path:
 # ---- the configuration ----
 
 
-def _fitted_config(file: AdapterFile, model_map: ModelMap, landings: tuple[Landing, ...]) -> dict[str, Any]:
-    carrying = {e.module: e for e in landings if e.module is not None}
+def _fitted_config(
+    file: AdapterFile, model_map: ModelMap, placements: tuple[TensorPlacement, ...]
+) -> dict[str, Any]:
+    carrying = {e.module: e for e in placements if e.module is not None}
     if not carrying or file.config.get("target_modules") is None:
         return dict(file.config)
     try:
-        fitted = _fit(file, _scene(model_map), carrying, landings)
+        fitted = _fit(file, _model_paths(model_map), carrying, placements)
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise AdapterError(
             f"{CONFIG_NAME} cannot be used",
@@ -186,39 +177,42 @@ def _fitted_config(file: AdapterFile, model_map: ModelMap, landings: tuple[Landi
     return {name: _plain(value) for name, value in vars(fitted).items()}
 
 
-def _scene(model_map: ModelMap) -> Scene:
+def _model_paths(model_map: ModelMap) -> ModelPaths:
     inner = {name: site.path for site in model_map if site.wrapper for name in site.names[1:]}
-    return Scene(model_map.module_paths, inner, model_map.model.model_type)
+    return ModelPaths(model_map.module_paths, inner, model_map.model.model_type)
 
 
 def _fit(
-    file: AdapterFile, scene: Scene, carrying: Mapping[str, Landing], landings: Iterable[Landing]
+    file: AdapterFile,
+    model_paths: ModelPaths,
+    carrying: Mapping[str, TensorPlacement],
+    placements: Iterable[TensorPlacement],
 ) -> SimpleNamespace:
     from peft.tuners.tuners_utils import check_target_module_exists as matches
 
     given = SimpleNamespace(**file.config)
     if not isinstance(given.target_modules, str) and not all(isinstance(t, str) for t in given.target_modules):
         raise TypeError("target_modules must be a string or a list of strings")
-    planned = [path for path in scene.paths if path in carrying]
-    named = {path for path in scene.paths if matches(given, path)}
-    exact = [path for path in scene.paths if path in named] == planned
-    aimed = given if exact else retargeted(given, planned, scene, matches)
-    spelled = {path: _spelled(path, carrying[path], scene, named) for path in planned}
-    readings = (renamed(aimed, spelled), aimed)
-    ranks = {e.module: e.rank for e in landings if e.module is not None and e.rank is not None}
+    planned = [path for path in model_paths.paths if path in carrying]
+    named = {path for path in model_paths.paths if matches(given, path)}
+    exact = [path for path in model_paths.paths if path in named] == planned
+    aimed = given if exact else retargeted(given, planned, model_paths, matches)
+    name_in_file = {path: _tool_name(path, carrying[path], model_paths, named) for path in planned}
+    readings = (renamed(aimed, name_in_file), aimed)
+    ranks = {e.module: e.rank for e in placements if e.module is not None and e.rank is not None}
     for reading in readings:
         if all(_rank(reading, path) == rank for path, rank in ranks.items()):
             return reading
     return _with_ranks(readings[0], ranks)
 
 
-def _spelled(path: str, landing: Landing, scene: Scene, named: set[str]) -> str:
-    """The name that the tool which trained the adapter knew this site by."""
-    if landing.spelled != path:
-        return landing.spelled
+def _tool_name(path: str, placement: TensorPlacement, model_paths: ModelPaths, named: set[str]) -> str:
+    """Return the site's name in the tool that trained the adapter."""
+    if placement.name_in_file != path:
+        return placement.name_in_file
     if path in named:
         return path
-    return next((name for name, inner in scene.inner.items() if inner == path and name in named), path)
+    return next((name for name, inner in model_paths.inner.items() if inner == path and name in named), path)
 
 
 def _rank(config: Any, path: str) -> Any:
@@ -226,25 +220,25 @@ def _rank(config: Any, path: str) -> Any:
 
 
 def _with_ranks(config: SimpleNamespace, ranks: Mapping[str, int]) -> SimpleNamespace:
-    """No reading of the pattern explains the tensors: say each rank outright."""
+    """Spell out every rank, where no reading of the pattern explains the tensors."""
     default = getattr(config, "r", _DEFAULT_RANK)
     config.rank_pattern = {re.escape(path): rank for path, rank in ranks.items() if rank != default}
     return config
 
 
 _WHY = {
-    "target_modules": "names exactly the modules that the tensors are for, as the base model calls them",
-    "rank_pattern": "its keys name the modules that are adapted, with the ranks that the tensors have",
+    "target_modules": "names exactly the modules that the tensors belong to, by their names in the base",
+    "rank_pattern": "its keys name the adapted modules, with the ranks of the tensors",
     "feedforward_modules": "follows target_modules",
-    "layers_to_transform": "target_modules says which layers",
-    "layers_pattern": "target_modules says which layers",
-    "exclude_modules": "target_modules is exact, and this would exclude something that the adapter has",
+    "layers_to_transform": "target_modules names the layers",
+    "layers_pattern": "target_modules names the layers",
+    "exclude_modules": "target_modules is exact, and this would exclude modules that the adapter has",
 }
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Rewritten, ...]:
     return tuple(
-        Rewritten(name, before.get(name), value, _WHY.get(name, "its keys name the modules that are adapted"))
+        Rewritten(name, before.get(name), value, _WHY.get(name, "its keys name the adapted modules"))
         for name, value in after.items()
         if before.get(name) != value
     )

@@ -1,4 +1,4 @@
-"""Where each tensor of an adapter belongs in a base model."""
+"""Find the module of a base model that each tensor of an adapter belongs to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import and_more
 
 _OUT, _IN = 0, 1
-# Tensor of a linear's adapter -> (the axis that must fit, which side of the linear it must fit).
+# Tensor of a linear's adapter -> (its axis, the side of the linear whose size that axis must have).
 # Sources: the layer classes under peft.tuners (lora, loha, ia3, vera), each an nn.Linear or a parameter.
 _AXES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
@@ -34,47 +34,47 @@ _RANK_AXIS: Mapping[str, int] = MappingProxyType({"lora_A": 0, "lora_embedding_A
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
-    """One tensor and its place.
+class TensorPlacement:
+    """One tensor, and the module that it belongs to.
 
     Attributes:
-        name: as it is in the file.
-        new_name: as stock PEFT wants it.
-        why: why it is renamed, or an empty string.
-        module: path of the module it adapts; None for what adapts no single module (stacked experts, saved
-            modules, tensors that all layers share).
-        spelled: what the file calls that module.
-        rank: the rank this tensor shows, or None where it shows none.
+        name: in the file.
+        new_name: the name that stock PEFT expects.
+        why: the reason for the new name, or an empty string.
+        module: path of the module it adapts; None if it adapts no single module (stacked experts, saved modules,
+            tensors that all layers share).
+        name_in_file: the module's path in the file.
+        rank: the rank that the tensor's shape implies, or None.
     """
 
     name: str
     new_name: str
     why: str = ""
     module: str | None = None
-    spelled: str = ""
+    name_in_file: str = ""
     rank: int | None = None
 
 
-def land(file: AdapterFile, model_map: ModelMap) -> tuple[Landing, ...]:
-    """Place every tensor.
+def place_tensors(file: AdapterFile, model_map: ModelMap) -> tuple[TensorPlacement, ...]:
+    """Find the module of every tensor.
 
     Raises:
-        AdapterError: ``adapter-does-not-fit``: a tensor has no place, another shape, or shares its place with
-            another tensor; ``adapter-config``: PEFT knows no such method.
+        AdapterError: ``adapter-does-not-fit``: a tensor has no module, or does not fit its shape, or two tensors
+            have the same place; ``adapter-config``: PEFT does not know the method.
     """
-    atlas = Atlas(model_map, _tuner_prefix(file))
-    landings = []
+    index = ModuleIndex(model_map, _tuner_prefix(file))
+    placements = []
     misfits: dict[str, str] = {}
     for name, stored in file.tensors.items():
-        place = atlas.place(name, stored)
-        if isinstance(place, Landing):
-            landings.append(place)
+        place = index.place(name, stored)
+        if isinstance(place, TensorPlacement):
+            placements.append(place)
         else:
             misfits[name] = place
-    misfits.update(_collisions(landings))
+    misfits.update(_collisions(placements))
     if misfits:
         raise _does_not_fit(misfits, file, model_map)
-    return tuple(landings)
+    return tuple(placements)
 
 
 def _tuner_prefix(file: AdapterFile) -> str:
@@ -94,8 +94,8 @@ def _tuner_prefix(file: AdapterFile) -> str:
 
 
 @dataclass(frozen=True)
-class Atlas:
-    """The base model's names, for looking places up."""
+class ModuleIndex:
+    """The base model's modules by name."""
 
     model_map: ModelMap
     tuner_prefix: str
@@ -113,36 +113,36 @@ class Atlas:
     def parameter_holders(self) -> frozenset[str]:
         return frozenset(s.path.rpartition(".")[0] for s in self.model_map if s.kind == "parameter")
 
-    def place(self, name: str, stored: StoredTensor) -> Landing | str:
-        """The tensor's place, or why it has none."""
+    def place(self, name: str, stored: StoredTensor) -> TensorPlacement | str:
+        """Return the tensor's placement, or the reason why it has none."""
         if not name.startswith(PEFT_PREFIX):
-            # What all layers share is kept on the tuner itself: VeRA's projections are base_model.vera_A and _B.
+            # What all layers share is stored on the tuner itself: VeRA's projections are base_model.vera_A and _B.
             shared = name.startswith("base_model.") and name.count(".") == 1
-            return Landing(name, name) if shared else f"its name does not begin with {PEFT_PREFIX}"
+            return TensorPlacement(name, name) if shared else f"its name does not begin with {PEFT_PREFIX}"
         parts = name.removeprefix(PEFT_PREFIX).split(".")
         at = next((i for i, part in enumerate(parts) if part.startswith(self.tuner_prefix)), None)
         if not at:
             return self._beside_the_adapter(name, parts)
         holder, tensor = parts[:at], parts[at:]
-        # PEFT nests a layer a parameter on one module, and names the inner ones by these.
+        # PEFT nests one layer per adapted parameter of a module, and calls the inner ones base_layer.
         core = ".".join(part for part in holder if part != "base_layer")
         if core in self.parameter_holders and core not in self.sites:
-            return Landing(name, name)
+            return TensorPlacement(name, name)
         return self._on_site(name, core, tensor, stored)
 
-    def _on_site(self, name: str, core: str, tensor: list[str], stored: StoredTensor) -> Landing | str:
+    def _on_site(self, name: str, core: str, tensor: list[str], stored: StoredTensor) -> TensorPlacement | str:
         found, why = self._site(core)
         if found is None:
             return why
         if (misfit := _misfit(found, tensor[0], stored)) is not None:
             return misfit
         renamed = found.path != core
-        return Landing(
+        return TensorPlacement(
             name=name,
             new_name=".".join((f"{PEFT_PREFIX}{found.path}", *tensor)) if renamed else name,
             why=why if renamed else "",
             module=found.path,
-            spelled=core if core in self.sites else found.names[-1],
+            name_in_file=core if core in self.sites else found.names[-1],
             rank=_rank(tensor[0], stored),
         )
 
@@ -152,18 +152,18 @@ class Atlas:
             return site, f"the base holds this linear inside {site.wrapper.cls}" if site.wrapper else ""
         if core in self.modules:
             return None, f"{core} has no weight that an adapter could go on"
-        # A shim of the tool's own: one more component than the base has.
+        # A module that the training tool inserted: one more component than the base has.
         outer = core.rpartition(".")[0]
         site = self.sites.get(outer)
         if site is not None and site.wrapper is not None:
             return site, f"the base has no {core.rpartition('.')[2]} between {outer} and its linear"
         return None, f"the base has no module {core}"
 
-    def _beside_the_adapter(self, name: str, parts: list[str]) -> Landing | str:
-        """Weights saved whole: modules to save, biases, trained tokens."""
+    def _beside_the_adapter(self, name: str, parts: list[str]) -> TensorPlacement | str:
+        """Place saved weights: modules to save, biases, trained tokens."""
         holder = [part for part in parts[:-1] if part not in {"base_layer", "token_adapter"}]
         known = ".".join(holder) in self.modules
-        return Landing(name, name) if known else f"the base has no module {'.'.join(holder)}"
+        return TensorPlacement(name, name) if known else f"the base has no module {'.'.join(holder)}"
 
 
 def _misfit(site: Site, tensor: str, stored: StoredTensor) -> str | None:
@@ -181,10 +181,10 @@ def _rank(tensor: str, stored: StoredTensor) -> int | None:
     return stored.shape[axis] if axis is not None and len(stored.shape) > axis else None
 
 
-def _collisions(landings: Iterable[Landing]) -> dict[str, str]:
+def _collisions(placements: Iterable[TensorPlacement]) -> dict[str, str]:
     by_name: dict[str, list[str]] = defaultdict(list)
-    for landing in landings:
-        by_name[landing.new_name].append(landing.name)
+    for placement in placements:
+        by_name[placement.new_name].append(placement.name)
     return {
         n: f"it is one of {len(names)} for the same place"
         for names in by_name.values()

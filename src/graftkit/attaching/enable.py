@@ -144,8 +144,8 @@ def _inner_spelling(tuner: Any, model: nn.Module, configs: Any, adapter_name: st
 
 
 def _one(tuner: Any, model: nn.Module, config: PeftConfig) -> PeftConfig:
-    from graftkit.attaching.redirect import Scene, redirected
+    from graftkit.attaching.redirect import ModelPaths, redirected
 
     if not getattr(config, "target_modules", None):
         return config
-    return redirected(config, Scene.of(model), tuner._check_target_module_exists)
+    return redirected(config, ModelPaths.of(model), tuner._check_target_module_exists)

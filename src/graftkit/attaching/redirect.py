@@ -26,7 +26,7 @@ Matches = Callable[[Any, str], Any]
 
 
 @dataclass(frozen=True)
-class Scene:
+class ModelPaths:
     """A model as PEFT's matching sees it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Scene:
     model_type: str | None
 
     @classmethod
-    def of(cls, model: nn.Module) -> Scene:
+    def of(cls, model: nn.Module) -> ModelPaths:
         modules = _visible(model)
         linears = frozenset(path for path, module in modules.items() if path and is_linear(module))
         wrappers = wrappers_of(model, linears)
@@ -64,7 +64,7 @@ def is_linear(module: nn.Module) -> bool:
     return kind_of(base) in {LINEAR, TRANSPOSED}
 
 
-def redirected(config: _Config, scene: Scene, matches: Matches) -> _Config:
+def redirected(config: _Config, model_paths: ModelPaths, matches: Matches) -> _Config:
     """A configuration whose targets are inner linears where the given one names their wrappers.
 
     Exactly those modules are targeted that the given configuration targets, each wrapper replaced by the linear
@@ -74,31 +74,31 @@ def redirected(config: _Config, scene: Scene, matches: Matches) -> _Config:
 
     Args:
         config: any PEFT configuration. It is never changed.
-        scene: the model it is for.
+        model_paths: of the model it is for.
         matches: the tuner's own reading of a configuration.
 
     Returns:
         ``config`` itself where it names no wrapper, else a copy.
     """
     targets = getattr(config, "target_modules", None)
-    if not scene.inner or not targets or _is_all_linear(targets):
+    if not model_paths.inner or not targets or _is_all_linear(targets):
         return config
-    named = [path for path in scene.paths if matches(config, path)]
-    spelled = {scene.inner[path]: path for path in named if path in scene.inner}
+    named = [path for path in model_paths.paths if matches(config, path)]
+    spelled = {model_paths.inner[path]: path for path in named if path in model_paths.inner}
     if not spelled:
         return config
-    kept = {path: path for path in named if path not in scene.inner}
+    kept = {path: path for path in named if path not in model_paths.inner}
     allowed = {path: name for path, name in spelled.items() if matches(_aimed_at(config, [path]), path)}
     names = {**allowed, **kept}
     if not names:
         # Everything is excluded: PEFT says so in its own words.
         return _aimed_at(config, sorted(spelled))
-    planned = [path for path in scene.paths if path in names]
-    aimed = retargeted(config, planned, scene, matches)
+    planned = [path for path in model_paths.paths if path in names]
+    aimed = retargeted(config, planned, model_paths, matches)
     return renamed(aimed, {path: names[path] for path in planned})
 
 
-def retargeted(config: _Config, planned: Sequence[str], scene: Scene, matches: Matches) -> _Config:
+def retargeted(config: _Config, planned: Sequence[str], model_paths: ModelPaths, matches: Matches) -> _Config:
     """A copy of ``config`` that targets exactly the ``planned`` module paths, in its smallest form.
 
     ``layers_to_transform`` is kept where a list of suffixes can still go with it, and spelled out otherwise: PEFT
@@ -107,32 +107,36 @@ def retargeted(config: _Config, planned: Sequence[str], scene: Scene, matches: M
 
     Args:
         config: never changed.
-        planned: in the order of ``scene.paths``.
-        scene: the model it is for.
+        planned: in the order of ``model_paths.paths``.
+        model_paths: of the model it is for.
         matches: the tuner's own reading of a configuration.
     """
-    for candidate in _candidates(config, planned, scene, matches):
-        if [path for path in scene.paths if matches(candidate, path)] == list(planned):
+    for candidate in _candidates(config, planned, model_paths, matches):
+        if [path for path in model_paths.paths if matches(candidate, path)] == list(planned):
             return candidate
     return _aimed_at(config, sorted(planned), **_NO_FILTERS)
 
 
-def _candidates(config: _Config, planned: Sequence[str], scene: Scene, matches: Matches) -> Iterable[_Config]:
+def _candidates(
+    config: _Config, planned: Sequence[str], model_paths: ModelPaths, matches: Matches
+) -> Iterable[_Config]:
     if getattr(config, "layers_to_transform", None) is not None:
-        every = _without_layer_filter(config, planned, scene, matches)
-        yield _aimed_at(config, smallest_exact(every, scene.paths, regex_is_safe=False))
-    safe = not rewritten_names(scene.model_type)
-    targets = smallest_exact(planned, scene.paths, regex_is_safe=safe)
+        every = _without_layer_filter(config, planned, model_paths, matches)
+        yield _aimed_at(config, smallest_exact(every, model_paths.paths, regex_is_safe=False))
+    safe = not rewritten_names(model_paths.model_type)
+    targets = smallest_exact(planned, model_paths.paths, regex_is_safe=safe)
     yield _aimed_at(config, targets, layers_to_transform=None, layers_pattern=None)
     yield _aimed_at(config, targets, **_NO_FILTERS)
 
 
-def _without_layer_filter(config: Any, planned: Sequence[str], scene: Scene, matches: Matches) -> list[str]:
+def _without_layer_filter(
+    config: Any, planned: Sequence[str], model_paths: ModelPaths, matches: Matches
+) -> list[str]:
     """The planned paths and their likes in every layer."""
     open_to_all = _with(config, layers_to_transform=None, layers_pattern=None)
-    named = (path for path in scene.paths if matches(open_to_all, path))
-    every = {scene.inner.get(path, path) for path in named} | set(planned)
-    return [path for path in scene.paths if path in every]
+    named = (path for path in model_paths.paths if matches(open_to_all, path))
+    every = {model_paths.inner.get(path, path) for path in named} | set(planned)
+    return [path for path in model_paths.paths if path in every]
 
 
 def renamed(config: _Config, names: Mapping[str, str]) -> _Config:

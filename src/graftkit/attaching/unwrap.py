@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.attach import adapted_sites
-from graftkit.attaching.redirect import Scene, renamed, retargeted
+from graftkit.attaching.redirect import ModelPaths, renamed, retargeted
 from graftkit.errors import AttachError
 from graftkit.modeling.module_mode import evaluating
 from graftkit.modeling.unwrapping import base_model_of
@@ -199,10 +199,10 @@ def _weight(module: Any) -> torch.Tensor:
 
 def wrapped_places(model: nn.Module) -> list[_Place]:
     """Every wrapper that holds nothing but its linear, outermost where they nest, in the model's order."""
-    scene = Scene.of(model)
+    model_paths = ModelPaths.of(model)
     outermost: dict[str, str] = {}
     modules = dict(model.named_modules())
-    for path, inner in scene.inner.items():
+    for path, inner in model_paths.inner.items():
         if _holds_only(modules[path], modules[inner]):
             outermost[inner] = min(outermost.get(inner, path), path, key=len)
     holders: dict[int, list[tuple[nn.Module, str]]] = {}
@@ -301,20 +301,20 @@ def name_inner_linears(model: Any, spelled: dict[str, str]) -> None:
     configs = getattr(model, "peft_config", None)
     if not isinstance(configs, dict):
         return
-    scene = Scene.of(model)
+    model_paths = ModelPaths.of(model)
     for adapter_name, config in configs.items():
-        _retarget(config, scene, adapted_sites(model, adapter_name), spelled)
+        _retarget(config, model_paths, adapted_sites(model, adapter_name), spelled)
 
 
-def _retarget(config: Any, scene: Scene, adapted: set[str], spelled: dict[str, str]) -> None:
+def _retarget(config: Any, model_paths: ModelPaths, adapted: set[str], spelled: dict[str, str]) -> None:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-    planned = [path for path in scene.paths if path in adapted]
+    planned = [path for path in model_paths.paths if path in adapted]
     if not planned or getattr(config, "target_modules", None) is None:
         return
     matches = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]._check_target_module_exists
-    exact = [path for path in scene.paths if matches(config, path)] == planned
-    aimed = config if exact else retargeted(config, planned, scene, matches)
+    exact = [path for path in model_paths.paths if matches(config, path)] == planned
+    aimed = config if exact else retargeted(config, planned, model_paths, matches)
     changed = renamed(aimed, {path: spelled.get(path, path) for path in planned})
     for name, value in vars(changed).items():
         setattr(config, name, value)

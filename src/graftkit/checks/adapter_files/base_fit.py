@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from graftkit.adapters.placement import Atlas
+from graftkit.adapters.placement import ModuleIndex
 from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 from graftkit.planning.matching import rewritten_names
 from graftkit.surveying.sites import ModelMap, Site
@@ -20,18 +20,18 @@ class BaseFit:
     base: ModelMap
 
     @cached_property
-    def _atlas(self) -> Atlas:
+    def _index(self) -> ModuleIndex:
         assert self.saved.prefix is not None
-        return Atlas(self.base, self.saved.prefix)
+        return ModuleIndex(self.base, self.saved.prefix)
 
     @property
     def sites(self) -> Mapping[str, Site]:
         """Sites by each of their names: their own path and those of their wrappers."""
-        return self._atlas.sites
+        return self._index.sites
 
     def holds_parameters(self, core: str) -> bool:
         """Check whether the module holds parameters that can be adapted, such as stacked experts."""
-        return core in self._atlas.parameter_holders
+        return core in self._index.parameter_holders
 
     @cached_property
     def inner(self) -> Mapping[str, str]:
@@ -77,7 +77,7 @@ class BaseFit:
         core = self.saved.module_of(name)
         if core is not None and self._is_one_expert(core):
             return ""
-        place = self._atlas.place(name, self.saved.file.tensors[name])
+        place = self._index.place(name, self.saved.file.tensors[name])
         if isinstance(place, str):
             return place
         if place.new_name != name:
@@ -97,9 +97,9 @@ class BaseFit:
             len(parts) > 2
             and parts[-1] in self.rewritten
             and parts[-2].isdigit()
-            and ".".join(parts[:-2]) in self._atlas.parameter_holders
+            and ".".join(parts[:-2]) in self._index.parameter_holders
         )
 
     def has_place(self, name: str, renamed: str | None = None) -> bool:
         """Check whether the base has a place of the tensor's shape under its name, or under another one."""
-        return not isinstance(self._atlas.place(renamed or name, self.saved.file.tensors[name]), str)
+        return not isinstance(self._index.place(renamed or name, self.saved.file.tensors[name]), str)
