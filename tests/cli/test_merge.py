@@ -50,12 +50,12 @@ def test_for_people(base: Path, adapter: Path, tmp_path: Path) -> None:
 
 def test_progress_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The file, bytes of bytes, the rate, and the time left."""
-    from graftkit.cli.commands.merge import progress_bar
+    from graftkit.cli.progress import progress_bar
     from graftkit.progress import Progress
 
     for name, value in {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
-    with progress_bar() as show:
+    with progress_bar(in_bytes=True) as show:
         for done in (1_000_000, 2_000_000, 3_000_000):
             show(Progress("model-00002-of-00004.safetensors", done, 8_000_000))
             time.sleep(0.05)  # a rate needs two moments

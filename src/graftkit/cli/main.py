@@ -14,11 +14,9 @@ import typer
 
 from graftkit._version import __version__
 from graftkit.cli.commands import check, check_merged, demo, doctor, env, merge, plan, rules, survey, train, verify
-from graftkit.cli.output import Format, InterruptError, Output, StdoutLostError
+from graftkit.cli.output import INTERRUPTED, Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError
 
-# 128 + SIGINT, as a shell reports a program that Ctrl-C ended.
-_INTERRUPTED = 130
 # 128 + SIGPIPE, likewise for a program whose reader is gone.
 _PIPE_CLOSED = 141
 
@@ -89,7 +87,7 @@ def _run(words: list[str]) -> int:
         return _stdout_lost(loss)
     except InterruptError as stop:
         output.error(stop)
-        return _INTERRUPTED
+        return INTERRUPTED
     except GraftError as error:
         return _failed(output, error)
     except typer.Exit as stop:
@@ -100,7 +98,7 @@ def _run(words: list[str]) -> int:
         return _failed(output, _usage_error(error))
     except (KeyboardInterrupt, typer.Abort):
         output.error(InterruptError())
-        return _INTERRUPTED
+        return INTERRUPTED
     except Exception as error:
         return _failed(output, _unexpected(error))
     return status if isinstance(status, int) else 0

@@ -16,6 +16,8 @@ from typing import IO, Any
 from graftkit.errors import GraftError
 
 SCHEMA_VERSION = 1
+# 128 + SIGINT, as a shell reports a program that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 class Format(StrEnum):
@@ -126,10 +128,3 @@ def only_data_on_stdout(output_format: Format) -> Iterator[Output]:
         except KeyboardInterrupt as stop:
             # Converted here because Typer turns it into a bare exit status.
             raise InterruptError from stop
-
-
-def progress_console() -> Any:
-    """A rich console on stderr, for progress and notes."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)

@@ -1,20 +1,16 @@
-"""``graft merge``: an adapter merged into a checkpoint, streamed and verified."""
+"""``graft merge``: merge adapters into a checkpoint, file by file, and verify the result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from graftkit.cli import options
-from graftkit.cli.output import Format, only_data_on_stdout, progress_console
+from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import progress_bar
 from graftkit.errors import GraftError
-
-if TYPE_CHECKING:
-    from graftkit.progress import Progress
 
 
 class Tied(StrEnum):
@@ -54,27 +50,27 @@ def merge(
     output_format: options.FormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
-    """Merge an adapter into its base, file by file, in little memory; the result is verified."""
+    """Merge adapters into their base, file by file, in little memory; the result is verified."""
     with only_data_on_stdout(options.chosen(output_format, json)) as output:
         from graftkit.merging.merge import merge as run_merge
         from graftkit.merging.merge import plan_merge
 
-        adapters, out = _places(folders, adapter)
-        given: dict[str, Any] = {
+        adapters, out = _folders(folders, adapter)
+        how: dict[str, Any] = {
             "tied": tied.value if tied is not None else None,
             "trust_remote_code": trust_remote_code,
             "revision": revision,
         }
         if dry_run:
-            output.result(plan_merge(base, adapters, out, **given))
+            output.result(plan_merge(base, adapters, out, **how))
             return
-        with progress_bar() as on_progress:
-            report = run_merge(base, adapters, out, verify=verify, on_progress=on_progress, **given)
+        with progress_bar(in_bytes=True) as on_progress:
+            report = run_merge(base, adapters, out, verify=verify, on_progress=on_progress, **how)
         output.result(report)
 
 
-def _places(folders: list[str], adapter: list[str] | None) -> tuple[dict[str, float], str]:
-    """The adapters with their weights, and the output.
+def _folders(folders: list[str], adapter: list[str] | None) -> tuple[dict[str, float], str]:
+    """Return the adapters with their weights, and the output.
 
     Raises:
         GraftError: ``usage``: there are too few or too many folders, or an adapter is named twice.
@@ -91,24 +87,3 @@ def _usage() -> GraftError:
         help="graft merge BASE ADAPTER OUT; or graft merge BASE OUT --adapter A:0.7 --adapter B:0.3",
         code="usage",
     )
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """Show a progress bar on stderr: the file, bytes, the rate and the time left."""
-    from rich import progress
-
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=progress_console(), transient=True) as bar:
-        task = bar.add_task("reading headers", total=None)
-
-        def show(state: Progress) -> None:
-            bar.update(task, description=state.step, completed=state.done, total=state.total)
-
-        yield show

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graftkit.cli import options
-from graftkit.cli.output import Format, only_data_on_stdout, progress_console
+from graftkit.cli.output import INTERRUPTED, Format, Output, only_data_on_stdout
 from graftkit.errors import GraftError
 from graftkit.recipes.trainers import TrainerName
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from graftkit.progress import Progress
     from graftkit.recipes.recipe import Recipe
     from graftkit.training.result import TrainingResult
-
-# 128 + SIGINT, what a shell reports for a program that Ctrl-C ended.
-INTERRUPTED = 130
 
 
 def train(
@@ -59,7 +56,7 @@ def train(
         read = read_recipe(recipe, change or ())
         if launch is not None and launch > 1:
             raise typer.Exit(_launched(launch))
-        result = _trained(read, resume=resume, trust_remote_code=trust_remote_code)
+        result = _train(output, read, resume=resume, trust_remote_code=trust_remote_code)
         if _rank():
             return
         output.result(result)
@@ -67,25 +64,25 @@ def train(
             raise typer.Exit(INTERRUPTED)
 
 
-def _trained(recipe: Recipe, *, resume: bool, trust_remote_code: bool) -> TrainingResult:
-    """Train; the first of several processes speaks for all, and the others say only what ended them."""
+def _train(output: Output, recipe: Recipe, *, resume: bool, trust_remote_code: bool) -> TrainingResult:
+    """Train; of several processes the first writes the notes, and the others only what ended them."""
     from graftkit.training.run import train as run
 
     def show(progress: Progress) -> None:
         if not _rank():
-            progress_console().print(progress.step)
+            output.note(progress.step)
 
     try:
         return run(recipe, resume=resume, trust_remote_code=trust_remote_code, on_progress=show)
     except Exception as error:
         if not _rank():
             raise
-        sys.stderr.write(f"process {_rank()}: {error}\n")
+        output.note(f"process {_rank()}: {error}")
         raise typer.Exit(2) from error
 
 
 def _launched(processes: int) -> int:
-    """The same command without ``--launch``, in so many processes."""
+    """Run the same command without ``--launch`` in several processes, and return its exit status."""
     from graftkit.cli.launch import launch
 
     words = [word for word in sys.argv[1:] if not word.startswith("--launch=")]
@@ -96,5 +93,5 @@ def _launched(processes: int) -> int:
 
 
 def _rank() -> int:
-    """This process's number among those that train together, as every launcher tells it."""
+    """Return this process's number among those that train together, as every launcher sets it."""
     return int(os.environ.get("RANK", "0"))
