@@ -94,9 +94,9 @@ def reloaded(model: Any, base: Path, adapter: Path, batch: Mapping[str, torch.Te
     given = adapter / "batch.safetensors"
     save_file({**inputs, "logits": logits.float().contiguous()}, given)
     packed = getattr(model.config, "quantization_config", None)
-    told = json.dumps(packed.to_dict()) if packed is not None else ""
-    words = [sys.executable, "-c", _STOCK, str(base), str(adapter), str(given), told]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    quantization = json.dumps(packed.to_dict()) if packed is not None else ""
+    command = [sys.executable, "-c", _STOCK, str(base), str(adapter), str(given), quantization]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return Stock(**json.loads(done.stdout.splitlines()[-1]))
 

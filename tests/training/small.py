@@ -78,8 +78,8 @@ class Stock:
 
 def loads_in_stock_peft(base: Path, adapter: Path, merged: Path | None = None) -> Stock:
     """Load the adapter in a process that cannot import graftkit, and merge it; keep the merged model if asked."""
-    words = [sys.executable, "-c", _STOCK, str(base), str(adapter), str(merged or "")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-c", _STOCK, str(base), str(adapter), str(merged or "")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return Stock(**json.loads(done.stdout.splitlines()[-1]))
 
@@ -166,16 +166,16 @@ def write_recipe(file: Path, model: Path, rows: Sequence[Mapping[str, Any]], **f
     data = write_rows(file.with_suffix(".jsonl"), rows)
     adapter = {"targets": "all-linear", "r": 8, "alpha": 16, **fields.pop("adapter", {})}
     args = {**QUICK, "output_dir": str(file.with_suffix("")), **fields.pop("args", {})}
-    told = {"path": data.name, **fields.pop("data", {})}
-    recipe = {"model": str(model), "adapter": adapter, "data": told, "args": args, **fields}
+    section = {"path": data.name, **fields.pop("data", {})}
+    recipe = {"model": str(model), "adapter": adapter, "data": section, "args": args, **fields}
     file.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
     return file
 
 
-def graft(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def graft(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "graftkit.cli.main", *words],
+        [sys.executable, "-m", "graftkit.cli.main", *command],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -186,10 +186,10 @@ def graft(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
-def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
+def started(*command: str, cwd: Path) -> subprocess.Popen[str]:
     """The command, running; what it says is caught."""
     return subprocess.Popen(
-        [sys.executable, "-m", "graftkit.cli.main", *words],
+        [sys.executable, "-m", "graftkit.cli.main", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -87,8 +87,8 @@ def ran(words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> subp
     )
 
 
-def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What the first process says. A launcher may print lines of its own before it."""
+def output_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Return the JSON of the first process; a launcher may print lines before it."""
     result: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{\n") :])
     return result
 
@@ -96,7 +96,7 @@ def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def agrees(done: subprocess.CompletedProcess[str], alone: TrainingResult, base: Path) -> None:
     """The same losses, before and after, and the same adapter's shapes, in files that stock PEFT takes."""
     assert done.returncode == 0, done.stderr
-    seen = told(done)
+    seen = output_of(done)
     losses = [entry["loss"] for entry in seen["history"] if "loss" in entry]
     assert losses == pytest.approx([loss for _, loss in alone.curve("loss")], rel=1e-4)
     assert seen["metrics"]["eval_loss"] == pytest.approx(alone.metrics["eval_loss"], rel=1e-3)
@@ -146,7 +146,7 @@ def launched_by_graft(file: Path) -> subprocess.CompletedProcess[str]:
 
 def compared_bit_for_bit(done: subprocess.CompletedProcess[str]) -> bool:
     """Whether every saved adapter was held against the values in memory."""
-    kept = [finding for finding in told(done)["findings"] if finding["code"] == "GK403"]
+    kept = [finding for finding in output_of(done)["findings"] if finding["code"] == "GK403"]
     return bool(kept) and all(finding["evidence"]["compared"] == "bits" for finding in kept)
 
 
@@ -176,14 +176,14 @@ def test_fsdp2_with_recomputation_keeps_the_gradients(tmp_path: Path, sharing: P
     alone = trained_alone(tmp_path / "alone", sharing)
     done = launched_by_graft(recipe(tmp_path, sharing, args={**IN_PARTS, "activation_checkpointing": True}))
     agrees(done, alone, sharing)
-    norms = [entry["grad_norm"] for entry in told(done)["history"] if "grad_norm" in entry]
+    norms = [entry["grad_norm"] for entry in output_of(done)["history"] if "grad_norm" in entry]
     assert norms == pytest.approx([norm for _, norm in alone.curve("grad_norm")], rel=1e-3)
 
 
 def test_what_reads_whole_weights_is_refused_on_parts(tmp_path: Path, base: Path) -> None:
     done = launched_by_graft(recipe(tmp_path, base, adapter={"method": "dora"}, args=IN_PARTS))
     assert done.returncode != 0
-    assert told(done)["error"]["code"] == "sharding"
+    assert output_of(done)["error"]["code"] == "sharding"
     assert not (tmp_path / "sft").exists()
 
 
@@ -191,7 +191,7 @@ def test_what_reads_whole_weights_is_refused_on_parts(tmp_path: Path, base: Path
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path: Path, base: Path) -> None:
     done = launched(recipe(tmp_path, base), "--multi_gpu")
     assert done.returncode != 0
-    assert told(done)["error"]["code"] == "processes-apart"
+    assert output_of(done)["error"]["code"] == "processes-apart"
     assert not (tmp_path / "sft").exists()
 
 
@@ -200,7 +200,7 @@ def test_fsdp_that_accelerate_leaves_out_is_refused(tmp_path: Path, base: Path) 
     flags = ("--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP")
     done = launched(recipe(tmp_path, base), *flags, ACCELERATE_USE_CPU="true")
     assert done.returncode != 0
-    assert told(done)["error"]["code"] == "parallelism-off"
+    assert output_of(done)["error"]["code"] == "parallelism-off"
 
 
 def zero(folder: Path, stage: int) -> list[str]:
@@ -254,7 +254,7 @@ def test_recomputation_under_zero_3_keeps_the_gradients(tmp_path: Path, sharing:
     args = {**GLOO, "activation_checkpointing": True}
     done = launched(recipe(tmp_path, sharing, args=args), *zero(tmp_path, 3))
     agrees(done, alone, sharing)
-    norms = [entry["grad_norm"] for entry in told(done)["history"] if "grad_norm" in entry]
+    norms = [entry["grad_norm"] for entry in output_of(done)["history"] if "grad_norm" in entry]
     assert norms == pytest.approx([norm for _, norm in alone.curve("grad_norm")], rel=1e-3)
 
 
@@ -263,5 +263,5 @@ def test_options_that_trl_turns_into_re_entrant_ones_are_refused(tmp_path: Path,
     options = {"activation_checkpointing_kwargs": {"use_reentrant": False}, "activation_checkpointing": True}
     done = launched(recipe(tmp_path, sharing, args={**GLOO, **options}), *zero(tmp_path, 3))
     assert done.returncode != 0
-    assert told(done)["error"]["code"] == "recomputation"
+    assert output_of(done)["error"]["code"] == "recomputation"
     assert not (tmp_path / "sft").exists()

@@ -1,4 +1,4 @@
-"""Several processes that are cut short go on as though nothing had happened, or are told why they cannot."""
+"""Several processes that were cut short resume as if nothing had happened, or are refused."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from tests.training.test_distributed import (
     GLOO,
     PROCESSES,
     needs_deepspeed,
+    output_of,
     ran,
     recipe,
-    told,
     words,
     zero,
 )
 
 from graftkit.training.checkpointing.checkpoints import last_complete_checkpoint, read_info
+from graftkit.training.distributed.sharding import Sharding
 
 pytestmark = pytest.mark.distributed
 
@@ -66,7 +67,7 @@ class Run:
         return self.folder / "sft"
 
     def command(self, *more: str, processes: int = PROCESSES) -> list[str]:
-        """``accelerate launch``, the recipe written anew."""
+        """Return an ``accelerate launch`` command, after writing the recipe."""
         stage = self.way.removeprefix("zero-")
         file, flags = self.recipe(), ["--multi_gpu"]
         if stage.isdigit():
@@ -122,7 +123,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 def same_run(done: subprocess.CompletedProcess[str], expected: Run) -> None:
     """The same curve, the same measures and the same adapter, in files that stock PEFT takes."""
     assert done.returncode == 0, done.stderr
-    seen = told(done)
+    seen = output_of(done)
     assert seen["steps"] == STEPS
     assert not seen["interrupted"]
     assert losses(seen["history"]) == pytest.approx(losses(history(expected)), rel=1e-5)
@@ -162,7 +163,7 @@ def test_after_a_kill_the_curve_is_that_of_an_uninterrupted_run(
 def test_processes_end_after_their_launcher_is_killed(tmp_path: Path, base: Path) -> None:
     run = Run(tmp_path, "ddp", base)
     endless = [f"--set=args.{change}" for change in ("max_steps=100_000", "save_steps=5", "save_total_limit=2")]
-    with (tmp_path / "told").open("w") as out:
+    with (tmp_path / "output").open("w") as out:
         process = subprocess.Popen(run.command(*endless), stdout=out, stderr=out, text=True, cwd=tmp_path)
     wait_for(run.output / "checkpoint-5", process)
     left = psutil.Process(process.pid).children(recursive=True)
@@ -239,7 +240,7 @@ def test_a_finished_run_has_nothing_left_to_train(tmp_path: Path, whole: Callabl
     (run.output / "adapter_model.safetensors").unlink()  # cut after the last checkpoint, before the end
     done = run.train("--resume")
     same_run(done, whole(way))
-    assert told(done)["metrics"]["eval_loss"] > 0
+    assert output_of(done)["metrics"]["eval_loss"] > 0
     again, before = (load_file(of.output / "adapter_model.safetensors") for of in (run, whole(way)))
     assert all(torch.equal(again[name], before[name]) for name in before)
     assert not (run.output / f"checkpoint-{STEPS + 1}").exists()
@@ -247,26 +248,26 @@ def test_a_finished_run_has_nothing_left_to_train(tmp_path: Path, whole: Callabl
 
 @needs_deepspeed
 @pytest.mark.parametrize(
-    ("before", "after", "processes", "why"),
+    ("before", "after", "processes", "named"),
     [
-        pytest.param("ddp", "zero-3", 2, "under one process or DDP;", id="DDP to ZeRO-3"),
-        pytest.param("zero-2", "ddp", 2, "under ZeRO-1 or ZeRO-2;", id="ZeRO-2 to DDP"),
-        pytest.param("zero-3", "zero-2", 2, "under ZeRO-3;", id="ZeRO-3 to ZeRO-2"),
-        pytest.param("zero-2", "zero-2", 1, "does not share it out anew", id="ZeRO-2 in one process"),
-        pytest.param("zero-3", "zero-3", 1, "does not share it out anew", id="ZeRO-3 in one process"),
+        pytest.param("ddp", "zero-3", 2, Sharding.NONE, id="DDP to ZeRO-3"),
+        pytest.param("zero-2", "ddp", 2, Sharding.ZERO_2, id="ZeRO-2 to DDP"),
+        pytest.param("zero-3", "zero-2", 2, Sharding.ZERO_3, id="ZeRO-3 to ZeRO-2"),
+        pytest.param("zero-2", "zero-2", 1, "DeepSpeed", id="ZeRO-2 in one process"),
+        pytest.param("zero-3", "zero-3", 1, "DeepSpeed", id="ZeRO-3 in one process"),
     ],
 )
 def test_what_cannot_be_read_that_way_is_refused(
-    tmp_path: Path, whole: Callable[[str], Run], before: str, after: str, processes: int, why: str
+    tmp_path: Path, whole: Callable[[str], Run], before: str, after: str, processes: int, named: str
 ) -> None:
     run = as_left_by(whole(before), tmp_path, after)
     shutil.rmtree(run.output / LAST)
     page = (run.output / "report.html").read_bytes()
     done = run.train("--resume", processes=processes)
     assert done.returncode != 0
-    error = told(done)["error"]
+    error = output_of(done)["error"]
     assert error["code"] == "cannot-resume"
-    assert why in error["why"]
+    assert named in error["why"]
     assert (run.output / "report.html").read_bytes() == page
     assert not (run.output / LAST).exists()
 
@@ -295,7 +296,7 @@ def test_ctrl_c_under_zero_saves_and_the_run_goes_on(
     graft = [sys.executable, "-m", "graftkit.cli.main", "train", str(file), "--resume", "--json"]
     again = ran([*graft, f"--set=args.max_steps={done + 3}", "--launch", str(PROCESSES)], tmp_path, {})
     assert again.returncode == 0, again.stderr
-    assert [*losses(told(again)["history"])] == [*range(1, done + 4)]
+    assert [*losses(output_of(again)["history"])] == [*range(1, done + 4)]
 
 
 def accelerate_uses(zero_config: str, file: Path) -> None:

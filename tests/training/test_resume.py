@@ -57,10 +57,10 @@ def test_after_a_kill_the_curve_is_that_of_an_uninterrupted_run(
     assert process.returncode == -signal.SIGKILL
     done = graft("train", str(file), "--resume", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["steps"] == ARGS["max_steps"]
-    assert not told["interrupted"]
-    losses = [(entry["step"], entry["loss"]) for entry in told["history"] if "loss" in entry]
+    output = json.loads(done.stdout)
+    assert output["steps"] == ARGS["max_steps"]
+    assert not output["interrupted"]
+    losses = [(entry["step"], entry["loss"]) for entry in output["history"] if "loss" in entry]
     assert [step for step, _ in losses] == [step for step, _ in whole.curve("loss")]
     assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in whole.curve("loss")], rel=1e-5)
     assert losses[-1][1] < losses[0][1]
@@ -75,9 +75,9 @@ def test_ctrl_c_saves_and_says_so_and_the_run_goes_on(tmp_path: Path, base: Path
     out, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    told = json.loads(out)
-    assert told["interrupted"]
-    done = told["steps"]
+    output = json.loads(out)
+    assert output["interrupted"]
+    done = output["steps"]
     assert (tmp_path / "sft" / f"checkpoint-{done}" / "trainer_state.json").is_file()
     assert (tmp_path / "sft" / "adapter_model.safetensors").is_file()
     assert "interrupted" in (tmp_path / "sft" / "report.html").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ ARGS = {
 
 
 def samples(count: int, start: str = "") -> list[dict[str, str]]:
-    return [{"prompt": start + signature, "completion": f" {told}"} for signature, told in docstrings(count)]
+    return [{"prompt": start + signature, "completion": f" {summary}"} for signature, summary in docstrings(count)]
 
 
 def texts(rows: list[dict[str, str]]) -> list[str]:

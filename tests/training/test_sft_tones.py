@@ -1,4 +1,4 @@
-"""SFT with WAV files on a twin of Gemma 4 E2B: which of ten tones is played, heard by an adapted audio tower."""
+"""SFT with WAV files on a twin of Gemma 4 E2B: which of ten tones is played, with an adapted audio tower."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ ARGS = {
 }
 
 
-def test_tones_are_told_apart(tmp_path: Path) -> None:
+def test_tones_are_distinguished(tmp_path: Path) -> None:
     processor = gemma.processor()
     base = gemma.save_base(tmp_path / "base", processor)
     write_tones(tmp_path / "train", 800, seed=0)
     held_out = write_tones(tmp_path / "held out", 200, seed=1)
-    told = {
+    fields = {
         "model": str(base),
         "adapter": {"scope": ["language", "audio"], "r": 16, "alpha": 32},
         "data": {"path": "train/rows.jsonl", "eval_path": "held out/rows.jsonl"},
         "args": {**QUICK, **ARGS, "output_dir": str(tmp_path / "out")},
     }
     recipe = tmp_path / "tones.yaml"
-    recipe.write_text(json.dumps(told))
+    recipe.write_text(json.dumps(fields))
     with known_to_transformers(processor):
         result, model = run(recipe)
     loss = result.curve("loss")

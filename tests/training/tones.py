@@ -1,4 +1,4 @@
-"""Ten tones, as short noisy sounds of random loudness and phase, and the question which one it is."""
+"""Ten tones, as short noisy samples of random loudness and phase, and the question which one it is."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _MODALITY_WORDS = (
     ("language", ("text", "language", "llm", "thinker", "talker", "llama", "qwen", "mistral")),
     ("projector", ("qformer", "projector", "connector", "perceiver", "resampler", "adapter")),
 )
-_MODALITY_OF_INPUT = {
+MODALITY_OF_INPUT = {
     "input_ids": "text",
     "pixel_values": "image",
     "input_features": "audio",
@@ -50,7 +50,7 @@ def tower_finder(model: nn.Module) -> Callable[[str], str]:
 def fed_towers(model: nn.Module) -> tuple[str, ...]:
     """Return the towers that every batch feeds, since they take the main input of the model or of one it holds."""
     inputs = (getattr(inner, "main_input_name", "") for _, inner in models_inside(model))
-    modalities = (_MODALITY_OF_INPUT[name] for name in inputs if name in _MODALITY_OF_INPUT)
+    modalities = (MODALITY_OF_INPUT[name] for name in inputs if name in MODALITY_OF_INPUT)
     return tuple(dict.fromkeys(_TOWER_OF_MODALITY[modality] for modality in modalities))
 
 
@@ -176,7 +176,7 @@ def _towers_taken(module: Any) -> Iterator[str]:
     """Yield the towers of the modalities a module takes: its main input's first, text last."""
     taken = getattr(module, "input_modalities", None) or ()
     taken = (taken,) if isinstance(taken, str) else tuple(taken)
-    main = _MODALITY_OF_INPUT.get(getattr(module, "main_input_name", ""))
+    main = MODALITY_OF_INPUT.get(getattr(module, "main_input_name", ""))
     for modality in sorted(taken, key=lambda m: (m != main, m == "text")):
         if modality in _TOWER_OF_MODALITY:
             yield _TOWER_OF_MODALITY[modality]

@@ -43,7 +43,7 @@ def test_trl_takes_the_initial_arguments(tmp_path: Path, trainer: TrainerName) -
     pytest.importorskip("trl")
     from graftkit.training.arguments import trainer_arguments
 
-    # Without a GPU transformers wants to be told so, and bf16 is TRL's default.
+    # Without a GPU transformers needs use_cpu, and bf16 is TRL's default.
     recipe = read_recipe(initial(tmp_path, trainer), ["args.use_cpu=true", "args.bf16=false"])
     made: Any = trainer_arguments(recipe)
     assert {name: getattr(made, name) for name in recipe.args} == recipe.args

@@ -16,7 +16,7 @@ from graftkit.training.arguments import trainer_arguments
 
 trl = pytest.importorskip("trl")
 
-# Without a GPU transformers wants to be told so, and bf16 is TRL's default.
+# Without a GPU transformers needs use_cpu, and bf16 is TRL's default.
 CPU = {"use_cpu": True, "bf16": False}
 
 

@@ -26,6 +26,7 @@ from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.local import local_folder
 from graftkit.surveying.survey import survey
+from graftkit.surveying.towers import MODALITY_OF_INPUT
 from graftkit.text import named
 from graftkit.training.guard.sample_batch import real_batch
 
@@ -51,7 +52,6 @@ SUPPLIED = (
 # one. They do not depend on the data, and `verify` runs them, on the model or on its twin.
 LEFT_TO_VERIFY = frozenset({"GK115", "GK508", "GK601", "GK607"})
 _MAX_ROWS = 8
-_MODALITIES = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
 
 
 def rules_before_training() -> tuple[Rule, ...]:
@@ -161,7 +161,8 @@ def _batch(model: PeftModel, args: TrainingArguments, loader: Any, processor: An
 def _modalities(batch: Mapping[str, Any] | None) -> tuple[str, ...] | None:
     if batch is None:
         return None
-    return ("text", *sorted({kind for name, kind in _MODALITIES.items() if name in batch}))
+    found = {modality for name, modality in MODALITY_OF_INPUT.items() if name in batch}
+    return ("text", *sorted(found - {"text"}))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graftkit.training.data.audio_collator import AudioCollator, read_audio_at
-from graftkit.training.trainers.assistant_mask import RestoreChatTemplate, check_template, marked_template
+from graftkit.training.trainers.assistant_mask import RestoreChatTemplate, check_template, template_for
 from graftkit.training.trainers.inputs import TrainerInputs
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _marked_template(inputs: TrainerInputs) -> str | None:
         return None
     check_template(processor, data.train)
     audio_messages = "audio" in data.modalities and "messages" in data.train.column_names
-    return marked_template(processor, data.train) if args.assistant_only_loss or audio_messages else None
+    return template_for(processor, data.train) if args.assistant_only_loss or audio_messages else None
 
 
 def _audio_kwargs(inputs: TrainerInputs, template: str | None) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from tests.training.gemma import processor, template
 from graftkit.errors import DataError
 from graftkit.training.data.audio_collator import AudioCollator, read_audio_at
 from graftkit.training.data.audio_columns import resolve_audio_files
-from graftkit.training.trainers.assistant_mask import marked_template
+from graftkit.training.trainers.assistant_mask import template_for
 
 RATE = 16_000
 QUESTION = {"role": "user", "content": "Which tone?"}
 ANSWER = {"role": "assistant", "content": "A flat."}
 
 
-def sound(seconds: float) -> Any:
+def audio(seconds: float) -> Any:
     return np.sin(np.arange(int(seconds * RATE)) / 9).astype(np.float32)
 
 
@@ -51,8 +51,8 @@ def right(made: Any, batch: Mapping[str, Any]) -> None:
 def test_prompts_and_completions() -> None:
     made = processor()
     rows = [
-        {"audio": sound(0.2), "prompt": "<bos><|audio|>which?", "completion": "a tone<eos>"},
-        {"audio": sound(0.4).tolist(), "prompt": "<bos><|audio|>?", "completion": "b<eos>"},
+        {"audio": audio(0.2), "prompt": "<bos><|audio|>which?", "completion": "a tone<eos>"},
+        {"audio": audio(0.4).tolist(), "prompt": "<bos><|audio|>?", "completion": "b<eos>"},
     ]
     batch = AudioCollator(made)(rows)
     right(made, batch)
@@ -65,7 +65,7 @@ def test_prompts_and_completions() -> None:
 def test_several_sounds_a_row() -> None:
     made = processor()
     rows = [
-        {"audios": [sound(0.2), sound(0.3)], "prompt": "<|audio|><|audio|>", "completion": "two"},
+        {"audios": [audio(0.2), audio(0.3)], "prompt": "<|audio|><|audio|>", "completion": "two"},
         {"audios": [], "prompt": "nothing", "completion": "none"},
     ]
     batch = AudioCollator(made)(rows)
@@ -84,7 +84,7 @@ def test_rows_without_a_sound_among_others() -> None:
     made = processor()
     rows = [
         {"audio": None, "prompt": "nothing", "completion": "none"},
-        {"audio": sound(0.2), "prompt": "<|audio|>", "completion": "one"},
+        {"audio": audio(0.2), "prompt": "<|audio|>", "completion": "one"},
     ]
     batch = AudioCollator(made)(rows)
     right(made, batch)
@@ -93,7 +93,7 @@ def test_rows_without_a_sound_among_others() -> None:
 
 def test_prompts_are_learned_where_that_is_asked_for() -> None:
     made = processor()
-    row = {"audio": sound(0.2), "prompt": "<bos><|audio|>which?", "completion": "a<eos>"}
+    row = {"audio": audio(0.2), "prompt": "<bos><|audio|>which?", "completion": "a<eos>"}
     batch = AudioCollator(made, completion_only=False)([row])
     right(made, batch)
     assert text_of(made, batch, 0, learned=True) == "<bos><|audio><audio|>which?a<eos>"
@@ -120,23 +120,23 @@ def test_prompts_are_learned_where_that_is_asked_for() -> None:
 def test_arrays_and_placeholders_must_be_as_many(row: dict[str, Any]) -> None:
     made = processor(template())
     with pytest.raises(DataError) as caught:
-        AudioCollator(made, chat_template=marked_template(made, []))([{"audio": sound(0.2), **row}])
+        AudioCollator(made, chat_template=template_for(made, []))([{"audio": audio(0.2), **row}])
     assert caught.value.code == "data-audio"
 
 
 def test_plain_text_is_learned_but_for_the_sound() -> None:
     made = processor()
-    batch = AudioCollator(made, text_field="body")([{"audio": sound(0.2), "body": "<bos><|audio|>a tone<eos>"}])
+    batch = AudioCollator(made, text_field="body")([{"audio": audio(0.2), "body": "<bos><|audio|>a tone<eos>"}])
     right(made, batch)
     assert text_of(made, batch, 0, learned=True) == "<bos><|audio><audio|>a tone<eos>"
 
 
 def test_messages_learn_the_answers_and_their_ends() -> None:
     made = processor(template())
-    marked = marked_template(made, [])
+    marked = template_for(made, [])
     rows = [
-        {"audio": sound(0.3), "messages": [QUESTION, ANSWER, QUESTION, ANSWER]},
-        {"audio": sound(0.2), "messages": [QUESTION, {"role": "assistant", "content": "B."}]},
+        {"audio": audio(0.3), "messages": [QUESTION, ANSWER, QUESTION, ANSWER]},
+        {"audio": audio(0.2), "messages": [QUESTION, {"role": "assistant", "content": "B."}]},
     ]
     batch = AudioCollator(made, chat_template=marked)(rows)
     right(made, batch)
@@ -149,15 +149,15 @@ def test_messages_learn_the_answers_and_their_ends() -> None:
 def test_messages_keep_the_places_of_their_sounds() -> None:
     made = processor(template())
     content = [{"type": "text", "text": "Hear"}, {"type": "audio", "audio": None}, {"type": "text", "text": "?"}]
-    rows = [{"audio": sound(0.2), "messages": [{"role": "user", "content": content}, ANSWER]}]
-    batch = AudioCollator(made, chat_template=marked_template(made, []))(rows)
+    rows = [{"audio": audio(0.2), "messages": [{"role": "user", "content": content}, ANSWER]}]
+    batch = AudioCollator(made, chat_template=template_for(made, []))(rows)
     right(made, batch)
     assert "Hear<|audio><audio|>?" in text_of(made, batch, 0, learned=False)
 
 
 def test_prompts_and_completions_as_messages() -> None:
     made = processor(template())
-    batch = AudioCollator(made)([{"audio": sound(0.2), "prompt": [QUESTION], "completion": [ANSWER]}])
+    batch = AudioCollator(made)([{"audio": audio(0.2), "prompt": [QUESTION], "completion": [ANSWER]}])
     right(made, batch)
     assert text_of(made, batch, 0, learned=True) == "A flat.<turn|>\n"
 
@@ -167,18 +167,18 @@ def test_a_prompt_that_renders_otherwise_alone() -> None:
     own = template().replace("{{- '<|turn>model\\n' -}}", "{{- '<|turn>model\\n(thinking)' -}}")
     assert own != template()
     made = processor(own)
-    batch = AudioCollator(made)([{"audio": sound(0.2), "prompt": [QUESTION], "completion": [ANSWER]}])
+    batch = AudioCollator(made)([{"audio": audio(0.2), "prompt": [QUESTION], "completion": [ANSWER]}])
     assert text_of(made, batch, 0, learned=True) == "A flat.<turn|>\n"
     assert "thinking" not in text_of(made, batch, 0, learned=False)
 
 
 def test_rates_must_agree() -> None:
-    row = {"audio": {"array": sound(0.2), "sampling_rate": 8000}, "prompt": "<|audio|>", "completion": "a"}
+    row = {"audio": {"array": audio(0.2), "sampling_rate": 8000}, "prompt": "<|audio|>", "completion": "a"}
     with pytest.raises(DataError) as caught:
         AudioCollator(processor())([row])
     assert caught.value.code == "data-audio"
     assert "8000" in caught.value.what
-    row["audio"] = {"array": sound(0.2), "sampling_rate": RATE}
+    row["audio"] = {"array": audio(0.2), "sampling_rate": RATE}
     right(processor(), AudioCollator(processor())([row]))
 
 
@@ -187,7 +187,7 @@ def test_files_that_messages_name_are_learned_from(tmp_path: Path, as_prompt: bo
     """From files at another rate to a batch: each sound in its place, and the answers alone learned."""
     soundfile = pytest.importorskip("soundfile")
     for name, seconds in (("a", 0.3), ("b", 0.2)):
-        soundfile.write(tmp_path / f"{name}.wav", sound(seconds)[::2], RATE // 2)
+        soundfile.write(tmp_path / f"{name}.wav", audio(seconds)[::2], RATE // 2)
     hear, what = {"type": "text", "text": "Hear"}, {"type": "text", "text": "?"}
     asked = [
         {"role": "user", "content": [hear, {"type": "audio", "path": "a.wav"}, what]},
@@ -196,9 +196,9 @@ def test_files_that_messages_name_are_learned_from(tmp_path: Path, as_prompt: bo
     rows = [{"prompt": [q], "completion": [ANSWER]} if as_prompt else {"messages": [q, ANSWER]} for q in asked]
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     read = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train")
-    heard = read_audio_at(resolve_audio_files(read, tmp_path, "rows.jsonl"), RATE)
+    read_rows = read_audio_at(resolve_audio_files(read, tmp_path, "rows.jsonl"), RATE)
     made = processor(template())
-    batch = AudioCollator(made, chat_template=marked_template(made, read))([heard[0], heard[1]])
+    batch = AudioCollator(made, chat_template=template_for(made, read))([read_rows[0], read_rows[1]])
     right(made, batch)
     assert [text_of(made, batch, row, learned=True) for row in (0, 1)] == ["A flat.<turn|>\n"] * 2
     assert "Hear<|audio><audio|>?" in text_of(made, batch, 0, learned=False)

@@ -30,7 +30,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def rows_of(home: Path, rows: list[dict[str, Any]]) -> Any:
-    """The rows as a file of JSON lines gives them, each with a text beside its sounds."""
+    """Return the rows of a file of JSON lines, each with a text besides its audio."""
     (home / "rows.jsonl").write_text("".join(f"{json.dumps({'text': 'it', **row})}\n" for row in rows))
     return datasets.load_dataset("json", data_files=str(home / "rows.jsonl"), split="train")
 
@@ -47,15 +47,15 @@ def refused(home: Path, rows: list[dict[str, Any]]) -> DataError:
 
 
 def lengths(rows: Any) -> list[Any]:
-    """Of the sounds of each row, in tenths of a second."""
+    """Return the length of each row's audio, in tenths of a second."""
 
-    def length(sound: Any) -> float:
-        return float(round(len(sound) / RATE * 10, 2))
+    def length(samples: Any) -> float:
+        return float(round(len(samples) / RATE * 10, 2))
 
-    heard = read_audio_at(rows, RATE)
+    read = read_audio_at(rows, RATE)
     if "audio" in rows.column_names:
-        return [None if row["audio"] is None else length(row["audio"]) for row in heard]
-    return [[length(sound) for sound in row["audios"]] for row in heard]
+        return [None if row["audio"] is None else length(row["audio"]) for row in read]
+    return [[length(samples) for samples in row["audios"]] for row in read]
 
 
 def spoken(*parts: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def spoken(*parts: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "heard"),
+    ("rows", "expected"),
     [
         pytest.param([{"audio": "a.wav"}, {"audio": "c.ogg"}], [1, 3], id="paths"),
         pytest.param([{"audio": "a.wav"}, {"audio": None}], [1, None], id="a row without"),
@@ -73,8 +73,8 @@ def spoken(*parts: Any) -> dict[str, Any]:
         pytest.param([{"audios": [{"path": "a.wav"}]}, {"audios": None}], [[1], []], id="several mappings"),
     ],
 )
-def test_columns_of_files_are_heard(home: Path, rows: list[dict[str, Any]], heard: list[Any]) -> None:
-    assert lengths(found(home, rows)) == heard
+def test_columns_of_files_are_read(home: Path, rows: list[dict[str, Any]], expected: list[Any]) -> None:
+    assert lengths(found(home, rows)) == expected
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -91,7 +91,7 @@ def test_files_kept_by_datasets_need_no_torchcodec(home: Path, several: bool) ->
     assert lengths(rows) == ([[2]] if several else [2])
 
 
-def test_columns_of_bytes_are_heard(home: Path) -> None:
+def test_columns_of_bytes_are_read(home: Path) -> None:
     rows = datasets.Dataset.from_list([{"audio": (home / "a.wav").read_bytes()}])
     assert lengths(resolve_audio_files(rows, home, "rows.parquet")) == [1]
 
@@ -138,7 +138,7 @@ def test_rows_without_files_stay_as_they_are(home: Path, row: dict[str, Any]) ->
     ("rows", "file"),
     [
         pytest.param([{"audio": "a.wav"}, {"audio": "absent.wav"}], "absent.wav", id="not there"),
-        pytest.param([{"audio": "a.wav"}, {"audio": "text.wav"}], "text.wav", id="no sound"),
+        pytest.param([{"audio": "a.wav"}, {"audio": "text.wav"}], "text.wav", id="no audio"),
         pytest.param([{"audios": ["a.wav"]}, {"audios": ["b.flac", "absent.wav"]}], "absent.wav", id="the second"),
         pytest.param(
             [spoken({"type": "audio", "path": "a.wav"}), spoken({"type": "audio", "path": "absent.wav"})],

@@ -38,13 +38,13 @@ def code_of(raised: pytest.ExceptionInfo[DataError]) -> str:
 def test_a_tone_is_heard_at_the_rate_that_is_asked_for(tmp_path: Path, kind: str, rate: int) -> None:
     file = tmp_path / f"tone.{kind}"
     soundfile.write(file, tone(440, rate=rate), rate)
-    heard = AudioFile(str(file)).read(RATE)
-    assert heard.dtype == np.float32
+    samples = AudioFile(str(file)).read(RATE)
+    assert samples.dtype == np.float32
     # An MP3 is written in whole blocks.
-    assert heard.shape == (RATE // 2,) or (kind == "mp3" and RATE // 2 < len(heard) < RATE // 2 + 2000)
-    assert loudest(heard) == pytest.approx(440, abs=2)
+    assert samples.shape == (RATE // 2,) or (kind == "mp3" and RATE // 2 < len(samples) < RATE // 2 + 2000)
+    assert loudest(samples) == pytest.approx(440, abs=2)
     # The ends of a sound that is resampled or coded are off.
-    assert np.abs(heard[1000:-1000] - tone(440)[1000:-1000]).max() < 0.05
+    assert np.abs(samples[1000:-1000] - tone(440)[1000:-1000]).max() < 0.05
 
 
 def test_a_wave_file_of_the_standard_library(tmp_path: Path) -> None:
@@ -53,14 +53,14 @@ def test_a_wave_file_of_the_standard_library(tmp_path: Path) -> None:
         file.setsampwidth(2)
         file.setframerate(RATE)
         file.writeframes((tone(440) * 32767).astype("<i2").tobytes())
-    heard = AudioFile(str(tmp_path / "tone.wav")).read(RATE)
-    assert np.abs(heard - tone(440)).max() < 1e-4
+    samples = AudioFile(str(tmp_path / "tone.wav")).read(RATE)
+    assert np.abs(samples - tone(440)).max() < 1e-4
 
 
 def test_channels_are_mixed(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "two.wav", np.stack([tone(440), tone(880)], 1), RATE, subtype="FLOAT")
-    heard = AudioFile(str(tmp_path / "two.wav")).read(RATE)
-    assert np.abs(heard - (tone(440) + tone(880)) / 2).max() < 1e-6
+    samples = AudioFile(str(tmp_path / "two.wav")).read(RATE)
+    assert np.abs(samples - (tone(440) + tone(880)) / 2).max() < 1e-6
 
 
 def test_bytes_are_heard_as_their_file(tmp_path: Path) -> None:

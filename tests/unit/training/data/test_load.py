@@ -195,7 +195,7 @@ def test_a_picture_that_is_none_is_refused_before_training(tmp_path: Path) -> No
     assert "UnidentifiedImageError" in str(refused(tmp_path, "data-unreadable", path="pictures").why)
 
 
-def sounds(folder: Path) -> str:
+def audio_folder(folder: Path) -> str:
     (folder / "sounds").mkdir()
     for at in range(2):
         with wave.open(str(folder / "sounds" / f"{at}.wav"), "wb") as file:
@@ -210,7 +210,7 @@ def sounds(folder: Path) -> str:
 
 
 def test_a_folder_of_sounds(tmp_path: Path) -> None:
-    found = loaded(tmp_path, path=sounds(tmp_path))
+    found = loaded(tmp_path, path=audio_folder(tmp_path))
     assert found.modalities == ("text", "audio")
     assert len(read_audio_at(found.train, 8000)[0]["audio"]) == 800
 
@@ -218,7 +218,7 @@ def test_a_folder_of_sounds(tmp_path: Path) -> None:
 def test_a_folder_of_sounds_with_splits(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "rows" / split).mkdir(parents=True)
-        home = tmp_path / "rows" / split / sounds(tmp_path / "rows" / split)
+        home = tmp_path / "rows" / split / audio_folder(tmp_path / "rows" / split)
         for file in home.iterdir():
             file.rename(home.parent / file.name)
         home.rmdir()
@@ -233,7 +233,7 @@ def test_a_folder_of_sounds_with_splits(tmp_path: Path) -> None:
 def test_rows_name_sounds_relative_to_their_own_file(tmp_path: Path, kind: str) -> None:
     home = tmp_path / "data"
     home.mkdir()
-    sounds(home)
+    audio_folder(home)
     rows = [{"audio": f"sounds/{at}.wav", "prompt": "which?", "completion": str(at)} for at in range(2)]
     made = datasets.Dataset.from_list(rows)
     if kind.startswith("json"):
@@ -253,7 +253,7 @@ def test_rows_name_sounds_relative_to_their_own_file(tmp_path: Path, kind: str) 
 def test_held_out_sounds_are_relative_to_the_held_out_file(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        sounds(tmp_path / name)
+        audio_folder(tmp_path / name)
     row = {"audio": "sounds/0.wav", "prompt": "which?", "completion": "0"}
     one, two = (jsonl(tmp_path / name / "rows.jsonl", [row]) for name in ("one", "two"))
     found = loaded(tmp_path, path=f"one/{one}", eval_path=f"two/{two}")
@@ -263,18 +263,18 @@ def test_held_out_sounds_are_relative_to_the_held_out_file(tmp_path: Path) -> No
 
 
 def test_messages_name_sounds(tmp_path: Path) -> None:
-    sounds(tmp_path)
+    audio_folder(tmp_path)
     question = [{"type": "audio", "path": "sounds/1.wav"}, {"type": "text", "text": "which?"}]
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "1"}]
     found = loaded(tmp_path, path=jsonl(tmp_path / "rows.jsonl", [{"messages": turns}]))
     assert found.modalities == ("text", "audio")
-    assert [len(sound) for sound in read_audio_at(found.train, 8000)[0]["audios"]] == [800]
+    assert [len(audio) for audio in read_audio_at(found.train, 8000)[0]["audios"]] == [800]
     # Beside contents in parts, datasets would read the answer as a number.
     assert found.train[0]["messages"][1]["content"] == [{"type": "text", "text": "1"}]
 
 
 def test_a_sound_that_is_not_there_is_refused_before_training(tmp_path: Path) -> None:
-    sounds(tmp_path)
+    audio_folder(tmp_path)
     rows = [{"audio": f"sounds/{at}.wav", "prompt": "which?", "completion": str(at)} for at in range(3)]
     error = refused(tmp_path, "data-audio", path=jsonl(tmp_path / "rows.jsonl", rows))
     assert error.where == "rows.jsonl, row 3"
@@ -282,7 +282,7 @@ def test_a_sound_that_is_not_there_is_refused_before_training(tmp_path: Path) ->
 
 
 def test_sounds_that_preferences_name_are_for_sft_too(tmp_path: Path) -> None:
-    sounds(tmp_path)
+    audio_folder(tmp_path)
     asked = [{"role": "user", "content": [{"type": "audio", "path": "sounds/0.wav"}]}]
     row = {"prompt": asked, "chosen": [CHAT[0]["messages"][1]], "rejected": [CHAT[0]["messages"][1]]}
     refused(tmp_path, "data-modalities", trainer="dpo", path=jsonl(tmp_path / "rows.jsonl", [row]))

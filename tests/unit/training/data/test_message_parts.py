@@ -24,7 +24,7 @@ def conversation(answer: Any, content: Any = PARTS) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}], "n": 1}
 
 
-def told(content: Any) -> Any:
+def text_of(content: Any) -> Any:
     """The text of a content, whichever form it has."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
@@ -32,7 +32,7 @@ def told(content: Any) -> Any:
 @pytest.mark.parametrize("answer", ["6", "1e5", "true", "null", '{"a": 1}', "[1]", "words", "2 words"])
 def test_a_text_that_is_json_comes_back_as_it_was_written(tmp_path: Path, answer: str) -> None:
     rows = keep_json_texts(read(tmp_path, [conversation(answer), conversation("plain")]))
-    assert told(rows[0]["messages"][1]["content"]) == answer
+    assert text_of(rows[0]["messages"][1]["content"]) == answer
     assert rows[0]["messages"][0]["content"] == PARTS
     assert rows[1]["messages"][1]["content"] == "plain"
     assert [row["n"] for row in rows] == [1, 1]

@@ -9,7 +9,7 @@ import pytest
 from tests.training.gemma import TEMPLATES, letters, processor, template
 
 from graftkit.errors import TrainingError
-from graftkit.training.trainers.assistant_mask import RestoreChatTemplate, marked_template
+from graftkit.training.trainers.assistant_mask import RestoreChatTemplate, template_for
 
 trl = pytest.importorskip("trl")
 
@@ -34,7 +34,7 @@ def learned(made: Any, chosen: str, messages: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_gemma_4_learns_answers_and_their_ends(name: str) -> None:
     made = letters(chat_template=template(name))
-    found = marked_template(made, [{"messages": CHAT}])
+    found = template_for(made, [{"messages": CHAT}])
     assert made.apply_chat_template(CHAT, chat_template=found, tokenize=False) == made.apply_chat_template(
         CHAT, tokenize=False
     )
@@ -43,18 +43,18 @@ def test_gemma_4_learns_answers_and_their_ends(name: str) -> None:
 
 def test_a_processor_is_asked_as_its_tokenizer_is() -> None:
     made = processor(template())
-    assert marked_template(made, [{"messages": CHAT}]) == marked_template(letters(chat_template=template()), [])
+    assert template_for(made, [{"messages": CHAT}]) == template_for(letters(chat_template=template()), [])
 
 
 def test_a_template_with_marks_is_taken_as_it_is() -> None:
     own = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
-    assert marked_template(letters(chat_template=own), []) == own
+    assert template_for(letters(chat_template=own), []) == own
 
 
 def test_the_template_that_trl_has_for_this_one_comes_first() -> None:
     from trl.chat_template_utils import qwen3_chat_template, qwen3_training_chat_template
 
-    assert marked_template(letters(chat_template=qwen3_chat_template), []) == qwen3_training_chat_template
+    assert template_for(letters(chat_template=qwen3_chat_template), []) == qwen3_training_chat_template
 
 
 UNKNOWN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
@@ -63,7 +63,7 @@ UNKNOWN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
 @pytest.mark.parametrize("own", [pytest.param(None, id="none"), pytest.param(UNKNOWN, id="one that nobody knows")])
 def test_without_a_template_that_marks_the_run_is_refused(own: str | None) -> None:
     with pytest.raises(TrainingError) as caught:
-        marked_template(letters(chat_template=own), [])
+        template_for(letters(chat_template=own), [])
     assert caught.value.code == "no-chat-template"
 
 
@@ -72,20 +72,20 @@ def test_a_template_that_renders_the_data_otherwise_is_not_taken() -> None:
     own = template().replace("{{- message['content'] | trim -}}", "{{- message['content'] | trim | upper -}}")
     assert own != template()
     with pytest.raises(TrainingError):
-        marked_template(letters(chat_template=own), [])
+        template_for(letters(chat_template=own), [])
     own = template().replace(
         "{{- '<turn|>\\n' -}}", "{{- '<turn|>\\n' if 'zebra' not in captured_content else '' -}}"
     )
     assert own != template()
     made = letters(chat_template=own)
-    assert marked_template(made, [{"messages": CHAT}])
+    assert template_for(made, [{"messages": CHAT}])
     with pytest.raises(TrainingError):
-        marked_template(made, [{"prompt": [{"role": "user", "content": "a zebra"}], "completion": CHAT[-1:]}])
+        template_for(made, [{"prompt": [{"role": "user", "content": "a zebra"}], "completion": CHAT[-1:]}])
 
 
 def test_a_template_that_refuses_everything_is_like_no_other() -> None:
     with pytest.raises(TrainingError):
-        marked_template(letters(chat_template="{{ raise_exception('no') }}"), [])
+        template_for(letters(chat_template="{{ raise_exception('no') }}"), [])
 
 
 def test_the_processor_gets_its_own_template_back() -> None:
