@@ -19,7 +19,7 @@ def page(rule: Rule) -> str:
     """Return a rule's page as Markdown."""
     sections = (
         ("What it checks", f"{rule.title[0].upper()}{rule.title[1:]}."),
-        ("Why it matters", f"{rule.why[0].upper()}{rule.why[1:].rstrip('.')}."),
+        ("Why it matters", rule.why),
         ("Example", rule.example),
         ("What to do", f"{rule.help[0].upper()}{rule.help[1:]}."),
         ("How safe that is", rule.safety),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from graftkit.findings import Finding, Fix, Severity, Source
@@ -82,19 +85,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: one file in ``checks/rules/<area>/`` that defines ``RULE``.
+    """One rule: one file in ``checks/rules/<area>/`` that defines ``RULE`` and describes it in its docstring.
 
     Attributes:
         code: "GK" and three digits, unique.
         title: what must be true, as a short statement.
         severity: severity of a finding when it is not.
         needs: names of the `Inputs` it cannot do without; a missing one makes the rule "unknown".
-        why: the harm when it is not true.
-        example: a case in which it is not true.
         help: the usual next step.
-        safety: how safe that step, or the fix, is.
+        doc: the file's docstring, Markdown with the sections "Why it matters", "Example", "How safe that is" and
+            "Sources".
         since: the first version of graftkit with the rule.
-        sources: threads and code that show it.
         settings: name -> limit that ``[tool.graftkit.rules.CODE]`` and recipes may change.
         source: where its findings come from.
     """
@@ -104,14 +105,40 @@ class Rule:
     severity: Severity
     needs: tuple[str, ...]
     check: Callable[[CheckContext], Observation]
-    why: str
-    example: str
     help: str
-    safety: str
+    doc: str | None
     since: str
-    sources: tuple[str, ...]
     settings: Mapping[str, Setting] = field(default_factory=dict)
     source: Source = Source.PROBE
+
+    @cached_property
+    def _sections(self) -> Mapping[str, str]:
+        """Heading -> text, without line breaks in paragraphs and list items."""
+        parts = re.split(r"^## (.+)$", inspect.cleandoc(self.doc or ""), flags=re.MULTILINE)
+        return {
+            heading: re.sub(r"\n(?!\n|- )(?<!\n\n)\s*", " ", text.strip())
+            for heading, text in zip(parts[1::2], parts[2::2], strict=True)
+        }
+
+    @property
+    def why(self) -> str:
+        """The harm when it is not true."""
+        return self._sections.get("Why it matters", "")
+
+    @property
+    def example(self) -> str:
+        """A case in which it is not true."""
+        return self._sections.get("Example", "")
+
+    @property
+    def safety(self) -> str:
+        """How safe the next step, or the fix, is."""
+        return self._sections.get("How safe that is", "")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Threads and code that show it."""
+        return tuple(line.removeprefix("- ") for line in self._sections.get("Sources", "").splitlines())
 
     @property
     def url(self) -> str:

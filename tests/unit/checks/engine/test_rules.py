@@ -72,6 +72,23 @@ def test_a_stale_page_is_noticed(tmp_path: Path) -> None:
     assert pages.main([str(tmp_path), "--check"]) == 1
 
 
+DOC = """Check something.
+
+## Why it matters
+
+A sentence on
+two lines.
+
+A paragraph.
+
+## Sources
+
+- https://example.org/a
+- package: a
+  function
+"""
+
+
 def _rule(check: object, needs: tuple[str, ...] = ()) -> Rule:
     return Rule(
         code="GK000",
@@ -79,13 +96,17 @@ def _rule(check: object, needs: tuple[str, ...] = ()) -> Rule:
         severity=Severity.WARNING,
         needs=needs,
         check=check,  # type: ignore[arg-type]
-        why="-",
-        example="-",
         help="do something",
-        safety="-",
+        doc=DOC,
         since="0.1.0",
-        sources=("-",),
     )
+
+
+def test_a_rule_is_described_by_the_docstring_of_its_file() -> None:
+    rule = _rule(None)
+    assert rule.why == "A sentence on two lines.\n\nA paragraph."
+    assert rule.sources == ("https://example.org/a", "package: a function")
+    assert replace(rule, doc=None).sources == ()
 
 
 def _raise(_context: CheckContext) -> None:

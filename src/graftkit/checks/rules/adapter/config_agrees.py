@@ -1,4 +1,22 @@
-"""Check that the configuration describes the tensors beside it."""
+"""Check that the configuration describes the tensors beside it.
+
+## Why it matters
+
+PEFT builds layers from the configuration and fills them from the file: what differs is lost.
+
+## Example
+
+`r` is edited in `adapter_config.json` after training, or another run's file is copied beside it.
+
+## How safe that is
+
+The configuration can be corrected without touching the tensors; alpha cannot be read from them.
+
+## Sources
+
+- peft: tuners.tuners_utils.check_target_module_exists
+- peft: utils.other.get_pattern_key
+"""
 
 from __future__ import annotations
 
@@ -105,10 +123,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter",),
     check=_check,
-    why="PEFT builds layers from the configuration and fills them from the file: what differs is lost",
-    example="`r` is edited in `adapter_config.json` after training, or another run's file is copied beside it.",
     help="restore the adapter_config.json that was saved with these tensors",
-    safety="The configuration can be corrected without touching the tensors; alpha cannot be read from them.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft: tuners.tuners_utils.check_target_module_exists", "peft: utils.other.get_pattern_key"),
 )

@@ -1,4 +1,25 @@
-"""Check that the columns of the experts' ``lora_B`` are in the order in which PEFT reads them."""
+"""Check that the columns of the experts' ``lora_B`` are in the order in which PEFT reads them.
+
+## Why it matters
+
+The shape is the same in either order, so every expert is loaded with the updates of others, and the adapter
+only seems weak.
+
+## Example
+
+A trainer keeps `lora_B` of stacked experts as (out, experts, rank) and saves it with a PEFT configuration; PEFT
+reads (out, rank, experts).
+
+## How safe that is
+
+Reordering changes no value. Both orders are valid files: be sure which one this file has.
+
+## Sources
+
+- https://github.com/unslothai/unsloth/issues/6930
+- https://github.com/unslothai/unsloth-zoo/pull/1269
+- peft: tuners.lora.layer.ParamWrapper.get_delta_weight
+"""
 
 from __future__ import annotations
 
@@ -99,21 +120,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter",),
     check=_check,
-    why=(
-        "the shape is the same in either order, so every expert is loaded with the updates of others, and the "
-        "adapter only seems weak"
-    ),
-    example=(
-        "A trainer keeps `lora_B` of stacked experts as (out, experts, rank) and saves it with a PEFT "
-        "configuration; PEFT reads (out, rank, experts)."
-    ),
     help=_COMPARE,
-    safety="Reordering changes no value. Both orders are valid files: be sure which one this file has.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/unslothai/unsloth/issues/6930",
-        "https://github.com/unslothai/unsloth-zoo/pull/1269",
-        "peft: tuners.lora.layer.ParamWrapper.get_delta_weight",
-    ),
     source=Source.FILE,
 )

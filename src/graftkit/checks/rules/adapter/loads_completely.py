@@ -1,4 +1,23 @@
-"""Check that the base takes every tensor, and that the file has tensors for every layer that is targeted."""
+"""Check that the base takes every tensor, and that the file has tensors for every layer that is targeted.
+
+## Why it matters
+
+PEFT loads what fits and at most warns about the rest: a part of the training is lost unnoticed.
+
+## Example
+
+A mixture-of-experts adapter that was trained with transformers 4 names every expert's `gate_proj`; with
+transformers 5 the experts are one stacked parameter, and only attention and shared experts are loaded.
+
+## How safe that is
+
+Renaming tensors changes no value, and `gk.migrate` refuses an adapter that has tensors left over.
+
+## Sources
+
+- peft: utils.save_and_load.set_peft_model_state_dict
+- peft: utils.transformers_weight_conversion
+"""
 
 from __future__ import annotations
 
@@ -56,16 +75,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base"),
     check=_check,
-    why="PEFT loads what fits and at most warns about the rest: a part of the training is lost unnoticed",
-    example=(
-        "A mixture-of-experts adapter that was trained with transformers 4 names every expert's `gate_proj`; with "
-        "transformers 5 the experts are one stacked parameter, and only attention and shared experts are loaded."
-    ),
     help="give the base that the adapter was trained on; `gk.migrate` rewrites wrapped names as PEFT loads them",
-    safety="Renaming tensors changes no value, and `gk.migrate` refuses an adapter that has tensors left over.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "peft: utils.save_and_load.set_peft_model_state_dict",
-        "peft: utils.transformers_weight_conversion",
-    ),
 )

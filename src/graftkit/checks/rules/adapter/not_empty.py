@@ -1,4 +1,24 @@
-"""Check that the weights file has tensors, and none of size 0."""
+"""Check that the weights file has tensors, and none of size 0.
+
+## Why it matters
+
+The training is lost: a partitioned parameter is a placeholder of size 0 on every process.
+
+## Example
+
+Under ZeRO-3 `save_pretrained` is called without gathering: each `lora_A.weight` in the file has the shape
+`[0]`.
+
+## How safe that is
+
+Gathering changes no value; it needs the memory of the adapter on one process.
+
+## Sources
+
+- https://github.com/huggingface/trl/issues/4416
+- https://github.com/huggingface/peft/issues/2892
+- https://github.com/deepspeedai/DeepSpeed/issues/7900
+"""
 
 from __future__ import annotations
 
@@ -27,21 +47,11 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter",),
     check=_check,
-    why="the training is lost: a partitioned parameter is a placeholder of size 0 on every process",
-    example=(
-        "Under ZeRO-3 `save_pretrained` is called without gathering: each `lora_A.weight` in the file has the "
-        "shape `[0]`."
-    ),
     help=(
         "save again with the parameters gathered (`deepspeed.zero.GatheredParameters`, or "
         "`stage3_gather_16bit_weights_on_model_save`), or train with ZeRO-2; the optimizer's checkpoint still "
         "holds the weights (`zero_to_fp32.py`)"
     ),
-    safety="Gathering changes no value; it needs the memory of the adapter on one process.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/trl/issues/4416",
-        "https://github.com/huggingface/peft/issues/2892",
-        "https://github.com/deepspeedai/DeepSpeed/issues/7900",
-    ),
 )

@@ -1,4 +1,22 @@
-"""Check that the adapter's module paths begin as those of the base do."""
+"""Check that the adapter's module paths begin as those of the base do.
+
+## Why it matters
+
+No tensor matches, PEFT warns once, and the model that is served is the base.
+
+## Example
+
+An adapter is trained on a family's text-only class (`model.layers…`) and loaded on its multimodal class
+(`model.language_model.layers…`).
+
+## How safe that is
+
+Renaming changes no value. A prefix is only suggested if every tensor then fits by shape.
+
+## Sources
+
+- https://github.com/huggingface/transformers/issues/46766
+"""
 
 from __future__ import annotations
 
@@ -64,13 +82,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base"),
     check=_check,
-    why="no tensor matches, PEFT warns once, and the model that is served is the base",
-    example=(
-        "An adapter is trained on a family's text-only class (`model.layers…`) and loaded on its multimodal class "
-        "(`model.language_model.layers…`)."
-    ),
     help="re-key the tensors, or load the class that the adapter was trained on",
-    safety="Renaming changes no value. A prefix is only suggested if every tensor then fits by shape.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/huggingface/transformers/issues/46766",),
 )

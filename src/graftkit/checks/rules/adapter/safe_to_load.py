@@ -1,4 +1,23 @@
-"""Check that the files can be loaded without running or trusting what is in them."""
+"""Check that the files can be loaded without running or trusting what is in them.
+
+## Why it matters
+
+A pickle runs code when it is loaded, and a malformed header makes readers see different tensors.
+
+## Example
+
+A download stops half-way: the header describes more data than the file has. Or the folder holds
+`adapter_model.bin`, a pickle, and nothing else.
+
+## How safe that is
+
+graftkit never loads a pickle. Converting one means loading it: do that in a sandbox.
+
+## Sources
+
+- https://huggingface.co/docs/safetensors/index#format
+- https://docs.python.org/3/library/pickle.html
+"""
 
 from __future__ import annotations
 
@@ -57,16 +76,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("folder",),
     check=_check,
-    why="a pickle runs code when it is loaded, and a malformed header makes readers see different tensors",
-    example=(
-        "A download stops half-way: the header describes more data than the file has. Or the folder holds "
-        "`adapter_model.bin`, a pickle, and nothing else."
-    ),
     help="download the files again from a source you trust, as safetensors",
-    safety="graftkit never loads a pickle. Converting one means loading it: do that in a sandbox.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://huggingface.co/docs/safetensors/index#format",
-        "https://docs.python.org/3/library/pickle.html",
-    ),
 )

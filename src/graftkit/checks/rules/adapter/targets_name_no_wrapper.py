@@ -1,4 +1,23 @@
-"""Check that the saved targets name no wrapper of the base."""
+"""Check that the saved targets name no wrapper of the base.
+
+## Why it matters
+
+Stock PEFT refuses to load the adapter: it cannot adapt a wrapper.
+
+## Example
+
+A tool redirects `q_proj` to the linear inside the wrapper while it trains, and saves `target_modules:
+["q_proj"]`.
+
+## How safe that is
+
+Only the configuration changes where the tensors already name the inner linears; no value changes.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3129
+- peft: tuners.lora.model.LoraModel._create_new_module
+"""
 
 from __future__ import annotations
 
@@ -37,16 +56,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base"),
     check=_check,
-    why="stock PEFT refuses to load the adapter: it cannot adapt a wrapper",
-    example=(
-        "A tool redirects `q_proj` to the linear inside the wrapper while it trains, and saves "
-        '`target_modules: ["q_proj"]`.'
-    ),
     help="gk.migrate(adapter, base, out) rewrites the targets to the linears inside",
-    safety="Only the configuration changes where the tensors already name the inner linears; no value changes.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/peft/issues/3129",
-        "peft: tuners.lora.model.LoraModel._create_new_module",
-    ),
 )

@@ -1,4 +1,21 @@
-"""Check that shapes and types are an adapter's, and that values are finite and trained."""
+"""Check that shapes and types are an adapter's, and that values are finite and trained.
+
+## Why it matters
+
+NaN spreads to every output, a malformed tensor cannot be loaded, and a B of zeros means no training.
+
+## Example
+
+A half-precision run overflows in its last steps: `lora_B` is NaN, and nobody looked at the loss.
+
+## How safe that is
+
+The file cannot be repaired: values that were lost have to be trained again.
+
+## Sources
+
+- peft: tuners.lora.layer.LoraLayer.reset_lora_parameters
+"""
 
 from __future__ import annotations
 
@@ -76,10 +93,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter",),
     check=_check,
-    why="NaN spreads to every output, a malformed tensor cannot be loaded, and a B of zeros means no training",
-    example="A half-precision run overflows in its last steps: `lora_B` is NaN, and nobody looked at the loss.",
     help="take an earlier checkpoint, and train with a smaller learning rate or in bfloat16",
-    safety="The file cannot be repaired: values that were lost have to be trained again.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft: tuners.lora.layer.LoraLayer.reset_lora_parameters",),
 )

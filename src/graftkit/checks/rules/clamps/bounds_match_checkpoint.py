@@ -1,4 +1,24 @@
-"""Check that the bounds in memory are those of the checkpoint."""
+"""Check that the bounds in memory are those of the checkpoint.
+
+## Why it matters
+
+Bounds are buffers, and losing them raises no error: infinite bounds clamp nothing, uninitialized ones clamp
+everything. The adapter is then trained on a different base than the one that is served.
+
+## Example
+
+A model is built on the meta device and moved with `to_empty()`: its bounds are uninitialized memory. A
+checkpoint was saved without the wrappers: its bounds are infinite.
+
+## How safe that is
+
+Reloading changes only the bounds. An adapter that was trained without them has to be trained again.
+
+## Sources
+
+- safetensors: the scalars of the checkpoint
+- torch: nn.Module.to_empty
+"""
 
 from __future__ import annotations
 
@@ -125,21 +145,9 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "checkpoint"),
     check=_check,
-    why=(
-        "Bounds are buffers, and losing them raises no error: infinite bounds clamp nothing, uninitialized ones "
-        "clamp everything. The adapter is then trained on a different base than the one that is served."
-    ),
-    example=(
-        "A model is built on the meta device and moved with `to_empty()`: its bounds are uninitialized memory. A "
-        "checkpoint was saved without the wrappers: its bounds are infinite."
-    ),
     help="load the model with from_pretrained from a checkpoint that has its bounds",
-    safety="Reloading changes only the bounds. An adapter that was trained without them has to be trained again.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "safetensors: the scalars of the checkpoint",
-        "torch: nn.Module.to_empty",
-    ),
     settings={
         "rounding": Setting(2.0**-8, "largest relative difference that counts as rounding, as bfloat16's"),
     },

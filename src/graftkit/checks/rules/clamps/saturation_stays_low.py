@@ -1,4 +1,24 @@
-"""Check that the adapter does not drive activations into the clamps."""
+"""Check that the adapter does not drive activations into the clamps.
+
+## Why it matters
+
+A clamped activation has no gradient: the adapter can no longer learn what it has pushed over a bound, and the
+model computes with the bound instead.
+
+## Example
+
+A vision tower whose linears clamp their inputs and outputs, trained with a learning rate made for the language
+model: half of a layer's outputs end on the bound.
+
+## How safe that is
+
+Training again gives another adapter; this one cannot be brought back inside the bounds.
+
+## Sources
+
+- transformers: the forward of the wrapper that is found
+- torch: clamp's gradient
+"""
 
 from __future__ import annotations
 
@@ -74,18 +94,9 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("model", "batch"),
     check=_check,
-    why=(
-        "A clamped activation has no gradient: the adapter can no longer learn what it has pushed over a bound, "
-        "and the model computes with the bound instead."
-    ),
-    example=(
-        "A vision tower whose linears clamp their inputs and outputs, trained with a learning rate made for the "
-        "language model: half of a layer's outputs end on the bound."
-    ),
     help="train again with a lower learning rate, rank or alpha for this tower, or leave it out of the scope",
-    safety="Training again gives another adapter; this one cannot be brought back inside the bounds.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("transformers: the forward of the wrapper that is found", "torch: clamp's gradient"),
     settings={
         "increase": Setting(0.05, "largest accepted growth of the clamped share of one linear's activations"),
     },

@@ -1,4 +1,23 @@
-"""Check that every adapter tensor gets a gradient from the batch."""
+"""Check that every adapter tensor gets a gradient from the batch.
+
+## Why it matters
+
+A tensor without a gradient keeps its initial values: that part of the adapter is never trained.
+
+## Example
+
+A plan adapts the vision tower and the batches are text only; or re-entrant checkpointing cuts the graph at a
+tower whose inputs need no gradient.
+
+## How safe that is
+
+Feeding the tower or leaving it out is safe. Non-re-entrant checkpointing computes the same loss.
+
+## Sources
+
+- https://github.com/huggingface/trl/issues/4612
+- https://github.com/unslothai/unsloth/issues/5039
+"""
 
 from __future__ import annotations
 
@@ -206,13 +225,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why="a tensor without a gradient keeps its initial values: that part of the adapter is never trained",
-    example=(
-        "A plan adapts the vision tower and the batches are text only; or re-entrant checkpointing cuts "
-        "the graph at a tower whose inputs need no gradient."
-    ),
     help="feed that tower in the batch or leave it out of the scope; use non-re-entrant checkpointing",
-    safety="Feeding the tower or leaving it out is safe. Non-re-entrant checkpointing computes the same loss.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/huggingface/trl/issues/4612", "https://github.com/unslothai/unsloth/issues/5039"),
 )

@@ -1,4 +1,22 @@
-"""Check that a fresh adapter does not change the model."""
+"""Check that a fresh adapter does not change the model.
+
+## Why it matters
+
+Training would start from a different model than the one chosen.
+
+## Example
+
+A module tests the class of its child (`if type(self.linear) is nn.Linear`), so PEFT's layer in its place
+changes what it computes before the first step.
+
+## How safe that is
+
+Changing the initializer is safe before training; it does not apply to a trained adapter.
+
+## Sources
+
+- peft: LoraLayer.reset_lora_parameters
+"""
 
 from __future__ import annotations
 
@@ -33,13 +51,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why="training would start from a different model than the one chosen",
-    example=(
-        "A module tests the class of its child (`if type(self.linear) is nn.Linear`), so PEFT's layer in its "
-        "place changes what it computes before the first step."
-    ),
     help="use init_lora_weights=True, and look for a wrapper that the adapter bypasses",
-    safety="Changing the initializer is safe before training; it does not apply to a trained adapter.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft: LoraLayer.reset_lora_parameters",),
 )

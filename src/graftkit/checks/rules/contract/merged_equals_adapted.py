@@ -1,4 +1,24 @@
-"""Check that the merged model computes what the adapted one does."""
+"""Check that the merged model computes what the adapted one does.
+
+## Why it matters
+
+The merged model would not be the one that was trained and evaluated.
+
+## Example
+
+A wrapper that clamps is given to PEFT as a linear: in training the update is added outside the clamp, after
+merging it is inside.
+
+## How safe that is
+
+Attaching to the inner linear is safe, and the tensors keep their keys. An adapter that was trained outside the
+clamp has to be trained again.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3129
+- https://github.com/huggingface/peft/pull/3130
+"""
 
 from __future__ import annotations
 
@@ -52,16 +72,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why="the merged model would not be the one that was trained and evaluated",
-    example=(
-        "A wrapper that clamps is given to PEFT as a linear: in training the update is added outside the clamp, "
-        "after merging it is inside."
-    ),
     help="attach to the linear inside the wrapper, then merge again",
-    safety=(
-        "Attaching to the inner linear is safe, and the tensors keep their keys. An adapter that was trained "
-        "outside the clamp has to be trained again."
-    ),
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/huggingface/peft/issues/3129", "https://github.com/huggingface/peft/pull/3130"),
 )

@@ -1,4 +1,22 @@
-"""Check that the saved adapter loads in stock PEFT and computes the same."""
+"""Check that the saved adapter loads in stock PEFT and computes the same.
+
+## Why it matters
+
+Hours of training are lost if the file is not the adapter that was trained.
+
+## Example
+
+A tool redirects `q_proj` to the linear inside the wrapper and saves `target_modules: ["q_proj"]`: stock PEFT
+refuses the adapter it wrote.
+
+## How safe that is
+
+Rewriting the configuration to inner paths (`gk.migrate`) changes no tensor.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3129
+"""
 
 from __future__ import annotations
 
@@ -108,13 +126,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why="hours of training are lost if the file is not the adapter that was trained",
-    example=(
-        "A tool redirects `q_proj` to the linear inside the wrapper and saves `target_modules: "
-        '["q_proj"]`: stock PEFT refuses the adapter it wrote.'
-    ),
     help="compare the file's keys with the model's: a prefix or the name of a wrapper may differ",
-    safety="Rewriting the configuration to inner paths (`gk.migrate`) changes no tensor.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/huggingface/peft/issues/3129",),
 )

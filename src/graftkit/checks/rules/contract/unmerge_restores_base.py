@@ -1,4 +1,22 @@
-"""Check that unmerging restores the base weights."""
+"""Check that unmerging restores the base weights.
+
+## Why it matters
+
+A base that changes with every merge and unmerge fits its adapters less and less.
+
+## Example
+
+A bfloat16 base and an update much larger than its weights: adding and subtracting it rounds the base to the
+update's precision.
+
+## How safe that is
+
+Reloading the base is always right.
+
+## Sources
+
+- peft: lora.Linear.merge, lora.Linear.unmerge
+"""
 
 from __future__ import annotations
 
@@ -99,13 +117,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model",),
     check=_check,
-    why="a base that changes with every merge and unmerge fits its adapters less and less",
-    example=(
-        "A bfloat16 base and an update much larger than its weights: adding and subtracting it rounds the base to "
-        "the update's precision."
-    ),
     help="reload the base instead of unmerging, or keep adapters unmerged",
-    safety="Reloading the base is always right.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft: lora.Linear.merge, lora.Linear.unmerge",),
 )

@@ -1,4 +1,25 @@
-"""Check that PEFT adapts no parameter that ZeRO-3 shards."""
+"""Check that PEFT adapts no parameter that ZeRO-3 shards.
+
+## Why it matters
+
+PEFT adds to a parameter before its module runs, and DeepSpeed gathers it only then: an error at the first step,
+or ranks that wait for each other.
+
+## Example
+
+LoRA on stacked experts through target_parameters, with a DeepSpeed configuration of stage 3.
+
+## How safe that is
+
+A leaf module is gathered as a whole: each device needs the memory for one block of experts.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/2916
+- https://github.com/huggingface/peft/pull/3576
+- https://github.com/deepspeedai/DeepSpeed/pull/4966
+- peft: tuners.lora.layer.ParamWrapper._activate_lora
+"""
 
 from __future__ import annotations
 
@@ -50,19 +71,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "training"),
     check=_check,
-    why=(
-        "PEFT adds to a parameter before its module runs, and DeepSpeed gathers it only then: an error at the"
-        " first step, or ranks that wait for each other"
-    ),
-    example="LoRA on stacked experts through target_parameters, with a DeepSpeed configuration of stage 3.",
     help="make the blocks with the experts leaf modules of ZeRO-3, or use ZeRO-2",
-    safety="A leaf module is gathered as a whole: each device needs the memory for one block of experts.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/peft/issues/2916",
-        "https://github.com/huggingface/peft/pull/3576",
-        "https://github.com/deepspeedai/DeepSpeed/pull/4966",
-        "peft: tuners.lora.layer.ParamWrapper._activate_lora",
-    ),
     source=Source.INTROSPECTION,
 )

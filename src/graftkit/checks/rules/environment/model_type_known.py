@@ -1,4 +1,21 @@
-"""The installed transformers must know the architecture."""
+"""The installed transformers must know the architecture.
+
+## Why it matters
+
+Without the model's classes nothing can be loaded: transformers raises before the first weight is read.
+
+## Example
+
+A model that came out last week, and a transformers of last month.
+
+## How safe that is
+
+A newer transformers may need a newer peft and trl: GK002 says which combinations do not work.
+
+## Sources
+
+- transformers: models.auto.configuration_auto.CONFIG_MAPPING
+"""
 
 from __future__ import annotations
 
@@ -58,11 +75,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("config", "environment"),
     check=_check,
-    why="without the model's classes nothing can be loaded: transformers raises before the first weight is read",
-    example="A model that came out last week, and a transformers of last month.",
     help="pip install --upgrade transformers",
-    safety="A newer transformers may need a newer peft and trl: GK002 says which combinations do not work.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("transformers: models.auto.configuration_auto.CONFIG_MAPPING",),
     source=Source.VERSIONS,
 )

@@ -1,4 +1,20 @@
-"""The installed versions must not be a combination that is known to fail."""
+"""The installed versions must not be a combination that is known to fail.
+
+## Why it matters
+
+Some versions cannot be imported together; others run and compute something else.
+
+## Example
+
+A model whose layers share keys and values, on a transformers that needs the cache for that.
+
+## How safe that is
+
+Changing one package may change others: `pip install` says which, before it does.
+
+## Sources
+
+"""
 
 from __future__ import annotations
 
@@ -107,11 +123,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("environment",),
     check=_check,
-    why="some versions cannot be imported together; others run and compute something else",
-    example="A model whose layers share keys and values, on a transformers that needs the cache for that.",
     help="install the nearest versions that work",
-    safety="Changing one package may change others: `pip install` says which, before it does.",
+    doc=(__doc__ or "") + "".join(f"- {combination.source}\n" for combination in COMBINATIONS),
     since="0.1.0",
-    sources=tuple(combination.source for combination in COMBINATIONS),
     source=Source.VERSIONS,
 )

@@ -1,4 +1,23 @@
-"""Where PEFT takes names for experts, linears of the same names must not be dropped."""
+"""Where PEFT takes names for experts, linears of the same names must not be dropped.
+
+## Why it matters
+
+On some model types PEFT turns names such as `gate_proj` into the stacked experts, wherever they stand: dense
+layers and shared experts of that name then get no adapter, and no warning.
+
+## Example
+
+The usual seven names on a model whose first layers have a dense MLP: its linears get no adapter.
+
+## How safe that is
+
+The linears are adapted as parameters: that trains the same pair of matrices, and takes no dropout.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3711
+- peft: utils.transformers_weight_conversion._convert_peft_config_moe
+"""
 
 from __future__ import annotations
 
@@ -37,17 +56,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why=(
-        "on some model types PEFT turns names such as `gate_proj` into the stacked experts, wherever they stand:"
-        " dense layers and shared experts of that name then get no adapter, and no warning"
-    ),
-    example="The usual seven names on a model whose first layers have a dense MLP: its linears get no adapter.",
     help="name the weights of those linears in target_parameters, beside the experts",
-    safety="The linears are adapted as parameters: that trains the same pair of matrices, and takes no dropout.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/peft/issues/3711",
-        "peft: utils.transformers_weight_conversion._convert_peft_config_moe",
-    ),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,22 @@
-"""Names that PEFT fuses into one parameter must be named together."""
+"""Names that PEFT fuses into one parameter must be named together.
+
+## Why it matters
+
+Gate and up projection are one parameter of the experts, and PEFT raises where one of them is named.
+
+## Example
+
+`target_modules: ["q_proj", "gate_proj"]` on a mixture of experts: "Cannot convert PEFT target(s) gate_proj
+without also targeting up_proj".
+
+## How safe that is
+
+The other projection is trained too.
+
+## Sources
+
+- peft: utils.transformers_weight_conversion._convert_peft_config_moe
+"""
 
 from __future__ import annotations
 
@@ -50,14 +68,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why="gate and up projection are one parameter of the experts, and PEFT raises where one of them is named",
-    example=(
-        '`target_modules: ["q_proj", "gate_proj"]` on a mixture of experts: "Cannot convert PEFT target(s)'
-        ' gate_proj without also targeting up_proj".'
-    ),
     help="name both",
-    safety="The other projection is trained too.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft: utils.transformers_weight_conversion._convert_peft_config_moe",),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,23 @@
-"""Adapted experts must not get options that work on modules alone."""
+"""Adapted experts must not get options that work on modules alone.
+
+## Why it matters
+
+`get_peft_model` raises: PEFT adapts a parameter by adding to it, and has no input to drop or to scale.
+
+## Example
+
+`lora_dropout: 0.05` with the usual seven names on a mixture of experts whose names PEFT rewrites:
+"lora.ParamWrapper does not work with lora_dropout != 0".
+
+## How safe that is
+
+The option goes for the other layers too: without dropout the adapter may overfit a little sooner.
+
+## Sources
+
+- https://github.com/modelscope/ms-swift/issues/9589
+- peft: tuners.lora.layer.ParamWrapper
+"""
 
 from __future__ import annotations
 
@@ -37,14 +56,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why="`get_peft_model` raises: PEFT adapts a parameter by adding to it, and has no input to drop or to scale",
-    example=(
-        "`lora_dropout: 0.05` with the usual seven names on a mixture of experts whose names PEFT rewrites:"
-        ' "lora.ParamWrapper does not work with lora_dropout != 0".'
-    ),
     help="drop the option, or leave the experts out of the targets",
-    safety="The option goes for the other layers too: without dropout the adapter may overfit a little sooner.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/modelscope/ms-swift/issues/9589", "peft: tuners.lora.layer.ParamWrapper"),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,25 @@
-"""Experts stacked in one parameter must not be left out by names of modules."""
+"""Experts stacked in one parameter must not be left out by names of modules.
+
+## Why it matters
+
+Stacked experts are one parameter each, which a list of module names never reaches: most of the model stays as
+it is, though the loss goes down.
+
+## Example
+
+The usual seven names, or "all-linear", on a mixture of experts that PEFT does not rewrite: `gate_proj` names
+nothing, or only a shared MLP beside the experts.
+
+## How safe that is
+
+It adds a pair of matrices an expert, which takes memory, and rules out dropout, DoRA and initializers that read
+the weights. Not every serving engine reads such adapters.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3009
+- peft: utils.transformers_weight_conversion._MOE_TARGET_MODULE_MAPPING
+"""
 
 from __future__ import annotations
 
@@ -56,23 +77,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why=(
-        "stacked experts are one parameter each, which a list of module names never reaches: most of the model"
-        " stays as it is, though the loss goes down"
-    ),
-    example=(
-        'The usual seven names, or "all-linear", on a mixture of experts that PEFT does not rewrite: `gate_proj`'
-        " names nothing, or only a shared MLP beside the experts."
-    ),
     help="add the experts to target_parameters; a plan with `targets: [all-linear, experts]` writes them",
-    safety=(
-        "It adds a pair of matrices an expert, which takes memory, and rules out dropout, DoRA and initializers"
-        " that read the weights. Not every serving engine reads such adapters."
-    ),
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/peft/issues/3009",
-        "peft: utils.transformers_weight_conversion._MOE_TARGET_MODULE_MAPPING",
-    ),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,22 @@
-"""Check that adapters can be trained on the kind of quantization that the base has."""
+"""Check that adapters can be trained on the kind of quantization that the base has.
+
+## Why it matters
+
+Kernels for serving have no backward pass: the trainer raises, or nothing is learned.
+
+## Example
+
+A release whose experts are in MXFP4: transformers refuses to train on it.
+
+## How safe that is
+
+Dequantized, the base takes its full 16-bit size.
+
+## Sources
+
+- https://github.com/huggingface/transformers/issues/46736
+- transformers: trainer_utils.validate_quantization_for_training
+"""
 
 from __future__ import annotations
 
@@ -58,14 +76,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("config",),
     check=_check,
-    why="kernels for serving have no backward pass: the trainer raises, or nothing is learned",
-    example="A release whose experts are in MXFP4: transformers refuses to train on it.",
     help="load it with dequantize=True, or use the release that is not quantized",
-    safety="Dequantized, the base takes its full 16-bit size.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/transformers/issues/46736",
-        "transformers: trainer_utils.validate_quantization_for_training",
-    ),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,23 @@
-"""Check that quantizing reaches most of the base: only linears are quantized."""
+"""Check that quantizing reaches most of the base: only linears are quantized.
+
+## Why it matters
+
+Bitsandbytes quantizes only linears: experts that are stacked in one parameter stay in 16 bit.
+
+## Example
+
+A mixture of experts with 26 billion weights in 4 bit: 46 GB of experts stay in 16 bit.
+
+## How safe that is
+
+Nothing is changed: this is what loading needs.
+
+## Sources
+
+- https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849
+- https://github.com/unslothai/unsloth/issues/5432
+- transformers: integrations.bitsandbytes.replace_with_bnb_linear
+"""
 
 from __future__ import annotations
 
@@ -41,16 +60,9 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("base", "training"),
     check=_check,
-    why="bitsandbytes quantizes only linears: experts that are stacked in one parameter stay in 16 bit",
-    example="A mixture of experts with 26 billion weights in 4 bit: 46 GB of experts stay in 16 bit.",
     help="plan for the actual size",
-    safety="Nothing is changed: this is what loading needs.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849",
-        "https://github.com/unslothai/unsloth/issues/5432",
-        "transformers: integrations.bitsandbytes.replace_with_bnb_linear",
-    ),
     settings={"share": Setting(0.1, "the largest share of the base that experts may keep in 16 bit, 0 to 1")},
     source=Source.INTROSPECTION,
 )

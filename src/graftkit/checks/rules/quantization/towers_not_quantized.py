@@ -1,4 +1,22 @@
-"""Check that only the language model is quantized, unless asked for."""
+"""Check that only the language model is quantized, unless asked for.
+
+## Why it matters
+
+Vision and audio towers are small and sensitive: quantizing them saves little memory and costs accuracy, more so
+in wrappers whose bounds were measured with the original weights.
+
+## Example
+
+`load_in_4bit=True` without `llm_int8_skip_modules` quantizes every linear of the vision tower.
+
+## How safe that is
+
+The towers then stay in 16 bit, which takes a little more memory.
+
+## Sources
+
+- transformers: quantizers.base.HfQuantizer.get_modules_to_not_convert
+"""
 
 from __future__ import annotations
 
@@ -99,14 +117,8 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("base", "training"),
     check=_check,
-    why=(
-        "vision and audio towers are small and sensitive: quantizing them saves little memory and costs accuracy,"
-        " more so in wrappers whose bounds were measured with the original weights"
-    ),
-    example="`load_in_4bit=True` without `llm_int8_skip_modules` quantizes every linear of the vision tower.",
     help="name the towers in llm_int8_skip_modules, and the output embeddings, which your own list has to repeat",
-    safety="The towers then stay in 16 bit, which takes a little more memory.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("transformers: quantizers.base.HfQuantizer.get_modules_to_not_convert",),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,21 @@
-"""Check that k-bit preparation, which casts all that stayed in 16 bit to float32, would add little memory."""
+"""Check that k-bit preparation, which casts all that stayed in 16 bit to float32, would add little memory.
+
+## Why it matters
+
+What stayed in 16 bit, such as experts and per-layer embeddings, takes twice the memory afterwards.
+
+## Example
+
+4-bit training of a mixture of experts with 26 billion weights: 46 GB of experts become 92 GB.
+
+## How safe that is
+
+The preparation also turns on re-entrant checkpointing by default: see GK202.
+
+## Sources
+
+- peft: utils.other.prepare_model_for_kbit_training
+"""
 
 from __future__ import annotations
 
@@ -35,12 +52,9 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("base", "training"),
     check=_check,
-    why="what stayed in 16 bit, such as experts and per-layer embeddings, takes twice the memory afterwards",
-    example="4-bit training of a mixture of experts with 26 billion weights: 46 GB of experts become 92 GB.",
     help="leave out prepare_model_for_kbit_training and freeze the base yourself, or cast only the norms",
-    safety="The preparation also turns on re-entrant checkpointing by default: see GK202.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft: utils.other.prepare_model_for_kbit_training",),
     settings={
         "share": Setting(0.25, "the largest growth of the loaded base that is passed over, as a share of it")
     },

@@ -1,4 +1,23 @@
-"""Check that the saved model has every tensor of the base's files."""
+"""Check that the saved model has every tensor of the base's files.
+
+## Why it matters
+
+An engine whose class needs what transformers' class ignores fails: “weights were not initialized”.
+
+## Example
+
+The base has keys and values of layers that share those of others, or layers for multi-token prediction.
+transformers loads neither, so `save_pretrained` writes neither, and vLLM refuses the result.
+
+## How safe that is
+
+The tensors are the base's own; transformers does not read them.
+
+## Sources
+
+- https://github.com/vllm-project/vllm/issues/44788
+- https://github.com/vllm-project/vllm/pull/54917
+"""
 
 from __future__ import annotations
 
@@ -37,17 +56,8 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("base", "checkpoint"),
     check=_check,
-    why="an engine whose class needs what transformers' class ignores fails: “weights were not initialized”",
-    example=(
-        "The base has keys and values of layers that share those of others, or layers for multi-token prediction. "
-        "transformers loads neither, so `save_pretrained` writes neither, and vLLM refuses the result."
-    ),
     help="copy these tensors unchanged from the base's files, or merge with graft merge",
-    safety="The tensors are the base's own; transformers does not read them.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/vllm-project/vllm/issues/44788",
-        "https://github.com/vllm-project/vllm/pull/54917",
-    ),
     source=Source.FILE,
 )

@@ -1,4 +1,24 @@
-"""Check that a merged checkpoint is the correctly rounded sum of its base and its adapters."""
+"""Check that a merged checkpoint is the correctly rounded sum of its base and its adapters.
+
+## Why it matters
+
+An update that is rounded twice, left out, or added to the wrong tensor raises no error, and gives a model that
+answers differently than the adapter did.
+
+## Example
+
+PEFT computes the update of a bfloat16 adapter in bfloat16 and adds it in bfloat16: about a fifth of the merged
+elements are not the nearest to the exact result.
+
+## How safe that is
+
+A merge writes a new folder; base and adapter are only read.
+
+## Sources
+
+- peft.tuners.lora.layer.Linear.get_delta_weight
+- graftkit.merging.verify
+"""
 
 from __future__ import annotations
 
@@ -22,17 +42,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("merge",),
     check=_check,
-    why=(
-        "an update that is rounded twice, left out, or added to the wrong tensor raises no error, and gives a "
-        "model that answers differently than the adapter did"
-    ),
-    example=(
-        "PEFT computes the update of a bfloat16 adapter in bfloat16 and adds it in bfloat16: about a fifth of the "
-        "merged elements are not the nearest to the exact result."
-    ),
     help="merge again: graft merge BASE ADAPTER OUT",
-    safety="A merge writes a new folder; base and adapter are only read.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft.tuners.lora.layer.Linear.get_delta_weight", "graftkit.merging.verify"),
     source=Source.FILE,
 )

@@ -1,4 +1,24 @@
-"""Check that the saved adapter is the one in memory, tensor for tensor and bit for bit."""
+"""Check that the saved adapter is the one in memory, tensor for tensor and bit for bit.
+
+## Why it matters
+
+A file that differs from what was trained is noticed when the training is over and memory is gone.
+
+## Example
+
+Under ZeRO-3 without gathering, every `lora_A.weight` is written with the shape `[0]`; a trainer's overridden
+`_save` writes a state dict from before the last steps.
+
+## How safe that is
+
+Saving again changes nothing in memory.
+
+## Sources
+
+- peft: utils.save_and_load.get_peft_model_state_dict
+- https://github.com/huggingface/trl/issues/4416
+- https://github.com/huggingface/peft/issues/2892
+"""
 
 from __future__ import annotations
 
@@ -152,17 +172,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "model"),
     check=_check,
-    why="a file that differs from what was trained is noticed when the training is over and memory is gone",
-    example=(
-        "Under ZeRO-3 without gathering, every `lora_A.weight` is written with the shape `[0]`; a trainer's "
-        "overridden `_save` writes a state dict from before the last steps."
-    ),
     help="save with model.save_pretrained(folder) on the model itself, its parameters gathered on one process",
-    safety="Saving again changes nothing in memory.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "peft: utils.save_and_load.get_peft_model_state_dict",
-        "https://github.com/huggingface/trl/issues/4416",
-        "https://github.com/huggingface/peft/issues/2892",
-    ),
 )

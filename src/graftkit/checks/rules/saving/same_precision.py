@@ -1,4 +1,21 @@
-"""Check that the base to merge onto has the precision that the adapter was trained on."""
+"""Check that the base to merge onto has the precision that the adapter was trained on.
+
+## Why it matters
+
+The adapter also learned to correct the quantization error, which another base does not have.
+
+## Example
+
+QLoRA trains on a 4-bit copy; the adapter is then merged onto the 16-bit release.
+
+## How safe that is
+
+Merging into a quantized base loses updates that are smaller than the quantization step.
+
+## Sources
+
+- https://github.com/unslothai/unsloth/issues/3091
+"""
 
 from __future__ import annotations
 
@@ -38,11 +55,8 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("base", "training"),
     check=_check,
-    why="the adapter also learned to correct the quantization error, which another base does not have",
-    example="QLoRA trains on a 4-bit copy; the adapter is then merged onto the 16-bit release.",
     help="merge onto the base in 16 bits, and compare the merged model's logits with the adapter's",
-    safety="Merging into a quantized base loses updates that are smaller than the quantization step.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/unslothai/unsloth/issues/3091",),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,23 @@
-"""Check that the saved update is one for the original base, whatever the initializer did to it."""
+"""Check that the saved update is one for the original base, whatever the initializer did to it.
+
+## Why it matters
+
+The initializer moved part of the base weights into the adapter: on the original base B·A is wrong.
+
+## Example
+
+A LoRA-GA adapter is saved and loaded in stock PEFT: no warning, and the logits differ by their own size.
+
+## How safe that is
+
+The conversion is exact: rank and alpha are doubled, and the second half subtracts the initial part. A converted
+adapter has `init_lora_weights: true`, and passes this rule.
+
+## Sources
+
+- peft.tuners.lora.model.LoraModel.subtract_mutated_init
+- peft.tuners.lora.model.LoraModel._convert_state_dict_for_initial_model
+"""
 
 from __future__ import annotations
 
@@ -48,18 +67,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter",),
     check=_check,
-    why="the initializer moved part of the base weights into the adapter: on the original base B·A is wrong",
-    example=(
-        "A LoRA-GA adapter is saved and loaded in stock PEFT: no warning, and the logits differ by their own size."
-    ),
     help=_CONVERT,
-    safety=(
-        "The conversion is exact: rank and alpha are doubled, and the second half subtracts the initial part. A "
-        "converted adapter has `init_lora_weights: true`, and passes this rule."
-    ),
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "peft.tuners.lora.model.LoraModel.subtract_mutated_init",
-        "peft.tuners.lora.model.LoraModel._convert_state_dict_for_initial_model",
-    ),
 )

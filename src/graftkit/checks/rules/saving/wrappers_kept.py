@@ -1,4 +1,23 @@
-"""Check that the saved model keeps the base's wrappers, under the base's names."""
+"""Check that the saved model keeps the base's wrappers, under the base's names.
+
+## Why it matters
+
+The class does not know the weights' new names, so it initializes them at random.
+
+## Example
+
+`setattr(parent, name, wrapper.linear)` makes PEFT accept a wrapped model. Saved like this, the checkpoint lacks
+the wrapped names and all clip bounds, and reloading it gives another model.
+
+## How safe that is
+
+Only names and bounds change: the weights are the same.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3129
+- torch.nn.Module.state_dict
+"""
 
 from __future__ import annotations
 
@@ -67,14 +86,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("base",),
     check=_check,
-    why="the class does not know the weights' new names, so it initializes them at random",
-    example=(
-        "`setattr(parent, name, wrapper.linear)` makes PEFT accept a wrapped model. Saved like this, the "
-        "checkpoint lacks the wrapped names and all clip bounds, and reloading it gives another model."
-    ),
     help="put the wrappers back before saving; `gk.unwrap` does that for every state dict",
-    safety="Only names and bounds change: the weights are the same.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/huggingface/peft/issues/3129", "torch.nn.Module.state_dict"),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,24 @@
-"""Check that the engine supports every feature of the adapter."""
+"""Check that the engine supports every feature of the adapter.
+
+## Why it matters
+
+An engine refuses what it does not support, or loads the rest and computes something else.
+
+## Example
+
+An adapter trained with `use_dora=True` is given to vLLM, which refuses it when the server starts.
+
+## How safe that is
+
+Any engine that runs the base runs the merged model; it takes the space of the base.
+
+## Sources
+
+- vllm.lora.peft_helper.PEFTHelper
+- https://github.com/vllm-project/vllm/issues/36501
+- https://github.com/sgl-project/sglang/pull/22125
+- https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py
+"""
 
 from __future__ import annotations
 
@@ -45,16 +65,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "engine"),
     check=_check,
-    why="an engine refuses what it does not support, or loads the rest and computes something else",
-    example="An adapter trained with `use_dora=True` is given to vLLM, which refuses it when the server starts.",
     help="merge the adapter into its base, or convert it to a plain LoRA",
-    safety="Any engine that runs the base runs the merged model; it takes the space of the base.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "vllm.lora.peft_helper.PEFTHelper",
-        "https://github.com/vllm-project/vllm/issues/36501",
-        "https://github.com/sgl-project/sglang/pull/22125",
-        "https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py",
-    ),
     source=Source.VERSIONS,
 )

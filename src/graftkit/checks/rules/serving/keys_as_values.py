@@ -1,4 +1,23 @@
-"""Check that an adapter on keys that are also the values reaches both in the engine."""
+"""Check that an adapter on keys that are also the values reaches both in the engine.
+
+## Why it matters
+
+The engine has a second weight for the values, which an adapter on the keys does not change.
+
+## Example
+
+`attention_k_eq_v`: in transformers `k_proj` makes keys and values, and vLLM loads its weight twice. An adapter
+on `k_proj` then changes only the keys, and the logits differ.
+
+## How safe that is
+
+vLLM 0.32 then agreed with transformers' log-probabilities to 4 decimals. Stock PEFT has no place for the second
+pair: keep the original for PEFT.
+
+## Sources
+
+- https://github.com/vllm-project/vllm/pull/41944
+"""
 
 from __future__ import annotations
 
@@ -29,17 +48,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
     check=_check,
-    why="the engine has a second weight for the values, which an adapter on the keys does not change",
-    example=(
-        "`attention_k_eq_v`: in transformers `k_proj` makes keys and values, and vLLM loads its weight twice. "
-        "An adapter on `k_proj` then changes only the keys, and the logits differ."
-    ),
     help="in a copy for this engine, write each k_proj pair a second time, as v_proj",
-    safety=(
-        "vLLM 0.32 then agreed with transformers' log-probabilities to 4 decimals. Stock PEFT has no place for "
-        "the second pair: keep the original for PEFT."
-    ),
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/vllm-project/vllm/pull/41944",),
     source=Source.VERSIONS,
 )

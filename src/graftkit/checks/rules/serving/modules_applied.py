@@ -1,4 +1,25 @@
-"""Check that the engine applies every tensor that it loads."""
+"""Check that the engine applies every tensor that it loads.
+
+## Why it matters
+
+An engine that finds no module for a tensor gives no error, and serves the base there.
+
+## Example
+
+vLLM loads an adapter on a vision tower without `--enable-tower-connector-lora`: requests succeed, and images
+are processed by the base.
+
+## How safe that is
+
+Re-keying changes no value. A merged model does not depend on the engine's names for modules.
+
+## Sources
+
+- https://github.com/vllm-project/vllm/issues/34186
+- https://github.com/vllm-project/vllm/issues/41754
+- https://github.com/vllm-project/vllm/issues/31479
+- https://github.com/sgl-project/sglang/issues/28784
+"""
 
 from __future__ import annotations
 
@@ -29,19 +50,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
     check=_check,
-    why="an engine that finds no module for a tensor gives no error, and serves the base there",
-    example=(
-        "vLLM loads an adapter on a vision tower without `--enable-tower-connector-lora`: requests succeed, and "
-        "images are processed by the base."
-    ),
     help="start the server with the option named, re-key the adapter, or merge it",
-    safety="Re-keying changes no value. A merged model does not depend on the engine's names for modules.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/vllm-project/vllm/issues/34186",
-        "https://github.com/vllm-project/vllm/issues/41754",
-        "https://github.com/vllm-project/vllm/issues/31479",
-        "https://github.com/sgl-project/sglang/issues/28784",
-    ),
     source=Source.VERSIONS,
 )

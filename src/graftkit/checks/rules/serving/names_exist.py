@@ -1,4 +1,24 @@
-"""Check that the engine has a place for every tensor, and finds every tensor that it expects."""
+"""Check that the engine has a place for every tensor, and finds every tensor that it expects.
+
+## Why it matters
+
+The server or the converter fails at a tensor that it has no place for, or that is missing.
+
+## Example
+
+Layers that share keys and values have a `q_proj` and no `v_proj`. SGLang fuses the three projections when it
+loads an adapter, and raises a KeyError.
+
+## How safe that is
+
+Zeros add nothing. What is left out is lost: if the towers were trained, merge instead.
+
+## Sources
+
+- https://github.com/sgl-project/sglang/issues/25913
+- https://github.com/sgl-project/sglang/pull/28199
+- https://github.com/ggml-org/llama.cpp/issues/23047
+"""
 
 from __future__ import annotations
 
@@ -27,18 +47,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
     check=_check,
-    why="the server or the converter fails at a tensor that it has no place for, or that is missing",
-    example=(
-        "Layers that share keys and values have a `q_proj` and no `v_proj`. SGLang fuses the three projections "
-        "when it loads an adapter, and raises a KeyError."
-    ),
     help="write tensors of zeros for what is missing, leave out what has no place, or merge the adapter",
-    safety="Zeros add nothing. What is left out is lost: if the towers were trained, merge instead.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/sgl-project/sglang/issues/25913",
-        "https://github.com/sgl-project/sglang/pull/28199",
-        "https://github.com/ggml-org/llama.cpp/issues/23047",
-    ),
     source=Source.VERSIONS,
 )

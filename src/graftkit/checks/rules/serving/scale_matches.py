@@ -1,4 +1,24 @@
-"""Check that the engine scales the update as PEFT does."""
+"""Check that the engine scales the update as PEFT does.
+
+## Why it matters
+
+The adapter loads without an error, and is applied several times too weakly or too strongly.
+
+## Example
+
+SGLang serves an rsLoRA adapter of rank 64, and scales it by alpha / r: eight times too weak.
+
+## How safe that is
+
+The product B·A·scale stays the same up to the rounding of lora_B.
+
+## Sources
+
+- https://github.com/sgl-project/sglang/issues/40835
+- https://github.com/vllm-project/vllm/pull/6909
+- llama.cpp: src/llama-adapter.h, llama_adapter_lora_weight::get_scale
+- peft.tuners.lora.layer.LoraLayer.update_layer
+"""
 
 from __future__ import annotations
 
@@ -37,16 +57,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "engine"),
     check=_check,
-    why="the adapter loads without an error, and is applied several times too weakly or too strongly",
-    example="SGLang serves an rsLoRA adapter of rank 64, and scales it by alpha / r: eight times too weak.",
     help="fold the scale into lora_B: multiply it by PEFT's scale, set lora_alpha to r, and drop the options",
-    safety="The product B·A·scale stays the same up to the rounding of lora_B.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/sgl-project/sglang/issues/40835",
-        "https://github.com/vllm-project/vllm/pull/6909",
-        "llama.cpp: src/llama-adapter.h, llama_adapter_lora_weight::get_scale",
-        "peft.tuners.lora.layer.LoraLayer.update_layer",
-    ),
     source=Source.VERSIONS,
 )

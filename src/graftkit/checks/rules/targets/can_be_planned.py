@@ -1,4 +1,21 @@
-"""The recipe's adapter must be possible on the model, exactly."""
+"""The recipe's adapter must be possible on the model, exactly.
+
+## Why it matters
+
+A request that is met in part would train something else than intended.
+
+## Example
+
+`targets: [q_proj, k_prj]`: "k_prj" names nothing on this model.
+
+## How safe that is
+
+The plan says what is adapted before anything is loaded.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3554
+"""
 
 from __future__ import annotations
 
@@ -52,11 +69,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("recipe", "base"),
     check=_check,
-    why="a request that is met in part would train something else than intended",
-    example='`targets: [q_proj, k_prj]`: "k_prj" names nothing on this model.',
     help="change the request as the message says; `graft plan MODEL` shows what a request means",
-    safety="The plan says what is adapted before anything is loaded.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/huggingface/peft/issues/3554",),
     source=Source.INTROSPECTION,
 )

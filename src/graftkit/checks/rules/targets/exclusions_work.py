@@ -1,4 +1,23 @@
-"""Entries of exclude_modules must exclude what they name: PEFT compares them with the end of a path."""
+"""Entries of exclude_modules must exclude what they name: PEFT compares them with the end of a path.
+
+## Why it matters
+
+An entry of a list excludes a module whose path ends with it, and nothing inside that module: naming a tower
+excludes none of its layers.
+
+## Example
+
+`exclude_modules: ["vision_tower", "audio_tower"]` with "all-linear": both towers are adapted.
+
+## How safe that is
+
+The fix excludes what the entries name and everything inside it; those layers are then not trained.
+
+## Sources
+
+- peft: tuners.tuners_utils.check_target_module_exists
+- trl: examples/scripts/carla_vlm_gemma.py
+"""
 
 from __future__ import annotations
 
@@ -73,17 +92,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why=(
-        "an entry of a list excludes a module whose path ends with it, and nothing inside that module: naming a"
-        " tower excludes none of its layers"
-    ),
-    example='`exclude_modules: ["vision_tower", "audio_tower"]` with "all-linear": both towers are adapted.',
     help='write it as a regular expression, such as ".*vision_tower.*"',
-    safety="The fix excludes what the entries name and everything inside it; those layers are then not trained.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "peft: tuners.tuners_utils.check_target_module_exists",
-        "trl: examples/scripts/carla_vlm_gemma.py",
-    ),
     source=Source.INTROSPECTION,
 )

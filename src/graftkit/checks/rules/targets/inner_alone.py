@@ -1,4 +1,21 @@
-"""A pattern must not match a wrapper together with the linear inside it."""
+r"""A pattern must not match a wrapper together with the linear inside it.
+
+## Why it matters
+
+The linear alone is what PEFT can adapt; the wrapper that the pattern also matches makes it raise.
+
+## Example
+
+`.*\.(q_proj|v_proj)(\.linear)?` is meant for plain and wrapped layers, and matches every wrapper.
+
+## How safe that is
+
+The same linears are adapted.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3129
+"""
 
 from __future__ import annotations
 
@@ -29,11 +46,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why="the linear alone is what PEFT can adapt; the wrapper that the pattern also matches makes it raise",
-    example=r"`.*\.(q_proj|v_proj)(\.linear)?` is meant for plain and wrapped layers, and matches every wrapper.",
     help="match the linears alone",
-    safety="The same linears are adapted.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("https://github.com/huggingface/peft/issues/3129",),
     source=Source.INTROSPECTION,
 )

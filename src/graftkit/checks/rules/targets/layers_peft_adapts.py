@@ -1,4 +1,25 @@
-"""Every target must be a layer that PEFT adapts, which a wrapper around a linear is not."""
+"""Every target must be a layer that PEFT adapts, which a wrapper around a linear is not.
+
+## Why it matters
+
+`get_peft_model` raises over the first module it does not know, even if no batch uses it.
+
+## Example
+
+`target_modules: ["q_proj"]` on a model whose vision tower keeps its linears inside wrappers: "Target module
+…(…) is not supported", for text-only training too.
+
+## How safe that is
+
+The wrapper's forward stays around the adapter, so that the base computes the same. The fix adapts the named
+layers of the language model, and of the towers that the targets mention or the data feeds.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3129
+- https://github.com/huggingface/peft/pull/3154
+- peft: tuners.lora.model.LoraModel._create_new_module
+"""
 
 from __future__ import annotations
 
@@ -61,21 +82,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why="`get_peft_model` raises over the first module it does not know, even if no batch uses it",
-    example=(
-        '`target_modules: ["q_proj"]` on a model whose vision tower keeps its linears inside wrappers: "Target '
-        'module …(…) is not supported", for text-only training too.'
-    ),
     help="name the linear inside the wrapper, or let `graft plan` write the targets",
-    safety=(
-        "The wrapper's forward stays around the adapter, so that the base computes the same. The fix adapts"
-        " the named layers of the language model, and of the towers that the targets mention or the data feeds."
-    ),
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/peft/issues/3129",
-        "https://github.com/huggingface/peft/pull/3154",
-        "peft: tuners.lora.model.LoraModel._create_new_module",
-    ),
     source=Source.INTROSPECTION,
 )

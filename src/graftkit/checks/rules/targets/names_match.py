@@ -1,4 +1,23 @@
-"""Every target name must match something, in most of the model's layers."""
+"""Every target name must match something, in most of the model's layers.
+
+## Why it matters
+
+PEFT raises only where nothing matches: six of seven names may match nothing, and training goes on.
+
+## Example
+
+The usual attention names on a hybrid of state-space and attention layers: 4 of 56 layers are adapted, and the
+loss of a preference run stays at ln 2.
+
+## How safe that is
+
+Naming more layers trains more of them.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3554
+- https://github.com/huggingface/trl/issues/6773
+"""
 
 from __future__ import annotations
 
@@ -101,18 +120,9 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why="PEFT raises only where nothing matches: six of seven names may match nothing, and training goes on",
-    example=(
-        "The usual attention names on a hybrid of state-space and attention layers: 4 of 56 layers are adapted,"
-        " and the loss of a preference run stays at ln 2."
-    ),
     help="use this model's own names: `graft survey MODEL` lists them, `graft plan MODEL` translates others",
-    safety="Naming more layers trains more of them.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/peft/issues/3554",
-        "https://github.com/huggingface/trl/issues/6773",
-    ),
     settings={"layers": Setting(0.5, "the least share of a tower's layers that must carry an adapter, 0 to 1")},
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,21 @@
-"""A target name must not match layers of another kind that have the same name."""
+"""A target name must not match layers of another kind that have the same name.
+
+## Why it matters
+
+PEFT matches a name anywhere: an MLP's `gate_proj` may also be a part of the attention.
+
+## Example
+
+`gate_proj` on a model whose attention compresses its cache with a linear of that name.
+
+## How safe that is
+
+The layers of the other kind are then no longer trained.
+
+## Sources
+
+- peft: tuners.tuners_utils.check_target_module_exists
+"""
 
 from __future__ import annotations
 
@@ -57,11 +74,8 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("peft_config", "base"),
     check=_check,
-    why="PEFT matches a name anywhere: an MLP's `gate_proj` may also be a part of the attention",
-    example="`gate_proj` on a model whose attention compresses its cache with a linear of that name.",
     help="name the layer with its parent",
-    safety="The layers of the other kind are then no longer trained.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft: tuners.tuners_utils.check_target_module_exists",),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,22 @@
-"""Every key of rank_pattern and alpha_pattern must match an adapted layer."""
+"""Every key of rank_pattern and alpha_pattern must match an adapted layer.
+
+## Why it matters
+
+PEFT uses the default rank and alpha where no key matches, with a warning at most.
+
+## Example
+
+`rank_pattern: {"q_proj": 4}` where the adapted layers are called `q_proj.linear`: rank 8 is used.
+
+## How safe that is
+
+The fix keeps every value and writes keys that match the intended layers alone.
+
+## Sources
+
+- peft: utils.other.get_pattern_key
+- peft: tuners.tuners_utils.BaseTuner.inject_adapter
+"""
 
 from __future__ import annotations
 
@@ -57,11 +75,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why="PEFT uses the default rank and alpha where no key matches, with a warning at most",
-    example='`rank_pattern: {"q_proj": 4}` where the adapted layers are called `q_proj.linear`: rank 8 is used.',
     help="write the key as the end of the adapted layer's path",
-    safety="The fix keeps every value and writes keys that match the intended layers alone.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft: utils.other.get_pattern_key", "peft: tuners.tuners_utils.BaseTuner.inject_adapter"),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,22 @@
-"""No adapter may sit on a layer that computes something else than its base class does."""
+"""No adapter may sit on a layer that computes something else than its base class does.
+
+## Why it matters
+
+PEFT accepts any subclass of a linear, and its layer then returns one tensor where the model expects what the
+subclass returns: the first forward crashes, or computes something else.
+
+## Example
+
+"all-linear" on a mixture of experts whose router is an nn.Linear that returns scores and indices.
+
+## How safe that is
+
+Leaving it out changes nothing else.
+
+## Sources
+
+- peft: tuners.lora.layer.dispatch_default
+"""
 
 from __future__ import annotations
 
@@ -31,14 +49,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why=(
-        "PEFT accepts any subclass of a linear, and its layer then returns one tensor where the model expects what"
-        " the subclass returns: the first forward crashes, or computes something else"
-    ),
-    example='"all-linear" on a mixture of experts whose router is an nn.Linear that returns scores and indices.',
     help="leave the layer out of the targets, or adapt its weight through target_parameters",
-    safety="Leaving it out changes nothing else.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("peft: tuners.lora.layer.dispatch_default",),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,24 @@
-"""No adapter may be on a weight that another module shares."""
+"""No adapter may be on a weight that another module shares.
+
+## Why it matters
+
+The adapter is trained on one of the two, and merging writes it into the weight of both; with
+ensure_weight_tying it is written twice, so that the merged model is not the trained one.
+
+## Example
+
+LoRA on `embed_tokens` of a model whose output embeddings are the same weight.
+
+## How safe that is
+
+Each of them trains more parameters than the adapter did; untying also makes the model larger.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/2018
+- https://github.com/huggingface/peft/issues/2777
+- peft: tuners.lora.model.LoraModel._add_targets_to_tie
+"""
 
 from __future__ import annotations
 
@@ -30,21 +50,11 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why=(
-        "the adapter is trained on one of the two, and merging writes it into the weight of both; with"
-        " ensure_weight_tying it is written twice, so that the merged model is not the trained one"
-    ),
-    example="LoRA on `embed_tokens` of a model whose output embeddings are the same weight.",
     help=(
         "train whole modules with modules_to_save, single tokens with trainable_token_indices,"
         " or untie the weights before training"
     ),
-    safety="Each of them trains more parameters than the adapter did; untying also makes the model larger.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/peft/issues/2018",
-        "https://github.com/huggingface/peft/issues/2777",
-        "peft: tuners.lora.model.LoraModel._add_targets_to_tie",
-    ),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,24 @@
-"""No adapter may be on a layer whose weight the model reads without calling the layer."""
+"""No adapter may be on a layer whose weight the model reads without calling the layer.
+
+## Why it matters
+
+A fused kernel, or the model, reads the layer's weight without calling the layer: the adapter gets no gradient,
+or works in one mode and not in the other.
+
+## Example
+
+`out_proj` or `conv1d` of a state-space mixer, whose fused kernel is handed the weights.
+
+## How safe that is
+
+What is left out was not trained, or not consistently.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/2274
+- https://github.com/huggingface/peft/pull/2562
+- peft: tuners.tuners_utils._check_lora_target_modules_mamba
+"""
 
 from __future__ import annotations
 
@@ -36,18 +56,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("peft_config", "base"),
     check=_check,
-    why=(
-        "a fused kernel, or the model, reads the layer's weight without calling the layer: the adapter gets no"
-        " gradient, or works in one mode and not in the other"
-    ),
-    example="`out_proj` or `conv1d` of a state-space mixer, whose fused kernel is handed the weights.",
     help="leave it out of the targets",
-    safety="What is left out was not trained, or not consistently.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/peft/issues/2274",
-        "https://github.com/huggingface/peft/pull/2562",
-        "peft: tuners.tuners_utils._check_lora_target_modules_mamba",
-    ),
     source=Source.INTROSPECTION,
 )

@@ -1,4 +1,25 @@
-"""Adapters must be in the intended towers alone, and on no router that was not named."""
+"""Adapters must be in the intended towers alone, and on no router that was not named.
+
+## Why it matters
+
+Adapters in a tower that no batch feeds cost memory and train nothing, and under DDP they stop the run; adapters
+on a router change which experts are used.
+
+## Example
+
+`target_modules: "all-linear"` on a model with vision and audio: 41 of 92 adapters are in the vision and audio
+towers. `["q_proj.linear"]` names layers of the wrapped towers alone.
+
+## How safe that is
+
+Leaving a tower out changes what is trained: where batches feed it, it may be intended.
+
+## Sources
+
+- https://github.com/huggingface/trl/issues/6617
+- peft: tuners.tuners_utils._maybe_include_all_linear_layers
+- peft: utils.transformers_weight_conversion._resolve_string_target_modules
+"""
 
 from __future__ import annotations
 
@@ -88,21 +109,8 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("peft_config", "base"),
     check=_check,
-    why=(
-        "adapters in a tower that no batch feeds cost memory and train nothing, and under DDP they stop the run;"
-        " adapters on a router change which experts are used"
-    ),
-    example=(
-        '`target_modules: "all-linear"` on a model with vision and audio: 41 of 92 adapters are in the vision'
-        ' and audio towers. `["q_proj.linear"]` names layers of the wrapped towers alone.'
-    ),
     help="name the intended towers, in `target_modules` or as the scope of a plan",
-    safety="Leaving a tower out changes what is trained: where batches feed it, it may be intended.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/trl/issues/6617",
-        "peft: tuners.tuners_utils._maybe_include_all_linear_layers",
-        "peft: utils.transformers_weight_conversion._resolve_string_target_modules",
-    ),
     source=Source.INTROSPECTION,
 )

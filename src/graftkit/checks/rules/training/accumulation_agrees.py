@@ -1,4 +1,25 @@
-"""Check that four batches of one sample train like one batch of four."""
+"""Check that four batches of one sample train like one batch of four.
+
+## Why it matters
+
+If each batch's mean loss counts the same, a token of a short sample weighs more than one of a long sample, and
+the result of training depends on how samples are batched.
+
+## Example
+
+Many models that take images declare `accepts_loss_kwargs = False`: the Trainer then cannot pass the number of
+tokens of the step, and divides by the number of batches instead.
+
+## How safe that is
+
+A step then depends less on its samples' lengths; memory grows with the batch.
+
+## Sources
+
+- https://github.com/huggingface/transformers/issues/37197
+- trl: loss_is_scaled_for_ga of each trainer
+- transformers: Trainer._get_num_items_in_batch, Trainer.training_step
+"""
 
 from __future__ import annotations
 
@@ -138,25 +159,12 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("model", "batch"),
     check=_check,
-    why=(
-        "If each batch's mean loss counts the same, a token of a short sample weighs more than one of a long "
-        "sample, and the result of training depends on how samples are batched."
-    ),
-    example=(
-        "Many models that take images declare `accepts_loss_kwargs = False`: the Trainer then cannot pass the "
-        "number of tokens of the step, and divides by the number of batches instead."
-    ),
     help=(
         "a larger per_device_train_batch_size with fewer gradient_accumulation_steps, or samples of like length "
         'in one step (train_sampling_strategy: "group_by_length")'
     ),
-    safety="A step then depends less on its samples' lengths; memory grows with the batch.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/transformers/issues/37197",
-        "trl: loss_is_scaled_for_ga of each trainer",
-        "transformers: Trainer._get_num_items_in_batch, Trainer.training_step",
-    ),
     settings={
         "difference": Setting(0.02, "largest accepted change of one tensor's gradient, relative to its length"),
     },

@@ -1,4 +1,21 @@
-"""Check that the trainer has every argument of the recipe."""
+"""Check that the trainer has every argument of the recipe.
+
+## Why it matters
+
+`graft train` refuses an argument that TRL's configuration class does not have: nothing is trained.
+
+## Example
+
+`learning_rat: 1.0e-4`, or `num_generations: 8` for sft, which only grpo has.
+
+## How safe that is
+
+Until then the recipe cannot be used for training at all.
+
+## Sources
+
+- trl: SFTConfig, DPOConfig, GRPOConfig of the installed version
+"""
 
 from __future__ import annotations
 
@@ -46,11 +63,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("recipe",),
     check=_check,
-    why="`graft train` refuses an argument that TRL's configuration class does not have: nothing is trained",
-    example="`learning_rat: 1.0e-4`, or `num_generations: 8` for sft, which only grpo has.",
     help="use the name in TRL's configuration class",
-    safety="Until then the recipe cannot be used for training at all.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("trl: SFTConfig, DPOConfig, GRPOConfig of the installed version",),
     source=Source.INTROSPECTION,
 )

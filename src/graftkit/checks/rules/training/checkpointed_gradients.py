@@ -1,4 +1,27 @@
-"""Check that activation checkpointing does not change the gradients."""
+"""Check that activation checkpointing does not change the gradients.
+
+## Why it matters
+
+The loss is right and goes down, while the adapter gets wrong gradients, without a warning: re-entrant
+checkpointing recomputes a layer from its tensor arguments alone, and what a layer passes on otherwise (keys and
+values shared with later layers) is cut out of the graph.
+
+## Example
+
+`prepare_model_for_kbit_training(model)` enables re-entrant checkpointing. On a model whose last layers reuse
+the keys and values of earlier ones, 46 of 76 adapter tensors get a wrong gradient.
+
+## How safe that is
+
+Non-re-entrant checkpointing computes the loss and the gradients of training without checkpointing.
+
+## Sources
+
+- https://github.com/huggingface/trl/issues/4951
+- peft: peft.utils.other.prepare_model_for_kbit_training
+- trl: trl.trainer.sft_trainer.SFTTrainer.__init__ (ZeRO-3)
+- torch: torch.utils.checkpoint.checkpoint
+"""
 
 from __future__ import annotations
 
@@ -124,24 +147,9 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why=(
-        "The loss is right and goes down, while the adapter gets wrong gradients, without a warning: re-entrant "
-        "checkpointing recomputes a layer from its tensor arguments alone, and what a layer passes on otherwise "
-        "(keys and values shared with later layers) is cut out of the graph."
-    ),
-    example=(
-        "`prepare_model_for_kbit_training(model)` enables re-entrant checkpointing. On a model whose last layers "
-        "reuse the keys and values of earlier ones, 46 of 76 adapter tensors get a wrong gradient."
-    ),
     help='gradient_checkpointing_kwargs={"use_reentrant": False}',
-    safety="Non-re-entrant checkpointing computes the loss and the gradients of training without checkpointing.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/trl/issues/4951",
-        "peft: peft.utils.other.prepare_model_for_kbit_training",
-        "trl: trl.trainer.sft_trainer.SFTTrainer.__init__ (ZeRO-3)",
-        "torch: torch.utils.checkpoint.checkpoint",
-    ),
     settings={
         "difference": Setting(0.02, "largest accepted change of one tensor's gradient, relative to its length"),
     },

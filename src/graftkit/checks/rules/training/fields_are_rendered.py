@@ -1,4 +1,23 @@
-"""Check that every field of a message appears in the text that is learned."""
+"""Check that every field of a message appears in the text that is learned.
+
+## Why it matters
+
+What the template leaves out is not in the text, so it is not learned, and there is no error.
+
+## Example
+
+The first templates of Gemma 4 render `reasoning_content` only in messages with tool calls: with a data set of
+questions, thoughts and answers, only questions and answers are learned.
+
+## How safe that is
+
+The model then sees the field where the template puts it: keep the place that it was trained on.
+
+## Sources
+
+- trl: trl.chat_template_utils.supports_tool_calling
+- the chat template itself
+"""
 
 from __future__ import annotations
 
@@ -99,13 +118,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("processor",),
     check=_check,
-    why="What the template leaves out is not in the text, so it is not learned, and there is no error.",
-    example=(
-        "The first templates of Gemma 4 render `reasoning_content` only in messages with tool calls: with a "
-        "data set of questions, thoughts and answers, only questions and answers are learned."
-    ),
     help="use a template that renders the field (chat_template_path)",
-    safety="The model then sees the field where the template puts it: keep the place that it was trained on.",
+    doc=__doc__,
     since="0.1.0",
-    sources=("trl: trl.chat_template_utils.supports_tool_calling", "the chat template itself"),
 )

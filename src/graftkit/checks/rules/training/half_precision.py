@@ -1,4 +1,23 @@
-"""Check that a model made for bfloat16 is not trained in float16, whose range is far smaller."""
+"""Check that a model made for bfloat16 is not trained in float16, whose range is far smaller.
+
+## Why it matters
+
+Float16 ends at 65,504: if activations go beyond, the loss becomes NaN after some steps.
+
+## Example
+
+`fp16: true` for a model whose embeddings are scaled by the square root of its width.
+
+## How safe that is
+
+bfloat16 takes the same memory, and needs a device that has it (Ampere or newer).
+
+## Sources
+
+- https://github.com/huggingface/transformers/issues/36822
+- https://github.com/huggingface/transformers/issues/39972
+- https://github.com/unslothai/unsloth/pull/5074
+"""
 
 from __future__ import annotations
 
@@ -44,15 +63,8 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("config", "training"),
     check=_check,
-    why="float16 ends at 65,504: if activations go beyond, the loss becomes NaN after some steps",
-    example="`fp16: true` for a model whose embeddings are scaled by the square root of its width.",
     help="train in bfloat16, or in float32 on a device without it",
-    safety="bfloat16 takes the same memory, and needs a device that has it (Ampere or newer).",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/transformers/issues/36822",
-        "https://github.com/huggingface/transformers/issues/39972",
-        "https://github.com/unslothai/unsloth/pull/5074",
-    ),
     source=Source.INTROSPECTION,
 )

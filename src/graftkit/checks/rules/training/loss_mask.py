@@ -1,4 +1,25 @@
-"""Check that what is learned of a conversation is what the assistant says."""
+"""Check that what is learned of a conversation is what the assistant says.
+
+## Why it matters
+
+With an empty mask there is no loss; with a wrong one the model learns to ask the user's questions. Most models'
+templates have no generation marks, and TRL has training templates only for those it knows.
+
+## Example
+
+`assistant_only_loss: true` with the template of Gemma 4, which has no `{% generation %}`: TRL 1.16 has no
+training template for it and raises; transformers returns a mask of zeros.
+
+## How safe that is
+
+Marks change what is learned, not what is rendered. Without a mask, user turns are learned, too.
+
+## Sources
+
+- https://github.com/huggingface/trl/issues/6578
+- trl: trl.chat_template_utils.get_training_chat_template
+- transformers: PreTrainedTokenizerBase.apply_chat_template(return_assistant_tokens_mask=True)
+"""
 
 from __future__ import annotations
 
@@ -69,23 +90,10 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("processor",),
     check=_check,
-    why=(
-        "With an empty mask there is no loss; with a wrong one the model learns to ask the user's questions. Most "
-        "models' templates have no generation marks, and TRL has training templates only for those it knows."
-    ),
-    example=(
-        "`assistant_only_loss: true` with the template of Gemma 4, which has no `{% generation %}`: TRL 1.16 has "
-        "no training template for it and raises; transformers returns a mask of zeros."
-    ),
     help=(
         "use a template with {% generation %} around the assistant's turns (chat_template_path), "
         "or no assistant_only_loss"
     ),
-    safety="Marks change what is learned, not what is rendered. Without a mask, user turns are learned, too.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/trl/issues/6578",
-        "trl: trl.chat_template_utils.get_training_chat_template",
-        "transformers: PreTrainedTokenizerBase.apply_chat_template(return_assistant_tokens_mask=True)",
-    ),
 )

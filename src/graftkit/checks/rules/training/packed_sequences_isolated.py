@@ -1,4 +1,26 @@
-"""Check that samples packed in one row do not see each other."""
+"""Check that samples packed in one row do not see each other.
+
+## Why it matters
+
+Attention can be masked where the positions restart. A convolution or a recurrent state runs on through the row
+unless the model resets it at the end of each sample: a sample is then learned with the end of another in its
+state.
+
+## Example
+
+A Jamba with `packing: true`: the logits of a packed sample differ by more than their own size from those of the
+sample alone. So do those of models that build their mask without the positions.
+
+## How safe that is
+
+Training without packing is correct; it pads rows and takes longer.
+
+## Sources
+
+- https://github.com/huggingface/transformers/pull/46093
+- trl: trl.trainer.sft_trainer.DataCollatorForLanguageModeling.torch_call
+- transformers: masking_utils.find_packed_sequence_indices
+"""
 
 from __future__ import annotations
 
@@ -106,21 +128,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model",),
     check=_check,
-    why=(
-        "Attention can be masked where the positions restart. A convolution or a recurrent state runs on through "
-        "the row unless the model resets it at the end of each sample: a sample is then learned with the end of "
-        "another in its state."
-    ),
-    example=(
-        "A Jamba with `packing: true`: the logits of a packed sample differ by more than their own size from "
-        "those of the sample alone. So do those of models that build their mask without the positions."
-    ),
     help="packing: false",
-    safety="Training without packing is correct; it pads rows and takes longer.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/huggingface/transformers/pull/46093",
-        "trl: trl.trainer.sft_trainer.DataCollatorForLanguageModeling.torch_call",
-        "transformers: masking_utils.find_packed_sequence_indices",
-    ),
 )

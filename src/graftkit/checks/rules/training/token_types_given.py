@@ -1,4 +1,24 @@
-"""Check that the batch says which tokens are images, if the model's mask depends on it."""
+"""Check that the batch says which tokens are images, if the model's mask depends on it.
+
+## Why it matters
+
+Some models let the tokens of an image attend to each other in both directions. Without token types they use a
+causal mask for all tokens, without an error: training then uses another mask than inference.
+
+## Example
+
+A custom collator passes on `input_ids` and `pixel_values`, and drops the `mm_token_type_ids` that the processor
+of Gemma 4 26B returns.
+
+## How safe that is
+
+The key changes the mask to the one that the model was trained with.
+
+## Sources
+
+- transformers: masking_utils.create_causal_mask
+- transformers: ProcessorMixin.create_mm_token_type_ids
+"""
 
 from __future__ import annotations
 
@@ -75,19 +95,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("model", "batch"),
     check=_check,
-    why=(
-        "Some models let the tokens of an image attend to each other in both directions. Without token types they "
-        "use a causal mask for all tokens, without an error: training then uses another mask than inference."
-    ),
-    example=(
-        "A custom collator passes on `input_ids` and `pixel_values`, and drops the `mm_token_type_ids` that the "
-        "processor of Gemma 4 26B returns."
-    ),
     help="pass on what the processor returns; return_mm_token_type_ids=True adds the key",
-    safety="The key changes the mask to the one that the model was trained with.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "transformers: masking_utils.create_causal_mask",
-        "transformers: ProcessorMixin.create_mm_token_type_ids",
-    ),
 )

@@ -1,4 +1,23 @@
-"""Check that the token that ends the assistant's turn is learned."""
+"""Check that the token that ends the assistant's turn is learned.
+
+## Why it matters
+
+A model that never learns the token that ends its turn does not stop, and the loss does not show it.
+
+## Example
+
+A template whose `{% endgeneration %}` stands before `<turn|>`; or one that ends a turn with the next message's
+header, so that the last turn has no end.
+
+## How safe that is
+
+The rendered text of a conversation that continues stays the same.
+
+## Sources
+
+- https://github.com/axolotl-ai-cloud/axolotl/issues/3754
+- trl: trl.chat_template_utils.is_chat_template_stop_token_trained
+"""
 
 from __future__ import annotations
 
@@ -102,16 +121,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("processor",),
     check=_check,
-    why="A model that never learns the token that ends its turn does not stop, and the loss does not show it.",
-    example=(
-        "A template whose `{% endgeneration %}` stands before `<turn|>`; or one that ends a turn with the next "
-        "message's header, so that the last turn has no end."
-    ),
     help="put the token inside {% generation %} … {% endgeneration %}, and after the last turn too",
-    safety="The rendered text of a conversation that continues stays the same.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "https://github.com/axolotl-ai-cloud/axolotl/issues/3754",
-        "trl: trl.chat_template_utils.is_chat_template_stop_token_trained",
-    ),
 )

@@ -1,4 +1,24 @@
-"""Check that adapters in a tower that no batch feeds do not stop DDP, which waits for every gradient."""
+"""Check that adapters in a tower that no batch feeds do not stop DDP, which waits for every gradient.
+
+## Why it matters
+
+On several devices DDP waits for the gradient of every trained parameter; one that never comes ends the run with
+"Expected to have finished reduction in the prior iteration".
+
+## Example
+
+Text-only data, adapters in the vision tower, and re-entrant checkpointing on two devices.
+
+## How safe that is
+
+Looking for unused parameters costs a little time a step; leaving the tower out costs nothing.
+
+## Sources
+
+- trl: trainer.sft_trainer.SFTTrainer.__init__
+- transformers: trainer.Trainer._build_accelerator_args
+- https://github.com/huggingface/transformers/issues/49443
+"""
 
 from __future__ import annotations
 
@@ -66,18 +86,8 @@ RULE = Rule(
     severity=Severity.WARNING,
     needs=("peft_config", "base", "training"),
     check=_check,
-    why=(
-        "on several devices DDP waits for the gradient of every trained parameter; one that never comes ends"
-        ' the run with "Expected to have finished reduction in the prior iteration"'
-    ),
-    example="Text-only data, adapters in the vision tower, and re-entrant checkpointing on two devices.",
     help="leave the tower out, or let DDP look for unused parameters, without re-entrant checkpointing",
-    safety="Looking for unused parameters costs a little time a step; leaving the tower out costs nothing.",
+    doc=__doc__,
     since="0.1.0",
-    sources=(
-        "trl: trainer.sft_trainer.SFTTrainer.__init__",
-        "transformers: trainer.Trainer._build_accelerator_args",
-        "https://github.com/huggingface/transformers/issues/49443",
-    ),
     source=Source.INTROSPECTION,
 )
