@@ -1,18 +1,18 @@
 """A training step with the guard against the same step without it, as a ratio in one run.
 
-Run: python benchmarks/guard.py [steps between logs]
+Run: python benchmarks/guard.py [--logging-steps 5]
 One trainer trains one adapter; stretches of steps with and without the guard alternate, a stretch being as long as
 it takes to log once. What is compared is the fastest stretch of each kind, from the beginning of its first step
 to the beginning of the next stretch, logging and the guard's own work included; the check before the first step is
-timed by itself. ``own`` is the share of a step that the guard's callbacks take, hooks left out. Seconds are the
-process's own on the CPU, so that other work on the machine does not count, of a single thread: threads that wait
+timed separately. ``own`` is the share of a step that the guard's callbacks take, hooks left out. Seconds are CPU
+seconds of this process, so that other work on the machine does not count, on a single thread: threads that wait
 for each other would count, too.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -24,12 +24,15 @@ LENGTH = 256
 
 def main() -> None:
     """Print one line per model."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--logging-steps", type=int, default=5)
+    options = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    every = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    every: int = options.logging_steps
     print(
         f"{'model':28} {'params':>7} {'adapter':>8} {'without':>9} {'with':>9} {'ratio':>6}"
         f" {'own':>7} {'before':>8}"
@@ -39,7 +42,7 @@ def main() -> None:
 
 
 def _language() -> tuple[str, Any, dict[str, Any]]:
-    """A language model of some hundred million parameters, in float32."""
+    """Return a language model of about 100 M parameters, in float32, and a batch."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -58,7 +61,7 @@ def _language() -> tuple[str, Any, dict[str, Any]]:
 
 
 def _vision() -> tuple[str, Any, dict[str, Any]]:
-    """Some layers of a vision tower at full width, with bounds around each of its linears."""
+    """Return some layers of a vision tower at full width, with bounds around each of its linears, and a batch."""
     import torch
     from transformers import Gemma4VisionConfig, Gemma4VisionModel
 
@@ -118,7 +121,7 @@ def _measure(name: str, model: Any, batch: dict[str, Any], every: int) -> None:
 
 def _trainer_class(base: Any) -> Any:
     class Silent(base):  # type: ignore[misc]
-        """Its loss is the model's own, or the mean square of what it computes."""
+        """Takes the model's own loss, or the mean square of its output; logs to the callbacks alone."""
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             output = model(**inputs)

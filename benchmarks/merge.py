@@ -2,8 +2,8 @@
 
 Run: python benchmarks/merge.py [--gigabytes 4] [--rounds 3] [--skip-peft] [--folder DIR]
 The checkpoint has the shapes of Gemma 4 31B with fewer layers and a smaller vocabulary, random values, bfloat16,
-in shards of 2 GB; the adapter has rank 16 on every linear of the language model. Each figure comes from a process
-of its own, imports included; the three take turns, and the medians are compared. ``cp`` is timed until the files
+in shards of 2 GB; the adapter has rank 16 on every linear of the language model. Each figure comes from a new
+process, imports included; the three take turns, and the medians are compared. ``cp`` is timed until the files
 are on the disk (``sync``), because graftkit ends there too; PEFT does not wait for the disk. With ``--skip-peft``
 sizes can be tried that PEFT's memory would not allow.
 """
@@ -111,8 +111,8 @@ def _show(runs: Mapping[str, list[dict[str, float]]]) -> None:
 def _measure(code: str, folder: Path) -> dict[str, float]:
     out = folder / "out"
     subprocess.run(["sync"], check=True)
-    words = [sys.executable, "-c", code, str(folder / "base"), str(folder / "adapter"), str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, str(folder / "base"), str(folder / "adapter"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     shutil.rmtree(out, ignore_errors=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -124,7 +124,7 @@ def _measure(code: str, folder: Path) -> dict[str, float]:
 
 
 def write_base(folder: Path, wanted: int) -> int:
-    """Write a checkpoint of about ``wanted`` bytes; returns its true size."""
+    """Write a checkpoint of about ``wanted`` bytes and return its actual size."""
     from graftkit.surveying.sources.build import build_on_meta
 
     folder.mkdir()
@@ -196,7 +196,7 @@ def write_adapter(base: Path, folder: Path) -> None:
 
 
 def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-    """A safetensors file of random values: one block of them over and over, at changing offsets."""
+    """Write a safetensors file of random values: one block of them repeated, at changing offsets."""
     import torch
 
     kind = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]

@@ -2,8 +2,8 @@
 
 Run: python benchmarks/plan.py
 The geometry is DeepSeek V3's architecture at the size of Kimi K2 (61 layers, 384 experts; public configuration
-figures). All linears and all experts are planned. The peer is the weights themselves: what anybody needs who has
-to load the model before asking what could be adapted (bfloat16, computed).
+figures). All linears and all experts are planned. The peer is the weights themselves: what is needed to
+load the model before asking what could be adapted (bfloat16, computed).
 """
 
 from __future__ import annotations

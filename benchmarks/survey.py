@@ -1,7 +1,7 @@
 """Seconds and peak memory of a survey from a cold process, next to building the same model on the CPU.
 
 Run: python benchmarks/survey.py
-Each figure comes from a process of its own: import, read the configuration, survey, exit. The peer is what
+Each figure comes from a new process: import, read the configuration, survey, exit. The peer is what
 people do without a survey, ``AutoModel.from_config`` on the CPU; its memory for the large geometries is
 computed from the parameter count (bfloat16), because building them would not fit most machines.
 """

@@ -3,8 +3,8 @@
 Run: python benchmarks/train.py [--rounds 4] [--steps 60] [--hidden 384] [--layers 6]
 Both train the same LoRA on the same small language model with the same data and arguments, alternating, and each
 goes first in half of the rounds. The clock runs from the first step's beginning to the last one's end, saving
-included; imports, loading and the checks before the first step are shown apart. It counts the seconds of the
-processor that this process has used, which other load on the machine does not lengthen.
+included; imports, loading and the checks before the first step are shown separately. It counts CPU seconds of this
+process, which other load on the machine does not lengthen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS = 512
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Notes when the first step begins and when the last one has ended."""
+    """Records when the first step begins and when the last one has ended."""
 
     def __init__(self) -> None:
         self.begun: float | None = None
@@ -46,7 +46,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
 
 def main() -> None:
-    """Print one line a way, and the ratio."""
+    """Print one line for each way, and their ratio."""
     options = _options()
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
@@ -77,7 +77,7 @@ def _options() -> argparse.Namespace:
 def _timed(
     train: Callable[[Path, Mapping[str, Any], Clock], None], folder: Path, steps: int
 ) -> tuple[float, float]:
-    """Seconds of the steps, and of everything else."""
+    """Return the seconds of the steps, and of everything else."""
     clock, out = Clock(), folder / "out"
     started = time.process_time()
     train(folder, {**_arguments(steps), "output_dir": str(out)}, clock)
@@ -146,14 +146,14 @@ def _show(runs: Mapping[str, list[tuple[float, float]]], steps: int) -> None:
         rest = statistics.median(seconds for _, seconds in measured)
         every = " ".join(f"{rate:.2f}" for rate in rates)
         print(f"{way:8} {statistics.median(rates):8.2f} {rest:6.1f}s   {every}")
-    # Each round's two runs are neighbours in time: their ratio is what a busy machine spoils least.
+    # The two runs of a round follow each other: their ratio varies least on a busy machine.
     pairs = zip(runs["TRL"], runs["graft"], strict=True)
     ratios = [theirs / ours for (theirs, _), (ours, _) in pairs]
     print(f"graft / TRL, median of the rounds: {statistics.median(ratios):.3f} (aim: 0.98)")
 
 
 def _write_base(folder: Path, hidden: int, layers: int) -> int:
-    """A random Llama-like model with a tokenizer of its own; returns its number of parameters."""
+    """Save a random Llama-like model with a tokenizer; return its number of parameters."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

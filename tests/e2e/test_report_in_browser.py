@@ -75,7 +75,7 @@ DATA: dict[str, Any] = {
 
 @dataclass
 class Net:
-    """All that the browser can reach: one page at PAGE, and a note of every request for anything else."""
+    """All that the browser can reach: one page at PAGE, and a record of every request."""
 
     port: int
     page: str
@@ -133,8 +133,8 @@ def _browse(net: Net, profile: Path, *options: str) -> str:
     return done.stdout
 
 
-# Where a freshly started Chromium phones whatever it is showing: no page asset lives on these hosts.
-ERRANDS = frozenset(
+# Hosts that a freshly started Chromium contacts whatever page it shows; no page asset is on them.
+BROWSER_HOSTS = frozenset(
     {
         "accounts.google.com",
         "android.clients.google.com",
@@ -154,8 +154,8 @@ def _host(request: str) -> str:
 
 
 def _from_outside(net: Net) -> list[str]:
-    """What the page made the browser ask for, besides the page itself."""
-    return [request for request in net.requests if request != PAGE and _host(request) not in ERRANDS]
+    """Return what the page made the browser ask for, besides the page itself."""
+    return [request for request in net.requests if request != PAGE and _host(request) not in BROWSER_HOSTS]
 
 
 def test_rendered_page_has_the_figures_and_asks_for_nothing(net: Net, tmp_path: Path) -> None:
