@@ -184,7 +184,7 @@ def test_plan_takes_any_method_and_its_options() -> None:
 def test_plan_for_people_names_what_quantization_leaves() -> None:
     done = graft("plan", "google/gemma-4-26B-A4B-it", "-q", "4bit")
     assert done.returncode == 0, done.stderr
-    assert "only linears are packed" in done.stdout
+    assert "only linears are quantized" in done.stdout
     assert "reaches 30 of 30 language layers" in done.stdout
 
 

@@ -15,18 +15,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.unwrap import name_inner_linears, wrapped_places
+from graftkit.attaching.placed_wrappers import PlacedWrapper, name_inner_linears, placed_wrappers
 from graftkit.errors import AttachError
-from graftkit.modeling.unwrapping import base_model_of
+from graftkit.modeling.unwrapping import base_layer_of, base_model_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-# The wrapper lives on below its linear under this name, so that its buffers move, and are cast, with the model.
-_SHELL = "graft_wrapper"
+# The wrapper becomes a child of its linear under this name, so that its buffers are moved and cast with the model.
+_WRAPPER_CHILD = "graft_wrapper"
 
 
 def as_linear(model: nn.Module) -> AsLinear:
@@ -51,100 +50,103 @@ def as_linear(model: nn.Module) -> AsLinear:
         A handle; ``restore()``, or the end of a ``with`` block, puts the wrappers back.
     """
     base = base_model_of(model)
-    spots = []
-    for place in wrapped_places(base):
-        for holder, name in place.holders[:1]:
-            spots.append(_Spot(place.path, holder, name, place.wrapper, place.inside))
-    handle = AsLinear(base, tuple(spots))
+    handle = AsLinear(base, tuple(_Substitution(placed) for placed in placed_wrappers(base)))
     handle._open()
     return handle
 
 
 @dataclass(eq=False)
 class AsLinear:
-    """A model whose wrappers have become linears.
-
-    Attributes:
-        model: the base model.
-    """
+    """A base model that has linears in its wrappers' places."""
 
     model: nn.Module
-    _spots: tuple[_Spot, ...] = field(repr=False)
+    _substitutions: tuple[_Substitution, ...] = field(repr=False)
     _hooks: list[Any] = field(default_factory=list, init=False, repr=False)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Where the linears stand: the wrappers' paths."""
-        return tuple(spot.path for spot in self._spots)
+        return tuple(substitution.path for substitution in self._substitutions)
 
     def settle(self) -> None:
         """Move each forward to what stands in its place now. Calls of the model do this by themselves."""
-        _settle(self._spots)
+        _settle(self._substitutions)
 
     def restore(self) -> None:
-        """Put the same wrappers back, with the modules now in their places inside. Again: no effect.
+        """Put the same wrappers back, with the modules now in their places inside. A second call does nothing.
 
         Configurations of adapters name the inner linears afterwards.
         """
         if not self._hooks:
             return
-        for spot in self._spots:
-            spot.close()
+        for substitution in self._substitutions:
+            substitution.close()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        name_inner_linears(self.model, {f"{spot.path}.{spot.inside}": spot.path for spot in self._spots})
+        name_inner_linears(self.model, [substitution.placed for substitution in self._substitutions])
 
     def __enter__(self) -> AsLinear:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.restore()
 
     def _open(self) -> None:
-        for spot in self._spots:
-            spot.open()
-        by_holder: dict[int, list[_Spot]] = {}
-        for spot in self._spots:
-            by_holder.setdefault(id(spot.holder), []).append(spot)
-        for spots in by_holder.values():
-            self._hooks.append(spots[0].holder.register_forward_pre_hook(functools.partial(_settle, tuple(spots))))
+        for substitution in self._substitutions:
+            substitution.open()
+        by_holder: dict[int, list[_Substitution]] = {}
+        for substitution in self._substitutions:
+            by_holder.setdefault(id(substitution.holder), []).append(substitution)
+        for group in by_holder.values():
+            self._hooks.append(group[0].holder.register_forward_pre_hook(functools.partial(_settle, tuple(group))))
 
 
-def _settle(spots: tuple[_Spot, ...], *_: Any) -> None:
-    for spot in spots:
-        spot.settle()
+def _settle(group: tuple[_Substitution, ...], *_: Any) -> None:
+    for substitution in group:
+        substitution.settle()
 
 
 @dataclass(eq=False)
-class _Spot:
-    """One place, and the wrapper's forward that belongs to it.
+class _Substitution:
+    """A linear in its wrapper's place, and the wrapper's forward around what stands there.
 
     Attributes:
-        path: of the wrapper.
-        holder: the module that held the wrapper.
-        name: under this name.
-        wrapper: the module itself.
-        inside: where its linear stood within it, e.g. "linear".
+        placed: the wrapper.
         base: the linear, under any adapter layers.
         outer: what stands in the place: the linear, or an adapter layer around it.
     """
 
-    path: str
-    holder: nn.Module
-    name: str
-    wrapper: nn.Module
-    inside: str
+    placed: PlacedWrapper
     base: Any = None
     outer: Any = None
     hooks: list[Any] = field(default_factory=list)
 
+    @property
+    def path(self) -> str:
+        return self.placed.path
+
+    @property
+    def wrapper(self) -> nn.Module:
+        return self.placed.wrapper
+
+    @property
+    def holder(self) -> nn.Module:
+        return self.placed.holders[0][0]
+
+    @property
+    def name(self) -> str:
+        return self.placed.holders[0][1]
+
+    @property
+    def current(self) -> Any:
+        """What stands in the place now."""
+        return self.holder._modules[self.name]
+
     def open(self) -> None:
-        parent, leaf = self._socket()
+        parent, leaf = self.placed.socket
         inner = parent._modules.pop(leaf)
-        # No module: it has no parameters of its own, and nothing to be found by.
+        # Not a module, so that it is not listed among the model's modules and parameters.
         parent.__dict__[leaf] = _StandIn(self)
         setattr(self.holder, self.name, inner)
         self.settle()
@@ -152,45 +154,40 @@ class _Spot:
     def close(self) -> None:
         self.settle()
         current = self.outer
-        self._undress(current)
-        self._leave_base()
-        parent, leaf = self._socket()
+        self._restore_forward(current)
+        self._detach_base()
+        parent, leaf = self.placed.socket
         del parent.__dict__[leaf]
         setattr(parent, leaf, current)
         setattr(self.holder, self.name, self.wrapper)
 
     def settle(self) -> None:
         """Follow what has been put in the place since: an adapter layer, another linear, or the linear again."""
-        current = self.holder._modules[self.name]
+        current = self.current
         if current is self.outer:
             return
-        base = _base_layer(current)
+        base = base_layer_of(current)
         if self.outer is not self.base:
-            self._undress(self.outer)
+            self._restore_forward(self.outer)
         if base is not self.base:
-            self._leave_base()
-            self._enter_base(base)
+            self._detach_base()
+            self._attach_base(base)
         if current is not base:
-            self._dress(current)
+            self._wrap_forward(current)
         self.outer = current
-
-    def _socket(self) -> tuple[nn.Module, str]:
-        """The wrapper's own place for its linear."""
-        parent, _, leaf = self.inside.rpartition(".")
-        return self.wrapper.get_submodule(parent), leaf
 
     # ---- the forward ----
 
-    def _dress(self, module: Any) -> None:
+    def _wrap_forward(self, module: Any) -> None:
         module.forward = functools.partial(self._around, module)
 
-    def _undress(self, module: Any) -> None:
+    def _restore_forward(self, module: Any) -> None:
         if module is not None:
             module.__dict__.pop("forward", None)
 
     def _around(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """The wrapper's forward where ``module`` is what stands in the place; within an adapter layer, its own."""
-        current = self.holder._modules[self.name]
+        """Run the wrapper's forward if ``module`` is what stands in the place, or its own in an adapter layer."""
+        current = self.current
         if module is current:
             return self.wrapper(*args, **kwargs)
         if current is not self.outer:
@@ -198,50 +195,50 @@ class _Spot:
         return type(module).forward(module, *args, **kwargs)
 
     def inner_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the wrapper's forward calls for its linear."""
+        """Compute what the wrapper's forward expects of its linear."""
         return type(self.outer).forward(self.outer, *args, **kwargs)
 
-    # ---- the linear that carries the wrapper's buffers and speaks its names ----
+    # ---- the linear, with the wrapper's buffers and under the wrapper's names in state dicts ----
 
-    def _enter_base(self, base: Any) -> None:
+    def _attach_base(self, base: Any) -> None:
         self.base = base
-        base._modules[_SHELL] = self.wrapper
-        self._dress(base)
+        base._modules[_WRAPPER_CHILD] = self.wrapper
+        self._wrap_forward(base)
         # A partial, because torch marks the hook with an attribute, which a method cannot have.
-        self.hooks.append(base.register_state_dict_post_hook(functools.partial(self._say_wrapper_names)))
-        self.hooks.append(base.register_load_state_dict_pre_hook(self._hear_wrapper_names))
+        self.hooks.append(base.register_state_dict_post_hook(functools.partial(self._use_wrapper_names)))
+        self.hooks.append(base.register_load_state_dict_pre_hook(self._use_linear_names))
 
-    def _leave_base(self) -> None:
+    def _detach_base(self) -> None:
         if self.base is not None:
-            self._undress(self.base)
-            self.base._modules.pop(_SHELL, None)
+            self._restore_forward(self.base)
+            self.base._modules.pop(_WRAPPER_CHILD, None)
         for hook in self.hooks:
             hook.remove()
         self.hooks.clear()
 
-    def _say_wrapper_names(self, module: Any, state: Any, prefix: str, *_: Any) -> None:
+    def _use_wrapper_names(self, module: Any, state: Any, prefix: str, *_: Any) -> None:
         # Under an adapter layer PEFT picks its tensors by the modules' names, which must stay as they are.
-        if self.holder._modules[self.name] is module:
+        if self.current is module:
             _rename_keys(state, prefix, self._wrapper_name)
 
-    def _hear_wrapper_names(self, module: Any, state: Any, prefix: str, *_: Any) -> None:
-        if self.holder._modules[self.name] is module:
-            _rename_keys(state, prefix, self._own_name)
+    def _use_linear_names(self, module: Any, state: Any, prefix: str, *_: Any) -> None:
+        if self.current is module:
+            _rename_keys(state, prefix, self._linear_name)
 
     def _wrapper_name(self, key: str) -> str:
-        shell = f"{_SHELL}."
-        return key.removeprefix(shell) if key.startswith(shell) else f"{self.inside}.{key}"
+        prefix = f"{_WRAPPER_CHILD}."
+        return key.removeprefix(prefix) if key.startswith(prefix) else f"{self.placed.inside}.{key}"
 
-    def _own_name(self, key: str) -> str:
-        inside = f"{self.inside}."
-        return key.removeprefix(inside) if key.startswith(inside) else f"{_SHELL}.{key}"
+    def _linear_name(self, key: str) -> str:
+        inside = f"{self.placed.inside}."
+        return key.removeprefix(inside) if key.startswith(inside) else f"{_WRAPPER_CHILD}.{key}"
 
 
 class _StandIn:
-    """Where the wrapper expects its linear: computes what stands in the place, with the linear's attributes."""
+    """Stand where the wrapper expects its linear: call what is in the place, with the linear's attributes."""
 
-    def __init__(self, spot: _Spot) -> None:
-        self._spot = spot
+    def __init__(self, one: _Substitution) -> None:
+        self._spot = one
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._spot.inner_forward(*args, **kwargs)
@@ -253,10 +250,6 @@ class _StandIn:
         return getattr(self._spot.base, name)
 
 
-def _base_layer(module: Any) -> Any:
-    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
-
-
 def _rename_keys(state: Any, prefix: str, rename: Callable[[str], str]) -> None:
     """Rename the keys under ``prefix`` in place, in their order."""
     for key in [key for key in state if key.startswith(prefix)]:
@@ -266,9 +259,9 @@ def _rename_keys(state: Any, prefix: str, rename: Callable[[str], str]) -> None:
 
 def _unsettled(path: str) -> AttachError:
     return AttachError(
-        "a linear was about to compute without its bounds",
+        "a linear would have computed without its bounds",
         where=path,
-        why="what stands in its place was exchanged, and it was called past the module that holds it",
+        why="it was replaced, and called directly instead of through the module that holds it",
         help="call settle() on what as_linear() returned",
         code="as-linear-unsettled",
     )

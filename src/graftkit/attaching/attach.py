@@ -1,4 +1,4 @@
-"""The default way to attach: stock ``get_peft_model`` on inner sites, and proof that it did what was planned."""
+"""``attach()``: stock ``get_peft_model`` on the planned sites, and a check that it did what was planned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
 
-# PEFT prints whole modules into its errors, and says what it wants after them.
+# PEFT prints whole modules in its errors, before what it has to say.
 _LONGEST = 400
 
 
@@ -62,8 +62,8 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
     return peft_model
 
 
-def hold_to_plan(model: PeftModel, plan: Plan, adapter_name: str = "default") -> None:
-    """Check that an adapter which somebody else attached, a trainer for one, is the planned one.
+def check_against_plan(model: PeftModel, plan: Plan, adapter_name: str = "default") -> None:
+    """Check that an adapter which something else attached, such as a trainer, is the planned one.
 
     Raises:
         AttachError: ``attach-postcondition``.
@@ -74,7 +74,7 @@ def hold_to_plan(model: PeftModel, plan: Plan, adapter_name: str = "default") ->
 
 
 def attach_stock(model: nn.Module, fields: Mapping[str, Any]) -> PeftModel:
-    """Attach what a stock PEFT configuration says, as it is: there is no plan to hold the result against.
+    """Attach what a stock PEFT configuration says, without a plan to check the result against.
 
     Args:
         model: changed in place, as by ``get_peft_model``.
@@ -93,7 +93,7 @@ def attach_stock(model: nn.Module, fields: Mapping[str, Any]) -> PeftModel:
 
 
 def adapted_sites(model: nn.Module, adapter_name: str = "default") -> set[str]:
-    """The paths that carry an adapter: a module's path, or a parameter's where PEFT wraps a parameter.
+    """Return the paths that carry an adapter: a module's path, or a parameter's where PEFT wraps a parameter.
 
     Paths are those of the base model, as ``Site.path`` has them.
     """
@@ -102,14 +102,14 @@ def adapted_sites(model: nn.Module, adapter_name: str = "default") -> set[str]:
 
 
 def _tuner_layers(module: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """(path, layer) of PEFT's layers; of a layer's own modules only the base layer is looked into."""
+    """Yield (path, layer) of PEFT's layers; within a layer only its base layer is searched."""
     from peft.tuners.lora import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     for name, child in module.named_children():
         if isinstance(child, AuxiliaryTrainingWrapper):
-            continue  # modules to save and trainable tokens: asked for beside the sites, and no sites themselves
+            continue  # modules to save and trainable tokens: asked for besides the sites
         if not isinstance(child, BaseTunerLayer):
             yield from _tuner_layers(child, f"{path}{name}.")
             continue
@@ -131,7 +131,7 @@ def _refused(error: Exception, model: nn.Module) -> AttachError:
     return AttachError(
         f"PEFT refuses to attach this adapter to {type(model).__name__}",
         why=f"{type(error).__name__}: {shorten(str(error), _LONGEST, placeholder=' …')}",
-        help="build or load the model again before another attempt: PEFT may have replaced some modules already",
+        help="build or load the model again before you retry: PEFT may have replaced some modules already",
         code="attach-refused",
     )
 
@@ -169,8 +169,8 @@ def _has(model: nn.Module, attached: Attached) -> bool:
 
 
 def _violation(peft_model: PeftModel, plan: Plan, adapter_name: str) -> AttachError | None:
-    """The first postcondition that does not hold, or None."""
-    planned = {_attached_path(a) for a in plan.attached}
+    """Return the error for the first postcondition that does not hold, or None."""
+    planned = {a.target_path for a in plan.attached}
     found = adapted_sites(peft_model, adapter_name)
     for problem, paths in (
         ("planned sites were not adapted", planned - found),
@@ -192,14 +192,8 @@ def _has_extras(plan: Plan) -> bool:
     return getattr(config, "bias", "none") != "none" or any(getattr(config, name, None) for name in extras)
 
 
-def _attached_path(attached: Any) -> str:
-    site = attached.site
-    by_parameter = attached.via == "target_parameters" and site.kind != "parameter"
-    return f"{site.path}.weight" if by_parameter else str(site.path)
-
-
 def _strays(peft_model: PeftModel, plan: Plan) -> set[str]:
-    """Trainable parameters that belong to no adapter, and were not asked for (bias, modules to save)."""
+    """Return the trainable parameters that are no adapter's, and were not asked for (bias, modules to save)."""
     biases = getattr(plan.peft_config, "bias", "none") != "none"
     allowed = (peft_model.base_model.prefix, "modules_to_save", "trainable_tokens")
     trainable = (name for name, p in peft_model.named_parameters() if p.requires_grad)

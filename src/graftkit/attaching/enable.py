@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,9 +26,7 @@ class Enabled:
     def __enter__(self) -> Enabled:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._open:
             self._open = False
             disable()
@@ -63,7 +60,7 @@ def disable() -> None:
 
 
 def is_enabled() -> bool:
-    """Whether plain names of wrapped linears are accepted now."""
+    """Check whether plain names of wrapped linears are accepted now."""
     return _SWITCH.count > 0
 
 
@@ -118,7 +115,7 @@ def _at_construction(original: Callable[..., None]) -> Callable[..., None]:
         self: Any, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         if is_enabled():
-            peft_config = _inner_spelling(type(self), model, peft_config, adapter_name)
+            peft_config = _with_inner_names(type(self), model, peft_config, adapter_name)
         original(self, model, peft_config, adapter_name, *args, **kwargs)
 
     return __init__
@@ -128,22 +125,22 @@ def _at_injection(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         if is_enabled():
-            self.peft_config.update(_inner_spelling(type(self), model, self.peft_config, adapter_name))
+            self.peft_config.update(_with_inner_names(type(self), model, self.peft_config, adapter_name))
         original(self, model, adapter_name, *args, **kwargs)
 
     return inject_adapter
 
 
-def _inner_spelling(tuner: Any, model: nn.Module, configs: Any, adapter_name: str) -> Any:
-    """The configuration, or the mapping with one, that names inner linears."""
+def _with_inner_names(tuner: Any, model: nn.Module, configs: Any, adapter_name: str) -> Any:
+    """Return the configuration, or the mapping with one, that names inner linears."""
     if not isinstance(configs, dict):
-        return _one(tuner, model, configs)
+        return _redirected(tuner, model, configs)
     if adapter_name not in configs:
         return configs
-    return {**configs, adapter_name: _one(tuner, model, configs[adapter_name])}
+    return {**configs, adapter_name: _redirected(tuner, model, configs[adapter_name])}
 
 
-def _one(tuner: Any, model: nn.Module, config: PeftConfig) -> PeftConfig:
+def _redirected(tuner: Any, model: nn.Module, config: PeftConfig) -> PeftConfig:
     from graftkit.attaching.redirect import ModelPaths, redirected
 
     if not getattr(config, "target_modules", None):

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
 
-# EVA goes through the batches again until its components stand still. On few batches that can take a while; with
-# a threshold that they never reach it would take for ever.
+# EVA repeats the batches until its components converge, which with few batches can take long, and with a threshold
+# that they never reach would not end.
 _MOST_EVA_PASSES = 200
 
 
@@ -104,7 +104,7 @@ def _counted_forward(batches: int) -> Callable[[Any, Mapping[str, Any]], Any]:
     def forward(model: Any, inputs: Mapping[str, Any]) -> Any:
         if next(left, None) is None:
             raise AttachError(
-                f"EVA's components did not settle in {_MOST_EVA_PASSES} passes over the batches",
+                f"EVA's components did not converge in {_MOST_EVA_PASSES} passes over the batches",
                 why="their directions still turn more from batch to batch than eva_config.tau allows",
                 help="pass more or larger batches, a lower rank, or a lower tau",
                 code="initialize-unsettled",
@@ -115,7 +115,7 @@ def _counted_forward(batches: int) -> Callable[[Any, Mapping[str, Any]], Any]:
 
 
 def _token_mask(inputs: Mapping[str, Any], config: Any) -> Tensor | None:
-    """(B, T) bool, the tokens that count, or None for inputs that are not tokens."""
+    """Return (B, T) bool, the tokens that count, or None for inputs that are not tokens."""
     tokens = inputs.get("input_ids")
     if tokens is None:
         return None
@@ -128,7 +128,7 @@ def _token_mask(inputs: Mapping[str, Any], config: Any) -> Tensor | None:
 
 
 def _layer_rows(layer_input: Any, mask: Tensor | None, _layer_name: str) -> Tensor:
-    """(examples, features): the tokens that count, or every row of a layer that does not run on tokens."""
+    """Return (examples, features): the tokens that count, or every row of a layer that does not run on tokens."""
     rows = layer_input[0] if isinstance(layer_input, tuple | list) else layer_input
     if mask is not None and rows.dim() == 3 and rows.shape[:2] == mask.shape:
         return rows[mask.to(rows.device)]  # type: ignore[no-any-return]
@@ -136,7 +136,7 @@ def _layer_rows(layer_input: Any, mask: Tensor | None, _layer_name: str) -> Tens
 
 
 def _examples(model: nn.Module, plan: Plan, data: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many examples each site gets from the batch that gives it most; the first must reach them all."""
+    """Count the examples of each site in the batch that gives it most; the first must reach them all."""
     most = dict.fromkeys(_linear_paths(plan), 0)
     for number, batch in enumerate(data):
         mask = _token_mask(on_device_of(model, batch), plan.peft_config)
@@ -169,7 +169,7 @@ def _width(plan: Plan, path: str) -> int:
 
 
 def _inputs_of(model: nn.Module, paths: Iterable[str], batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of the modules at ``paths`` in one forward pass without gradients."""
+    """Return the inputs of the modules at ``paths`` in one forward pass without gradients."""
     import torch
 
     seen: dict[str, Any] = {}
@@ -221,7 +221,7 @@ def _corda_preprocessing() -> Any:
 
 @contextmanager
 def _inputs_flat(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, int]]:
-    """Inside, the modules see their inputs as (examples, features), which is all that PEFT's hook can square.
+    """Give the modules their inputs as (examples, features), which is all that PEFT's hook can square.
 
     Yields how many examples each has seen. Outputs keep the shape the model expects.
     """
@@ -280,7 +280,7 @@ def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         raise AttachError(
             "LoRA-GA follows the gradient of the loss, and the model computes none",
             where=type(model).__name__,
-            why="the batch has no labels, or the class has no loss of its own",
+            why="the batch has no labels, or the class computes no loss",
             help="add labels to the batches",
             code="initialize-loss",
         )
@@ -305,7 +305,7 @@ def _check_reached(reached: Mapping[str, int | bool]) -> None:
         raise AttachError(
             f"the batches do not run {len(missed)} of {len(reached)} planned sites",
             where=some(missed, 1),
-            why="nothing is known there to initialize an adapter from",
+            why="an adapter there would have nothing to start from",
             help="feed every tower in the scope in every batch, or leave the tower out of the scope",
             code="initialize-unreached",
         )
@@ -313,7 +313,7 @@ def _check_reached(reached: Mapping[str, int | bool]) -> None:
 
 @contextmanager
 def _only_new_hooks_removed(model: nn.Module) -> Iterator[None]:
-    """Hooks that an interrupted preprocessing leaves on the model's own modules go with it."""
+    """Remove the hooks that an interrupted preprocessing leaves on the model's modules."""
     tables = [t for m in model.modules() for t in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
     before = [set(table) for table in tables]
     try:
@@ -326,7 +326,7 @@ def _only_new_hooks_removed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_leftovers(model: nn.Module, paths: Iterable[str], names: Sequence[str]) -> Iterator[None]:
-    """What the preprocessing notes on the layers is gone after, also where it was interrupted."""
+    """Remove what the preprocessing stores on the layers, also where it is interrupted."""
     modules = [model.get_submodule(path) for path in paths]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a wrapper's name means to PEFT: the linear inside, in every field of a configuration that names modules."""
+"""A wrapper's name -> the linear inside, in every field of a PEFT configuration that names modules."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from graftkit.modeling.unwrapping import base_layer_of
 from graftkit.planning.matching import key_matches, rewritten_names, smallest_exact, value_at
 from graftkit.surveying.kinds import LINEAR, TRANSPOSED, kind_of
 from graftkit.surveying.wrappers import wrappers_of
@@ -27,10 +28,10 @@ Matches = Callable[[Any, str], Any]
 
 @dataclass(frozen=True)
 class ModelPaths:
-    """A model as PEFT's matching sees it.
+    """The module paths of a model, as PEFT matches them.
 
     Attributes:
-        paths: every module path, without the insides of adapter layers: PEFT never matches those.
+        paths: every path, without the insides of adapter layers: PEFT never matches those.
         inner: path of a wrapper (every level, where they nest) -> path of the linear inside it. A linear that
             carries an adapter already counts as the linear it is.
         model_type: transformers' model type, or None.
@@ -57,15 +58,12 @@ class ModelPaths:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear, quantized or not, or an adapter layer around one."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return kind_of(base) in {LINEAR, TRANSPOSED}
+    """Check whether a module is a linear, quantized or not, or an adapter layer around one."""
+    return kind_of(base_layer_of(module)) in {LINEAR, TRANSPOSED}
 
 
 def redirected(config: _Config, model_paths: ModelPaths, matches: Matches) -> _Config:
-    """A configuration whose targets are inner linears where the given one names their wrappers.
+    """Return a configuration whose targets are inner linears where the given one names their wrappers.
 
     Exactly those modules are targeted that the given configuration targets, each wrapper replaced by the linear
     inside it. A wrapper is left out where ``exclude_modules`` names it or its linear, and where
@@ -84,26 +82,26 @@ def redirected(config: _Config, model_paths: ModelPaths, matches: Matches) -> _C
     if not model_paths.inner or not targets or _is_all_linear(targets):
         return config
     named = [path for path in model_paths.paths if matches(config, path)]
-    spelled = {model_paths.inner[path]: path for path in named if path in model_paths.inner}
-    if not spelled:
+    named_by = {model_paths.inner[path]: path for path in named if path in model_paths.inner}
+    if not named_by:
         return config
     kept = {path: path for path in named if path not in model_paths.inner}
-    allowed = {path: name for path, name in spelled.items() if matches(_aimed_at(config, [path]), path)}
+    allowed = {path: name for path, name in named_by.items() if matches(_with_targets(config, [path]), path)}
     names = {**allowed, **kept}
     if not names:
-        # Everything is excluded: PEFT says so in its own words.
-        return _aimed_at(config, sorted(spelled))
+        # Everything is excluded, which PEFT reports.
+        return _with_targets(config, sorted(named_by))
     planned = [path for path in model_paths.paths if path in names]
-    aimed = retargeted(config, planned, model_paths, matches)
-    return renamed(aimed, {path: names[path] for path in planned})
+    exact = retargeted(config, planned, model_paths, matches)
+    return renamed(exact, {path: names[path] for path in planned})
 
 
 def retargeted(config: _Config, planned: Sequence[str], model_paths: ModelPaths, matches: Matches) -> _Config:
-    """A copy of ``config`` that targets exactly the ``planned`` module paths, in its smallest form.
+    """Return a copy of ``config`` that targets exactly the ``planned`` module paths, in its smallest form.
 
-    ``layers_to_transform`` is kept where a list of suffixes can still go with it, and spelled out otherwise: PEFT
-    reads it for lists only, and refuses it beside a regular expression. ``exclude_modules`` goes where it would
-    exclude something planned.
+    ``layers_to_transform`` is kept where a list of suffixes can still go with it, and becomes layer numbers in a
+    regular expression otherwise: PEFT refuses it beside one. ``exclude_modules`` is dropped where it would exclude
+    something planned.
 
     Args:
         config: never changed.
@@ -114,7 +112,7 @@ def retargeted(config: _Config, planned: Sequence[str], model_paths: ModelPaths,
     for candidate in _candidates(config, planned, model_paths, matches):
         if [path for path in model_paths.paths if matches(candidate, path)] == list(planned):
             return candidate
-    return _aimed_at(config, sorted(planned), **_NO_FILTERS)
+    return _with_targets(config, sorted(planned), **_NO_FILTERS)
 
 
 def _candidates(
@@ -122,17 +120,17 @@ def _candidates(
 ) -> Iterable[_Config]:
     if getattr(config, "layers_to_transform", None) is not None:
         every = _without_layer_filter(config, planned, model_paths, matches)
-        yield _aimed_at(config, smallest_exact(every, model_paths.paths, regex_is_safe=False))
+        yield _with_targets(config, smallest_exact(every, model_paths.paths, regex_is_safe=False))
     safe = not rewritten_names(model_paths.model_type)
     targets = smallest_exact(planned, model_paths.paths, regex_is_safe=safe)
-    yield _aimed_at(config, targets, layers_to_transform=None, layers_pattern=None)
-    yield _aimed_at(config, targets, **_NO_FILTERS)
+    yield _with_targets(config, targets, layers_to_transform=None, layers_pattern=None)
+    yield _with_targets(config, targets, **_NO_FILTERS)
 
 
 def _without_layer_filter(
     config: Any, planned: Sequence[str], model_paths: ModelPaths, matches: Matches
 ) -> list[str]:
-    """The planned paths and their likes in every layer."""
+    """Return the planned paths, and those of the same name in every other layer."""
     open_to_all = _with(config, layers_to_transform=None, layers_pattern=None)
     named = (path for path in model_paths.paths if matches(open_to_all, path))
     every = {model_paths.inner.get(path, path) for path in named} | set(planned)
@@ -140,7 +138,7 @@ def _without_layer_filter(
 
 
 def renamed(config: _Config, names: Mapping[str, str]) -> _Config:
-    """A copy of ``config`` whose patterns say about each path what they said about its former name.
+    """Return a copy of ``config`` whose patterns say about each path what they said about its former name.
 
     Args:
         config: already targets the keys of ``names``.
@@ -158,7 +156,7 @@ def renamed(config: _Config, names: Mapping[str, str]) -> _Config:
 
 
 def rekeyed(pattern: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A PEFT pattern that gives each path the value which ``pattern`` gives its name, keys in the same order.
+    """Return a PEFT pattern that gives each path the value that ``pattern`` gives its name, in the same order.
 
     The keys keep their spelling where one of them can be said of the path too; otherwise full paths go first.
 
@@ -192,7 +190,7 @@ def _any_match(key: str, paths: Iterable[str]) -> bool:
 
 
 def _stretched(pattern: Mapping[str, Any], moved: Mapping[str, str], stay: Sequence[str]) -> dict[str, Any]:
-    """Each key that names a wrapper also, or only, names what is inside."""
+    """Let each key that names a wrapper name what is inside too, or only that."""
     result = {}
     for key, value in pattern.items():
         tails = {path.removeprefix(name) for path, name in moved.items() if key_matches(key, name)}
@@ -210,9 +208,9 @@ def _stretched(pattern: Mapping[str, Any], moved: Mapping[str, str], stay: Seque
 
 
 def _feedforward(feedforward: Any, names: Mapping[str, str]) -> Any:
-    """IA3's feed-forward modules by path.
+    """Return IA3's feed-forward modules by path.
 
-    A regular expression, because IA3 wants a list to repeat the entries of ``target_modules`` word for word, and
+    A regular expression, because IA3 wants a list to repeat the entries of ``target_modules`` exactly, and
     matches the entries of a list inside a name too.
 
     Source: ``peft.tuners.ia3.model.IA3Model._check_target_module_feedforward``.
@@ -241,14 +239,14 @@ def _is_all_linear(targets: Any) -> bool:
     return isinstance(targets, str) and targets.lower() == "all-linear"
 
 
-def _aimed_at(config: _Config, targets: str | list[str], **changes: Any) -> _Config:
-    """A copy with other targets. PEFT holds lists of targets as sets."""
+def _with_targets(config: _Config, targets: str | list[str], **changes: Any) -> _Config:
+    """Return a copy with other targets; PEFT keeps lists of targets as sets."""
     present = {name: value for name, value in changes.items() if hasattr(config, name)}
     return _with(config, target_modules=targets if isinstance(targets, str) else set(targets), **present)
 
 
 def _with(config: _Config, **changes: Any) -> _Config:
-    # A shallow copy, since building the dataclass anew would check, and change, fields that are none of ours.
+    # A shallow copy: building the dataclass again would check, and change, fields that have nothing to do with it.
     changed = copy.copy(config)
     for name, value in changes.items():
         setattr(changed, name, value)
@@ -256,7 +254,7 @@ def _with(config: _Config, **changes: Any) -> _Config:
 
 
 def _visible(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module PEFT would match, by path. Source: ``BaseTuner.inject_adapter``."""
+    """Return every module PEFT would match, by path. Source: ``BaseTuner.inject_adapter``."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     visible: dict[str, nn.Module] = {}

@@ -34,3 +34,8 @@ def peft_model_of(model: Any) -> PeftModel | None:
 def name_in_base(name: str) -> str:
     """Return a parameter's name as the base model has it, without the parts that FSDP and PEFT add in front."""
     return name.replace(FSDP_WRAPPER, "").removeprefix(PEFT_PREFIX)
+
+
+def base_layer_of(module: Any) -> Any:
+    """Return the layer under PEFT's adapter layers; any other module as it is."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module

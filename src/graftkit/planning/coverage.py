@@ -15,12 +15,9 @@ class CoverageRow:
     """One tower and role.
 
     Attributes:
-        tower, role: as on the sites.
-        sites: sites present.
-        adapted: sites adapted.
-        params: elements of the weights present.
-        adapted_params: elements of the weights adapted.
-        reasons: why the others are not, each with its number of sites.
+        sites, adapted: sites present, and those adapted.
+        params, adapted_params: elements of their weights.
+        reasons: why the others are not adapted, each with its number of sites.
     """
 
     tower: str
@@ -52,7 +49,7 @@ class CoverageRow:
 def coverage_of(
     model_map: ModelMap, chosen: Iterable[Site], skipped: Iterable[tuple[Site, str]]
 ) -> tuple[CoverageRow, ...]:
-    """One row per tower and role, in the order the model defines them."""
+    """Return one row per tower and role, in the order the model defines them."""
     adapted = {site.path for site in chosen}
     reasons: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for site, reason in skipped:
@@ -76,10 +73,9 @@ def coverage_of(
 
 @dataclass(frozen=True, slots=True)
 class LayerReach:
-    """How many of a tower's layers carry an adapter: a name that only some layers have shows here.
+    """How many of a tower's layers carry an adapter; a name that only some layers have shows here.
 
     Attributes:
-        tower: as on the sites.
         layers: layers that have sites.
         reached: layers with at least one adapted site.
     """
@@ -93,7 +89,11 @@ class LayerReach:
 
 
 def layers_reached(model_map: ModelMap, adapted: Collection[str]) -> tuple[LayerReach, ...]:
-    """One row for each tower that is built of numbered layers; ``adapted`` holds the adapted paths."""
+    """Return one row for each tower that is built of numbered layers.
+
+    Args:
+        adapted: the adapted paths.
+    """
     layers: dict[str, dict[str, bool]] = defaultdict(dict)
     for site in model_map:
         if (layer := _layer(site.path)) is not None:
@@ -103,7 +103,7 @@ def layers_reached(model_map: ModelMap, adapted: Collection[str]) -> tuple[Layer
 
 
 def _layer(path: str) -> str | None:
-    """The path up to its first number: ``model.layers.3.self_attn.q_proj`` is in ``model.layers.3``."""
+    """Return the path up to its first number: ``model.layers.3.self_attn.q_proj`` is in ``model.layers.3``."""
     parts = path.split(".")
     at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     return None if at is None else ".".join(parts[: at + 1])

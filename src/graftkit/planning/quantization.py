@@ -45,11 +45,11 @@ class QuantizationPlan:
 
     Attributes:
         bits: "4bit" or "8bit".
-        quantized: paths of the linears that are packed.
+        quantized: paths of the linears.
         quantized_params: their elements.
         kept: what is not, largest first.
         kept_params: its elements.
-        skip_modules: module paths to name to bitsandbytes, so that nothing else is packed.
+        skip_modules: module paths to name to bitsandbytes, so that nothing else is quantized.
     """
 
     bits: str
@@ -61,7 +61,7 @@ class QuantizationPlan:
 
     @property
     def quantized_bytes(self) -> int:
-        """Packed weights with their scales."""
+        """Quantized weights with their scales."""
         return round(self.quantized_params * _BYTES[self.bits])
 
     @property
@@ -114,16 +114,16 @@ class QuantizationPlan:
     def __str__(self) -> str:
         rows = [(k.tower, k.role, size(k.params * _KEPT_BYTES), k.reason) for k in self.kept]
         head = (
-            f"base in {self.bits}: {size(self.quantized_bytes)} packed and {size(self.kept_bytes)} in 16 bit, "
+            f"base in {self.bits}: {size(self.quantized_bytes)} quantized and {size(self.kept_bytes)} in 16 bit, "
             f"{size(self.total_bytes)} in all; k-bit preparation would add {size(self.upcast_bytes)}"
         )
         return f"{head}\n\n{table(('tower', 'role', '>stays', 'because'), rows)}"
 
 
 def plan_quantization(model_map: ModelMap, bits: str) -> QuantizationPlan:
-    """What loading this model with bitsandbytes packs and what it leaves, when towers and routers are skipped.
+    """Plan what bitsandbytes quantizes of this model and what it leaves, with towers and routers skipped.
 
-    Only linears are packed. Stacked experts and embeddings are parameters of other modules and stay, whatever
+    Only linears are quantized. Stacked experts and embeddings are parameters of other modules and stay, whatever
     is asked for; towers other than language, heads and routers are small and sensitive, and are skipped.
 
     Raises:
@@ -133,29 +133,29 @@ def plan_quantization(model_map: ModelMap, bits: str) -> QuantizationPlan:
         raise PlanError(
             f"unknown quantization {bits!r}", help=f"one of {', '.join(_BYTES)}", code="quantization-unknown"
         )
-    packed = [site for site in model_map if _packed(site)]
+    quantized = [site for site in model_map if _is_quantized(site)]
     kept: Counter[tuple[str, str, str]] = Counter()
     shared: set[str] = set()
     for site in model_map:
-        if not _packed(site) and site.path not in shared:
+        if not _is_quantized(site) and site.path not in shared:
             shared.update(site.tied_to)
             kept[site.tower, site.role, _reason(site)] += site.params
-    packed_params = sum(site.params for site in packed)
-    rest = model_map.model.params - packed_params - sum(kept.values())
+    quantized_params = sum(site.params for site in quantized)
+    rest = model_map.model.params - quantized_params - sum(kept.values())
     rows = [Kept(tower, role, params, reason) for (tower, role, reason), params in kept.most_common()]
     if rest:
         rows.append(Kept("all", "other", rest, "norms, biases and other small parameters"))
     return QuantizationPlan(
         bits=bits,
-        quantized=tuple(site.path for site in packed),
-        quantized_params=packed_params,
+        quantized=tuple(site.path for site in quantized),
+        quantized_params=quantized_params,
         kept=tuple(rows),
-        kept_params=model_map.model.params - packed_params,
-        skip_modules=_skip_modules(model_map, {site.path for site in packed}),
+        kept_params=model_map.model.params - quantized_params,
+        skip_modules=_skip_modules(model_map, {site.path for site in quantized}),
     )
 
 
-def _packed(site: Site) -> bool:
+def _is_quantized(site: Site) -> bool:
     return (
         site.is_linear and site.tower == "language" and site.role not in {"router", "lm_head"} and not site.tied_to
     )
@@ -164,16 +164,16 @@ def _packed(site: Site) -> bool:
 def _reason(site: Site) -> str:
     if not site.is_linear:
         what = {"parameter": "a bare parameter", "embedding": "an embedding", "conv": "a convolution"}
-        return f"{what.get(site.kind, site.kind)}: only linears are packed"
+        return f"{what.get(site.kind, site.kind)}: only linears are quantized"
     if site.tower != "language":
         return f"the {site.tower} tower is skipped"
     return f"{site.role} is skipped" if not site.tied_to else f"tied to {site.tied_to[0]}"
 
 
-def _skip_modules(model_map: ModelMap, packed: set[str]) -> tuple[str, ...]:
-    """The shortest paths that cover every linear that is not packed, and none that is."""
-    prefixes = {prefix for path in packed for prefix in _prefixes(path)}
-    linears = [s.path for s in model_map if s.is_linear and s.path not in packed]
+def _skip_modules(model_map: ModelMap, quantized: set[str]) -> tuple[str, ...]:
+    """Return the shortest paths that cover every linear that is not quantized, and none that is."""
+    prefixes = {prefix for path in quantized for prefix in _prefixes(path)}
+    linears = [s.path for s in model_map if s.is_linear and s.path not in quantized]
     shortest = (next(p for p in _prefixes(path) if p not in prefixes) for path in linears)
     return tuple(dict.fromkeys(shortest))
 

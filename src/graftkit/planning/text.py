@@ -46,7 +46,7 @@ def _row(row: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _rows_outside(coverage: list[dict[str, Any]], scope: list[str]) -> Iterator[tuple[object, ...]]:
-    """One line for each tower out of scope: its roles all have the same reason."""
+    """Yield one line for each tower out of scope: its roles all have the same reason."""
     outside = [row for row in coverage if row["tower"] not in scope]
     for tower in dict.fromkeys(row["tower"] for row in outside):
         sites = sum(row["sites"] for row in outside if row["tower"] == tower)

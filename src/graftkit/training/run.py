@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.attach import hold_to_plan
+from graftkit.attaching.attach import check_against_plan
 from graftkit.checks.check import check
 from graftkit.errors import TrainingError
 from graftkit.findings import Report, Severity
@@ -77,7 +77,7 @@ def train(
     run = _Run.prepare(TrainerInputs(recipe, base, data, args, callbacks), started)
     check_parallelism(run.trainer)
     if base.plan is not None:
-        hold_to_plan(run.trainer.model, base.plan)
+        check_against_plan(run.trainer.model, base.plan)
     run.train(checkpoint)
     save_full_adapter(run.trainer, run.folder)
     result = run.result(run.evaluate(), Report((*run.guard.report, *run.check_saved())))

@@ -15,8 +15,9 @@ from graftkit.attaching.attach import adapted_sites
 from graftkit.attaching.initialize import initialize
 from graftkit.checks.probes.forward import difference, logits_of
 from graftkit.errors import AttachError, MissingDependencyError
+from graftkit.planning.initializers import INITIALIZERS
 
-DATA_DRIVEN = ("eva", "corda", "lora_ga")
+DATA_DRIVEN = [row.name for row in INITIALIZERS if row.needs_data]
 
 
 def batches(model: Any, count: int = 2, **options: Any) -> list[dict[str, Any]]:
@@ -114,7 +115,7 @@ def test_the_training_mode_and_the_plan_are_kept(e2b: nn.Module, init: str) -> N
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        pytest.param({"count": 0}, "initialize-empty", "data loader", id="no batches"),
+        pytest.param({"count": 0}, "initialize-empty", "batches", id="no batches"),
         pytest.param(
             {"modalities": ["text"]}, "initialize-unreached", "vision_tower", id="a tower that is not fed"
         ),

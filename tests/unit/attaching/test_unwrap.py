@@ -42,7 +42,7 @@ def wrappers_in(model: nn.Module) -> int:
 
 def test_finite_bounds_are_refused_and_nothing_is_touched(e2b: nn.Module) -> None:
     count = wrappers_in(e2b)
-    with pytest.raises(AttachError, match="finite") as caught:
+    with pytest.raises(AttachError, match=r"input_min|input_max") as caught:
         unwrap(e2b)
     assert caught.value.code == "unwrap-changes-outputs"
     assert wrappers_in(e2b) == count > 0
@@ -203,7 +203,10 @@ class Fussy(Bent):
 
 @pytest.mark.parametrize(
     ("wrapper", "said"),
-    [pytest.param(Bent, "random input", id="acts"), pytest.param(Fussy, "cannot be tried", id="cannot be tried")],
+    [
+        pytest.param(Bent, "Bent", id="acts"),
+        pytest.param(Fussy, "ValueError: one at a time", id="cannot be tried"),
+    ],
 )
 def test_a_wrapper_without_buffers_is_tried(wrapper: type[nn.Module], said: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), wrapper())
@@ -215,11 +218,12 @@ def test_a_wrapper_without_buffers_is_tried(wrapper: type[nn.Module], said: str)
 def test_weights_that_are_not_loaded_cannot_be_tried() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 4), Bent())
-    with pytest.raises(AttachError, match="not loaded"):
+    with pytest.raises(AttachError) as caught:
         unwrap(model)
+    assert caught.value.code == "unwrap-changes-outputs"
 
 
-def test_a_place_that_is_gone_is_said() -> None:
+def test_a_place_that_is_gone_is_an_error() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Bent())
     handle = unwrap(model, allow_change=True)
     del model[1]

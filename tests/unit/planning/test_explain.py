@@ -7,22 +7,25 @@ from torch import nn
 
 import graftkit as gk
 from graftkit.errors import PlanError
+from graftkit.planning.decisions import LeftAlone
 from graftkit.planning.explain import explain
 
 
 def test_an_adapted_site_by_its_wrapper_s_name(e2b: nn.Module) -> None:
     plan = gk.plan(e2b, targets=["q_proj"], scope=["vision"])
-    told = explain(plan, "model.vision_tower.encoder.layers.0.self_attn.q_proj")
-    assert told.site.path.endswith("q_proj.linear")
-    assert (told.decision, told.via) == ("adapted", "target_modules")
-    assert "Gemma4ClippableLinear" in str(told)
+    explanation = explain(plan, "model.vision_tower.encoder.layers.0.self_attn.q_proj")
+    assert explanation.site.path.endswith("q_proj.linear")
+    assert (explanation.decision, explanation.via) == ("adapted", "target_modules")
+    assert "Gemma4ClippableLinear" in str(explanation)
 
 
 def test_a_site_left_alone_says_why(e2b: nn.Module) -> None:
-    told = explain(gk.plan(e2b), "lm_head")
-    assert told.decision == "left alone"
-    assert "tied" in told.reason
-    assert told.to_dict()["via"] is None
+    plan = gk.plan(e2b)
+    explanation = explain(plan, "lm_head")
+    skipped = next(s for s in plan.skipped if s.path == "lm_head")
+    assert skipped.cause is LeftAlone.TIED
+    assert (explanation.decision, explanation.reason) == ("left alone", skipped.reason)
+    assert explanation.to_dict()["via"] is None
 
 
 def test_every_site_can_be_explained(e2b: nn.Module) -> None:

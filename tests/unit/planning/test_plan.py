@@ -12,17 +12,11 @@ from torch import nn
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
 from graftkit.errors import PlanError
+from graftkit.planning.decisions import LeftAlone
 
 E2B = "google/gemma-4-E2B-it"
 MOE = "google/gemma-4-26B-A4B-it"
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def planned_paths(plan: gk.Plan) -> set[str]:
-    return {
-        f"{a.path}.weight" if a.via == "target_parameters" and a.site.kind != "parameter" else a.path
-        for a in plan.attached
-    }
 
 
 REQUESTS = [
@@ -63,7 +57,7 @@ def test_stock_peft_adapts_exactly_the_plan(
     plan = gk.plan(model, r=2, **request_)
     assert type(plan.peft_config) is LoraConfig
     adapted = get_peft_model(model, plan.peft_config)
-    assert adapted_sites(adapted) == planned_paths(plan)
+    assert adapted_sites(adapted) == {a.target_path for a in plan.attached}
     assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == plan.trainable_params
 
 
@@ -83,6 +77,7 @@ def test_every_site_is_attached_or_skipped_with_a_reason(e2b: nn.Module) -> None
     assert skipped
     assert not attached & skipped
     assert attached | skipped == {site.path for site in plan.model}
+    assert {s.cause for s in plan.skipped if s.site.tower == "audio"} == {LeftAlone.OUT_OF_SCOPE}
     assert all(a.reason for a in plan.attached)
     assert all(s.reason for s in plan.skipped)
 
@@ -92,12 +87,12 @@ def test_the_default_scope_is_what_every_batch_feeds(twin_of: Callable[[str], nn
     assert {a.site.tower for a in gk.plan(twin_of("whisper")).attached} == {"audio", "language"}
 
 
-def test_all_linear_leaves_routers_and_heads_and_says_so(twin_of: Callable[[str], nn.Module]) -> None:
+def test_all_linear_leaves_out_routers_and_heads(twin_of: Callable[[str], nn.Module]) -> None:
     plan = gk.plan(twin_of(MOE), scope="all")
-    reasons = {s.site.role: s.reason for s in plan.skipped}
-    assert "name it" in reasons["router"]
-    assert "experts" in reasons["expert"]
-    assert "tied" in reasons["lm_head"]
+    causes = {s.site.role: s.cause for s in plan.skipped}
+    assert causes["router"] is LeftAlone.NOT_IN_ALL_LINEAR
+    assert causes["expert"] is LeftAlone.STACKED_EXPERTS
+    assert causes["lm_head"] is LeftAlone.TIED
 
 
 def test_a_wrapper_s_name_means_its_inner_linear(e2b: nn.Module) -> None:
@@ -133,7 +128,9 @@ def test_the_plan_prints_and_serialises(e2b: nn.Module) -> None:
     assert {"path", "tower", "role", "via"} <= fields["attached"][0].keys()
     config = {k: v for k, v in fields["peft_config"].items() if k not in {"peft_type", "auto_mapping"}}
     assert LoraConfig(**config).r == 16
-    assert "outside the scope" in str(plan)
+    table = str(plan)
+    assert all(row.role in table for row in plan.coverage if row.tower in plan.scope)
+    assert "lora r=16 lora_alpha=16 on all-linear in language, vision" in table
 
 
 def test_unmatched_names_can_be_listed_instead(e2b: nn.Module) -> None:
@@ -147,8 +144,10 @@ def test_unmatched_names_can_be_listed_instead(e2b: nn.Module) -> None:
     [
         pytest.param(E2B, {"targets": ["q_prj"]}, "target-unmatched", "q_proj", id="misspelt name"),
         pytest.param(E2B, {"targets": []}, "targets-empty", "all-linear", id="no targets"),
-        pytest.param(E2B, {"targets": ["input_layernorm"]}, "target-not-adaptable", "norm", id="only norms"),
-        pytest.param(E2B, {"targets": ["embed_tokens"]}, "target-not-adaptable", "tied", id="tied weight"),
+        pytest.param(
+            E2B, {"targets": ["input_layernorm"]}, "target-not-adaptable", ".input_layernorm", id="only norms"
+        ),
+        pytest.param(E2B, {"targets": ["embed_tokens"]}, "target-not-adaptable", "lm_head", id="tied weight"),
         pytest.param(E2B, {"targets": ["post"]}, "target-unmatched", "audio", id="only out of scope"),
         pytest.param(E2B, {"targets": ["(q_proj"]}, "target-regex", "(q_proj", id="broken regular expression"),
         pytest.param(E2B, {"scope": ["visoin"]}, "scope-missing", "vision", id="misspelt tower"),
@@ -162,7 +161,10 @@ def test_unmatched_names_can_be_listed_instead(e2b: nn.Module) -> None:
         pytest.param("llama", {"dropout": 1.0}, "dropout-invalid", "dropout", id="dropout 1"),
         pytest.param("llama", {"method": "lorra"}, "method-unknown", "lora", id="misspelt method"),
         pytest.param("llama", {"use_dorra": True}, "option-unknown", "use_dora", id="misspelt option"),
-        pytest.param("llama", {"target_modules": ["x"]}, "option-decided", "targets", id="decided option"),
+        pytest.param("llama", {"rank": 8}, "option-unknown", "use r", id="rank is called r"),
+        pytest.param("llama", {"options": {"use_dora": True}}, "option-unknown", "gk.plan", id="options in one"),
+        pytest.param("llama", {"lora_alpha": 8}, "option-decided", "use alpha", id="alpha by PEFT's name"),
+        pytest.param("llama", {"target_modules": ["x"]}, "option-decided", "use targets", id="decided option"),
         pytest.param(
             "llama", {"exclude_modules": ["x"]}, "option-decided", "scope", id="exclusion by another way"
         ),

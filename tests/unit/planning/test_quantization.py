@@ -67,7 +67,6 @@ def test_the_true_size_of_a_4_bit_mixture_of_experts() -> None:
     planned = plan_quantization(gk.survey("google/gemma-4-26B-A4B-it"), "4bit")
     assert 44e9 < planned.total_bytes < 52e9
     assert planned.kept[0].role == "expert"
-    assert "only linears" in planned.kept[0].reason
     assert planned.kept[0].params * 2 > 0.8 * planned.total_bytes
 
 

@@ -47,7 +47,7 @@ class ParameterSizes:
 
 
 def extra_params(model_map: ModelMap, config: PeftConfig, planned: Iterable[str], sizes: ParameterSizes) -> int:
-    """Elements that ``config`` trains besides the adapters.
+    """Return the elements that ``config`` trains besides the adapters.
 
     Args:
         planned: paths of the planned sites, whose own biases are counted with the adapters.
@@ -62,7 +62,7 @@ def extra_params(model_map: ModelMap, config: PeftConfig, planned: Iterable[str]
 
 
 def parameter_sizes(model_map: ModelMap, model: Any) -> ParameterSizes:
-    """Elements of each parameter by path: all of them from a live module, those of the sites from a map alone.
+    """Return the elements of each parameter: of all from a live module, of the sites from a map alone.
 
     A map holds no sizes of norms: what ``modules_to_save`` and ``bias="all"`` train there is counted only
     where the plan is made for the model itself.
@@ -83,7 +83,10 @@ def parameter_sizes(model_map: ModelMap, model: Any) -> ParameterSizes:
 
 
 def saved_modules(model_map: ModelMap, name: str) -> list[str]:
-    """Source: ``peft.utils.other._set_trainable``, which looks at how a path ends, dots or not."""
+    """Return the modules that PEFT saves for a name: it looks at how a path ends, dots or not.
+
+    Source: ``peft.utils.other._set_trainable``.
+    """
     return [path for path in model_map.module_paths if path.endswith(name)]
 
 

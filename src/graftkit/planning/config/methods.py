@@ -16,7 +16,7 @@ from graftkit.text import suggest
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-# What some classes refuse to be made without; for asking what a method takes, any valid value does.
+# Fields that some classes require; to ask what a method takes, any valid value will do.
 ANY_VALID = {"total_step": 1000, "feedforward_modules": []}
 
 # A layer of these widths divides by every method's default block, and is wider than every default rank.
@@ -54,7 +54,7 @@ class Method:
 
     @property
     def dropout_field(self) -> str | None:
-        """What the method calls dropout on the adapter's input: dropping whole modules or ranks is another."""
+        """What the method calls dropout on the adapter's input, not of whole modules or ranks."""
         own = (n for n in self.defaults if n.endswith("_dropout") and n not in {"module_dropout", "rank_dropout"})
         return next(own, None)
 
@@ -89,13 +89,13 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 @functools.cache
 def method_names() -> tuple[str, ...]:
-    """Every method of the installed PEFT that adapts linear layers, LoRA and its variants first."""
+    """Return every method of the installed PEFT that adapts linear layers, LoRA and its variants first."""
     found = (name for name in _candidates() if name != "lora" and takes(_method(name), "linear", 2))
     return ("lora", *_VARIANTS, *found)
 
 
 def method_named(name: str) -> Method:
-    """The method by name.
+    """Return the method by name.
 
     Raises:
         PlanError: ``method-unknown``, or ``method-not-for-layers`` for one that adapts no layers (prompts,
@@ -128,7 +128,7 @@ def _config_classes() -> Mapping[Any, type[PeftConfig]]:
 
 @functools.cache
 def _candidates() -> tuple[str, ...]:
-    """Methods with targets whose tuner replaces modules, as PEFT registers them."""
+    """Return the methods with targets whose tuner replaces modules, as PEFT registers them."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
 
@@ -175,11 +175,11 @@ def _refusal(method_name: str, kind: str, dimensions: int) -> str | None:
 
 
 def refusal_of(method: Method, kind: str, dimensions: int) -> str | None:
-    """Why ``method`` cannot adapt a site of this kind at all, in PEFT's words, or None."""
+    """Return why ``method`` cannot adapt a site of this kind at all, in PEFT's words, or None."""
     # DoRA and the like differ from LoRA in what bare parameters take, which ``build_config`` says by option.
     return _refusal("lora" if method.name in _VARIANTS else method.name, kind, dimensions)
 
 
 def takes(method: Method, kind: str, dimensions: int) -> bool:
-    """Whether ``method`` adapts sites of this kind, of weights with that many dimensions."""
+    """Check whether ``method`` adapts sites of this kind, of weights with that many dimensions."""
     return refusal_of(method, kind, dimensions) is None

@@ -75,7 +75,7 @@ class Answer:
 
 
 def slots_of(model_map: ModelMap, sites: Iterable[Site]) -> list[Slot]:
-    """The slots of ``sites``, in order."""
+    """Return the slots of ``sites``, in order."""
     parameters = set(model_map.parameter_paths)
     return [
         Slot(
@@ -86,7 +86,7 @@ def slots_of(model_map: ModelMap, sites: Iterable[Site]) -> list[Slot]:
 
 
 def ask(config: PeftConfig, slots: Sequence[Slot]) -> Answer:
-    """Attach a copy of ``config`` to ``slots`` on the meta device, and see.
+    """Attach a copy of ``config`` to ``slots`` on the meta device, and return what PEFT made of it.
 
     A few tuners compute with the device their tensors are made on, a few with the base layer's: both ways are
     tried before giving up.
@@ -129,7 +129,7 @@ def _attach(config: PeftConfig, slots: Sequence[Slot], everything_on_meta: bool)
 
 @contextmanager
 def _listening() -> Iterator[list[str]]:
-    """Collects the warnings raised inside: they are about the skeleton, and come again on the real model."""
+    """Collect the warnings raised inside: they are about the skeleton, and are repeated on the real model."""
     heard: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -160,7 +160,7 @@ def _said(error: Exception) -> str:
 
 
 def build(slots: Sequence[Slot]) -> nn.Module:
-    """A module tree that has ``slots`` at their paths, on the meta device."""
+    """Build a module tree that has ``slots`` at their paths, on the meta device."""
     import torch
     from torch import nn
 

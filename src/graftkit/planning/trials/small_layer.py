@@ -1,4 +1,4 @@
-"""What PEFT says when a configuration is put on one small layer that has weights, on the CPU."""
+"""One small layer with weights, on which PEFT shows what it refuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WIDTH = 256
 
 
 def refusal_when_quantized(method: Method, quantizer: str) -> str | None:
-    """Return why ``method`` cannot adapt linears that ``quantizer`` packed, in PEFT's words, or None.
+    """Return why ``method`` cannot adapt linears of this ``quantizer``, in PEFT's words, or None.
 
     Tried on one small layer, with a forward and a backward pass. For other quantizers than bitsandbytes' 4-bit
     nothing is known here, and PEFT decides when the adapter is attached.
@@ -125,7 +125,7 @@ def _step_refusal(method: Method, model: nn.Module) -> str | None:
             get_peft_model(model, config)
             model.get_submodule(_SITE)(torch.randn(2, _WIDTH)).sum().backward()
     except Exception as error:
-        # Tuners fail here with whatever their arithmetic on packed weights runs into.
+        # Tuners fail here with whatever their arithmetic on quantized weights runs into.
         return _words(error)
     gradients = (p.grad for p in model.parameters() if p.requires_grad)
     return None if any(g is not None and g.any() for g in gradients) else "no gradient reaches the adapter"
