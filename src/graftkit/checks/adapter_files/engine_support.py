@@ -148,6 +148,19 @@ def verdict(engine: Engine, asked: _Asked, bad: frozenset[Stance], good: str) ->
     return passed(good, engine=str(engine))
 
 
+def judge_modules(context: CheckContext, features: Iterable[Feature], bad: Stance, other: Stance) -> Observation:
+    """Judge the adapted modules that need these features: failed for a ``bad`` stance of the engine.
+
+    Features for which its stance is ``other`` are left to another rule.
+    """
+    require_lora(context)
+    engine, modules = context.engine, modules_by_feature(context.fit)
+    wanted = [feature for feature in features if feature in modules]
+    asked = {feature: modules[feature] for feature in wanted if engine.fact(feature).stance is not other}
+    good = f"{engine} takes all {len(context.saved.modules)} adapted modules"
+    return verdict(engine, asked, frozenset({bad}), good)
+
+
 def _refused(engine: Engine, facts: list[Fact], asked: _Asked) -> Observation:
     hard = [fact for fact in facts if fact.flag is None]
     first = (hard or facts)[0]

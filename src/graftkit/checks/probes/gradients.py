@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.probes.checkpointing import Mode, checkpointing
 from graftkit.checks.probes.forward import loss_of
-from graftkit.checks.probes.live_adapter import adapted_layers, adapter_parameters, perturbing
+from graftkit.checks.probes.live_adapter import (
+    adapted_layers,
+    adapter_parameters,
+    fork_random_state,
+    perturbing,
+    restoring_gradients,
+)
 from graftkit.modeling.module_mode import evaluating
 from graftkit.text import first_line
 
@@ -86,8 +92,7 @@ def checkpointing_in_eval(model: nn.Module, mode: Mode | None) -> Iterator[None]
     """Run the block in evaluation mode, with layers recomputed in ``mode`` and from a fixed random state."""
     import torch
 
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)), evaluating(model), checkpointing(model, mode):
+    with fork_random_state(model), evaluating(model), checkpointing(model, mode):
         torch.manual_seed(0)
         yield
 
@@ -99,7 +104,7 @@ def backward(model: PeftModel, compute_loss: Callable[[], Tensor]) -> Backward:
     watched = adapter_parameters(model)
     with ExitStack() as stack:
         reached, embedded = _watch(stack, model)
-        stack.enter_context(_restoring_gradients(model))
+        stack.enter_context(restoring_gradients(model))
         stack.enter_context(torch.enable_grad())
         loss = float("nan")
         try:
@@ -115,18 +120,6 @@ def backward(model: PeftModel, compute_loss: Callable[[], Tensor]) -> Backward:
         gradients = {n: p.grad for n, p in watched.items() if p.requires_grad}
     inputs = embedded[0] if embedded else None
     return Backward(loss, gradients, frozenset(reached), inputs, refusal)
-
-
-@contextmanager
-def _restoring_gradients(model: nn.Module) -> Iterator[None]:
-    found = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in found:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, grad in found:
-            parameter.grad = grad
 
 
 def _watch(stack: ExitStack, model: PeftModel) -> tuple[set[str], list[bool]]:

@@ -90,20 +90,36 @@ def perturbing(model: PeftModel, *, seed: int = 0) -> Iterator[None]:
 @contextmanager
 def restoring_state(model: PeftModel) -> Iterator[None]:
     """Restore after the block what probes change: gradients, ``requires_grad``, modes and the random state."""
-    import torch
-
-    parameters = list(model.parameters())
-    found = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
-    devices = {p.device for p in parameters if p.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)), evaluating(model):
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with fork_random_state(model), evaluating(model), restoring_gradients(model):
         try:
-            for parameter in parameters:
-                parameter.grad = None
             yield
         finally:
-            for parameter, requires_grad, grad in found:
+            for parameter, requires_grad in trainable:
                 parameter.requires_grad_(requires_grad)
-                parameter.grad = grad
+
+
+@contextmanager
+def fork_random_state(model: nn.Module) -> Iterator[None]:
+    """Restore after the block the random state of the CPU and of the model's devices."""
+    import torch
+
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
+
+
+@contextmanager
+def restoring_gradients(model: nn.Module) -> Iterator[None]:
+    """Start the block without gradients, and restore after it those that the model had."""
+    found = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in found:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, grad in found:
+            parameter.grad = grad
 
 
 def without_adapter(model: PeftModel) -> nn.Module:

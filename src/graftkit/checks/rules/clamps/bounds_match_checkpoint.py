@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,21 +117,17 @@ def _stored(base: nn.Module, folder: Path, names: Iterable[str]) -> dict[str, fl
 
     headers = read_headers(folder)
     keys = checkpoint_keys(base, list(names))
-    at = {name: next((key for key in _spellings(name, keys[name]) if key in headers), None) for name in names}
-    with ExitStack() as stack:
-        files: dict[str, Any] = {}
-        values = {}
-        for name, key in at.items():
-            if key is None or math.prod(headers[key].shape) != 1:
-                continue
-            file = headers[key].file
-            if file not in files:
-                files[file] = stack.enter_context(safe_open(folder / file, framework="pt"))
-            values[name] = float(files[file].get_tensor(key))
+    found = {name: next((key for key in _names_on_disk(name, keys[name]) if key in headers), "") for name in names}
+    scalars = {name: key for name, key in found.items() if key and math.prod(headers[key].shape) == 1}
+    values: dict[str, float] = {}
+    for file in {headers[key].file for key in scalars.values()}:
+        with safe_open(folder / file, framework="pt") as opened:
+            in_file = {name: key for name, key in scalars.items() if headers[key].file == file}
+            values |= {name: float(opened.get_tensor(key)) for name, key in in_file.items()}
     return values
 
 
-def _spellings(name: str, keys: tuple[str, ...]) -> Iterator[str]:
+def _names_on_disk(name: str, keys: tuple[str, ...]) -> Iterator[str]:
     """Yield the names that a bound may have on disk; a model without a head is saved without the first part."""
     yield from keys
     yield name

@@ -21,6 +21,7 @@ Feeding the tower or leaving it out is safe. Non-re-entrant checkpointing comput
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,13 +90,9 @@ class _Seen:
     @cached_property
     def table(self) -> dict[str, dict[str, int]]:
         """Tower -> the number of its adapter tensors, and of those that get no gradient ("dead")."""
-        rows: dict[str, dict[str, int]] = {}
-        zero_gradient = set(self.backward.zero_gradient)
-        for name, tower in self.towers.items():
-            row = rows.setdefault(tower, {"tensors": 0, "dead": 0})
-            row["tensors"] += 1
-            row["dead"] += name in zero_gradient
-        return rows
+        dead = Counter(self.towers[name] for name in self.backward.zero_gradient)
+        tensors = Counter(self.towers.values())
+        return {tower: {"tensors": number, "dead": dead[tower]} for tower, number in tensors.items()}
 
     @cached_property
     def without(self) -> Backward:
@@ -106,15 +103,17 @@ class _Seen:
         """Check whether the forward pass called the tensor's layer."""
         return name.partition(f".{self.context.model.base_model.prefix}")[0] in self.backward.reached
 
-    def tower_is_fed(self, tower: str) -> bool:
-        """Check whether the forward pass called any adapted layer of the tower."""
-        return any(self.reached(name) for name, own in self.towers.items() if own == tower)
+    @cached_property
+    def fed_towers(self) -> set[str]:
+        """The towers of which the forward pass called an adapted layer."""
+        return {tower for name, tower in self.towers.items() if self.reached(name)}
 
 
 def _without_gradient(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Observation:
-    found = {name: _cause(seen, name) for name in seen.backward.zero_gradient}
-    causes = {cause.name: cause for cause in found.values()}
-    counts = {name: sum(cause.name == name for cause in found.values()) for name in causes}
+    names = seen.backward.zero_gradient
+    found = [next(cause for cause in _CAUSES if cause.applies(seen, name)) for name in names]
+    causes = {cause.name: cause for cause in found}
+    counts = dict(Counter(cause.name for cause in found))
     message = f"{len(found)} of {tensors} adapter tensors get no gradient: "
     cut = causes.keys() & {_CUT.name} and seen.use.mode is Mode.REENTRANT and not seen.use.live
     fixable = cut and seen.context.given.recipe is not None and seen.use.because != "zero3"
@@ -122,7 +121,7 @@ def _without_gradient(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Obs
     adapted = recipe_key(seen.context, "target_modules") if _UNFED.name in causes else None
     return failed(
         message + "; ".join(f"{count} {name}" for name, count in counts.items()),
-        where=_places(list(found)),
+        where=some(name_in_base(name) for name in names),
         help="; ".join(cause.help(seen) for cause in causes.values()),
         key=option if fixable else adapted,
         fix=Fix("recipe", sets={option: False}) if fixable else None,
@@ -146,22 +145,6 @@ class _Cause:
     help: Callable[[_Seen], str]
 
 
-def _cause(seen: _Seen, name: str) -> _Cause:
-    return next(cause for cause in _CAUSES if cause.applies(seen, name))
-
-
-def _is_read_past(seen: _Seen, name: str) -> bool:
-    return not seen.reached(name) and seen.towers[name] == "head"
-
-
-def _is_unfed(seen: _Seen, name: str) -> bool:
-    return not seen.tower_is_fed(seen.towers[name])
-
-
-def _is_left_out(seen: _Seen, name: str) -> bool:
-    return not seen.reached(name)
-
-
 def _is_outside_the_graph(seen: _Seen, name: str) -> bool:
     return _is_cut(seen, name) and seen.backward.inputs_require_grad is False and seen.towers[name] == "language"
 
@@ -172,7 +155,7 @@ def _is_cut(seen: _Seen, name: str) -> bool:
 
 
 def _unfed_help(seen: _Seen) -> str:
-    towers = {seen.towers[n] for n in seen.backward.zero_gradient if _is_unfed(seen, n)}
+    towers = {seen.towers[name] for name in seen.backward.zero_gradient} - seen.fed_towers
     return f"put the inputs of the {', '.join(sorted(towers))} tower in the batch, or leave it out of the scope"
 
 
@@ -187,18 +170,22 @@ def _cut_help(seen: _Seen) -> str:
 
 
 _CUT = _Cause("cut off by activation checkpointing", _is_cut, _cut_help)
-_UNFED = _Cause("in a tower that the batch does not feed", _is_unfed, _unfed_help)
+_UNFED = _Cause(
+    "in a tower that the batch does not feed",
+    lambda seen, name: seen.towers[name] not in seen.fed_towers,
+    _unfed_help,
+)
 # The first that applies is the cause.
 _CAUSES = (
     _Cause(
         "in a head whose weight is read past its module",
-        _is_read_past,
+        lambda seen, name: not seen.reached(name) and seen.towers[name] == "head",
         lambda _: "leave the output head out of the targets: a fused loss multiplies by its weight directly",
     ),
     _UNFED,
     _Cause(
         "in a layer that is never called",
-        _is_left_out,
+        lambda seen, name: not seen.reached(name),
         lambda _: "leave these out: their weight is read without calling the module, or no token is routed there",
     ),
     _Cause(
@@ -213,10 +200,6 @@ _CAUSES = (
         lambda _: "leave these out: what they compute does not reach the loss",
     ),
 )
-
-
-def _places(names: list[str]) -> str:
-    return some(name_in_base(name) for name in names)
 
 
 RULE = Rule(

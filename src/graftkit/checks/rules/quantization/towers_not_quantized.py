@@ -36,7 +36,8 @@ _IN_ARGS = "args.model_init_kwargs.quantization_config"
 
 
 def _check(context: CheckContext) -> Observation:
-    quantized = [site for site in context.base if site.quantized and _is_beside(site, context.base)]
+    beside = _outside_language(context.base)
+    quantized = [site for site in beside if site.quantized]
     given = _given(context)
     if not quantized and given is None:
         if _is_planned(context):
@@ -44,20 +45,19 @@ def _check(context: CheckContext) -> Observation:
         if context.training.quantization is None:
             return passed("the base is not quantized")
     if not quantized:
-        quantized = _would_quantize(context.base, (given or {}).get("llm_int8_skip_modules"))
+        quantized = _would_quantize(beside, context.base, (given or {}).get("llm_int8_skip_modules"))
     if not quantized:
         return passed("no linear outside the language model is quantized")
     skip = list(plan_quantization(context.base, context.training.quantization or "4bit").skip_modules)
     towers = Counter(site.tower for site in quantized)
+    in_recipe = _in_recipe(context) is not None
     return failed(
         f"{len(quantized)} linears outside the language model are quantized: "
         + ", ".join(f"{number} in {tower}" for tower, number in towers.most_common()),
         where=quantized[0].path,
         help=f"llm_int8_skip_modules={skip}",
-        fix=Fix("recipe", {f"{_IN_ARGS}.llm_int8_skip_modules": skip})
-        if _in_recipe(context) is not None
-        else None,
-        key=_IN_ARGS if _in_recipe(context) is not None else None,
+        fix=Fix("recipe", {f"{_IN_ARGS}.llm_int8_skip_modules": skip}) if in_recipe else None,
+        key=_IN_ARGS if in_recipe else None,
         packed=len(quantized),
     )
 
@@ -68,8 +68,10 @@ def _is_planned(context: CheckContext) -> bool:
     return by_plan or (context.given.recipe is not None and context.recipe.fields.quantization is not None)
 
 
-def _is_beside(site: Site, base: ModelMap) -> bool:
-    return site.tower not in always_fed(base)
+def _outside_language(base: ModelMap) -> list[Site]:
+    """Return the sites in towers that text does not feed."""
+    fed = always_fed(base)
+    return [site for site in base if site.tower not in fed]
 
 
 def _given(context: CheckContext) -> Mapping[str, Any] | None:
@@ -85,15 +87,15 @@ def _in_recipe(context: CheckContext) -> Mapping[str, Any] | None:
     return given if isinstance(given, dict) else None
 
 
-def _would_quantize(base: ModelMap, skip: list[str] | None) -> list[Site]:
-    """Return the linears outside the language model that transformers would replace.
+def _would_quantize(sites: list[Site], base: ModelMap, skip: list[str] | None) -> list[Site]:
+    """Return those of the sites that transformers would replace.
 
     Source: ``transformers.integrations.bitsandbytes.replace_with_bnb_linear``, which takes plain linears only.
     """
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     named = skip if skip is not None else _kept_by_default(base)
-    plain = (site for site in base if site.is_linear and site.adaptable and _is_beside(site, base))
+    plain = (site for site in sites if site.is_linear and site.adaptable)
     return [site for site in plain if should_convert_module(site.path, named)]
 
 

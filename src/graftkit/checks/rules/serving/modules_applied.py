@@ -23,25 +23,18 @@ Re-keying changes no value. A merged model does not depend on the engine's names
 
 from __future__ import annotations
 
-from graftkit.checks.adapter_files.engine_support import modules_by_feature, require_lora, verdict
+from graftkit.checks.adapter_files.engine_support import judge_modules
 from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Observation, Rule, passed
+from graftkit.checks.engine.rule import Observation, Rule
 from graftkit.engines import Feature, Stance
 from graftkit.findings import Severity, Source
 
-_ASKED = (Feature.OTHER_PREFIX, Feature.INNER_NAMES, Feature.TOWERS, Feature.STACKED_EXPERTS)
+_FEATURES = (Feature.OTHER_PREFIX, Feature.INNER_NAMES, Feature.TOWERS, Feature.STACKED_EXPERTS)
 
 
 def _check(context: CheckContext) -> Observation:
-    require_lora(context)
-    engine, modules = context.engine, modules_by_feature(context.fit)
-    asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
     # A refusal is for GK705 to report.
-    asked = {f: cores for f, cores in asked.items() if engine.fact(f).stance is not Stance.REFUSES}
-    if not asked:
-        return passed(f"{engine} skips none of the {len(context.saved.modules)} adapted modules")
-    good = f"{engine} applies all {len(context.saved.modules)} adapted modules"
-    return verdict(engine, asked, frozenset({Stance.IGNORES}), good)
+    return judge_modules(context, _FEATURES, bad=Stance.IGNORES, other=Stance.REFUSES)
 
 
 RULE = Rule(

@@ -22,23 +22,18 @@ Zeros add nothing. What is left out is lost: if the towers were trained, merge i
 
 from __future__ import annotations
 
-from graftkit.checks.adapter_files.engine_support import modules_by_feature, require_lora, verdict
+from graftkit.checks.adapter_files.engine_support import judge_modules
 from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Observation, Rule, passed
+from graftkit.checks.engine.rule import Observation, Rule
 from graftkit.engines import Feature, Stance
 from graftkit.findings import Severity, Source
 
-_ASKED = (Feature.OTHER_PREFIX, Feature.TOWERS, Feature.STACKED_EXPERTS, Feature.NO_VALUE)
+_FEATURES = (Feature.OTHER_PREFIX, Feature.TOWERS, Feature.STACKED_EXPERTS, Feature.NO_VALUE)
 
 
 def _check(context: CheckContext) -> Observation:
-    require_lora(context)
-    engine, modules = context.engine, modules_by_feature(context.fit)
-    asked = {feature: modules[feature] for feature in _ASKED if feature in modules}
-    # What it skips is for GK702 to report.
-    asked = {f: cores for f, cores in asked.items() if engine.fact(f).stance is not Stance.IGNORES}
-    good = f"{engine} has a place for all {len(context.saved.modules)} adapted modules"
-    return verdict(engine, asked, frozenset({Stance.REFUSES}), good) if asked else passed(good)
+    # What the engine skips is for GK702 to report.
+    return judge_modules(context, _FEATURES, bad=Stance.REFUSES, other=Stance.IGNORES)
 
 
 RULE = Rule(
