@@ -110,7 +110,7 @@ def examined(folder: Path, base: gk.ModelMap | None, target: str | None, data: b
 
 
 class Copy:
-    """A copy of a folder that one example may spoil."""
+    """Copy a folder, for one example to change."""
 
     def __init__(self, folder: Path) -> None:
         self._room = tempfile.TemporaryDirectory(prefix="graftkit-fuzz-")

@@ -252,18 +252,18 @@ def test_gk505_a_length_that_is_not_there(good: Path, length: int) -> None:
 
 @pytest.mark.rule_fails("GK503")
 @pytest.mark.parametrize(
-    ("dtype", "said"),
+    ("dtype", "name"),
     [
         pytest.param(torch.int64, "I64", id="whole numbers"),
         pytest.param(torch.bool, "BOOL", id="truth values"),
         pytest.param(torch.complex64, "C64", id="complex numbers"),
     ],
 )
-def test_gk503_a_type_that_no_adapter_has(good: Path, dtype: torch.dtype, said: str) -> None:
+def test_gk503_a_type_that_no_adapter_has(good: Path, dtype: torch.dtype, name: str) -> None:
     save_file({n: t.to(dtype) for n, t in load_file(good / WEIGHTS).items()}, good / WEIGHTS)
     found = finding(check(good), "GK503")
     assert found.severity is ERROR
-    assert said in found.message
+    assert name in found.message
 
 
 @pytest.mark.rule_fails("GK503")

@@ -105,9 +105,9 @@ def test_gk401_gk501_to_gk507_passes_on_a_good_adapter(
     base = twin_of(name)
     stored(gk.attach(base, gk.plan(base, **options)), tmp_path)
     report = check(tmp_path, twin_of(name))
-    # Which expert a column belongs to cannot be told where every expert has columns that are not zero.
-    told = {"GK506": UNKNOWN} if "experts" in options.get("targets", ()) else {}
-    assert verdicts(report) == {**dict.fromkeys(sorted(ALL), OK), **told}, str(report)
+    # GK506 cannot see the order of the columns where no expert has columns of zeros.
+    undecided = {"GK506": UNKNOWN} if "experts" in options.get("targets", ()) else {}
+    assert verdicts(report) == {**dict.fromkeys(sorted(ALL), OK), **undecided}, str(report)
     assert {f.source for f in report} == {"file"}
 
 
@@ -223,12 +223,12 @@ def test_gk502_a_stranger_gets_no_prefix(good: Path, llama: nn.Module) -> None:
 @pytest.mark.rule_fails("GK503")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_gk503_values_that_are_not_finite(good: Path, value: float) -> None:
-    def spoil(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def break_one(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if "layers.0.self_attn.q_proj.lora_B" in name:
             tensor[0, 0] = value
         return tensor
 
-    change(good, spoil)
+    change(good, break_one)
     found = finding(check(good), "GK503")
     assert (found.severity, found.evidence["not_finite"]) == (ERROR, 1)
     assert "q_proj.lora_B" in str(found.where)
@@ -340,7 +340,7 @@ def test_gk507_targets_that_name_wrappers(e2b: nn.Module, tmp_path: Path) -> Non
 
 
 @pytest.mark.rule_passes("GK507")
-def test_gk507_ranks_keyed_on_wrappers_are_mended_too(e2b: nn.Module, tmp_path: Path) -> None:
+def test_gk507_ranks_keyed_on_wrappers_are_fixed_too(e2b: nn.Module, tmp_path: Path) -> None:
     ranks = {r"vision_tower.*q_proj.linear": 3}
     inner = r".*vision_tower.*\.(q|v)_proj\.linear"
     folder = saved(e2b, tmp_path, LoraConfig(r=2, target_modules=inner, rank_pattern=ranks))
@@ -494,7 +494,7 @@ def test_header_rules_do_not_read_the_data(good: Path, llama: nn.Module, monkeyp
 
 
 def _bytes_read() -> int:
-    """What this process has asked the system for; 0 where that is not told."""
+    """Return the bytes that this process has read, 0 on systems that do not count them."""
     counters = Path("/proc/self/io")
     if not counters.exists():
         return 0

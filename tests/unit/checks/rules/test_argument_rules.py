@@ -1,4 +1,4 @@
-"""The rule on a recipe's arguments: what TRL does not know is told before training, where it is written."""
+"""GK212: arguments that TRL does not have are found before training, with their place in the recipe."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def recipe(folder: Path, args: str, trainer: str = "sft") -> Recipe:
 
 @pytest.mark.rule_fails("GK212")
 @pytest.mark.parametrize(
-    ("args", "place", "said"),
+    ("args", "place", "name"),
     [
-        pytest.param("args:\n  seed: 1\n  learning_rat: 1", (6, 3), "did you mean learning_rate?", id="a slip"),
-        pytest.param("args: {num_epochs: 1}", (4, 8), "did you mean num_train_epochs?", id="on one line"),
+        pytest.param("args:\n  seed: 1\n  learning_rat: 1", (6, 3), "learning_rate", id="a slip"),
+        pytest.param("args: {num_epochs: 1}", (4, 8), "num_train_epochs", id="on one line"),
         pytest.param("args:\n  zzz: 1", (5, 3), "help(trl.SFTConfig)", id="nothing near"),
         pytest.param("args:\n  num_generations: 8", (5, 3), "SFTConfig", id="another trainer's"),
-        pytest.param("args:\n  learning.rate: 8", (5, 3), "did you mean learning_rate?", id="with a dot"),
+        pytest.param("args:\n  learning.rate: 8", (5, 3), "learning_rate", id="with a dot"),
     ],
 )
 def test_gk212_an_argument_that_trl_does_not_have(
-    tmp_path: Path, args: str, place: tuple[int, int], said: str
+    tmp_path: Path, args: str, place: tuple[int, int], name: str
 ) -> None:
     written = recipe(tmp_path, args)
     found = seen("GK212", recipe=written)
     assert found.severity is ERROR
     assert f"(line {place[0]}, column {place[1]})" in found.message
-    assert said in f"{found.message} {found.help}"
+    assert name in f"{found.message} {found.help}"
     assert found.file == str(written.path)
     with pytest.raises(RecipeError) as caught:
         trainer_arguments(written)
@@ -61,7 +61,8 @@ def test_gk212_names_all_of_them_and_the_line_of_the_first(tmp_path: Path) -> No
     found = seen("GK212", recipe=recipe(tmp_path, "args:\n  learning_rat: 1\n  seed: 1\n  packin: true"))
     assert "'learning_rat' (line 5, column 3), 'packin' (line 7, column 3)" in found.message
     assert found.line == 5
-    assert found.help == "learning_rat: did you mean learning_rate?; packin: did you mean packing?"
+    assert "learning_rate" in str(found.help)
+    assert "packing" in str(found.help)
 
 
 @pytest.mark.rule_passes("GK212")
@@ -95,7 +96,7 @@ def by_rehearsal(written: Recipe) -> Any:
 
 
 @pytest.mark.parametrize("check", [by_doctor, by_rehearsal])
-def test_gk212_is_told_before_training(tmp_path: Path, check: Any) -> None:
+def test_gk212_before_training(tmp_path: Path, check: Any) -> None:
     (found,) = check(recipe(tmp_path, "args:\n  learning_rat: 1"))
     assert (found.severity, found.line, found.where) == (ERROR, 5, "args.learning_rat")
     (right,) = check(recipe(tmp_path, "args:\n  learning_rate: 1"))

@@ -367,16 +367,16 @@ def test_gk508_tensors_the_reload_has_no_place_for(batch: dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_a_packed_base_is_left_as_it_was(twin_of: Callable[[str], nn.Module], tmp_path: Any, bits: str) -> None:
+def test_a_quantized_base_is_left_as_it_was(twin_of: Callable[[str], nn.Module], tmp_path: Any, bits: str) -> None:
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     twin_of("llama").save_pretrained(tmp_path)
-    packed = AutoModelForCausalLM.from_pretrained(
+    quantized = AutoModelForCausalLM.from_pretrained(
         tmp_path, quantization_config=BitsAndBytesConfig(**{bits: True}), device_map="cpu"
     )
-    adapted = gk.attach(packed, gk.plan(packed, r=4))
-    batch = gk.example_batch(packed)
+    adapted = gk.attach(quantized, gk.plan(quantized, r=4))
+    batch = gk.example_batch(quantized)
     passed = {name: id(parameter) for name, parameter in adapted.named_parameters()}
     report = gk.verify(adapted, batch)
     assert {name: id(parameter) for name, parameter in adapted.named_parameters()} == passed

@@ -45,7 +45,7 @@ def test_gk301_experts_stay_in_16_bit() -> None:
     assert found.evidence["hoped_bytes"] < 15e9
 
 
-def test_gk301_experts_of_a_twin_are_not_packed(twin_of: Twins) -> None:
+def test_gk301_experts_of_a_twin_are_not_replaced(twin_of: Twins) -> None:
     """What the rule rests on: transformers packs plain linears and nothing else."""
     model = twin_of(MOE)
     replace_with_bnb_linear(model, get_keys_to_not_convert(model), BitsAndBytesConfig(load_in_4bit=True))
@@ -73,10 +73,10 @@ def test_gk302_preparation_upcasts_what_stayed(name: str) -> None:
 def test_gk302_what_is_predicted_is_what_peft_does(twin_of: Twins) -> None:
     model = twin_of(MOE).to(torch.bfloat16)
     base = gk.survey(model)
-    packed = gk.plan(base, quantization="4bit").quantization
-    assert packed is not None
-    # Stands in for packed weights: PEFT passes over what is not of a 16-bit type.
-    for path in packed.quantized:
+    quantization = gk.plan(base, quantization="4bit").quantization
+    assert quantization is not None
+    # Stands in for quantized weights: PEFT casts only what is of a 16-bit type.
+    for path in quantization.quantized:
         model.get_submodule(path).requires_grad_(False).to(torch.float32)
     before = sum(p.numel() * p.element_size() for p in model.parameters())
     after = sum(p.numel() * p.element_size() for p in prepare_model_for_kbit_training(model).parameters())
@@ -105,7 +105,7 @@ def test_gk302_passes_where_little_stays() -> None:
 # ---- GK303 ----
 
 
-def _packed(model: nn.Module, options: Mapping[str, Any]) -> set[str]:
+def _replaced(model: nn.Module, options: Mapping[str, Any]) -> set[str]:
     """What transformers packs with these options."""
     config = BitsAndBytesConfig(**options)
     skip = config.llm_int8_skip_modules
@@ -115,19 +115,19 @@ def _packed(model: nn.Module, options: Mapping[str, Any]) -> set[str]:
 
 @pytest.mark.rule_fails("GK303")
 @pytest.mark.parametrize("skip", [None, ["lm_head"], ["model.vision_tower", "lm_head"]], ids=str)
-def test_gk303_towers_are_packed(twin_of: Twins, skip: list[str] | None) -> None:
+def test_gk303_towers_are_replaced(twin_of: Twins, skip: list[str] | None) -> None:
     model = twin_of(E2B)
     base = gk.survey(model)
     options = {"load_in_4bit": True, "llm_int8_skip_modules": skip}
     found = seen("GK303", base=base, training=FOUR, config={"quantization_config": options})
     language = {site.path for site in base if site.tower in {"language", "head"}}
-    assert (found.severity, found.evidence["packed"]) == (WARNING, len(_packed(model, options) - language))
+    assert (found.severity, found.evidence["packed"]) == (WARNING, len(_replaced(model, options) - language))
 
 
 @pytest.mark.rule_fails("GK303")
-def test_gk303_a_packed_base_is_looked_at_itself(twin_of: Twins) -> None:
+def test_gk303_a_quantized_base_is_inspected_itself(twin_of: Twins) -> None:
     model = twin_of(E2B)
-    _packed(model, {"load_in_4bit": True})
+    _replaced(model, {"load_in_4bit": True})
     found = seen("GK303", base=gk.survey(model), training=Training())
     assert found.severity is WARNING
 
@@ -148,7 +148,7 @@ def test_gk303_the_fix_keeps_towers_whole(twin_of: Twins, tmp_path: Path) -> Non
     assert [finding.line for finding in applied] == [4]
     assert [finding.severity for finding in report] == [OK]
     options = read_recipe(file).args["model_init_kwargs"]["quantization_config"]
-    assert {base[path].tower for path in _packed(model, options)} == {"language"}
+    assert {base[path].tower for path in _replaced(model, options)} == {"language"}
 
 
 @pytest.mark.rule_passes("GK303")

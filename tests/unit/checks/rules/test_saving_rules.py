@@ -240,8 +240,8 @@ def test_gk605_another_precision(quantization: str | None, quantizer: str | None
 def test_gk605_passes_on_the_same_precision() -> None:
     plain = gk.survey("llama")
     assert seen("GK605", base=plain, training=Training()).severity is OK
-    packed = as_quantized(plain, "bitsandbytes 4-bit")
-    assert seen("GK605", base=packed, training=Training(quantization="4bit")).severity is OK
+    quantized = as_quantized(plain, "bitsandbytes 4-bit")
+    assert seen("GK605", base=quantized, training=Training(quantization="4bit")).severity is OK
 
 
 @pytest.mark.rule_fails("GK605")

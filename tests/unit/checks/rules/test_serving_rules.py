@@ -365,7 +365,7 @@ def test_gk704_passes_where_the_scale_is_the_same(
 
 
 @pytest.mark.rule_passes("GK704")
-def test_gk704_folding_the_scale_mends_it(llama: nn.Module, tmp_path: Path) -> None:
+def test_gk704_folding_the_scale_fixes_it(llama: nn.Module, tmp_path: Path) -> None:
     folder = saved(llama, tmp_path, lora(r=16, use_rslora=True, alpha_pattern={"q_proj": 8}))
     batch = gk.example_batch(llama)
     before = PeftModel.from_pretrained(copy.deepcopy(llama), folder).eval()(**batch).logits

@@ -118,7 +118,7 @@ def test_gk202_reentrant_checkpointing_that_the_model_is_in(shares_keys: tuple[P
 
 
 @pytest.mark.rule_fails("GK202")
-@pytest.mark.parametrize("live", [False, True], ids=["said", "said and done"])
+@pytest.mark.parametrize("live", [False, True], ids=["in the recipe", "in the recipe and the model"])
 def test_gk202_reentrant_checkpointing_that_the_recipe_asks_for(
     shares_keys: tuple[PeftModel, dict[str, Any]], tmp_path: Path, live: bool
 ) -> None:
@@ -134,7 +134,7 @@ def test_gk202_reentrant_checkpointing_that_the_recipe_asks_for(
 
 
 @pytest.mark.rule_fails("GK202")
-def test_gk202_what_the_recipe_does_not_ask_for_is_not_mended_in_it(
+def test_gk202_what_the_recipe_does_not_ask_for_is_not_fixed_in_it(
     shares_keys: tuple[PeftModel, dict[str, Any]], tmp_path: Path
 ) -> None:
     model, batch = shares_keys
@@ -146,8 +146,8 @@ def test_gk202_what_the_recipe_does_not_ask_for_is_not_mended_in_it(
 
 
 @pytest.mark.rule_fails("GK202")
-@pytest.mark.parametrize("live", [False, True], ids=["said", "said and done"])
-def test_gk202_zero_3_cannot_be_mended_by_the_same_key(
+@pytest.mark.parametrize("live", [False, True], ids=["in the recipe", "in the recipe and the model"])
+def test_gk202_zero_3_cannot_be_fixed_by_the_same_key(
     shares_keys: tuple[PeftModel, dict[str, Any]], tmp_path: Path, live: bool
 ) -> None:
     model, batch = shares_keys
@@ -173,7 +173,7 @@ def test_gk202_unknown_where_gradients_are_not_finite(shares_keys: tuple[PeftMod
 
 
 @pytest.mark.parametrize(
-    "training", [pytest.param(None, id="not said"), pytest.param(Training(checkpointing=False), id="off")]
+    "training", [pytest.param(None, id="not known"), pytest.param(Training(checkpointing=False), id="off")]
 )
 def test_gk202_a_mode_that_is_not_in_use_is_a_note(
     shares_keys: tuple[PeftModel, dict[str, Any]], training: Training | None
@@ -360,7 +360,7 @@ def test_gk204_types_that_mark_no_image(twin_of: Twins) -> None:
 
 
 @pytest.mark.rule_fails("GK204")
-def test_gk204_what_the_model_itself_says_is_told(twin_of: Twins) -> None:
+def test_gk204_the_refusal_of_the_model_is_reported(twin_of: Twins) -> None:
     model = twin_of("qwen3_5")
     batch = gk.example_batch(model)
     del batch["mm_token_type_ids"]
