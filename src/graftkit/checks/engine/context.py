@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from graftkit.errors import SourceError
 from graftkit.recipes.settings import CheckSettings
 from graftkit.text import some
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from graftkit.planning.plan import Plan
     from graftkit.recipes.recipe import Recipe
     from graftkit.recipes.training import Training
+    from graftkit.surveying.checkpoint.headers import Headers
     from graftkit.surveying.sites import ModelMap
 
 
@@ -168,6 +170,20 @@ class CheckContext:
             message = f"the configuration cannot be used: {some(resolved.problems)}"
             raise UndecidableError(message, problems=len(resolved.problems))
         return resolved
+
+    @cached_property
+    def checkpoint_headers(self) -> Headers:
+        """The headers of the checkpoint's weights.
+
+        Raises:
+            UndecidableError: they cannot be read.
+        """
+        from graftkit.surveying.checkpoint.headers import read_headers
+
+        try:
+            return read_headers(self.checkpoint)
+        except SourceError as error:
+            raise UndecidableError(f"the checkpoint cannot be read: {error.why or error.what}") from error
 
     @cached_property
     def base_logits(self) -> Tensor:

@@ -25,9 +25,7 @@ from typing import Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
-from graftkit.errors import SourceError
 from graftkit.findings import Severity, Source
-from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.text import some
 
 
@@ -37,10 +35,7 @@ def _check(context: CheckContext) -> Observation:
         return unknown(
             "the headers of the base's own weights were not read", help="gk.survey(base, headers=True) reads them"
         )
-    try:
-        saved = read_headers(context.checkpoint)
-    except SourceError as error:
-        return unknown(f"the saved model cannot be read: {error.why or error.what}")
+    saved = context.checkpoint_headers
     # The class does not load what it does not know, and so cannot save it.
     dropped = [key for key in original.unknown if key not in saved]
     figures: dict[str, Any] = {"base": original.tensors, "saved": len(saved), "dropped": len(dropped)}

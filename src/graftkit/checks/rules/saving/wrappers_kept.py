@@ -25,9 +25,7 @@ from collections.abc import Collection
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
-from graftkit.errors import SourceError
 from graftkit.findings import Severity, Source
-from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.surveying.sites import ModelMap
 from graftkit.text import some
 
@@ -44,11 +42,7 @@ def _check(context: CheckContext) -> Observation:
         seen = _compared("the live model", names, expected)
         if seen.verdict is not Severity.OK or context.given.checkpoint is None:
             return seen
-    try:
-        saved = read_headers(context.given.checkpoint or "")
-    except SourceError as error:
-        return unknown(f"the saved model cannot be read: {error.why or error.what}")
-    return _compared("the saved model", saved.tensors.keys(), _on_disk(context.base))
+    return _compared("the saved model", context.checkpoint_headers.keys(), _on_disk(context.base))
 
 
 def _live_names(model: object) -> set[str]:
