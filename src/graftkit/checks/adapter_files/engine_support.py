@@ -170,7 +170,7 @@ def _refused(engine: Engine, facts: list[Fact], asked: _Asked) -> Observation:
     if hard:
         return failed(message, where=asked[first.feature][0], help=advice, **figures)
     # It depends on how the server is started, which is not known here.
-    return Observation(Severity.WARNING, message, asked[first.feature][0], advice, figures)
+    return failed(message, where=asked[first.feature][0], help=advice, severity=Severity.WARNING, **figures)
 
 
 def _evidence(engine: Engine, facts: list[Fact]) -> dict[str, Any]:

@@ -54,10 +54,11 @@ def failed(
     help: str | None = None,
     fix: Fix | None = None,
     key: str | None = None,
+    severity: Severity | None = None,
     **evidence: Any,
 ) -> Observation:
-    """Return that the check failed, with the rule's severity."""
-    return Observation(None, message, where, help, evidence, fix, key)
+    """Return that the check failed, with the rule's severity unless another is given."""
+    return Observation(severity, message, where, help, evidence, fix, key)
 
 
 def info(message: str, *, where: str | None = None, help: str | None = None, **evidence: Any) -> Observation:

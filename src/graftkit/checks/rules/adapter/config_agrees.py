@@ -24,7 +24,7 @@ from typing import Any
 
 from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed
 from graftkit.checks.peft_config.schema import declared
 from graftkit.findings import Severity
 from graftkit.planning.matching import suffixes
@@ -49,7 +49,7 @@ def _check(context: CheckContext) -> Observation:
     }
     if context.given.base is None and unanswered and not untargeted and not ranks:
         advice = "PEFT ignores a target that its base has no module for; --base shows whether a layer is missing"
-        return Observation(Severity.WARNING, seen[1], unanswered[0], advice, figures)
+        return failed(seen[1], where=unanswered[0], help=advice, severity=Severity.WARNING, **figures)
     if any(seen):
         return failed("; ".join(filter(None, seen)), where=(untargeted or unanswered or ranks)[0], **figures)
     return _fields(saved)
@@ -113,7 +113,7 @@ def _fields(saved: SavedAdapter) -> Observation:
     if ignored:
         message = f"the tensors agree; the installed PEFT ignores the fields {some(ignored)}"
         advice = "an adapter from a newer PEFT may compute something else in this version: update peft"
-        return Observation(Severity.INFO, message, ignored[0], advice, {"ignored": len(ignored)})
+        return info(message, where=ignored[0], help=advice, ignored=len(ignored))
     return passed(f"targets and ranks agree with the tensors of {modules} modules", modules=modules)
 
 

@@ -50,11 +50,13 @@ def _check(context: CheckContext) -> Observation:
     if links:
         message = f"{some(links)} is a link to a file outside the adapter's folder"
         advice = "copy the file itself: its target may change, or not belong to the adapter"
-        return Observation(Severity.WARNING, message, links[0], advice, {"links": len(links)})
+        return failed(message, where=links[0], help=advice, severity=Severity.WARNING, links=len(links))
     pickles = [name for name in PICKLES if (context.folder / name).is_file()]
     if pickles:
         message = f"pickled weights beside {WEIGHTS_NAME}: {some(pickles)}"
-        return Observation(Severity.WARNING, message, pickles[0], "delete it: loading it can run code")
+        return failed(
+            message, where=pickles[0], help="delete it: loading it can run code", severity=Severity.WARNING
+        )
     return passed("safetensors with a valid header, and no pickled weights beside it")
 
 

@@ -20,6 +20,7 @@ The file cannot be repaired: values that were lost have to be trained again.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
@@ -82,9 +83,8 @@ def _zeros(context: CheckContext) -> Observation:
     else:
         message = f"{len(zero)} of {len(starting)} B tensors are zero, so their layers add nothing: {some(zero)}"
         advice = "these layers got no gradient: check that the data feeds their tower"
-    return Observation(
-        Severity.WARNING, message, zero[0], advice, {"zero": len(zero), "starting_at_zero": len(starting)}
-    )
+    figures: dict[str, Any] = {"zero": len(zero), "starting_at_zero": len(starting)}
+    return failed(message, where=zero[0], help=advice, severity=Severity.WARNING, **figures)
 
 
 RULE = Rule(

@@ -47,13 +47,13 @@ def _check(context: CheckContext) -> Observation:
         message = f"peft {given} raises IndexError over the {len(parameters)} adapted parameters under ZeRO-3"
         advice = f"pip install 'peft>={_READS_SHARDED}'"
         return failed(message, where=parameters[0], help=advice, key=key, parameters=len(parameters))
-    return Observation(
-        Severity.WARNING,
+    return failed(
         f"{len(parameters)} parameters are adapted under ZeRO-3, and still sharded when PEFT adds to them",
-        parameters[0],
-        "make the blocks with the experts leaf modules (deepspeed.utils.set_z3_leaf_modules), or use ZeRO-2",
-        {"parameters": len(parameters)},
+        where=parameters[0],
+        help="make the blocks with the experts leaf modules (deepspeed.utils.set_z3_leaf_modules), or use ZeRO-2",
         key=key,
+        severity=Severity.WARNING,
+        parameters=len(parameters),
     )
 
 

@@ -58,7 +58,7 @@ def _check(context: CheckContext) -> Observation:
         )
     message = f"init_lora_weights={init!r:.80} moved the base: B·A alone is not its update"
     advice = f"stock PEFT rebuilds that base on loading; for other tools, {_CONVERT}"
-    return Observation(Severity.WARNING, message, "init_lora_weights", advice, figures)
+    return failed(message, where="init_lora_weights", help=advice, severity=Severity.WARNING, **figures)
 
 
 RULE = Rule(

@@ -56,7 +56,7 @@ def _rank(engine: Engine, saved: SavedAdapter) -> Observation | None:
         return failed(message, help="merge the adapter, or reduce its rank by SVD", **figures)
     flag = limit.flag.format(next(step for step in limit.steps if step >= largest))
     message = f"rank {largest} is larger than the {limit.default} that {engine} takes by default"
-    return Observation(Severity.WARNING, message, None, f"start the server with {flag}", figures)
+    return failed(message, help=f"start the server with {flag}", severity=Severity.WARNING, **figures)
 
 
 RULE = Rule(

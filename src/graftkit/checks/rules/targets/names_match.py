@@ -21,6 +21,8 @@ Naming more layers trains more of them.
 
 from __future__ import annotations
 
+from typing import Any
+
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
 from graftkit.checks.peft_config.fixes import recipe_key
@@ -54,8 +56,10 @@ def _check(context: CheckContext) -> Observation:
     if thin is not None:
         message = f"only {thin.reached} of {thin.layers} layers in the {thin.tower} tower carry an adapter"
         advice = "the other layers have other names: graft plan MODEL shows them"
-        figures = {"layers": thin.layers, "reached": thin.reached}
-        return Observation(Severity.WARNING, message, thin.tower, advice, figures, key=_key(context))
+        figures: dict[str, Any] = {"layers": thin.layers, "reached": thin.reached}
+        return failed(
+            message, where=thin.tower, help=advice, key=_key(context), severity=Severity.WARNING, **figures
+        )
     if unmatched:
         message = f"{some(unmatched)} match nothing, and no linear of their kind is left without an adapter"
         return info(message, unmatched=len(unmatched))
