@@ -1,4 +1,4 @@
-"""What cannot be merged, and what to do instead."""
+"""Refuse adapters that cannot be merged, with what to do instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rebuilds_base(config: Any) -> bool:
 
 
 def refuse(file: AdapterFile, config: Any) -> None:
-    """Raise where an adapter has no merged form. First reason wins.
+    """Raise if an adapter has no merged form; the first reason counts.
 
     Raises:
         MergeError: ``merge-prompt``, ``merge-depends-on-input``, ``merge-layer-replication``, ``merge-base-lost``.
@@ -57,7 +57,7 @@ def _depends_on_input(config: Any) -> _Reason | None:
     return (
         "merge-depends-on-input",
         f"an adapter of type {named or config.peft_type.value} cannot be merged",
-        "what it adds depends on the input (on where a trigger stands, or on a router), so no one weight holds it",
+        "its update depends on the input (on the place of a trigger, or on a router), so no weight can hold it",
         "serve it unmerged with PEFT, or train a plain LoRA adapter",
     )
 
@@ -68,7 +68,7 @@ def _replication(config: Any) -> _Reason | None:
     return (
         "merge-layer-replication",
         "an adapter with replicated layers cannot be merged",
-        "several of its layers share one weight of the base, each with an update of its own",
+        "several of its layers share one weight of the base, and each has its own update",
         "serve it unmerged; or build the deeper model, save it, and train on that",
     )
 
@@ -80,26 +80,26 @@ def _lost_base(config: Any) -> _Reason | None:
     return (
         "merge-base-lost",
         f"the base of an adapter with init_lora_weights={config.init_lora_weights!r} cannot be rebuilt",
-        "PEFT changed the base weights when training began, with data or random numbers the adapter does not hold",
+        "PEFT changed the base weights when training began, with data or random numbers that the adapter lacks",
         "in the process that trained it: save_pretrained(..., path_initial_model_for_weight_conversion=...), "
         "which turns it into a plain LoRA adapter",
     )
 
 
 def _quantized_base(config: Any) -> _Reason | None:
-    """LoftQ: PEFT rounds the base, and starts from what the rounding left over.
+    """Refuse LoftQ, for which PEFT quantizes the base and starts from the quantization error.
 
-    It needs a GPU for that, and from the second iteration on the rounding hangs on the last bits of a
-    decomposition: another machine may make another base. Source: ``peft.utils.loftq_utils.loftq_init``.
+    It needs a GPU for that, and from the second iteration on the result depends on the last bits of a
+    decomposition: another machine may get another base. Source: ``peft.utils.loftq_utils.loftq_init``.
     """
     init = initializer_of(getattr(config, "init_lora_weights", None))
     if init is None or init.rebuilt_on_load is not None:
         return None
     return (
         "merge-base-lost",
-        "an adapter with init_lora_weights='loftq' does not belong to the base as it is published",
-        "PEFT put rounded weights in its place when training began, and the update makes up for the rounding: on "
-        "weights that were not rounded it is wrong",
+        "an adapter with init_lora_weights='loftq' does not fit the published base",
+        "PEFT quantized the base weights when training began, and the update corrects the error: on weights that "
+        "were not quantized it is wrong",
         "where it can be loaded with PEFT (on a GPU): base = model.unload(), base.save_pretrained(DIR), set "
         "init_lora_weights to true in adapter_config.json, and merge onto DIR",
     )

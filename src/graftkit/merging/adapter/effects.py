@@ -100,14 +100,11 @@ def attach_on_meta(model: PreTrainedModel, config: PeftConfig) -> Any:
     import torch
     from peft import PeftModel
 
-    asked = copy.deepcopy(config)
-    for name, value in _LEFT_OUT.items():
-        if hasattr(asked, name):
-            setattr(asked, name, value)
+    bare = with_fields(config, _LEFT_OUT)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            return PeftModel(copy.deepcopy(model), asked, adapter_name=_ADAPTER)
+            return PeftModel(copy.deepcopy(model), bare, adapter_name=_ADAPTER)
     except Exception as error:
         raise _does_not_fit(f"PEFT rejects it: {error}") from error
 
@@ -122,11 +119,20 @@ _LEFT_OUT = {
 }
 
 
+def with_fields(config: PeftConfig, fields: Mapping[str, Any]) -> PeftConfig:
+    """Return a copy of a configuration with other values for those of the fields that it has."""
+    changed = copy.deepcopy(config)
+    for name, value in fields.items():
+        if hasattr(changed, name):
+            setattr(changed, name, value)
+    return changed
+
+
 def _as_peft_loads(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
     """Stack adapters of experts that were saved one by one, as PEFT does on loading."""
     from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
-    expected = {f"{name}.{leaf}" for name, layer in _lora_layers(adapted) for leaf in _leaves(layer)}
+    expected = {f"{name}.{leaf}" for name, layer in _lora_layers(adapted) for leaf in _expected(layer)}
     lora = {name for name in tensors.shapes if ".lora_" in name}
     if lora <= expected:
         return tensors
@@ -149,15 +155,14 @@ def _lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _leaves(layer: Any) -> Iterator[str]:
-    if _ADAPTER in layer.lora_embedding_A:
-        yield from ("lora_embedding_A", "lora_embedding_B")
-    else:
-        yield from ("lora_A.weight", "lora_B.weight")
-        if layer.lora_bias[_ADAPTER]:
-            yield "lora_B.bias"
-    if _ADAPTER in layer.lora_magnitude_vector:
-        yield "lora_magnitude_vector"
+def _expected(layer: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that PEFT saves for a LoRA layer, by their names in the layer."""
+    shapes = {}
+    for key, tensor in layer.state_dict().items():
+        kind, of_adapter, rest = key.partition(f".{_ADAPTER}")
+        if of_adapter and kind.startswith("lora_"):
+            shapes[kind if kind == "lora_magnitude_vector" else kind + rest] = tuple(tensor.shape)
+    return shapes
 
 
 def _lora(
@@ -170,15 +175,17 @@ def _lora(
     through_peft = rebuilds_base(config)
     for name, layer in layers.items():
         core = core_path(name)
-        names = tuple(f"{name}.{leaf}" for leaf in _leaves(layer))
-        missing = [n for n in names if n not in tensors.shapes]
+        expected = {f"{name}.{leaf}": shape for leaf, shape in _expected(layer).items()}
+        missing = [n for n in expected if n not in tensors.shapes]
         if missing:
             raise _does_not_fit(f"it has no {missing[0]}")
-        own = [n for n in tensors.shapes if n.startswith(f"{name}.lora_")]
-        if through_peft or not _is_plain(layer) or set(own) != set(names):
-            yield from _through_peft(model, core, tuple(own))
+        own = tuple(n for n in tensors.shapes if n.startswith(f"{name}.lora_"))
+        if through_peft or not _is_plain(layer) or set(own) != set(expected):
+            yield from _through_peft(model, core, own)
             continue
-        _check_shapes(names, layer, tensors)
+        for tensor, shape in expected.items():
+            if tensors.shapes[tensor] != shape:
+                raise _does_not_fit(f"{tensor} is {list(tensors.shapes[tensor])}, and {core} takes {list(shape)}")
         yield from _one_lora(name, core, layer)
 
 
@@ -196,19 +203,6 @@ def _is_plain(layer: Any) -> bool:
     named = (getattr(variants, name) for name in dir(variants) if name.startswith("Dora"))
     doras = tuple(kind for kind in named if isinstance(kind, type))
     return variant is None or isinstance(variant, doras) or variant in doras
-
-
-def _check_shapes(names: tuple[str, ...], layer: Any, tensors: AdapterTensors) -> None:
-    known = layer.state_dict()
-    for name in names:
-        stem, _, leaf = name.rpartition(".lora_")
-        parts = f"lora_{leaf}".split(".")
-        key = ".".join([parts[0], _ADAPTER, *parts[1:]])
-        key = key if key in known else f"{key}.weight"
-        shape = tuple(known[key].shape)
-        if tensors.shapes[name] != shape:
-            why = f"{name} is {list(tensors.shapes[name])}, and {core_path(stem)} takes {list(shape)}"
-            raise _does_not_fit(why)
 
 
 def _one_lora(name: str, core: str, layer: Any) -> Iterator[tuple[str, Change]]:

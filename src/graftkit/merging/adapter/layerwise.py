@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import GraftError, MergeError
-from graftkit.merging.adapter.effects import Effects, shares_state
+from graftkit.merging.adapter.effects import Effects, shares_state, with_fields
 from graftkit.merging.arithmetic.changes import PeftLayer
 
 if TYPE_CHECKING:
@@ -141,11 +141,7 @@ def _loaded(root: nn.Module, effects: Effects, names: tuple[str, ...]) -> Any:
     """Let PEFT adapt the layers, and load the adapter's values."""
     from peft import PeftModel, set_peft_model_state_dict
 
-    config = copy.deepcopy(effects.config)
-    for name, value in _LEFT_OUT.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
-    adapted = PeftModel(root, config, adapter_name=_ADAPTER)
+    adapted: Any = PeftModel(root, with_fields(effects.config, _LEFT_OUT), adapter_name=_ADAPTER)
     for module in adapted.modules():
         # Only the adapter's own values, so that loading them does not round.
         if _holds_adapter_values(module):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftkit.errors import MergeError, SourceError, reraise_as
 from graftkit.merging.checkpoint.shards import Weights, read_weights
 from graftkit.merging.checkpoint.weight_conversion import Groups, group_weights
 from graftkit.merging.errors import base_unreadable
-from graftkit.surveying.checkpoint.headers import INDEX, SINGLE
+from graftkit.surveying.checkpoint.headers import cached_weights
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import load_config
@@ -21,7 +20,7 @@ from graftkit.surveying.ties import tied_names
 from graftkit.text import named
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Files with these suffixes are weights; all others (configuration, tokenizer, code, licence) are copied.
 _WEIGHT_SUFFIXES = frozenset(
@@ -83,8 +82,8 @@ def read_base(source: str | Path, *, trust_remote_code: bool = False, revision: 
         MergeError: ``merge-quantized-base``.
     """
     folder = _folder(source, revision)
-    _check_not_quantized(folder)
     loaded = load_config(folder, trust_remote_code=trust_remote_code)
+    _check_not_quantized(loaded.config, folder)
     model = build_on_meta(loaded.config, model_class_of(loaded))
     return Base(str(source), read_weights(folder), model)
 
@@ -101,20 +100,10 @@ def _folder(source: str | Path, revision: str | None) -> Path:
             help="name the folder that save_pretrained() wrote, or a hub id as owner/name",
             code="not-found",
         )
-    return _cached(text, revision) or _fetched(text, revision)
-
-
-def _cached(repo_id: str, revision: str | None) -> Path | None:
-    config = hub.from_cache(repo_id, "config.json", revision)
-    if config is None:
-        return None
-    folder = config.path.parent
-    if (folder / SINGLE).is_file():
-        return folder
-    if not (folder / INDEX).is_file():
-        return None
-    named = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
-    return folder if all((folder / name).is_file() for name in set(named)) else None
+    cached = cached_weights(text, revision)
+    if cached is not None and (cached.path.parent / "config.json").is_file():
+        return cached.path.parent
+    return _fetched(text, revision)
 
 
 def _fetched(repo_id: str, revision: str | None) -> Path:
@@ -133,14 +122,11 @@ def _fetched(repo_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _check_not_quantized(folder: Path) -> None:
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return  # load_config has the better error
-    if not isinstance(config, dict) or not config.get("quantization_config"):
+def _check_not_quantized(config: PretrainedConfig, folder: Path) -> None:
+    quantization = config.to_dict().get("quantization_config")
+    if not quantization:
         return
-    method = config["quantization_config"].get("quant_method", "unknown method")
+    method = quantization.get("quant_method", "unknown method")
     raise MergeError(
         "the base is quantized, and rounding would lose the update",
         where=str(folder),

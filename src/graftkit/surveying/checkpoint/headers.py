@@ -117,19 +117,18 @@ def _from_hub(repo_id: str, revision: str | None) -> Headers:
     try:
         return _from_hub_online(repo_id, revision)
     except SourceError as error:
-        if error.code != "hub-offline" or (headers := _from_snapshot(repo_id, revision)) is None:
+        if error.code != "hub-offline" or (cached := cached_weights(repo_id, revision)) is None:
             raise
-        return headers
+        return _from_directory(cached.path.parent, cached.commit)
 
 
-def _from_snapshot(repo_id: str, revision: str | None) -> Headers | None:
-    """The headers of the cached weights, or None where the cache does not hold them all."""
+def cached_weights(repo_id: str, revision: str | None = None) -> hub.HubFile | None:
+    """Return the cached single file or index of a repository's weights, or None if not all files are cached."""
     cached = hub.from_cache(repo_id, SINGLE, revision) or hub.from_cache(repo_id, INDEX, revision)
     if cached is None:
         return None
-    folder = cached.path.parent
     names = (SINGLE,) if cached.path.name == SINGLE else _shards(_read_index(cached.path, str(cached.path)))
-    return _from_directory(folder, cached.commit) if all((folder / n).is_file() for n in names) else None
+    return cached if all((cached.path.parent / name).is_file() for name in names) else None
 
 
 def _from_hub_online(repo_id: str, revision: str | None) -> Headers:
