@@ -1,7 +1,8 @@
-"""What is published is whole, and what was there before is never lost to a failure."""
+"""Files and folders appear complete, and a failure never loses what was there before."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -37,7 +38,7 @@ def test_a_target_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> Non
     assert caught.value.code == "output-not-writable"
 
 
-def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with folder_when_whole(target, ours="mark") as folder:
         (folder / "mark").write_text("1")
@@ -144,13 +145,21 @@ def test_a_link_is_followed_and_a_mode_kept(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path) -> None:
-    from graftkit.files import _swap
-
+def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "mark").write_text("first")
-    with pytest.raises(FileNotFoundError):
-        _swap(tmp_path / "missing", target)
+    real, failed = os.replace, []
+
+    def fails_once(source: Path, destination: Path) -> None:
+        if Path(destination) == target and not failed:
+            failed.append(source)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, destination)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(OutputError), folder_when_whole(target, ours="mark") as folder:
+        (folder / "mark").write_text("second")
+    assert failed
     assert (target / "mark").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

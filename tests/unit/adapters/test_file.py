@@ -97,9 +97,7 @@ class Bomb:
 def test_a_pickle_is_refused_unread(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
-    error = refused(folder)
-    assert error.code == "adapter-pickle"
-    assert "safetensors" in str(error.help)
+    assert refused(folder).code == "adapter-pickle"
 
 
 def test_no_weights(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Adapters as other tools save them load in stock PEFT after a migration, and compute what they computed."""
+"""Adapters that other tools saved load in stock PEFT after a migration, and compute the same."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def same_tensors(a: Path, b: Path) -> bool:
 
 
 def test_a_redirect(base: nn.Module, tmp_path: Path) -> None:
-    """As unsloth with vision on, and axolotl: only the configuration names wrappers."""
+    """Like unsloth with vision layers, and axolotl: only the configuration names wrappers."""
     expected = trained(
         base, tmp_path / "in", LoraConfig(r=2, target_modules=["q_proj"], rank_pattern={"q_proj": 3})
     )
@@ -83,7 +83,7 @@ def test_a_redirect(base: nn.Module, tmp_path: Path) -> None:
 
 
 def test_a_replacement(base: nn.Module, tmp_path: Path) -> None:
-    """As FAI-RL: the adapter layer stood in the wrapper's place."""
+    """Like FAI-RL: the adapter layer replaced the wrapper."""
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], alpha_pattern={"q_proj": 16})
     expected = trained(base, tmp_path / "in", config)
     edit(tmp_path / "in", target_modules=["q_proj", "down_proj"], alpha_pattern={"q_proj": 16})
@@ -102,7 +102,7 @@ def test_a_replacement(base: nn.Module, tmp_path: Path) -> None:
 
 
 def test_a_shim(base: nn.Module, tmp_path: Path) -> None:
-    """A module of the tool's own in the names."""
+    """The names contain a module that the tool inserted."""
     expected = trained(base, tmp_path / "in", LoraConfig(r=2, target_modules=["q_proj"]))
     edit(tmp_path / "in", target_modules=r".*q_proj\.wrapped")
     rename(tmp_path / "in", ".linear.lora_", ".wrapped.lora_")
@@ -218,17 +218,19 @@ def test_the_record_and_the_companions(base: nn.Module, tmp_path: Path) -> None:
 
 def test_another_base(base: nn.Module, twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
     trained(base, tmp_path / "in", LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(AdapterError, match=r"base_model\.model\..*no module") as caught:
+    with pytest.raises(AdapterError) as caught:
         migrate(tmp_path / "in", twin_of("llama"), tmp_path / "out")
     assert caught.value.code == "adapter-does-not-fit"
+    assert next(iter(load_file(tmp_path / "in" / WEIGHTS))) in str(caught.value.why)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_another_size(base: nn.Module, tmp_path: Path) -> None:
     trained(base, tmp_path / "in", LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(AdapterError, match="its shape is") as caught:
+    with pytest.raises(AdapterError) as caught:
         migrate(tmp_path / "in", E2B)
     assert caught.value.code == "adapter-does-not-fit"
+    assert str(list(next(iter(load_file(tmp_path / "in" / WEIGHTS).values())).shape)) in str(caught.value.why)
 
 
 def test_two_tensors_for_one_place(base: nn.Module, tmp_path: Path) -> None:
@@ -236,8 +238,10 @@ def test_two_tensors_for_one_place(base: nn.Module, tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "in" / WEIGHTS)
     doubled = {k.replace(*INNER_TO_WRAPPER): v.clone() for k, v in tensors.items()}
     save_file({**tensors, **doubled}, tmp_path / "in" / WEIGHTS)
-    with pytest.raises(AdapterError, match="for the same place"):
+    with pytest.raises(AdapterError) as caught:
         migrate(tmp_path / "in", base)
+    assert caught.value.code == "adapter-does-not-fit"
+    assert all(name in str(caught.value.why) for name in list(doubled)[:1])
 
 
 @pytest.mark.parametrize(

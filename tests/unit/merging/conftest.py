@@ -1,4 +1,4 @@
-"""Bases and adapters on disk, and what merging them has to give: PEFT's own merge, in double precision."""
+"""Bases and adapters on disk, and the expected result: PEFT's own merge in double precision."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Tensors = dict[str, torch.Tensor]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """PEFT's and transformers' own remarks are not what is tested here."""
+    """Silence warnings of PEFT and transformers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def stored(folder: Path) -> Tensors:
-    """Every tensor of a checkpoint folder by name."""
+    """Read every tensor of a checkpoint folder."""
     found: Tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         found |= load_file(path)
@@ -41,12 +41,7 @@ def stored(folder: Path) -> Tensors:
 
 @dataclass(frozen=True)
 class Bench:
-    """A base and adapters in a folder.
-
-    Attributes:
-        folder: that they are in.
-        model: the base, as it was saved.
-    """
+    """A base and adapters in a folder; ``model`` is the base as it was saved."""
 
     folder: Path
     model: Any
@@ -60,7 +55,7 @@ class Bench:
         return self.folder / "out"
 
     def adapter(self, config: Any, name: str = "adapter", spread: float = 0.0) -> Path:
-        """Attach a random adapter and save it; ``spread`` moves every trained value away from where it starts."""
+        """Attach a random adapter and save it; ``spread`` is the scale of noise on every trained value."""
         with quiet():
             adapted = get_peft_model(copy.deepcopy(self.model), config)
             move(adapted, spread)
@@ -77,7 +72,7 @@ class Bench:
             return type(self.model).from_pretrained(folder or self.base, dtype=dtype).eval()
 
     def exact(self, adapter: Path) -> Tensors:
-        """PEFT's merge in double precision, under the names on disk."""
+        """Merge with PEFT in double precision; returns the tensors under their names on disk."""
         with quiet():
             adapted = PeftModel.from_pretrained(self.loaded(), str(adapter))
             merged: Any = adapted.merge_and_unload()
@@ -85,7 +80,7 @@ class Bench:
         return stored(self.folder / "exact")
 
     def assert_same_files(self) -> None:
-        """Names, order, types, shapes and metadata are the base's: the headers are equal byte for byte."""
+        """Assert that the headers (names, order, dtypes, shapes, metadata) equal the base's byte for byte."""
         files = sorted(p.name for p in self.base.glob("*.safetensors"))
         assert files
         assert files == sorted(p.name for p in self.out.glob("*.safetensors"))
@@ -93,7 +88,7 @@ class Bench:
             assert _header(self.base / name) == _header(self.out / name)
 
     def assert_exact(self, expected: Tensors, share: float = 1e-4) -> set[str]:
-        """Every element is the expected value rounded once, up to a share; returns the names that changed."""
+        """Assert that all but a share of the elements are the rounded expected values; returns changed names."""
         before, after = stored(self.base), stored(self.out)
         assert set(before) == set(after)
         changed = {name for name in before if not torch.equal(_bits(before[name]), _bits(after[name]))}
@@ -118,7 +113,7 @@ class Bench:
 
     @staticmethod
     def quiet() -> Any:
-        """PEFT's and transformers' own remarks are not what is tested here."""
+        """Silence warnings of PEFT and transformers."""
         return quiet()
 
     @staticmethod
@@ -136,7 +131,7 @@ def move(adapted: nn.Module, spread: float) -> None:
 
 @pytest.fixture
 def bench(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Callable[..., Bench]:
-    """A twin saved as a base, in bfloat16 unless asked otherwise."""
+    """Save a twin as a base, in bfloat16 by default."""
 
     def make(
         name: str, dtype: torch.dtype = torch.bfloat16, shard: str = "5GB", overrides: dict[str, Any] | None = None

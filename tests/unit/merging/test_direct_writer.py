@@ -1,4 +1,4 @@
-"""Files written past the cache: every byte in its place, whatever the pieces, and the true reason of a failure."""
+"""Files written past the page cache: every byte in its place, and the real reason of a failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUFFER = 8 * 2**20
-# Around the sizes of a disk's block and of a room, and far from them.
+# Around the sizes of a disk's block and of a buffer, and far from them.
 sizes = st.one_of(st.integers(0, 70), st.integers(4090, 4100), st.integers(BUFFER - 3, BUFFER + 3))
 
 
@@ -58,7 +58,7 @@ def test_a_longer_file_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "file").stat().st_size == 5
 
 
-def test_a_file_system_without_a_way_past_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_direct_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true = os.open
 
     def refuses(path: Any, flags: int, *rest: Any) -> int:
@@ -72,7 +72,7 @@ def test_a_file_system_without_a_way_past_the_cache(tmp_path: Path, monkeypatch:
 
 
 def test_a_write_that_stops_within_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What follows lies at no multiple of a block, which the disk refuses unless it goes through the cache."""
+    """The rest does not begin at a multiple of a block, which only the page cache accepts."""
     true = os.pwrite
     monkeypatch.setattr(os, "pwrite", _first_write_through_the_cache(true))
     write(tmp_path / "file", [noise(3 * BUFFER + 5)])
@@ -113,7 +113,7 @@ def _largest_file(count: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("limit", [1000, BUFFER + 1000, 2 * BUFFER])
-def test_the_true_reason_is_told(tmp_path: Path, limit: int) -> None:
+def test_the_error_has_the_real_reason(tmp_path: Path, limit: int) -> None:
     with pytest.raises(OSError) as caught, _largest_file(limit):
         write(tmp_path / "file", [noise(BUFFER) for _ in range(4)])
     assert caught.value.errno == errno.EFBIG

@@ -68,7 +68,7 @@ def test_a_family_merges_exactly(name: str, bench: Callable[..., Bench]) -> None
 
 
 def test_the_result_loads_as_the_base_does(bench: Callable[..., Bench]) -> None:
-    """Names that the class does not know are carried over, and nothing else is missing or unexpected."""
+    """Names that the class does not know are copied, and nothing else is missing or unexpected."""
     made = bench("google/gemma-4-E2B-it", shard="200KB")
     file = next(iter(sorted(made.base.glob("*.safetensors"))))
     unknown = {"mtp.layers.0.weight": torch.randn(3, 5), "mtp.scale": torch.tensor(2.0)}
@@ -102,8 +102,8 @@ def without_clamps(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["google/gemma-4-E2B-it", "google/gemma-4-E4B-it"])
-def test_adapter_and_merged_logits_agree_on_images_and_sound(name: str, bench: Callable[..., Bench]) -> None:
-    """The twin's clamps bite: an update on the wrong side of one would show."""
+def test_adapter_and_merged_logits_agree_on_images_and_audio(name: str, bench: Callable[..., Bench]) -> None:
+    """The twin's clamps are active: an update on the wrong side of one would show."""
     from peft import PeftModel
 
     made = bench(name, dtype=torch.float32)
@@ -123,7 +123,7 @@ def test_adapter_and_merged_logits_agree_on_images_and_sound(name: str, bench: C
     assert difference(adapted, merged) < 1e-3
 
 
-def test_the_index_tells_the_true_size(bench: Callable[..., Bench]) -> None:
+def test_the_index_has_the_actual_size(bench: Callable[..., Bench]) -> None:
     import json
 
     made = bench("llama", shard="100KB")

@@ -1,4 +1,4 @@
-"""A base or an adapter that goes, or breaks, while it is merged: told as what it is, with the name of the file."""
+"""A base or an adapter that is removed, or breaks, during the merge: the error names the file."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_adapter(
     assert (error.code, error.where) == ("adapter-weights", str(adapter / WEIGHTS))
 
 
-def test_a_tokenizer_that_goes(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_tokenizer(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The result would look complete without it."""
     after_the_plan(monkeypatch, (made.base / "tokenizer.json").unlink)
     error = failure(made, adapter)
@@ -151,7 +151,7 @@ def test_a_disk_that_cannot_be_read(
     made.assert_verifies(adapter)
 
 
-def test_what_was_whole_is_used_once_the_file_is_back(
+def test_finished_files_are_reused_once_the_file_is_back(
     made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away, last = made.folder / "away", last_of(made.base)

@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a convolution": ("vit", {"target_modules": ["projection"]}),
     "dora on a convolution": ("vit", {"target_modules": ["projection"], "use_dora": True}),
     "a convolution over time": ("whisper", {"target_modules": ["conv1", "conv2"]}),
-    "a bias of its own": ("bert", {"target_modules": ["query", "dense"], "lora_bias": True}),
+    "a trained bias": ("bert", {"target_modules": ["query", "dense"], "lora_bias": True}),
     "the base's biases": ("bert", {"target_modules": ["query"], "bias": "all"}),
     "the targets' biases": ("bert", {"target_modules": ["query"], "bias": "lora_only"}),
     "a module saved whole": ("llama", {"target_modules": ATTENTION, "modules_to_save": ["lm_head", "norm"]}),
@@ -76,7 +76,7 @@ def test_a_form_of_lora_merges_exactly(name: str, dtype: torch.dtype, bench: Cal
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"], ids=["as (out, in)", "as (in, out)"])
 def test_square_experts_keep_their_orientation(name: str, bench: Callable[..., Bench]) -> None:
-    """Nothing but the class tells which axis is which: a guess from the shape merges the transposed update."""
+    """Only the class shows which axis is which: a guess from the shape merges the transposed update."""
     made = bench(name, overrides={"hidden_size": 64, "intermediate_size": 64})
     down = made.model.get_parameter("model.layers.0.mlp.experts.down_proj")
     assert down.shape[1] == down.shape[2]
@@ -98,7 +98,7 @@ def test_tokens_alone(bench: Callable[..., Bench]) -> None:
 
 
 def test_a_swallowed_update_is_counted(bench: Callable[..., Bench]) -> None:
-    """bfloat16 has 8 bits: an update of a ten-thousandth is mostly below them."""
+    """bfloat16 has 8 bits: most of an update of a ten-thousandth is below them."""
     made = bench("llama")
     adapter = made.adapter(lora(target_modules=ATTENTION, lora_alpha=1))
     file = adapter / "adapter_model.safetensors"
@@ -164,7 +164,7 @@ def test_fused_tensors_on_disk(
     blocks: bool,
     bench: Callable[..., Bench],
 ) -> None:
-    """The disk keeps together what the model keeps apart (gte), or the other way round, or in another order."""
+    """The disk fuses what the model splits (gte), or the other way round, or in another order."""
     made = bench(name)
     adapter = made.adapter(lora(target_modules=targets, **options), spread=0.02)
     report = made.merge(adapter)

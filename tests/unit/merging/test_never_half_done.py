@@ -1,4 +1,4 @@
-"""Kills, full disks, broken disks: the output is absent or whole, the base as it was, and the next run goes on."""
+"""Kills, full disks, broken disks: the output is absent or complete, the base unchanged, the next run resumes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def whole(made: Bench, adapter: Path) -> dict[str, bytes]:
 
 
 def in_a_child(work: Callable[[], Any], limit: int | None = None) -> int:
-    """Start ``work`` in a process of its own; it exits with 0, or 1 after an error."""
+    """Start ``work`` in a child process; it exits with 0, or 1 after an error."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -205,7 +205,7 @@ def test_a_read_only_output(made: Bench, adapter: Path) -> None:
     assert contents(made.out) == before
 
 
-def test_an_interrupt_leaves_what_is_whole_for_the_next_run(
+def test_an_interrupt_leaves_finished_files_for_the_next_run(
     made: Bench, adapter: Path, whole: dict[str, bytes]
 ) -> None:
     shards = len(list(made.base.glob("*.safetensors")))
@@ -222,8 +222,8 @@ def test_an_interrupt_leaves_what_is_whole_for_the_next_run(
     assert 0 < len(report.resumed) < shards
 
 
-def test_another_merge_starts_anew(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
-    """What an interrupted run left is of no use to a merge with other weights, or of another adapter."""
+def test_another_merge_starts_over(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
+    """A merge with other weights, or of another adapter, cannot use what an interrupted run left."""
     os.waitpid(in_a_child(lambda: made.merge(adapter), limit=LIMIT), 0)
     assert len(list(made.folder.glob(".out.partial/files/*"))) > 2
     report = made.merge(adapter, weights=[0.5])
@@ -238,7 +238,7 @@ def test_two_merges_into_one_folder(made: Bench, adapter: Path) -> None:
         staging.start("of another", {})
         made.merge(adapter)
     assert caught.value.code == "merge-busy"
-    assert left_in(made) == ["adapter", "base"], "a run that has finished no file leaves none"
+    assert left_in(made) == ["adapter", "base"], "a run without finished files leaves nothing"
 
 
 def test_an_earlier_merge_is_replaced(made: Bench, adapter: Path, whole: dict[str, bytes]) -> None:
@@ -259,13 +259,13 @@ def interrupted(made: Bench, adapter: Path) -> set[str]:
     return found
 
 
-def test_only_whole_files_wait_for_the_next_run(made: Bench, adapter: Path) -> None:
+def test_only_finished_files_are_kept_for_the_next_run(made: Bench, adapter: Path) -> None:
     weights = {p.name for p in made.base.glob("*.safetensors")}
     assert interrupted(made, adapter) == weights - {max(weights)}
     assert {p.name for p in made.folder.glob(".out.partial/*")} == {"files", "ledger.json", "lock"}
 
 
-def test_a_failure_before_anything_is_whole_leaves_nothing(
+def test_a_failure_before_any_file_is_finished_leaves_nothing(
     made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> int:
@@ -279,7 +279,7 @@ def test_a_failure_before_anything_is_whole_leaves_nothing(
 
 
 def test_a_refusal_on_the_way_leaves_nothing(made: Bench, adapter: Path) -> None:
-    """The same merge would be refused again: what is whole by then is of no use."""
+    """The same merge would be refused again: files finished by then are useless."""
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
     tensors[max(tensors)][0, 0] = torch.nan
@@ -302,7 +302,7 @@ def test_a_refusal_before_the_start_leaves_what_an_earlier_run_can_use(
     assert contents(made.out) == whole
 
 
-def test_what_another_merge_left_goes(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_merge_left_is_removed(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(made, adapter)
     usage = shutil.disk_usage(made.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
@@ -312,7 +312,7 @@ def test_what_another_merge_left_goes(made: Bench, adapter: Path, monkeypatch: p
     assert left_in(made) == ["adapter", "base"]
 
 
-def test_what_a_kill_left_of_the_small_files_goes(made: Bench, adapter: Path) -> None:
+def test_what_a_kill_left_of_the_small_files_is_removed(made: Bench, adapter: Path) -> None:
     interrupted(made, adapter)
     for name in (".ledger.json.a1b2", "files/.config.json.a1b2", "files/config.json"):
         (made.folder / ".out.partial" / name).write_text("{")
@@ -332,7 +332,7 @@ def test_the_folder_of_the_next_run_is_left_alone(made: Bench) -> None:
 
 
 def test_a_run_that_ends_while_another_starts(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock that was waited for went with its folder: whoever comes next would get one of the same name."""
+    """The lock was removed with its folder: the next run would get another file of the same name."""
     import fcntl
 
     true = fcntl.flock

@@ -1,4 +1,4 @@
-"""What cannot be merged is refused before anything is written, with a code and a way out."""
+"""What cannot be merged is refused before anything is written, with a code and the next step."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a random decomposition": ({"init_lora_weights": "pissa_niter_4"}, "merge-base-lost"),
     "targets that match nothing": ({"target_modules": ["nowhere"]}, "merge-does-not-fit"),
     "another rank": ({"r": 8}, "merge-does-not-fit"),
-    "a method that nobody knows": ({"peft_type": "NEWEST"}, "merge-config"),
+    "an unknown method": ({"peft_type": "NEWEST"}, "merge-config"),
 }
 
 
@@ -150,9 +150,7 @@ def test_a_base_whose_experts_are_not_all_there_is_refused(bench: Callable[..., 
     kept = {name: t for name, t in load_file(path).items() if ".0.block_sparse_moe.experts.3.w2." not in name}
     assert len(kept) == len(load_file(path)) - 1
     save_file(kept, path, {"format": "pt"})
-    error = refusal(made, adapter)
-    assert error.code == "merge-layout"
-    assert "save_pretrained" in str(error.help)
+    assert refusal(made, adapter).code == "merge-layout"
 
 
 def test_prompts_are_refused(made: Bench) -> None:
@@ -171,7 +169,7 @@ def test_a_quantized_base_is_refused(made: Bench, adapter: Path) -> None:
     path.write_text(json.dumps({**fields, "quantization_config": {"quant_method": "fp8"}}))
     error = refusal(made, adapter)
     assert error.code == "merge-quantized-base"
-    assert "16-bit" in str(error.help)
+    assert "fp8" in str(error.why)
 
 
 def test_a_packed_weight_is_refused(made: Bench, adapter: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NEEDS: dict[str, dict[str, Any]] = {"adalora": {"total_step": 10}, "frod": {"progressbar": False}}
 NO_MERGED_FORM = ("lily", "poly")
 # These keep a part of the base weight, or fixed factors, in the base's type, so that double precision starts
-# elsewhere: PEFT itself, in single precision, is what they are held against. psoft refuses double precision.
+# elsewhere: they are compared with PEFT itself in single precision. psoft refuses double precision.
 KEEPS_THE_BASE = ("frod", "osf", "psoft", "unilora")
 INITIALIZERS: dict[str, dict[str, Any]] = {
     "pissa": {"init_lora_weights": "pissa"},
@@ -85,8 +85,8 @@ def test_an_initializer_that_changes_the_base(name: str, bench: Callable[..., Be
     assert (report.to_dict()["through_peft"] > 0) == (name in ("pissa", "olora"))
 
 
-def test_the_way_out_where_the_base_was_changed(bench: Callable[..., Bench]) -> None:
-    """As told for LoftQ, which needs a GPU; PiSSA changes the base by the same means."""
+def test_the_workaround_where_the_base_was_changed(bench: Callable[..., Bench]) -> None:
+    """The help for LoftQ, which needs a GPU; PiSSA changes the base in the same way."""
     made = bench("llama", dtype=torch.float32)
     config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")
     adapter = made.adapter(config, spread=0.05)

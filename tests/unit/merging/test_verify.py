@@ -1,4 +1,4 @@
-"""The verification fails on results that are really wrong, each in the way it goes wrong."""
+"""The verification finds results that are wrong, each for its own reason."""
 
 from __future__ import annotations
 
@@ -174,10 +174,10 @@ def test_a_merge_that_fails_is_not_published(made: Bench, adapter: Path, monkeyp
     assert sorted(p.name for p in made.folder.iterdir()) == ["adapter", "base"]
 
 
-def test_a_wrong_file_is_never_taken_for_a_whole_one(
+def test_a_wrong_file_never_counts_as_finished(
     made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is killed after its verification has failed must not be gone on with."""
+    """A run that is killed after a failed verification must not be resumed."""
     from graftkit.merging.io.staging import StagingDir
 
     finished: list[str] = []
@@ -217,7 +217,7 @@ def test_a_report_that_cannot_be_read(made: Bench, adapter: Path) -> None:
     assert verify_merge(made.base, adapter, made.out, tied="share").ok
 
 
-def test_it_can_be_left_out(made: Bench, adapter: Path) -> None:
+def test_verification_can_be_skipped(made: Bench, adapter: Path) -> None:
     assert made.merge(adapter, verify=False).evidence is None
     assert verify_merge(made.base, adapter, made.out).ok
 
