@@ -66,7 +66,7 @@ class AsLinear:
     @property
     def paths(self) -> tuple[str, ...]:
         """Where the linears stand: the wrappers' paths."""
-        return tuple(substitution.path for substitution in self._substitutions)
+        return tuple(substitution.placed.path for substitution in self._substitutions)
 
     def settle(self) -> None:
         """Move each forward to what stands in its place now. Calls of the model do this by themselves."""
@@ -123,14 +123,6 @@ class _Substitution:
     hooks: list[Any] = field(default_factory=list)
 
     @property
-    def path(self) -> str:
-        return self.placed.path
-
-    @property
-    def wrapper(self) -> nn.Module:
-        return self.placed.wrapper
-
-    @property
     def holder(self) -> nn.Module:
         return self.placed.holders[0][0]
 
@@ -159,7 +151,7 @@ class _Substitution:
         parent, leaf = self.placed.socket
         del parent.__dict__[leaf]
         setattr(parent, leaf, current)
-        setattr(self.holder, self.name, self.wrapper)
+        setattr(self.holder, self.name, self.placed.wrapper)
 
     def settle(self) -> None:
         """Follow what has been put in the place since: an adapter layer, another linear, or the linear again."""
@@ -189,9 +181,9 @@ class _Substitution:
         """Run the wrapper's forward if ``module`` is what stands in the place, or its own in an adapter layer."""
         current = self.current
         if module is current:
-            return self.wrapper(*args, **kwargs)
+            return self.placed.wrapper(*args, **kwargs)
         if current is not self.outer:
-            raise _unsettled(self.path)
+            raise _unsettled(self.placed.path)
         return type(module).forward(module, *args, **kwargs)
 
     def inner_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -202,7 +194,7 @@ class _Substitution:
 
     def _attach_base(self, base: Any) -> None:
         self.base = base
-        base._modules[_WRAPPER_CHILD] = self.wrapper
+        base._modules[_WRAPPER_CHILD] = self.placed.wrapper
         self._wrap_forward(base)
         # A partial, because torch marks the hook with an attribute, which a method cannot have.
         self.hooks.append(base.register_state_dict_post_hook(functools.partial(self._use_wrapper_names)))

@@ -75,35 +75,30 @@ class _Switch:
     def __init__(self) -> None:
         self.count = 0
         self._lock = threading.Lock()
-        self._patched: tuple[tuple[str, Any, Any], ...] = ()
+        self._patched: dict[str, tuple[Any, Any]] = {}
 
     def on(self) -> None:
         from peft.tuners.tuners_utils import BaseTuner
 
         with self._lock:
             self.count += 1
-            if not self._patched:
-                originals = {name: vars(BaseTuner)[name] for name in ("__init__", "inject_adapter")}
-                new = {
-                    "__init__": _at_construction(originals["__init__"]),
-                    "inject_adapter": _at_injection(originals["inject_adapter"]),
-                }
-                for name, function in new.items():
-                    setattr(BaseTuner, name, function)
-                self._patched = tuple((name, originals[name], new[name]) for name in new)
+            if self._patched:
+                return
+            for name, patch in (("__init__", _at_construction), ("inject_adapter", _at_injection)):
+                original = vars(BaseTuner)[name]
+                self._patched[name] = original, patch(original)
+                setattr(BaseTuner, name, self._patched[name][1])
 
     def off(self) -> None:
         from peft.tuners.tuners_utils import BaseTuner
 
         with self._lock:
             self.count = max(0, self.count - 1)
-            if self.count:
-                return
-            # Where somebody else patched on top, ours stays underneath and passes everything through.
-            if all(vars(BaseTuner)[name] is ours for name, _, ours in self._patched):
-                for name, original, _ in self._patched:
+            # Where something else patched on top, ours stays underneath and passes everything through.
+            if not self.count and all(vars(BaseTuner)[name] is ours for name, (_, ours) in self._patched.items()):
+                for name, (original, _) in self._patched.items():
                     setattr(BaseTuner, name, original)
-                self._patched = ()
+                self._patched = {}
 
 
 _SWITCH = _Switch()

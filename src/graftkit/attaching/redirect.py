@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftkit.modeling.unwrapping import base_layer_of
-from graftkit.planning.matching import key_matches, rewritten_names, smallest_exact, value_at
+from graftkit.planning.matching import as_whole_path, key_matches, rewritten_names, smallest_exact, value_at
 from graftkit.surveying.kinds import LINEAR, TRANSPOSED, kind_of
 from graftkit.surveying.wrappers import wrappers_of
 
@@ -220,10 +220,7 @@ def _feedforward(feedforward: Any, names: Mapping[str, str]) -> Any:
     planned = [path for path, name in names.items() if any(_is_feedforward(feedforward, n) for n in (name, path))]
     if not planned:
         return type(feedforward)()
-    targets = smallest_exact(planned, list(names))
-    if isinstance(targets, str):
-        return targets
-    return rf"(?:.*\.)?(?:{'|'.join(re.escape(target) for target in targets)})"
+    return as_whole_path(smallest_exact(planned, list(names)))
 
 
 def _is_feedforward(feedforward: Any, name: str) -> bool:

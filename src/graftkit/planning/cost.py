@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +45,7 @@ class Memory:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "base_weights": self.base_weights,
-            "adapter_weights": self.adapter_weights,
-            "gradients": self.gradients,
-            "optimizer": self.optimizer,
+            **asdict(self),
             "total": self.total,
             "unit": "bytes",
             "assumes": "a base in 16 bit unless quantized, an adapter in 32 bit, AdamW; activations not counted",

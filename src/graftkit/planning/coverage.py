@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from graftkit.surveying.sites import ModelMap, Site
@@ -34,16 +34,7 @@ class CoverageRow:
         return self.adapted_params / self.params if self.params else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "tower": self.tower,
-            "role": self.role,
-            "sites": self.sites,
-            "adapted": self.adapted,
-            "params": self.params,
-            "adapted_params": self.adapted_params,
-            "share": round(self.share, 6),
-            "reasons": dict(self.reasons),
-        }
+        return {**asdict(self), "share": round(self.share, 6), "reasons": dict(self.reasons)}
 
 
 def coverage_of(
@@ -85,7 +76,7 @@ class LayerReach:
     reached: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {"tower": self.tower, "layers": self.layers, "reached": self.reached}
+        return asdict(self)
 
 
 def layers_reached(model_map: ModelMap, adapted: Collection[str]) -> tuple[LayerReach, ...]:

@@ -18,67 +18,54 @@ class Initializer:
 
     Attributes:
         name: in lower case; "pissa_niter" stands for every ``pissa_niter_[number of iters]``.
-        reads_base: it computes the adapter's first values from the base weights.
+        only_draws: it draws the adapter's first values without reading the base weights or data.
         moves_base: it takes those values out of the base weights, so that B·A alone is not the update.
         needs_data: it runs batches through the model first (``graftkit.initialize``).
         rebuilt_on_load: whether stock PEFT makes the base it was trained on again when it loads the adapter onto
             the original one; None where that depends on the machine.
         any_kind: PEFT applies it to every kind of layer, bare parameters and quantized linears included.
         by_prefix: PEFT takes every value that begins with the name.
-        config_field, config_class: the field of ``LoraConfig`` that configures it, and PEFT's class for the value.
+        config_class: PEFT's class for the field that configures it.
     """
 
     name: str
-    reads_base: bool = False
+    only_draws: bool = False
     moves_base: bool = False
     needs_data: bool = False
     rebuilt_on_load: bool | None = True
     any_kind: bool = False
     by_prefix: bool = False
-    config_field: str | None = None
     config_class: str | None = None
+
+    @property
+    def config_field(self) -> str:
+        """The field of ``LoraConfig`` that configures it, where it has one."""
+        return f"{self.name}_config"
 
 
 # First match wins. Sources: peft.tuners.lora.layer.LoraLayer.update_layer and the methods it calls (pissa_init …).
 INITIALIZERS = (
-    Initializer("gaussian", any_kind=True),
-    Initializer("orthogonal"),
-    Initializer("mica", reads_base=True),
+    Initializer("gaussian", only_draws=True, any_kind=True),
+    Initializer("orthogonal", only_draws=True),
+    Initializer("mica"),
     # Its randomized decomposition depends on the random generator.
-    Initializer("pissa_niter", reads_base=True, moves_base=True, rebuilt_on_load=False, by_prefix=True),
-    Initializer("pissa", reads_base=True, moves_base=True, by_prefix=True),
-    Initializer("olora", reads_base=True, moves_base=True),
+    Initializer("pissa_niter", moves_base=True, rebuilt_on_load=False, by_prefix=True),
+    Initializer("pissa", moves_base=True, by_prefix=True),
+    Initializer("olora", moves_base=True),
     # From the second iteration on, its rounding depends on the last bits of a decomposition, and it needs a GPU.
-    Initializer(
-        "loftq",
-        reads_base=True,
-        moves_base=True,
-        rebuilt_on_load=None,
-        config_field="loftq_config",
-        config_class="LoftQConfig",
-    ),
-    Initializer("eva", needs_data=True, config_field="eva_config", config_class="EvaConfig"),
+    Initializer("loftq", moves_base=True, rebuilt_on_load=None, config_class="LoftQConfig"),
+    Initializer("eva", needs_data=True, config_class="EvaConfig"),
     # Loading it raises without the covariances of its preprocessing.
     Initializer(
         "corda",
-        reads_base=True,
         moves_base=True,
         needs_data=True,
         rebuilt_on_load=False,
         by_prefix=True,
-        config_field="corda_config",
         config_class="CordaConfig",
     ),
     # Loading it leaves the base as it is, because the gradients are missing.
-    Initializer(
-        "lora_ga",
-        reads_base=True,
-        moves_base=True,
-        needs_data=True,
-        rebuilt_on_load=False,
-        config_field="lora_ga_config",
-        config_class="LoraGAConfig",
-    ),
+    Initializer("lora_ga", moves_base=True, needs_data=True, rebuilt_on_load=False, config_class="LoraGAConfig"),
 )
 
 
@@ -129,7 +116,7 @@ def default_config(init: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             code="initializer-unknown",
         )
     row = initializer_of(init)
-    if row is None or row.config_field is None or row.config_class is None or options.get(row.config_field):
+    if row is None or row.config_class is None or options.get(row.config_field):
         return {}
     from peft.tuners.lora import config
 

@@ -141,6 +141,11 @@ def smallest_exact(planned: Sequence[str], paths: Sequence[str], *, regex_is_saf
     return sorted(planned)
 
 
+def as_whole_path(targets: str | Iterable[str]) -> str:
+    """Return a regular expression for the whole path that matches what ``targets`` do."""
+    return targets if isinstance(targets, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, targets))})"
+
+
 def rewritten_names(model_type: str | None) -> frozenset[str]:
     """Return the leaf names that PEFT takes for stacked experts on this model type, wherever they are.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
@@ -25,9 +25,8 @@ class Kept:
     """Weights of one tower and role that stay in 16 bit.
 
     Attributes:
-        tower, role: as on the sites; role "other" holds what is no site (norms, biases).
+        role: as on the sites; "other" for what is no site (norms, biases).
         params: elements.
-        reason: why they are not quantized.
     """
 
     tower: str
@@ -36,7 +35,7 @@ class Kept:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        return {"tower": self.tower, "role": self.role, "params": self.params, "reason": self.reason}
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def test_what_is_rebuilt_on_loading_does_not_depend_on_the_random_state(row: Any
     assert torch.equal(*bases) is row.rebuilt_on_load
 
 
-@pytest.mark.parametrize("row", [row for row in INITIALIZERS if row.config_field], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in INITIALIZERS if row.config_class], ids=lambda row: row.name)
 def test_the_configuration_of_an_initializer_is_one_of_peft_s(row: Any) -> None:
     from peft.tuners.lora import config
 

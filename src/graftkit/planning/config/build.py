@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import gcd
@@ -14,7 +13,7 @@ from graftkit.planning.config.methods import Method
 from graftkit.planning.config.options import check_options, check_parameter_options
 from graftkit.planning.decisions import Attached
 from graftkit.planning.initializers import default_config
-from graftkit.planning.matching import matched_by, rewritten_names, smallest_exact
+from graftkit.planning.matching import as_whole_path, matched_by, rewritten_names, smallest_exact
 from graftkit.planning.selection.patterns import rekey
 from graftkit.planning.trials.skeleton import Slot, ask, method_refused, slots_of
 from graftkit.surveying.sites import ModelMap, Site
@@ -107,8 +106,7 @@ def _feedforward(sites: Sequence[Site]) -> str | list[str]:
     down = [site.path for site in sites if site.role == "mlp.down"]
     if not down:
         return []
-    found = smallest_exact(down, [site.path for site in sites])
-    return found if isinstance(found, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, found))})"
+    return as_whole_path(smallest_exact(down, [site.path for site in sites]))
 
 
 def _parameter_targets(planned: list[str], paths: tuple[str, ...]) -> list[str]:
@@ -182,4 +180,5 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return getattr(value, "value", value) if not isinstance(value, str) else str(getattr(value, "value", value))
+    value = getattr(value, "value", value)  # of an enum
+    return str(value) if isinstance(value, str) else value

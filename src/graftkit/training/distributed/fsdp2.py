@@ -73,7 +73,7 @@ def _needs_full_weights(config: PeftConfig) -> dict[str, bool]:
     row = initializer_of(init)
     return {
         "DoRA": bool(getattr(config, "use_dora", False)),
-        f"init_lora_weights: {init}": row is not None and (row.reads_base or row.needs_data),
+        f"init_lora_weights: {init}": row is not None and not row.only_draws,
         "modules_to_save": bool(getattr(config, "modules_to_save", None)),
         "trainable_token_indices": bool(getattr(config, "trainable_token_indices", None)),
         "ln_tuning": config.peft_type == "LN_TUNING",
