@@ -70,8 +70,8 @@ def digit_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Gemma4P
     """Return Gemma 4's processor for the digits.
 
     A batch has ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (1 on the picture's tokens),
-    ``pixel_values`` and ``image_position_ids``. For B digits, ``pixel_values`` is float32 of shape (B, 16, 12) with
-    values in [0, 1] and ``image_position_ids`` is int64 of shape (B, 16, 2): each patch's column and row.
+    ``pixel_values`` and ``image_position_ids``. For B digits, ``pixel_values`` is float32 of shape (B, 16, 12)
+    with values in [0, 1] and ``image_position_ids`` is int64 of shape (B, 16, 2): each patch's column and row.
 
     Args:
         tokenizer: the tokenizer to use; by default, a new :func:`digit_tokenizer`.
