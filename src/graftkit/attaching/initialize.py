@@ -175,17 +175,14 @@ def _inputs_of(model: nn.Module, paths: Iterable[str], batch: Mapping[str, Any])
     seen: dict[str, Any] = {}
     with ExitStack() as hooks, torch.no_grad():
         for path in paths:
-            hooks.callback(model.get_submodule(path).register_forward_hook(_keep(seen, path)).remove)
+
+            def keep(_module: nn.Module, inputs: Any, _output: Any, path: str = path) -> None:
+                seen[path] = inputs
+
+            hooks.callback(model.get_submodule(path).register_forward_hook(keep).remove)
         hooks.enter_context(evaluating(model))
         model(**on_device_of(model, batch))
     return seen
-
-
-def _keep(seen: dict[str, Any], path: str) -> Callable[..., None]:
-    def hook(_module: nn.Module, inputs: Any, _output: Any) -> None:
-        seen[path] = inputs
-
-    return hook
 
 
 # ---- CorDA: covariance of the inputs, then attach ----

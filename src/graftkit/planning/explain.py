@@ -42,10 +42,10 @@ class Explanation:
         ]
         facts = (
             ("wrapper", f"{site.wrapper.cls} at {site.wrapper.path}" if site.wrapper else None),
-            ("tied to", ", ".join(site.tied_to) or None),
+            ("tied to", ", ".join(site.tied_to)),
             ("quantized by", site.quantized),
             ("note", site.note),
-            ("on disk", _listed(site.checkpoint_keys)),
+            ("on disk", some(site.checkpoint_keys)),
         )
         return "\n".join([*lines, *(f"  {name}: {value}" for name, value in facts if value)])
 
@@ -74,7 +74,3 @@ def _unknown(plan: Plan, path: str) -> PlanError:
         help=suggest(path, [site.path for site in plan.model], 2) or "graft survey --json lists every path",
         code="site-unknown",
     )
-
-
-def _listed(keys: tuple[str, ...]) -> str | None:
-    return some(keys) or None

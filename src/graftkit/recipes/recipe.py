@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from graftkit.errors import RecipeError
+from graftkit.planning.config.options import instead_of
 from graftkit.recipes.document import Document, Key, parse_value, read_document
 from graftkit.recipes.problems import explain
 from graftkit.recipes.settings import CheckSettings
@@ -166,6 +167,8 @@ def _option_hint(key: Key) -> str | None:
     """Return where an option of PEFT's goes, for an unknown key of ``adapter``; None for any other key."""
     if len(key) != 2 or key[0] != "adapter" or key[1] in AdapterSection.model_fields:
         return None
+    if (instead := instead_of(str(key[1]))) is not None:
+        return instead
     near = suggest(str(key[1]), AdapterSection.model_fields)
     hint = f"a field of PEFT's configuration goes under options: adapter: {{options: {{{key[1]}: VALUE}}}}"
     return f"{near} {hint}" if near else hint

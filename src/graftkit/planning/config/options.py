@@ -32,10 +32,17 @@ _SYNONYMS = MappingProxyType(
         "rank": "use r",
         "lora_r": "use r",
         "lora_rank": "use r",
+        "lora_alpha": "use alpha",
+        "lora_dropout": "use dropout",
         "options": "write each field as an argument: gk.plan(model, use_rslora=True); a recipe has options",
         "kwargs": "write each field as an argument: gk.plan(model, use_rslora=True)",
     }
 )
+
+
+def instead_of(name: str) -> str | None:
+    """Return what to write instead of an option that a plan decides or calls otherwise; None for any other."""
+    return _DECIDED.get(name) or _SYNONYMS.get(name)
 
 
 def check_options(method: Method, options: Mapping[str, Any]) -> None:
@@ -53,7 +60,7 @@ def check_options(method: Method, options: Mapping[str, Any]) -> None:
             raise PlanError(
                 f"unknown option {name!r}",
                 where=method.config_class.__name__,
-                help=_SYNONYMS.get(name) or suggest(name, known) or "see the options of this class in PEFT",
+                help=instead_of(name) or suggest(name, known) or "see the options of this class in PEFT",
                 code="option-unknown",
             )
         if name == "rank_pattern" and "target_r" in method.defaults:
