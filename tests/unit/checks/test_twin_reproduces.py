@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from tests.unit.checks.live_adapters import adapted
 from tests.unit.checks.observed import seen
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
@@ -20,10 +21,6 @@ from graftkit.recipes.training import Training
 ERROR, OK = gk.Severity.ERROR, gk.Severity.OK
 
 Twins = Callable[[str], nn.Module]
-
-
-def adapted(model: nn.Module, **plan: Any) -> PeftModel:
-    return gk.attach(model, gk.plan(model, **{"r": 4, **plan}))
 
 
 # ---- GK202: k-bit preparation, with its defaults, on layers that share keys and values ----

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from graftkit.text import first_line
@@ -99,21 +101,14 @@ class Rendered:
     @property
     def learned_text(self) -> str:
         """The text of the learned tokens, runs of them separated by " … "."""
-        runs: list[str] = []
-        before = False
-        for (start, end), learned in zip(self.spans, self.learned, strict=True):
-            if learned:
-                runs = [*runs[:-1], runs[-1] + self.text[start:end]] if before else [*runs, self.text[start:end]]
-            before = learned
-        return " … ".join(runs)
+        tokens = zip(self.spans, self.learned, strict=True)
+        runs = (run for learned, run in groupby(tokens, key=itemgetter(1)) if learned)
+        return " … ".join("".join(self.text[start:end] for (start, end), _ in run) for run in runs)
 
     def share(self, start: int, end: int) -> float:
         """Return the share of the tokens from ``start`` to ``end`` that is learned, 0 where there are none."""
-        inside = [
-            learned
-            for (left, right), learned in zip(self.spans, self.learned, strict=True)
-            if left < end and right > start
-        ]
+        tokens = zip(self.spans, self.learned, strict=True)
+        inside = [learned for (left, right), learned in tokens if left < end and right > start]
         return sum(inside) / len(inside) if inside else 0.0
 
     def share_of(self, content: str) -> float:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.live_adapters import with_effect
 from tests.unit.checks.observed import edit, finding
 from torch import nn
 
@@ -35,11 +36,7 @@ def base() -> gk.ModelMap:
 @pytest.fixture
 def good(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Path:
     model = get_peft_model(twin_of("llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape) * 0.1)
-    model.save_pretrained(tmp_path / "adapter")
+    with_effect(model).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 

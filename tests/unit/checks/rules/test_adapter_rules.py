@@ -15,6 +15,7 @@ import safetensors
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.live_adapters import with_effect
 from tests.unit.checks.observed import by_code, edit, finding
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2MoeConfig
@@ -41,11 +42,7 @@ def saved(base: nn.Module, folder: Path, config: LoraConfig | None = None) -> Pa
 
 
 def stored(model: PeftModel, folder: Path) -> Path:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape) * 0.1)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    with_effect(model).save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.live_adapters import adapted
 from tests.unit.checks.observed import seen
 from torch import nn
 from transformers import AutoModelForImageTextToText
@@ -25,10 +26,6 @@ OK, UNKNOWN = gk.Severity.OK, gk.Severity.UNKNOWN
 BOUNDS = ("input_min", "input_max", "output_min", "output_max")
 
 Twins = Callable[[str], nn.Module]
-
-
-def adapted(model: nn.Module, **plan: Any) -> PeftModel:
-    return gk.attach(model, gk.plan(model, **{"r": 4, **plan}))
 
 
 @pytest.fixture

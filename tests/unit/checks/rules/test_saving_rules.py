@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model, preprocess_loraga
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.live_adapters import with_effect
 from tests.unit.checks.observed import by_code, finding, seen
 from torch import nn
 from transformers import AutoModelForImageTextToText
@@ -132,14 +133,6 @@ def llama(twin_of: Callable[[str], nn.Module]) -> nn.Module:
     return twin_of("llama").eval()
 
 
-def trained(model: PeftModel) -> PeftModel:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape) * 0.1)
-    return model.eval()
-
-
 def lora(init: Any, **options: Any) -> LoraConfig:
     return LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], init_lora_weights=init, **options)
 
@@ -157,7 +150,7 @@ def update_alone(base: nn.Module, folder: Path, batch: dict[str, Any]) -> torch.
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_gk604_an_update_that_needs_its_initializer(llama: nn.Module, tmp_path: Path, init: str) -> None:
     batch = gk.example_batch(llama)
-    model = trained(get_peft_model(copy.deepcopy(llama), lora(init)))
+    model = with_effect(get_peft_model(copy.deepcopy(llama), lora(init)))
     model.save_pretrained(tmp_path)
     found = finding(check(tmp_path), "GK604")
     assert found.severity is WARNING
@@ -169,7 +162,7 @@ def test_gk604_an_update_that_needs_its_initializer(llama: nn.Module, tmp_path: 
 @pytest.mark.rule_fails("GK604")
 def test_gk604_an_initializer_that_draws(llama: nn.Module, tmp_path: Path) -> None:
     batch = gk.example_batch(llama)
-    model = trained(get_peft_model(copy.deepcopy(llama), lora("pissa_niter_2")))
+    model = with_effect(get_peft_model(copy.deepcopy(llama), lora("pissa_niter_2")))
     model.save_pretrained(tmp_path)
     assert finding(check(tmp_path), "GK604").severity is ERROR
     loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path).eval()
@@ -183,7 +176,7 @@ def test_gk604_an_initializer_that_needs_data(llama: nn.Module, tmp_path: Path) 
     base = copy.deepcopy(llama)
     config = lora("lora_ga", lora_ga_config=LoraGAConfig())
     preprocess_loraga(base, config, lambda: base(**batch).loss.backward())
-    model = trained(get_peft_model(base, config))
+    model = with_effect(get_peft_model(base, config))
     model.save_pretrained(tmp_path)
     found = finding(check(tmp_path), "GK604")
     assert found.severity is ERROR
@@ -199,7 +192,9 @@ def test_gk604_passes_once_converted(llama: nn.Module, tmp_path: Path) -> None:
     model.peft_config["default"].init_lora_weights = True
     model.save_pretrained(tmp_path / "start")
     model.peft_config["default"].init_lora_weights = "pissa"
-    trained(model).save_pretrained(tmp_path / "out", path_initial_model_for_weight_conversion=tmp_path / "start")
+    with_effect(model).save_pretrained(
+        tmp_path / "out", path_initial_model_for_weight_conversion=tmp_path / "start"
+    )
     report = check(tmp_path / "out", llama)
     assert {found.severity for found in by_code(report).values()} == {OK}, str(report)
     loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "out").eval()
@@ -209,7 +204,7 @@ def test_gk604_passes_once_converted(llama: nn.Module, tmp_path: Path) -> None:
 @pytest.mark.rule_passes("GK604")
 @pytest.mark.parametrize("init", [True, "gaussian", "orthogonal"])
 def test_gk604_passes_where_the_base_stays(llama: nn.Module, tmp_path: Path, init: Any) -> None:
-    trained(get_peft_model(copy.deepcopy(llama), lora(init))).save_pretrained(tmp_path)
+    with_effect(get_peft_model(copy.deepcopy(llama), lora(init))).save_pretrained(tmp_path)
     assert finding(check(tmp_path), "GK604").severity is OK
 
 

@@ -22,6 +22,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
+from tests.unit.checks.live_adapters import with_effect
 from tests.unit.checks.observed import by_code
 from torch import nn
 
@@ -44,11 +45,7 @@ def lora(**options: Any) -> LoraConfig:
 
 def saved(base: nn.Module, folder: Path, config: PeftConfig) -> Path:
     model = get_peft_model(copy.deepcopy(base), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape) * 0.1)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    with_effect(model).save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tests.unit.checks.live_adapters import adapted
 from tests.unit.checks.observed import seen
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -30,10 +31,6 @@ OK, UNKNOWN = gk.Severity.OK, gk.Severity.UNKNOWN
 E2B, A4B = "google/gemma-4-E2B-it", "google/gemma-4-26B-A4B-it"
 
 Twins = Callable[[str], nn.Module]
-
-
-def adapted(model: nn.Module, **plan: Any) -> PeftModel:
-    return gk.attach(model, gk.plan(model, **{"r": 4, **plan}))
 
 
 def recipe_of(folder: Path, text: str) -> Recipe:
