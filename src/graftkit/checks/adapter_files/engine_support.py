@@ -136,7 +136,7 @@ def sibling(path: str, role: str, other: str) -> str | None:
 _Asked = Mapping[Feature, Sequence[str]]
 
 
-def verdict(engine: Engine, asked: _Asked, bad: frozenset[Stance], good: str) -> Observation:
+def judge_features(engine: Engine, asked: _Asked, bad: frozenset[Stance], good: str) -> Observation:
     """Judge what is asked of an engine: failed for any ``bad`` stance, unknown for an unknown one, else passed."""
     facts = [engine.fact(feature) for feature in asked]
     refused = [fact for fact in facts if fact.stance in bad]
@@ -158,7 +158,7 @@ def judge_modules(context: CheckContext, features: Iterable[Feature], bad: Stanc
     wanted = [feature for feature in features if feature in modules]
     asked = {feature: modules[feature] for feature in wanted if engine.fact(feature).stance is not other}
     good = f"{engine} takes all {len(context.saved.modules)} adapted modules"
-    return verdict(engine, asked, frozenset({bad}), good)
+    return judge_features(engine, asked, frozenset({bad}), good)
 
 
 def _refused(engine: Engine, facts: list[Fact], asked: _Asked) -> Observation:

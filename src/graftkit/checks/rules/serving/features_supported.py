@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from graftkit.checks.adapter_files.engine_support import features_of, verdict
+from graftkit.checks.adapter_files.engine_support import features_of, judge_features
 from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed
@@ -39,7 +39,7 @@ def _check(context: CheckContext) -> Observation:
     saved = context.saved
     fit = None if context.given.base is None or saved.prefix is None else context.fit
     asked: dict[Feature, Sequence[str]] = {f: (name,) for f, name in features_of(saved, fit).items()}
-    seen = verdict(context.engine, asked, _BAD, f"{context.engine} supports every feature of this adapter")
+    seen = judge_features(context.engine, asked, _BAD, f"{context.engine} supports every feature of this adapter")
     if seen.verdict is not Severity.OK or Feature.OTHER_METHOD in asked:
         return seen
     return _rank(context.engine, saved) or seen

@@ -21,7 +21,7 @@ pair: keep the original for PEFT.
 
 from __future__ import annotations
 
-from graftkit.checks.adapter_files.engine_support import require_lora, sibling, verdict
+from graftkit.checks.adapter_files.engine_support import judge_features, require_lora, sibling
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, passed
 from graftkit.engines import Feature, Stance
@@ -39,7 +39,7 @@ def _check(context: CheckContext) -> Observation:
     if not lone:
         return passed(f"each of {len(keys)} key projections that also make the values has its pair as v_proj, too")
     good = f"{context.engine} makes the values from the adapted keys"
-    return verdict(context.engine, {Feature.KEY_IS_VALUE: lone}, frozenset({Stance.IGNORES}), good)
+    return judge_features(context.engine, {Feature.KEY_IS_VALUE: lone}, frozenset({Stance.IGNORES}), good)
 
 
 RULE = Rule(
