@@ -35,7 +35,6 @@ class Slot:
 
     Attributes:
         path: of the module, or of the parameter for ``kind == "parameter"``.
-        kind, shape: as on the site.
         bias: whether the module has one.
     """
 
@@ -63,13 +62,11 @@ class Answer:
 
     Attributes:
         trainable: trainable elements; None where PEFT refused, or could not tell without the weights.
-        layers: adapter layers it made.
         refusal: PEFT's message, or None.
         adjusted: PEFT's message where it changed a size it was given, or None.
     """
 
     trainable: int | None = None
-    layers: int = 0
     refusal: str | None = None
     adjusted: str | None = None
 
@@ -121,10 +118,10 @@ def _attach(config: PeftConfig, slots: Sequence[Slot], everything_on_meta: bool)
         model = build(slots)
         with torch.device("meta") if everything_on_meta else nullcontext():
             adapted = get_peft_model(model, copy.deepcopy(config))
-    layers = sum(isinstance(m, BaseTunerLayer) for m in adapted.modules())
+    attached = any(isinstance(m, BaseTunerLayer) for m in adapted.modules())
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     adjusted = next((m for m in heard if "Adjusted" in m), None)
-    return Answer(trainable if layers else 0, layers, adjusted=adjusted)
+    return Answer(trainable if attached else 0, adjusted=adjusted)
 
 
 @contextmanager
