@@ -32,7 +32,9 @@ class AdapterSection(BaseModel):
     model_config = _SECTION
 
     targets: str | list[str] = Field(default="all-linear", description="all-linear, a role, a name, a pattern.")
-    scope: str | list[str] | None = Field(default=None, description="Towers; null for those every batch feeds.")
+    scope: str | list[str] | None = Field(
+        default=None, description="Towers; null for those that every batch feeds."
+    )
     method: str = Field(default="lora", description="lora, dora, rslora, or any method of PEFT by name.")
     r: int | None = Field(default=None, description="Rank.")
     alpha: float | None = Field(default=None, description="Numerator of the scale.")
@@ -67,21 +69,21 @@ class DataSection(BaseModel):
         default=None,
         description="A JSON, JSONL, CSV or Parquet file, a folder, a saved dataset, or a hub id.",
     )
-    split: str = Field(default="train", description="Its split.")
+    split: str = Field(default="train", description="The split of path.")
     eval_path: str | None = Field(
-        default=None, description="Held-out data; null for none, or a share of the data."
+        default=None, description="Data to evaluate on; null for none, or for eval_share."
     )
-    eval_split: str | None = Field(default=None, description="The split that is held out.")
+    eval_split: str | None = Field(default=None, description="The split to evaluate on.")
     eval_share: float | None = Field(
-        default=None, gt=0, lt=1, description="The share of the data that is held out."
+        default=None, gt=0, lt=1, description="Share of the data to keep out of training and evaluate on."
     )
     columns: dict[str, str] = Field(default={}, description="The trainer's column -> the data's column.")
-    limit: int | None = Field(default=None, gt=0, description="Use only so many samples.")
+    limit: int | None = Field(default=None, gt=0, description="Number of samples to use, at most.")
     reward: str | list[str] | None = Field(
         default=None, description="For grpo: built-in rewards, or functions as package.module:function."
     )
     modalities: list[Literal["text", "image", "audio"]] | None = Field(
-        default=None, description="What the batches hold; null for what the data's columns show."
+        default=None, description="Modalities of the batches; null for those of the data's columns."
     )
 
 
@@ -92,7 +94,9 @@ class RecipeFields(BaseModel):
 
     model: str = Field(description="A hub id, a local directory, a config.json, or a transformers model type.")
     adapter: AdapterSection = AdapterSection()
-    quantization: Literal["4bit", "8bit"] | None = Field(default=None, description="How the base is packed.")
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        default=None, description="How bitsandbytes quantizes the frozen base."
+    )
     data: DataSection = DataSection()
     trainer: TrainerName = TrainerName.SFT
     args: dict[str, Any] = Field(default={}, description="Fields of TRL's own configuration class, unchanged.")
