@@ -114,7 +114,7 @@ def _attach(config: PeftConfig, slots: Sequence[Slot], everything_on_meta: bool)
     from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    with torch.random.fork_rng(devices=[]), _listening() as heard:
+    with quietly() as heard:
         model = build(slots)
         with torch.device("meta") if everything_on_meta else nullcontext():
             adapted = get_peft_model(model, copy.deepcopy(config))
@@ -125,10 +125,12 @@ def _attach(config: PeftConfig, slots: Sequence[Slot], everything_on_meta: bool)
 
 
 @contextmanager
-def _listening() -> Iterator[list[str]]:
-    """Collect the warnings raised inside: they are about the skeleton, and are repeated on the real model."""
+def quietly() -> Iterator[list[str]]:
+    """Leave the random state as it was, and collect the warnings: they are repeated on the real model."""
+    import torch
+
     heard: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield heard
         heard += [str(w.message) for w in caught]

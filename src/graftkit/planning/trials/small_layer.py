@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
 from graftkit.planning.config.methods import ANY_VALID, Method, method_named
 from graftkit.planning.initializers import Initializer, initializer_of
-from graftkit.planning.trials.skeleton import Slot, build
+from graftkit.planning.trials.skeleton import Slot, build, quietly
 from graftkit.surveying.sites import Site
 
 if TYPE_CHECKING:
@@ -104,7 +102,7 @@ def _attach_refusal(config: PeftConfig, model: nn.Module) -> str | None:
     tried.r, tried.rank_pattern, tried.alpha_pattern = 4, {}, {}
     tried.modules_to_save = tried.trainable_token_indices = None
     try:
-        with _quietly():
+        with quietly():
             get_peft_model(model, tried)
     except Exception as error:
         # Initializers fail with whatever their arithmetic runs into; the words are PEFT's or torch's. LoftQ
@@ -120,7 +118,7 @@ def _step_refusal(method: Method, model: nn.Module) -> str | None:
 
     required = {n: v for n, v in {**ANY_VALID, "progressbar": False}.items() if n in method.defaults}
     try:
-        with _quietly():
+        with quietly():
             config = method.config_class(target_modules=["site"], **method.options, **required)
             get_peft_model(model, config)
             model.get_submodule(_SITE)(torch.randn(2, _WIDTH)).sum().backward()
@@ -129,16 +127,6 @@ def _step_refusal(method: Method, model: nn.Module) -> str | None:
         return _words(error)
     gradients = (p.grad for p in model.parameters() if p.requires_grad)
     return None if any(g is not None and g.any() for g in gradients) else "no gradient reaches the adapter"
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Leave the random state as it was, and no warnings about the trial."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _words(error: Exception) -> str:
@@ -152,7 +140,7 @@ def _model(kind: str, shape: tuple[int, ...]) -> nn.Module:
     import torch
 
     model = build([Slot(_SITE, kind, shape)]).to_empty(device="cpu")
-    with torch.random.fork_rng(devices=[]):
+    with quietly():
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter)
     return model
@@ -162,7 +150,7 @@ def _quantized_model() -> nn.Module:
     from bitsandbytes.nn import Linear4bit
 
     model = build([Slot(_SITE, "linear", (_WIDTH, _WIDTH))])
-    with _quietly():
+    with quietly():
         layer = Linear4bit(_WIDTH, _WIDTH, bias=False).to("cpu")
     model.get_submodule("layers.0").add_module("site", layer)
     model.is_loaded_in_4bit = True  # type: ignore[assignment]
