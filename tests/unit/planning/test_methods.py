@@ -140,6 +140,7 @@ def test_ia3_scales_the_input_where_an_mlp_comes_back(e2b: nn.Module) -> None:
         pytest.param(
             {"init_lora_weights": "pissa_niter_x"}, "initializer-unknown", "pissa", id="pissa iterations"
         ),
+        pytest.param({"init_lora_weights": "orthogonal", "r": 3}, "method-refused", "even", id="an odd rank"),
         pytest.param(
             {"targets": ["embeddings"], "init_lora_weights": "eva"},
             "initializer-kind",
