@@ -50,7 +50,7 @@ class ModelPaths:
             level: path
             for path in modules
             if path in wrappers
-            for level in _levels(path, wrappers[path][1])
+            for level in _levels(path, wrappers[path].path)
             if not _accepted_by_peft(modules[level])
         }
         model_type = getattr(getattr(model, "config", None), "model_type", None)

@@ -11,7 +11,7 @@ from graftkit.surveying import kinds
 from graftkit.surveying.obstacles import objection
 from graftkit.surveying.quantized import features_of, quantization_of
 from graftkit.surveying.roles import role_of
-from graftkit.surveying.sites import Note, Obstacle, Site, Wrapper
+from graftkit.surveying.sites import Note, Obstacle, Site
 from graftkit.surveying.structure import ModelStructure
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def _sites(structure: ModelStructure) -> Iterator[Site]:
 
 def _module_site(structure: ModelStructure, path: str, module: Any) -> Site:
     kind = structure.kind_at[path]
-    wrapper = Wrapper(*structure.wrappers[path]) if path in structure.wrappers else None
-    site = Site(path, structure.tower_of(path), "other", kind, _shape(module, kind), wrapper=wrapper)
+    shape, wrapper = _shape(module, kind), structure.wrappers.get(path)
+    site = Site(path, structure.tower_of(path), "other", kind, shape, wrapper=wrapper)
     mixer = path.rpartition(".")[0] in structure.state_spaces
     is_head = any(module is head for head in structure.output_layers)
     return replace(

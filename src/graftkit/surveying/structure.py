@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.families import Family, family_of
 from graftkit.surveying import kinds
+from graftkit.surveying.sites import Wrapper
 from graftkit.surveying.towers import models_inside, tower_finder
 from graftkit.surveying.wrappers import wrappers_of
 
@@ -26,7 +27,7 @@ class ModelStructure:
         modules: every module, the root included.
         parameters: every parameter; a tied one under each of its names.
         kind_at: the kind of each module that is a site.
-        wrappers: linear -> class name and path of the outermost wrapper around it.
+        wrappers: linear -> the outermost wrapper around it.
         tower_of: module path -> tower name.
         family_at: the family of each sub-model, so that a tower brings its own facts into any composite.
         output_layers: the output embeddings of each transformers model inside.
@@ -37,7 +38,7 @@ class ModelStructure:
     modules: dict[str, nn.Module]
     parameters: dict[str, nn.Parameter]
     kind_at: dict[str, str]
-    wrappers: dict[str, tuple[str, str]]
+    wrappers: dict[str, Wrapper]
     tower_of: Callable[[str], str]
     family_at: dict[str, Family | None]
     output_layers: tuple[nn.Module | None, ...]

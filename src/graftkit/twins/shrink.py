@@ -56,15 +56,16 @@ def shrink(config: PretrainedConfig, overrides: Mapping[str, Any] | None = None)
     try:
         small = type(config)(**fields)
     except Exception as error:
-        raise BuildError(
-            f"no twin: {type(config).__name__} refuses the shrunk values",
-            where=config.model_type,
-            why=f"{type(error).__name__}: {error}",
-            help="pass overrides for the fields it names: gk.twin(source, overrides={...})",
-            code="twin",
-        ) from error
+        help = "pass overrides for the fields it names: gk.twin(source, overrides={...})"
+        raise no_twin(f"{type(config).__name__} refuses the shrunk values", config, error, help) from error
     small.architectures = copy.copy(config.architectures)
     return small
+
+
+def no_twin(what: str, config: PretrainedConfig, why: Exception | str, help: str) -> BuildError:
+    """Return the error that says why there is no twin of a configuration."""
+    reason = why if isinstance(why, str) else f"{type(why).__name__}: {why}".strip()
+    return BuildError(f"no twin: {what}", where=config.model_type, why=reason, help=help, code="twin")
 
 
 def _merged(fields: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.twins.bounds import calibrate_bounds
 from graftkit.twins.example_batch import example_batch
-from graftkit.twins.shrink import shrink
+from graftkit.twins.shrink import no_twin, shrink
 from graftkit.twins.weights import enliven
 
 if TYPE_CHECKING:
@@ -85,13 +85,8 @@ def _class_for(loaded: LoadedConfig) -> type[PreTrainedModel]:
     except GraftError:
         raise
     except Exception as error:
-        raise BuildError(
-            f"no twin: the model class for {type(config).__name__} could not be found",
-            where=config.model_type,
-            why=f"{type(error).__name__}: {error}",
-            help="pass the model itself: gk.twin(model)",
-            code="twin",
-        ) from error
+        what = f"the model class for {type(config).__name__} could not be found"
+        raise no_twin(what, config, error, "pass the model itself: gk.twin(model)") from error
 
 
 @contextmanager
@@ -109,13 +104,9 @@ def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, dtype: 
     try:
         return model_class._from_config(config, dtype=dtype)
     except Exception as error:
-        raise BuildError(
-            f"no twin: {model_class.__name__} cannot be built from its shrunk configuration",
-            where=config.model_type,
-            why=f"{type(error).__name__}: {error}".strip(),
-            help="pass overrides for the values it names: gk.twin(source, overrides={...})",
-            code="twin",
-        ) from error
+        what = f"{model_class.__name__} cannot be built from its shrunk configuration"
+        help = "pass overrides for the values it names: gk.twin(source, overrides={...})"
+        raise no_twin(what, config, error, help) from error
 
 
 def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig) -> None:
@@ -124,13 +115,9 @@ def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig) 
     except BuildError:
         return  # some classes compute with values while they are built: _build() reports a failure
     if size > _MOST_PARAMETERS:
-        raise BuildError(
-            f"no twin: shrunk, {model_class.__name__} would still have {size:,} parameters",
-            where=config.model_type,
-            why="its configuration sets sizes under names that the shrinking rules do not know",
-            help="pass overrides for its size fields: gk.twin(source, overrides={...})",
-            code="twin",
-        )
+        what = f"shrunk, {model_class.__name__} would still have {size:,} parameters"
+        why = "its configuration sets sizes under names that the shrinking rules do not know"
+        raise no_twin(what, config, why, "pass overrides for its size fields: gk.twin(source, overrides={...})")
 
 
 def _batch_or_none(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
