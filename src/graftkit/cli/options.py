@@ -78,11 +78,6 @@ AllowUnmatched = Annotated[
 ]
 
 
-def chosen(output_format: Format, json: bool) -> Format:
-    """Return the format that ``--format`` and ``--json`` together ask for."""
-    return Format.JSON if json else output_format
-
-
 def peft_options(pairs: list[str] | None) -> dict[str, Any]:
     """Return ``name=value`` pairs as keyword arguments; a value that is not valid JSON is text.
 

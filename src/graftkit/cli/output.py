@@ -115,9 +115,9 @@ class InterruptError(GraftError):
 
 
 @contextmanager
-def only_data_on_stdout(output_format: Format) -> Iterator[Output]:
-    """Send whatever libraries print to stderr, so that stdout carries the result alone."""
-    output = Output(output_format, sys.stdout)
+def only_data_on_stdout(output_format: Format, *, json: bool = False) -> Iterator[Output]:
+    """Send whatever libraries print to stderr, so that stdout carries the result alone; ``json`` goes first."""
+    output = Output(Format.JSON if json else output_format, sys.stdout)
     # On import it warns of an optional kernel that is not installed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr), warnings.catch_warnings():

@@ -37,7 +37,7 @@ def check(
     json: options.JsonOption = False,
 ) -> None:
     """Check a saved adapter: is it whole, safe to load, and does it fit its base?"""
-    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         if merged_from:
             raise _another_command(adapter, base, merged_from)
         from graftkit.checks.check import check as run_checks

@@ -37,7 +37,7 @@ def check_merged(
     json: options.JsonOption = False,
 ) -> None:
     """Check whether a checkpoint is the exact merge of its base and adapters, whoever wrote it."""
-    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.checks.check_merged import check_merged as run_checks
 
         report = run_checks(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graftkit.cli.options import FormatOption, JsonOption, chosen
+from graftkit.cli.options import FormatOption, JsonOption
 from graftkit.cli.output import Format, only_data_on_stdout
 
 
@@ -19,7 +19,7 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Show the crash, the cure and the proof on real handwritten digits, in under three minutes."""
-    with only_data_on_stdout(chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.demo.run import run_demo
 
         result = run_demo(out, show=output.step)

@@ -37,7 +37,7 @@ def doctor(
 
     Without --recipe, the recipe.yaml of the current folder is checked if there is one.
     """
-    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.checks.doctor import doctor as examine
         from graftkit.recipes.recipe import find_recipe, read_recipe
 

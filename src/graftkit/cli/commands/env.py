@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftkit.cli.options import FormatOption, JsonOption, chosen
+from graftkit.cli.options import FormatOption, JsonOption
 from graftkit.cli.output import Format, only_data_on_stdout
 
 
@@ -12,5 +12,5 @@ def env(output_format: FormatOption = Format.HUMAN, json: JsonOption = False) ->
 
     found = environment()
     lines = [f"{name}: {value or '-'}" for group in found.values() for name, value in group.items()]
-    with only_data_on_stdout(chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         output.result(found, {Format.HUMAN: lambda: "\n".join(lines)})

@@ -51,7 +51,7 @@ def merge(
     json: options.JsonOption = False,
 ) -> None:
     """Merge adapters into their base, file by file, in little memory; the result is verified."""
-    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.merging.merge import merge as run_merge
         from graftkit.merging.merge import plan_merge
 

@@ -34,7 +34,7 @@ def plan(
     json: options.JsonOption = False,
 ) -> None:
     """Show what would be trained, what would not and why, and what it costs."""
-    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.planning.explain import explain as explain_site
         from graftkit.planning.plan import plan as make_plan
         from graftkit.report.html import render_report

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graftkit.cli.options import FormatOption, JsonOption, chosen
+from graftkit.cli.options import FormatOption, JsonOption
 from graftkit.cli.output import Format, only_data_on_stdout
 from graftkit.errors import GraftError
 from graftkit.text import suggest
@@ -18,7 +18,7 @@ def rules(
     json: JsonOption = False,
 ) -> None:
     """List the rules, or show one rule's page."""
-    with only_data_on_stdout(chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.checks.engine.pages import page
         from graftkit.checks.rules import all_rules
         from graftkit.text import table

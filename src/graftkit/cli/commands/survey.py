@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graftkit.cli.options import FormatOption, JsonOption, Model, Revision, TrustRemoteCode, chosen
+from graftkit.cli.options import FormatOption, JsonOption, Model, Revision, TrustRemoteCode
 from graftkit.cli.output import Format, only_data_on_stdout
 
 
@@ -21,7 +21,7 @@ def survey(
     json: JsonOption = False,
 ) -> None:
     """Show every place an adapter can go, per tower, without the model's weights."""
-    with only_data_on_stdout(chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.report.html import render_report
         from graftkit.report.model_pages import survey_page
         from graftkit.surveying.survey import survey as make_map

@@ -40,7 +40,7 @@ def train(
     json: options.JsonOption = False,
 ) -> None:
     """Train an adapter as a recipe says, and read back what was saved."""
-    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         if init is not None:
             from graftkit.recipes.write import initial_recipe
 

@@ -46,7 +46,7 @@ def verify(
     to adapt, and the options for that cannot be given.
     """
     access = {"trust_remote_code": trust_remote_code, "revision": revision}
-    with only_data_on_stdout(options.chosen(output_format, json)) as output:
+    with only_data_on_stdout(output_format, json=json) as output:
         if recipe is not None:
             if any((targets, scope, method != "lora", r, alpha, option)):
                 raise _recipe_decides()
