@@ -1,4 +1,4 @@
-"""Plain-text tables, numbers and quotations, the same wherever a result prints itself."""
+"""Tables, numbers, lists, suggestions and quotations as plain text."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from collections.abc import Iterable, Sequence, Sized
 _WIDTH = 118
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> str:
-    """A table as text, without colour codes: it may be printed, logged or compared.
-
-    A column whose title starts with ``>`` is aligned to the right.
-    """
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table without colour codes; a title that starts with ``>`` aligns its column to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         right = column.startswith(">")
         grid.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
@@ -30,28 +27,29 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 
 
 def count(number: int) -> str:
-    """1234567 -> "1.23 M"."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
+    """Return 1234567 as "1.23 M"."""
+    return _scaled(number, "TBMk", "")
 
 
 def grouped(number: int) -> str:
-    """1234567 -> "1,234,567"."""
+    """Return 1234567 as "1,234,567"."""
     return f"{number:,}"
 
 
 def size(number: int) -> str:
-    """Bytes in decimal units: 62500000000 -> "62.5 GB"."""
-    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    """Return a number of bytes in decimal units: 62500000000 as "62.5 GB"."""
+    return _scaled(number, "TGMk", "B")
+
+
+def _scaled(number: int, prefixes: str, unit: str) -> str:
+    for prefix, scale in zip(prefixes, (10**12, 10**9, 10**6, 10**3), strict=True):
         if number >= scale:
-            return f"{number / scale:.3g} {unit}"
-    return f"{number} B"
+            return f"{number / scale:.3g} {prefix}{unit}"
+    return f"{number} {unit}".rstrip()
 
 
 def percent(share: float) -> str:
-    """0.931 -> "93.1 %"."""
+    """Return 0.931 as "93.1 %"."""
     return f"{100 * share:.3g} %"
 
 
@@ -80,23 +78,23 @@ def closest(word: str, known: Iterable[str], limit: int = 1) -> list[str]:
 
 
 def printable(text: str, longest: int = 1000) -> str:
-    """Text with control characters written out, cut to a length that a report can show."""
+    """Return text with control characters written out, cut to a length that a report can show."""
     plain = "".join(mark if mark.isprintable() or mark == "\n" else f"\\x{ord(mark):02x}" for mark in text)
     return plain if len(plain) <= longest else f"{plain[: longest - 3]}..."
 
 
 def quoted(item: object) -> str:
-    """One thing out of a file, safe to print and cut to a clause: a string as it is, else as Python writes it."""
+    """Return one thing from a file, safe to print and short: a printable string as it is, else its repr."""
     text = item if isinstance(item, str) and item.isprintable() and item else repr(item)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def first_line(error: BaseException | None) -> str:
-    """What an error says in its first line; what follows is advice and traces of other programs."""
+    """Return the first line of an error's message; other programs add advice and traces after it."""
     return str(error).strip().partition("\n")[0].rstrip()
 
 
 def named(error: BaseException) -> str:
-    """An error's class and first line, "ValueError: no such thing"; the class alone where it says nothing."""
+    """Return an error's class and first line, "ValueError: no such thing", or its class alone."""
     said = first_line(error)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

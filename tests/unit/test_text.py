@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graftkit.text import first_line, named, printable, quoted, size, some, suggest
+from graftkit.text import count, first_line, named, printable, quoted, size, some, suggest
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,10 @@ def test_printable_text_keeps_its_lines_and_has_an_end() -> None:
     assert printable("a\nb\x07\ud800") == "a\nb\\x07\\xd800"
     assert len(printable("\x00" * 1000)) == 1000
     assert printable(printable("\x1b" * 600)) == printable("\x1b" * 600)
+
+
+def test_counts() -> None:
+    assert [count(n) for n in (0, 999, 1000, 1_234_567, 62_500_000_000)] == ["0", "999", "1 k", "1.23 M", "62.5 B"]
 
 
 def test_sizes() -> None:
