@@ -169,7 +169,6 @@ def test_headers_alone_need_neither_torch_nor_peft(adapter: Path) -> None:
     ("field", "value", "severity"),
     [
         pytest.param("target_modules", "k_proj", "error", id="a pattern that matches no tensor"),
-        pytest.param("rank_pattern", {"q_proj": 4}, "error", id="another rank for some"),
         pytest.param("layers_to_transform", [5], "error", id="another layer"),
         pytest.param("peft_type", "FOO", "error", id="a method that PEFT may know"),
     ],
@@ -180,3 +179,11 @@ def test_peft_is_asked_where_its_answer_matters(adapter: Path, field: str, value
     done = light("check", str(adapter), "--headers-only", "--json")
     assert {f["code"]: f["severity"] for f in fields_of(done)["findings"]}["GK504"] == severity
     assert "peft" in done.stderr
+
+
+def test_a_pattern_of_ranks_is_read_without_peft(adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "rank_pattern": {"q_proj": 4}}))
+    done = light("check", str(adapter), "--headers-only", "--json")
+    assert done.returncode == 1, done.stderr
+    assert {f["code"]: f["severity"] for f in fields_of(done)["findings"]}["GK504"] == "error"
