@@ -49,7 +49,7 @@ peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 print(json.dumps({"seconds": seconds, "peak": peak}))
 """
 
-# The peak is the kernel's own figure for this program: getrusage() begins with what the parent had in use.
+# The peak is the kernel's figure for this program: getrusage() starts with the memory of the parent.
 _PEFT = """
 import json, sys, time, warnings
 warnings.simplefilter("ignore")
@@ -68,7 +68,7 @@ print(json.dumps({"seconds": seconds, "peak": peak}))
 
 
 def main() -> None:
-    """Print one line per way of doing it, and the ratios."""
+    """Print one line for each method, and the ratios."""
     options = _options()
     warnings.simplefilter("ignore")
     ways = {"cp": _CP, "graftkit": _OURS} | ({} if options.skip_peft else {"peft": _PEFT})
@@ -134,13 +134,13 @@ def write_base(folder: Path, wanted: int) -> int:
     config.save_pretrained(folder)
     ties = set(model.all_tied_weights_keys)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in ties}
-    homes: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(_shards(shapes), 1):
         file = f"model-{number:05}.safetensors"
         _write(folder / file, {name: shapes[name] for name in names}, "BF16")
-        homes.update(dict.fromkeys(names, file))
+        weight_map.update(dict.fromkeys(names, file))
     total = sum(2 * _numel(shape) for shape in shapes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": homes}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return total
 
@@ -154,7 +154,7 @@ def _config(wanted: int) -> Any:
     assert known is not None
     fields: dict[str, Any] = json.loads(json.dumps(dict(known)))
     text = {**fields["text_config"], "vocab_size": 32768}
-    # A layer of that model has about 0.5 billion weights; every sixth attends to everything, the last one too.
+    # A layer of that model has about 0.5 billion weights; every sixth has full attention, the last one too.
     layers = max(1, round((wanted - 2 * text["vocab_size"] * text["hidden_size"]) / 1e9))
     kinds = ["sliding_attention" if at % 6 else "full_attention" for at in range(layers)]
     fields["text_config"] = {**text, "num_hidden_layers": layers, "layer_types": kinds[::-1]}
@@ -164,14 +164,14 @@ def _config(wanted: int) -> Any:
 
 def _shards(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
     names: list[str] = []
-    held = 0
+    total = 0
     for name, shape in shapes.items():
         size = 2 * _numel(shape)
-        if names and held + size > SHARD_BYTES:
+        if names and total + size > SHARD_BYTES:
             yield names
-            names, held = [], 0
+            names, total = [], 0
         names.append(name)
-        held += size
+        total += size
     yield names
 
 

@@ -1,4 +1,4 @@
-"""The one exception tree: every error says what failed, where, why, and what to do next."""
+"""All exceptions: each says what failed, where, why, and what to do next."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GraftError(Exception):
         return (("where", self.where), ("why", self.why), ("help", self.help))
 
     def to_dict(self) -> dict[str, str | None]:
-        """The error as JSON-ready fields: code, what, where, why, help."""
+        """Return the error as JSON-ready fields: code, what, where, why, help."""
         return {
             "code": self.code,
             "what": self.what,
@@ -66,7 +66,7 @@ class ModelTypeError(SourceError):
     """A configuration was found, and the installed transformers does not know its model type.
 
     Attributes:
-        config: what the configuration says of itself: ``model_type`` and ``transformers_version``.
+        config: the configuration's ``model_type`` and ``transformers_version``.
     """
 
     code = "model-type-unknown"
@@ -125,25 +125,25 @@ class MergeError(GraftError):
 
 
 class RecipeError(GraftError):
-    """A recipe, or graftkit's settings, cannot be read or says something that means nothing."""
+    """A recipe, or graftkit's settings, cannot be read or contains an unknown or invalid entry."""
 
     code = "recipe"
 
 
 class EngineError(GraftError):
-    """An engine that adapters are served with is unknown, or its version is none."""
+    """A serving engine is unknown, or its version is not valid."""
 
     code = "engine"
 
 
 class DataError(GraftError):
-    """Training data cannot be read, or is not what the trainer takes."""
+    """Training data cannot be read, or has another form than the trainer needs."""
 
     code = "data"
 
 
 class TrainingError(GraftError):
-    """A run cannot start, or was stopped because going on would waste it."""
+    """A run cannot start, or was stopped because continuing would be useless."""
 
     code = "training"
 

@@ -49,14 +49,14 @@ def _replace_file(target: Path, text: str, mode: int) -> None:
 
 
 @contextmanager
-def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
+def atomic_folder(path: Path | str, *, marker: str) -> Iterator[Path]:
     """Yield a new folder beside ``path``, which is renamed to ``path`` when the block ends without an error.
 
     After an exception (also Ctrl-C) the new folder is removed, and ``path`` is unchanged.
 
     Args:
-        path: the folder to write. An existing folder is replaced only if it is empty or contains ``ours``.
-        ours: the name of a file that marks folders written for this purpose.
+        path: the folder to write. An existing folder is replaced only if it is empty or contains ``marker``.
+        marker: the name of a file that marks folders written for this purpose.
 
     Raises:
         OutputError: before the block runs: ``output-not-writable``, ``output-is-a-file`` or ``output-not-empty``
@@ -65,7 +65,7 @@ def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
     import shutil
 
     target = Path(path).resolve()
-    check_replaceable(target, ours)
+    check_replaceable(target, marker)
     with as_output_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         refuse_read_only(target)
@@ -79,12 +79,12 @@ def folder_when_whole(path: Path | str, *, ours: str) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def check_replaceable(target: Path, ours: str) -> None:
+def check_replaceable(target: Path, marker: str) -> None:
     """Check that writing a folder replaces no other files than an earlier result.
 
     Args:
-        target: the folder to write. An existing folder may be replaced if it is empty or contains ``ours``.
-        ours: the name of a file that marks folders written for this purpose.
+        target: the folder to write. An existing folder may be replaced if it is empty or contains ``marker``.
+        marker: the name of a file that marks folders written for this purpose.
 
     Raises:
         OutputError: ``output-is-a-file``, ``output-not-empty``, ``output-not-writable`` (it cannot be listed).
@@ -98,12 +98,12 @@ def check_replaceable(target: Path, ours: str) -> None:
             code="output-is-a-file",
         )
     with as_output_error(target):
-        foreign = target.is_dir() and any(target.iterdir()) and not (target / ours).is_file()
+        foreign = target.is_dir() and any(target.iterdir()) and not (target / marker).is_file()
     if foreign:
         raise OutputError(
             "the output folder contains files that are not from an earlier run",
             where=str(target),
-            why=f"it has no {ours}, and replacing it would lose what is there",
+            why=f"it has no {marker}, and replacing it would lose what is there",
             help="name a new folder, or empty this one",
             code="output-not-empty",
         )
@@ -127,6 +127,11 @@ def _swap(beside: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def overlap(one: Path, other: Path) -> bool:
+    """Check whether two resolved paths are the same, or one lies inside the other."""
+    return one == other or one in other.parents or other in one.parents
 
 
 def refuse_read_only(target: Path) -> None:

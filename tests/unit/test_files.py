@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from graftkit.errors import OutputError
-from graftkit.files import folder_when_whole, write_text
+from graftkit.files import atomic_folder, write_text
 
 
 def test_text_is_written(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_target_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> Non
 
 def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with folder_when_whole(target, ours="mark") as folder:
+    with atomic_folder(target, marker="mark") as folder:
         (folder / "mark").write_text("1")
         assert not target.exists()
     assert (target / "mark").read_text() == "1"
@@ -50,7 +50,7 @@ def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
 def test_an_earlier_folder_of_ours_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "out"
     for text in ("first", "second"):
-        with folder_when_whole(target, ours="mark") as folder:
+        with atomic_folder(target, marker="mark") as folder:
             (folder / "mark").write_text(text)
     assert (target / "mark").read_text() == "second"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -59,9 +59,9 @@ def test_an_earlier_folder_of_ours_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_interrupted_folder_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "out"
-    with folder_when_whole(target, ours="mark") as folder:
+    with atomic_folder(target, marker="mark") as folder:
         (folder / "mark").write_text("first")
-    with pytest.raises(error), folder_when_whole(target, ours="mark") as folder:
+    with pytest.raises(error), atomic_folder(target, marker="mark") as folder:
         (folder / "half").write_text("")
         raise error
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -70,7 +70,7 @@ def test_an_interrupted_folder_leaves_nothing(tmp_path: Path, error: type[BaseEx
 
 def test_somebody_else_s_folder_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(OutputError) as caught, folder_when_whole(tmp_path, ours="mark"):
+    with pytest.raises(OutputError) as caught, atomic_folder(tmp_path, marker="mark"):
         pass
     assert caught.value.code == "output-not-empty"
     assert (tmp_path / "thesis.txt").read_text() == "years"
@@ -78,7 +78,7 @@ def test_somebody_else_s_folder_is_never_replaced(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(OutputError) as caught, folder_when_whole(tmp_path / "out", ours="mark"):
+    with pytest.raises(OutputError) as caught, atomic_folder(tmp_path / "out", marker="mark"):
         pass
     assert caught.value.code == "output-is-a-file"
 
@@ -86,7 +86,7 @@ def test_a_file_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_read_only_place_is_refused_before_any_work(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
-        with pytest.raises(OutputError) as caught, folder_when_whole(tmp_path / "out", ours="mark"):
+        with pytest.raises(OutputError) as caught, atomic_folder(tmp_path / "out", marker="mark"):
             pytest.fail("the block must not run")
     finally:
         tmp_path.chmod(0o755)
@@ -96,8 +96,8 @@ def test_a_read_only_place_is_refused_before_any_work(tmp_path: Path) -> None:
 _SLOW_WRITER = """
 import sys, time
 from pathlib import Path
-from graftkit.files import folder_when_whole
-with folder_when_whole(Path(sys.argv[1]), ours="mark") as folder:
+from graftkit.files import atomic_folder
+with atomic_folder(Path(sys.argv[1]), marker="mark") as folder:
     (folder / "half").write_text("")
     print("started", flush=True)
     time.sleep(60)
@@ -158,7 +158,7 @@ def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch:
         real(source, destination)
 
     monkeypatch.setattr(os, "replace", fails_once)
-    with pytest.raises(OutputError), folder_when_whole(target, ours="mark") as folder:
+    with pytest.raises(OutputError), atomic_folder(target, marker="mark") as folder:
         (folder / "mark").write_text("second")
     assert failed
     assert (target / "mark").read_text() == "first"

@@ -19,7 +19,7 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
 
-# A configuration that lists every module of a very large model by its full path takes some hundred kilobytes.
+# A configuration that lists every module of a very large model by its full path has a few hundred kilobytes.
 _MAX_CONFIG_BYTES = 10_000_000
 
 
@@ -84,13 +84,13 @@ def read_adapter(folder: str | Path) -> AdapterFile:
         raise AdapterError(
             "no such adapter folder",
             where=str(folder),
-            help=f"name the folder that holds {CONFIG_NAME}",
+            help=f"name the folder that contains {CONFIG_NAME}",
             code="adapter-not-found",
         )
     file = _read_folder(path)
     if not file.tensors:
         raise AdapterError(
-            "the adapter's weights file holds no tensors",
+            "the adapter's weights file contains no tensors",
             where=str(file.weights_path),
             help="save the adapter again, with the parameters gathered on one process",
             code="adapter-weights",
@@ -179,7 +179,7 @@ def _bad_config(path: Path | str, why: str) -> AdapterError:
         f"no usable {CONFIG_NAME}",
         where=str(path),
         why=why,
-        help="point at a folder that save_pretrained() of a PEFT model has written",
+        help="name a folder that a PEFT model's save_pretrained() wrote",
         code="adapter-config",
     )
 
@@ -194,8 +194,8 @@ def _checked_weights(folder: Path) -> Path:
             "the adapter's weights are a pickle, which can run code when it is loaded",
             where=str(folder / pickle),
             why=f"there is no {WEIGHTS_NAME} beside it",
-            help="where you trust its source, load it with PEFT in a sandbox and call save_pretrained(): "
-            "that writes safetensors",
+            help="if you trust its source, load it with PEFT in a sandbox and call save_pretrained(), "
+            "which writes safetensors",
             code="adapter-pickle",
         )
     raise AdapterError(

@@ -24,7 +24,7 @@ from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, read_
 from graftkit.adapters.placement import TensorPlacement, place_tensors
 from graftkit.attaching.redirect import ModelPaths, renamed, retargeted
 from graftkit.errors import AdapterError
-from graftkit.files import folder_when_whole, write_text
+from graftkit.files import atomic_folder, overlap, write_text
 from graftkit.planning.matching import value_at
 from graftkit.surveying.checkpoint.safetensors_header import header_bytes
 from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap
@@ -143,8 +143,8 @@ def migrate(adapter: str | Path | AdapterFile, base: Any, out: str | Path | None
 
 
 def _check_apart(folder: Path, out: Path) -> Path:
-    source, target = folder.resolve(), out.expanduser().resolve()
-    if source == target or source in target.parents or target in source.parents:
+    target = out.expanduser().resolve()
+    if overlap(folder.resolve(), target):
         raise AdapterError(
             "an adapter cannot be migrated in place",
             where=str(out),
@@ -252,7 +252,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write(file: AdapterFile, result: Migration, target: Path) -> None:
-    with folder_when_whole(target, ours=RECORD_NAME) as beside:
+    with atomic_folder(target, marker=RECORD_NAME) as beside:
         for companion in _companions(file.folder):
             shutil.copyfile(companion, beside / companion.name)
         write_text(beside / CONFIG_NAME, json.dumps(dict(result.config), indent=2, sort_keys=True) + "\n")
@@ -263,11 +263,11 @@ def _write(file: AdapterFile, result: Migration, target: Path) -> None:
 
 
 def _companions(folder: Path) -> list[Path]:
-    ours = {CONFIG_NAME, RECORD_NAME}
+    marker = {CONFIG_NAME, RECORD_NAME}
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and path.suffix in _COMPANIONS and path.name not in ours
+        if path.is_file() and path.suffix in _COMPANIONS and path.name not in marker
     )
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from graftkit.adapters.file import AdapterFile
 from graftkit.errors import AdapterError
-from graftkit.modeling.unwrapping import PEFT_PREFIX
+from graftkit.modeling.unwrapping import PEFT_PREFIX, without_base_layers
 from graftkit.surveying.checkpoint.safetensors_header import StoredTensor
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import and_more
@@ -125,7 +125,7 @@ class ModuleIndex:
             return self._beside_the_adapter(name, parts)
         holder, tensor = parts[:at], parts[at:]
         # PEFT nests one layer per adapted parameter of a module, and calls the inner ones base_layer.
-        core = ".".join(part for part in holder if part != "base_layer")
+        core = without_base_layers(".".join(holder))
         if core in self.parameter_holders and core not in self.sites:
             return TensorPlacement(name, name)
         return self._on_site(name, core, tensor, stored)
@@ -149,9 +149,9 @@ class ModuleIndex:
     def _site(self, core: str) -> tuple[Site | None, str]:
         site = self.sites.get(core)
         if site is not None:
-            return site, f"the base holds this linear inside {site.wrapper.cls}" if site.wrapper else ""
+            return site, f"in the base, this linear is inside {site.wrapper.cls}" if site.wrapper else ""
         if core in self.modules:
-            return None, f"{core} has no weight that an adapter could go on"
+            return None, f"{core} has no weight that can be adapted"
         # A module that the training tool inserted: one more component than the base has.
         outer = core.rpartition(".")[0]
         site = self.sites.get(outer)
@@ -186,7 +186,7 @@ def _collisions(placements: Iterable[TensorPlacement]) -> dict[str, str]:
     for placement in placements:
         by_name[placement.new_name].append(placement.name)
     return {
-        n: f"it is one of {len(names)} for the same place"
+        n: f"it is one of {len(names)} tensors for the same module"
         for names in by_name.values()
         if len(names) > 1
         for n in names

@@ -22,7 +22,7 @@ from graftkit.demo.proof import prove
 from graftkit.demo.results import DemoResult, TrainedAdapter
 from graftkit.demo.training import one_thread, train_adapter, write_recipe
 from graftkit.errors import GraftError, MissingDependencyError
-from graftkit.files import folder_when_whole, write_text
+from graftkit.files import atomic_folder, write_text
 from graftkit.findings import Report
 from graftkit.report.data import Sample
 from graftkit.report.html import write_report
@@ -62,7 +62,7 @@ def run_demo(out: Path, *, show: Callable[[str], None] = lambda _: None) -> Demo
     _check_dependencies()
     started = time.monotonic()
     with (
-        folder_when_whole(out, ours=_RESULT_FILE) as folder,
+        atomic_folder(out, marker=_RESULT_FILE) as folder,
         tempfile.TemporaryDirectory(prefix="graftkit-demo-") as scratch,
         chdir(folder),
         one_thread(),

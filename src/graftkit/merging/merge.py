@@ -15,7 +15,7 @@ from typing import Any
 from graftkit._version import __version__
 from graftkit.adapters.file import AdapterFile, read_adapter
 from graftkit.errors import MergeError, reraise_as
-from graftkit.files import check_replaceable, write_text
+from graftkit.files import check_replaceable, overlap, write_text
 from graftkit.merging.checkpoint.base import read_base
 from graftkit.merging.checkpoint.tied_weights import untied_config
 from graftkit.merging.errors import adapter_unreadable, base_unreadable
@@ -155,7 +155,7 @@ def _weights(adapter: Adapters) -> dict[Path, float]:
 
 def _check_apart(out: Path, inputs: list[Path]) -> None:
     for path in inputs:
-        if out == path or path in out.parents or out in path.parents:
+        if overlap(out, path):
             raise MergeError(
                 "the output overlaps with an input",
                 where=str(out),

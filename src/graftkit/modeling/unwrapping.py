@@ -36,6 +36,11 @@ def name_in_base(name: str) -> str:
     return name.replace(FSDP_WRAPPER, "").removeprefix(PEFT_PREFIX)
 
 
+def without_base_layers(path: str) -> str:
+    """Return a path without ``base_layer``, PEFT's name for a layer that an adapter layer wraps."""
+    return ".".join(part for part in path.split(".") if part != "base_layer")
+
+
 def base_layer_of(module: Any) -> Any:
     """Return the layer under PEFT's adapter layers; any other module as it is."""
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module

@@ -11,7 +11,7 @@ from typing import Any
 from graftkit.adapters.file import AdapterFile
 from graftkit.checks.peft_config.schema import declared
 from graftkit.checks.peft_config.validate import config_problems
-from graftkit.modeling.unwrapping import PEFT_PREFIX
+from graftkit.modeling.unwrapping import PEFT_PREFIX, without_base_layers
 from graftkit.planning.matching import suffixes, target_matcher, value_at
 
 _CHUNK = 1 << 22
@@ -65,8 +65,7 @@ class SavedAdapter:
         core, found, _ = name.removeprefix(PEFT_PREFIX).partition(f".{self.prefix}")
         if not found or core.startswith(self.prefix):
             return None
-        nested = "base_layer" in core
-        return ".".join(part for part in core.split(".") if part != "base_layer") if nested else core
+        return without_base_layers(core)
 
     @cached_property
     def parameters(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ from graftkit.errors import MergeError
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import BiasDelta, Change, LowRank, PeftLayer, SavedRows, SavedWeight
 from graftkit.merging.unsupported import rebuilds_base, refuse
-from graftkit.modeling.unwrapping import PEFT_PREFIX
+from graftkit.modeling.unwrapping import PEFT_PREFIX, without_base_layers
 from graftkit.planning.matching import ends_with, target_matcher
 from graftkit.text import some
 
@@ -191,8 +191,7 @@ def _lora(
 
 def core_path(name: str) -> str:
     """Return the path in the base of a module that PEFT has wrapped."""
-    parts = name.removeprefix(PEFT_PREFIX).split(".")
-    return ".".join(part for part in parts if part != "base_layer")
+    return without_base_layers(name.removeprefix(PEFT_PREFIX))
 
 
 def _is_plain(layer: Any) -> bool:

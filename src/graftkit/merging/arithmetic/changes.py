@@ -164,18 +164,22 @@ class LowRank(BlockChange):
 
 
 @dataclass(frozen=True, slots=True)
-class BiasDelta(BlockChange):
+class _OneTensor(BlockChange):
+    tensor: str
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return (self.tensor,)
+
+
+@dataclass(frozen=True, slots=True)
+class BiasDelta(_OneTensor):
     """``W + scale * tensor``, of a vector: the bias of ``lora_B``.
 
     Source: ``peft.tuners.lora.layer.Linear.merge``.
     """
 
-    tensor: str
     scale: float
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        return (self.tensor,)
 
     @property
     def needs_base(self) -> bool:
@@ -186,22 +190,17 @@ class BiasDelta(BlockChange):
 
 
 @dataclass(frozen=True, slots=True)
-class SavedWeight(BlockChange):
+class SavedWeight(_OneTensor):
     """The whole parameter was trained and saved (``modules_to_save``, biases): it replaces W."""
 
-    tensor: str
     replaces: ClassVar[bool] = True
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        return (self.tensor,)
 
     def term(self, tensors: AdapterTensors, target: Target, weight: float) -> Term:
         return SavedWeightTerm(self.tensor, tensors, target.stacked, target.blocks, weight)
 
 
 @dataclass(frozen=True, slots=True)
-class SavedRows(BlockChange):
+class SavedRows(_OneTensor):
     """Some rows were trained and saved: they replace those of W.
 
     Source: ``peft.tuners.trainable_tokens.layer.TrainableTokensLayer.merge``.
@@ -211,14 +210,9 @@ class SavedRows(BlockChange):
         at: their indices in W, in the tensor's order.
     """
 
-    tensor: str
     at: tuple[int, ...]
     replaces: ClassVar[bool] = True
     by_rows: ClassVar[bool] = True
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        return (self.tensor,)
 
     @property
     def takes_any_blocks(self) -> bool:
