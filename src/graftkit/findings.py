@@ -133,6 +133,10 @@ class Report:
         return ", ".join(counted) or "no rule was run"
 
     @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.severity is Severity.ERROR)
+
+    @property
     def proven(self) -> bool:
         """Whether every check ran and passed: no error, no warning and nothing unknown."""
         return all(f.severity in {Severity.OK, Severity.INFO} for f in self.findings)

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import TrainerCallback
 
+from graftkit.demo.training import train_adapter
 from graftkit.recipes.recipe import read_recipe
 from graftkit.training.result import TrainingResult
-from graftkit.training.run import train
 
 _STOCK = """
 import json, sys
@@ -70,20 +69,9 @@ class Stock:
         return self.effect > 0 and max(self.off, self.off_merged) < 1e-4 * self.effect
 
 
-class Kept(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Keeps the model of a run, which goes to nobody else."""
-
-    model: Any = None
-
-    def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
-        self.model = model
-
-
 def run(recipe: Path, *changes: str) -> tuple[TrainingResult, Any]:
-    """What training did, and the model that it trained, in eval mode."""
-    kept = Kept()
-    result = train(read_recipe(recipe, changes), callbacks=[kept])
-    return result, kept.model.eval()
+    """Train as the recipe says; return what was done and the trained model, in eval mode."""
+    return train_adapter(read_recipe(recipe, changes))
 
 
 def reloaded(model: Any, base: Path, adapter: Path, batch: Mapping[str, torch.Tensor]) -> Stock:

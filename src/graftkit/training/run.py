@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.attaching.attach import check_against_plan
 from graftkit.checks.check import check
 from graftkit.errors import TrainingError
-from graftkit.findings import Report, Severity
+from graftkit.findings import Report
 from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.training.arguments import trainer_arguments
@@ -178,8 +178,8 @@ def _make_trainer(inputs: TrainerInputs) -> Trainer:
 
 
 def _raise_first_error(result: TrainingResult) -> None:
-    error = next((f for f in result.findings if f.severity is Severity.ERROR), None)
-    if error is not None:
+    if result.findings.errors:
+        error = result.findings.errors[0]
         raise TrainingError(
             f"the run ended with an error: {error.code} {error.title}",
             where=str(result.folder),

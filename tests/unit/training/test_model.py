@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from peft import LoraConfig
 from tests.training import gemma
 
 import graftkit as gk
-from graftkit.demo.processor import known_to_transformers
 from graftkit.errors import BuildError, PlanError, TrainingError
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.training.model import load_base
@@ -26,12 +24,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Gemma 4 in bfloat16, with tokenizer and processor."""
     folder = tmp_path_factory.mktemp("base")
     return gemma.save_base(folder, gemma.processor(), dtype=torch.bfloat16)
-
-
-@pytest.fixture
-def known() -> Iterator[None]:
-    with known_to_transformers(gemma.processor()):
-        yield
 
 
 def recipe(folder: Path, model: Path, **fields: Any) -> Recipe:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from graftkit.errors import TrainingError
-from graftkit.findings import Finding, Severity
+from graftkit.findings import Report
 from graftkit.text import some
 
 
@@ -20,9 +19,9 @@ def no_adapter(model: Any) -> TrainingError:
     )
 
 
-def failed_preflight(findings: Iterable[Finding]) -> TrainingError | None:
+def failed_preflight(report: Report) -> TrainingError | None:
     """Return the error for what the rules found before the first step, or None without an error among it."""
-    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    errors = report.errors
     if not errors:
         return None
     return TrainingError(
@@ -55,9 +54,9 @@ def nothing_trains(measured: int, step: int) -> TrainingError:
     )
 
 
-def wrong_checkpoint(findings: Iterable[Finding], folder: Path, last_good: Path | None) -> TrainingError | None:
+def wrong_checkpoint(report: Report, folder: Path, last_good: Path | None) -> TrainingError | None:
     """Return the error for a checkpoint that is not the adapter in memory, or None where it is."""
-    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    errors = report.errors
     if not errors:
         return None
     return TrainingError(

@@ -77,9 +77,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._settings = settings or CheckSettings()
         check_settings(self._settings)
         self._every = every
-        self._before: tuple[Finding, ...] = ()
+        self._before = Report(())
         self._during: dict[str, Finding] = {}
-        self._saved: tuple[Finding, ...] = ()
+        self._saved = Report(())
         self._monitor: StepMonitor | None = None
         self._learns = True
         self._last_good: Path | None = None
@@ -111,7 +111,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             raise no_adapter(given.get("model"))
         if self._monitor is not None:  # an earlier run may have ended within a step
             self._monitor.stop()
-        self._before, self._during, self._saved, self._last_save = (), {}, (), None
+        self._before, self._during, self._saved, self._last_save = Report(()), {}, Report(()), None
         self._last_good = last_complete_checkpoint(Path(args.output_dir)) if state.global_step else None
         check_on_first_process(lambda: self._check_before(model, args, given))
         self._monitor = StepMonitor(model, hooks=not args.torch_compile)
@@ -200,7 +200,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             settings=self._settings,
             processor=given.get("processing_class"),
             loader=given.get("train_dataloader"),
-        ).findings
+        )
         log_findings(self._before)
         return failed_preflight(self._before)
 
@@ -209,7 +209,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
         def compare() -> GraftError | None:
             known = {(finding.code, finding.message) for finding in self._saved}
-            self._saved = check_checkpoint(folder, model, self._settings).findings
+            self._saved = check_checkpoint(folder, model, self._settings)
             log_findings(finding for finding in self._saved if (finding.code, finding.message) not in known)
             return wrong_checkpoint(self._saved, folder, self._last_good)
 

@@ -30,7 +30,7 @@ def check_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def template_for(processor: Any, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return a template with generation marks to train on these rows, which it renders as the processor's own does.
+    """Return a template with generation marks that renders these rows as the processor's own does.
 
     Raises:
         TrainingError: ``no-chat-template``: there is no template, or none with marks.

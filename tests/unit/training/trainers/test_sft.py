@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.training import gemma
 
-from graftkit.demo.processor import known_to_transformers
 from graftkit.errors import TrainingError
 from graftkit.recipes.recipe import read_recipe
 from graftkit.training.arguments import trainer_arguments
@@ -33,12 +31,6 @@ CPU = {"use_cpu": True, "bf16": False, "save_strategy": "no", "activation_checkp
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return gemma.save_base(tmp_path_factory.mktemp("base"), gemma.processor(gemma.template()))
-
-
-@pytest.fixture
-def known() -> Iterator[None]:
-    with known_to_transformers(gemma.processor()):
-        yield
 
 
 def trainer_for(folder: Path, model: Path, rows: list[dict[str, Any]], **args: Any) -> Any:
