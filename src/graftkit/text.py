@@ -94,7 +94,7 @@ def first_line(error: BaseException | None) -> str:
     return str(error).strip().partition("\n")[0].rstrip()
 
 
-def named(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return an error's class and first line, "ValueError: no such thing", or its class alone."""
     said = first_line(error)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

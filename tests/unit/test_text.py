@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graftkit.text import count, first_line, named, printable, quoted, size, some, suggest
+from graftkit.text import count, describe, first_line, printable, quoted, size, some, suggest
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from graftkit.text import count, first_line, named, printable, quoted, size, som
     ],
 )
 def test_an_error_in_one_line(error: Exception, line: str, full: str) -> None:
-    assert (first_line(error), named(error)) == (line, full)
+    assert (first_line(error), describe(error)) == (line, full)
 
 
 @pytest.mark.parametrize(

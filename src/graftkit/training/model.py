@@ -15,7 +15,7 @@ from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.load_model import load_model
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.surveying.survey import survey
-from graftkit.text import named
+from graftkit.text import describe
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -93,7 +93,7 @@ def _processor(name: str, modalities: tuple[str, ...], trust_remote_code: bool) 
         with quiet_transformers():
             found = loader.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # each kind of file has its own
-        raise _no_processor(name, text, named(error)) from error
+        raise _no_processor(name, text, describe(error)) from error
     # If a processor's own class cannot be loaded, AutoProcessor returns a part of it.
     if not isinstance(found, kind):
         raise _no_processor(name, text, f"a {type(found).__name__} was loaded instead")

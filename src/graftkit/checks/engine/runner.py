@@ -14,7 +14,7 @@ from graftkit.errors import RecipeError
 from graftkit.findings import Finding, Report, Severity
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
-from graftkit.text import named, printable
+from graftkit.text import describe, printable
 
 _log = logging.getLogger(__name__)
 _SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO)
@@ -77,7 +77,7 @@ def _placed(finding: Finding, seen: Observation, context: CheckContext) -> Findi
 
 def _crashed(error: Exception) -> Observation:
     return unknown(
-        f"the check could not finish: {named(error)}",
+        f"the check could not finish: {describe(error)}",
         help="GRAFT_DEBUG=1 shows where it stopped",
         error=type(error).__name__,
     )

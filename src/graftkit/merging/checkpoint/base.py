@@ -17,7 +17,7 @@ from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.ties import tied_names
-from graftkit.text import named
+from graftkit.text import describe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -116,7 +116,7 @@ def _fetched(repo_id: str, revision: str | None) -> Path:
         raise SourceError(
             "the base's weights are not on this machine",
             where=repo_id,
-            why=named(error),
+            why=describe(error),
             help=f"fetch them with `hf download {repo_id}`, or name a folder",
             code="weights-not-local",
         ) from error

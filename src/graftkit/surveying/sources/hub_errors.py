@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graftkit.errors import SourceError
-from graftkit.text import named
+from graftkit.text import describe
 
 
 def source_error(error: Exception, repo_id: str, filename: str, revision: str | None) -> SourceError:
@@ -11,7 +11,7 @@ def source_error(error: Exception, repo_id: str, filename: str, revision: str | 
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) or not isinstance(error, errors.HfHubHTTPError):
-        return offline(repo_id, filename, revision, named(error))
+        return offline(repo_id, filename, revision, describe(error))
     if isinstance(error, errors.RevisionNotFoundError):
         return _no_revision(repo_id, revision)
     if isinstance(error, errors.EntryNotFoundError):
@@ -28,7 +28,7 @@ def source_error(error: Exception, repo_id: str, filename: str, revision: str | 
     return SourceError(
         "the hub refused the request",
         where=repo_id,
-        why=named(error),
+        why=describe(error),
         help="try again later, or pass a directory",
         code="hub-error",
     )

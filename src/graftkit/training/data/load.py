@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import Recipe
-from graftkit.text import named
+from graftkit.text import describe
 from graftkit.training.data.audio_columns import resolve_audio_files
 from graftkit.training.data.audio_folder import find_metadata, rename_file_columns, split_name
 from graftkit.training.data.message_parts import keep_json_texts
@@ -114,7 +114,7 @@ def _unreadable(path: str, error: Exception) -> DataError:
     return DataError(
         "the data cannot be read",
         where=path,
-        why=named(cause),
+        why=describe(cause),
         help="name a local file or folder, or a dataset that the cache holds; a split must exist",
         code="data-unreadable",
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import GraftError, TrainingError
-from graftkit.text import named
+from graftkit.text import describe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,4 +57,4 @@ def _caught(check: Callable[[], GraftError | None]) -> GraftError | None:
     except GraftError as error:
         return error
     except Exception as error:
-        return TrainingError("the guard could not finish", why=named(error), code="guard")
+        return TrainingError("the guard could not finish", why=describe(error), code="guard")

@@ -27,7 +27,7 @@ from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.local import local_folder
 from graftkit.surveying.survey import survey
 from graftkit.surveying.towers import MODALITY_OF_INPUT
-from graftkit.text import named
+from graftkit.text import describe
 from graftkit.training.guard.sample_batch import real_batch
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _batch(model: PeftModel, args: TrainingArguments, loader: Any, processor: An
     try:
         return real_batch(loader, model, processor, rows=rows)
     except Exception as error:  # the user's collator and data may raise anything
-        _log.warning("no batch for the checks could be made: %s", named(error))
+        _log.warning("no batch for the checks could be made: %s", describe(error))
         return None
 
 

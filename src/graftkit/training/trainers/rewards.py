@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import DataError
-from graftkit.text import named, suggest
+from graftkit.text import describe, suggest
 
 Reward = Callable[..., list[float]]
 # A hyphen after a digit or a letter is not a sign; commas separate thousands.
@@ -65,7 +65,7 @@ def _imported(name: str, home: Path) -> Reward:
     try:
         found: Reward = getattr(importlib.import_module(module), function)
     except Exception as error:  # the user's module may raise anything
-        raise _not_imported(name, named(error)) from error
+        raise _not_imported(name, describe(error)) from error
     finally:
         sys.path.remove(str(home))
     if not callable(found):
