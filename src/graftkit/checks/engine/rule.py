@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,11 +95,11 @@ class Rule:
         severity: severity of a finding when it is not.
         needs: names of the `Inputs` it cannot do without; a missing one makes the rule "unknown".
         help: the usual next step.
-        doc: the file's docstring, Markdown with the sections "Why it matters", "Example", "How safe that is" and
-            "Sources".
         since: the first version of graftkit with the rule.
         settings: name -> limit that ``[tool.graftkit.rules.CODE]`` and recipes may change.
         source: where its findings come from.
+        doc: Markdown with the sections "Why it matters", "Example", "How safe that is" and "Sources"; None for the
+            docstring of the file that defines the check.
     """
 
     code: str
@@ -107,15 +108,16 @@ class Rule:
     needs: tuple[str, ...]
     check: Callable[[CheckContext], Observation]
     help: str
-    doc: str | None
     since: str
     settings: Mapping[str, Setting] = field(default_factory=dict)
     source: Source = Source.PROBE
+    doc: str | None = None
 
     @cached_property
     def _sections(self) -> Mapping[str, str]:
         """Heading -> text, without line breaks in paragraphs and list items."""
-        parts = re.split(r"^## (.+)$", inspect.cleandoc(self.doc or ""), flags=re.MULTILINE)
+        doc = self.doc or sys.modules[self.check.__module__].__doc__ or ""
+        parts = re.split(r"^## (.+)$", inspect.cleandoc(doc), flags=re.MULTILINE)
         return {
             heading: re.sub(r"\n(?!\n|- )(?<!\n\n)\s*", " ", text.strip())
             for heading, text in zip(parts[1::2], parts[2::2], strict=True)

@@ -124,6 +124,5 @@ RULE = Rule(
     needs=("adapter",),
     check=_check,
     help="restore the adapter_config.json that was saved with these tensors",
-    doc=__doc__,
     since="0.1.0",
 )

@@ -121,7 +121,6 @@ RULE = Rule(
     needs=("adapter",),
     check=_check,
     help=_COMPARE,
-    doc=__doc__,
     since="0.1.0",
     source=Source.FILE,
 )

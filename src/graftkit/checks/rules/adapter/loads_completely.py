@@ -76,6 +76,5 @@ RULE = Rule(
     needs=("adapter", "base"),
     check=_check,
     help="give the base that the adapter was trained on; `gk.migrate` rewrites wrapped names as PEFT loads them",
-    doc=__doc__,
     since="0.1.0",
 )

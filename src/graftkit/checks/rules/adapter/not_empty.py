@@ -52,6 +52,5 @@ RULE = Rule(
         "`stage3_gather_16bit_weights_on_model_save`), or train with ZeRO-2; the optimizer's checkpoint still "
         "holds the weights (`zero_to_fp32.py`)"
     ),
-    doc=__doc__,
     since="0.1.0",
 )

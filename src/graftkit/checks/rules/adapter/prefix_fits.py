@@ -83,6 +83,5 @@ RULE = Rule(
     needs=("adapter", "base"),
     check=_check,
     help="re-key the tensors, or load the class that the adapter was trained on",
-    doc=__doc__,
     since="0.1.0",
 )

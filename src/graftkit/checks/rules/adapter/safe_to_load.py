@@ -79,6 +79,5 @@ RULE = Rule(
     needs=("folder",),
     check=_check,
     help="download the files again from a source you trust, as safetensors",
-    doc=__doc__,
     since="0.1.0",
 )

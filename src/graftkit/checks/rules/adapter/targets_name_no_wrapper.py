@@ -57,6 +57,5 @@ RULE = Rule(
     needs=("adapter", "base"),
     check=_check,
     help="gk.migrate(adapter, base, out) rewrites the targets to the linears inside",
-    doc=__doc__,
     since="0.1.0",
 )

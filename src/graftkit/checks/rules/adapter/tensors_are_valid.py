@@ -94,6 +94,5 @@ RULE = Rule(
     needs=("adapter",),
     check=_check,
     help="take an earlier checkpoint, and train with a smaller learning rate or in bfloat16",
-    doc=__doc__,
     since="0.1.0",
 )

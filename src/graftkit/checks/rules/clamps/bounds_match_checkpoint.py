@@ -141,7 +141,6 @@ RULE = Rule(
     needs=("model", "checkpoint"),
     check=_check,
     help="load the model with from_pretrained from a checkpoint that has its bounds",
-    doc=__doc__,
     since="0.1.0",
     settings={
         "rounding": Setting(2.0**-8, "largest relative difference that counts as rounding, as bfloat16's"),

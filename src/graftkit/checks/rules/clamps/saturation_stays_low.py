@@ -95,7 +95,6 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     help="train again with a lower learning rate, rank or alpha for this tower, or leave it out of the scope",
-    doc=__doc__,
     since="0.1.0",
     settings={
         "increase": Setting(0.05, "largest accepted growth of the clamped share of one linear's activations"),

@@ -209,6 +209,5 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     help="feed that tower in the batch or leave it out of the scope; use non-re-entrant checkpointing",
-    doc=__doc__,
     since="0.1.0",
 )

@@ -52,6 +52,5 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     help="use init_lora_weights=True, and look for a wrapper that the adapter bypasses",
-    doc=__doc__,
     since="0.1.0",
 )

@@ -73,6 +73,5 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     help="attach to the linear inside the wrapper, then merge again",
-    doc=__doc__,
     since="0.1.0",
 )

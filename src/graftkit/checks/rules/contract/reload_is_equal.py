@@ -127,6 +127,5 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     help="compare the file's keys with the model's: a prefix or the name of a wrapper may differ",
-    doc=__doc__,
     since="0.1.0",
 )

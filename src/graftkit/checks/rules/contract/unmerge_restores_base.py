@@ -118,6 +118,5 @@ RULE = Rule(
     needs=("model",),
     check=_check,
     help="reload the base instead of unmerging, or keep adapters unmerged",
-    doc=__doc__,
     since="0.1.0",
 )

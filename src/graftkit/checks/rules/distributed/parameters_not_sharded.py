@@ -72,7 +72,6 @@ RULE = Rule(
     needs=("peft_config", "training"),
     check=_check,
     help="make the blocks with the experts leaf modules of ZeRO-3, or use ZeRO-2",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

@@ -76,7 +76,6 @@ RULE = Rule(
     needs=("config", "environment"),
     check=_check,
     help="pip install --upgrade transformers",
-    doc=__doc__,
     since="0.1.0",
     source=Source.VERSIONS,
 )

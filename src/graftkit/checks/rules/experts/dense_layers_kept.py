@@ -57,7 +57,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="name the weights of those linears in target_parameters, beside the experts",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

@@ -69,7 +69,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="name both",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

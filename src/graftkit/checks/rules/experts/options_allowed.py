@@ -57,7 +57,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="drop the option, or leave the experts out of the targets",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

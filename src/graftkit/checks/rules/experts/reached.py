@@ -78,7 +78,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="add the experts to target_parameters; a plan with `targets: [all-linear, experts]` writes them",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

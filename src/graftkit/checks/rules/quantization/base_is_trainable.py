@@ -77,7 +77,6 @@ RULE = Rule(
     needs=("config",),
     check=_check,
     help="load it with dequantize=True, or use the release that is not quantized",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

@@ -61,7 +61,6 @@ RULE = Rule(
     needs=("base", "training"),
     check=_check,
     help="plan for the actual size",
-    doc=__doc__,
     since="0.1.0",
     settings={"share": Setting(0.1, "the largest share of the base that experts may keep in 16 bit, 0 to 1")},
     source=Source.INTROSPECTION,

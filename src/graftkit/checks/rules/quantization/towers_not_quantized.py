@@ -120,7 +120,6 @@ RULE = Rule(
     needs=("base", "training"),
     check=_check,
     help="name the towers in llm_int8_skip_modules, and the output embeddings, which your own list has to repeat",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

@@ -53,7 +53,6 @@ RULE = Rule(
     needs=("base", "training"),
     check=_check,
     help="leave out prepare_model_for_kbit_training and freeze the base yourself, or cast only the norms",
-    doc=__doc__,
     since="0.1.0",
     settings={
         "share": Setting(0.25, "the largest growth of the loaded base that is passed over, as a share of it")

@@ -52,7 +52,6 @@ RULE = Rule(
     needs=("base", "checkpoint"),
     check=_check,
     help="copy these tensors unchanged from the base's files, or merge with graft merge",
-    doc=__doc__,
     since="0.1.0",
     source=Source.FILE,
 )

@@ -43,7 +43,6 @@ RULE = Rule(
     needs=("merge",),
     check=_check,
     help="merge again: graft merge BASE ADAPTER OUT",
-    doc=__doc__,
     since="0.1.0",
     source=Source.FILE,
 )

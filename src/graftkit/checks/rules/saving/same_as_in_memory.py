@@ -173,6 +173,5 @@ RULE = Rule(
     needs=("adapter", "model"),
     check=_check,
     help="save with model.save_pretrained(folder) on the model itself, its parameters gathered on one process",
-    doc=__doc__,
     since="0.1.0",
 )

@@ -56,7 +56,6 @@ RULE = Rule(
     needs=("base", "training"),
     check=_check,
     help="merge onto the base in 16 bits, and compare the merged model's logits with the adapter's",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

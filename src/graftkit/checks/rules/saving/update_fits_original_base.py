@@ -68,6 +68,5 @@ RULE = Rule(
     needs=("adapter",),
     check=_check,
     help=_CONVERT,
-    doc=__doc__,
     since="0.1.0",
 )

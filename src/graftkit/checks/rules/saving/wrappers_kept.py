@@ -81,7 +81,6 @@ RULE = Rule(
     needs=("base",),
     check=_check,
     help="put the wrappers back before saving; `gk.unwrap` does that for every state dict",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

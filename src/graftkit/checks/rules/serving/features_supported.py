@@ -66,7 +66,6 @@ RULE = Rule(
     needs=("adapter", "engine"),
     check=_check,
     help="merge the adapter into its base, or convert it to a plain LoRA",
-    doc=__doc__,
     since="0.1.0",
     source=Source.VERSIONS,
 )

@@ -49,7 +49,6 @@ RULE = Rule(
     needs=("adapter", "base", "engine"),
     check=_check,
     help="in a copy for this engine, write each k_proj pair a second time, as v_proj",
-    doc=__doc__,
     since="0.1.0",
     source=Source.VERSIONS,
 )

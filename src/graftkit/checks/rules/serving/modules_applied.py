@@ -44,7 +44,6 @@ RULE = Rule(
     needs=("adapter", "base", "engine"),
     check=_check,
     help="start the server with the option named, re-key the adapter, or merge it",
-    doc=__doc__,
     since="0.1.0",
     source=Source.VERSIONS,
 )

@@ -43,7 +43,6 @@ RULE = Rule(
     needs=("adapter", "base", "engine"),
     check=_check,
     help="write tensors of zeros for what is missing, leave out what has no place, or merge the adapter",
-    doc=__doc__,
     since="0.1.0",
     source=Source.VERSIONS,
 )

@@ -58,7 +58,6 @@ RULE = Rule(
     needs=("adapter", "engine"),
     check=_check,
     help="fold the scale into lora_B: multiply it by PEFT's scale, set lora_alpha to r, and drop the options",
-    doc=__doc__,
     since="0.1.0",
     source=Source.VERSIONS,
 )

@@ -70,7 +70,6 @@ RULE = Rule(
     needs=("recipe", "base"),
     check=_check,
     help="change the request as the message says; `graft plan MODEL` shows what a request means",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

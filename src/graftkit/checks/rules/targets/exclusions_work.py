@@ -93,7 +93,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help='write it as a regular expression, such as ".*vision_tower.*"',
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

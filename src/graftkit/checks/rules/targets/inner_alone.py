@@ -47,7 +47,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="match the linears alone",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

@@ -83,7 +83,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="name the linear inside the wrapper, or let `graft plan` write the targets",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

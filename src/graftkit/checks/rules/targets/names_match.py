@@ -125,7 +125,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="use this model's own names: `graft survey MODEL` lists them, `graft plan MODEL` translates others",
-    doc=__doc__,
     since="0.1.0",
     settings={"layers": Setting(0.5, "the least share of a tower's layers that must carry an adapter, 0 to 1")},
     source=Source.INTROSPECTION,

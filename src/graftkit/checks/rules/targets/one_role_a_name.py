@@ -75,7 +75,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="name the layer with its parent",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

@@ -76,7 +76,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="write the key as the end of the adapted layer's path",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

@@ -50,7 +50,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="leave the layer out of the targets, or adapt its weight through target_parameters",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

@@ -54,7 +54,6 @@ RULE = Rule(
         "train whole modules with modules_to_save, single tokens with trainable_token_indices,"
         " or untie the weights before training"
     ),
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

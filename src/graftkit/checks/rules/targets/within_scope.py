@@ -110,7 +110,6 @@ RULE = Rule(
     needs=("peft_config", "base"),
     check=_check,
     help="name the intended towers, in `target_modules` or as the scope of a plan",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

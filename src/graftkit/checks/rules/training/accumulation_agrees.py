@@ -163,7 +163,6 @@ RULE = Rule(
         "a larger per_device_train_batch_size with fewer gradient_accumulation_steps, or samples of like length "
         'in one step (train_sampling_strategy: "group_by_length")'
     ),
-    doc=__doc__,
     since="0.1.0",
     settings={
         "difference": Setting(0.02, "largest accepted change of one tensor's gradient, relative to its length"),

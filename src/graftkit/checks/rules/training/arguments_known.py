@@ -64,7 +64,6 @@ RULE = Rule(
     needs=("recipe",),
     check=_check,
     help="use the name in TRL's configuration class",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

@@ -104,6 +104,5 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     help="upgrade transformers",
-    doc=__doc__,
     since="0.1.0",
 )

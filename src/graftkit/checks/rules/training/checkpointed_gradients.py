@@ -148,7 +148,6 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     help='gradient_checkpointing_kwargs={"use_reentrant": False}',
-    doc=__doc__,
     since="0.1.0",
     settings={
         "difference": Setting(0.02, "largest accepted change of one tensor's gradient, relative to its length"),

@@ -119,6 +119,5 @@ RULE = Rule(
     needs=("processor",),
     check=_check,
     help="use a template that renders the field (chat_template_path)",
-    doc=__doc__,
     since="0.1.0",
 )

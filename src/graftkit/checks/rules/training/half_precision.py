@@ -64,7 +64,6 @@ RULE = Rule(
     needs=("config", "training"),
     check=_check,
     help="train in bfloat16, or in float32 on a device without it",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )

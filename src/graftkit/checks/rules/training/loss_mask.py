@@ -94,6 +94,5 @@ RULE = Rule(
         "use a template with {% generation %} around the assistant's turns (chat_template_path), "
         "or no assistant_only_loss"
     ),
-    doc=__doc__,
     since="0.1.0",
 )

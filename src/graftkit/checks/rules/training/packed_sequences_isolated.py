@@ -129,6 +129,5 @@ RULE = Rule(
     needs=("model",),
     check=_check,
     help="packing: false",
-    doc=__doc__,
     since="0.1.0",
 )

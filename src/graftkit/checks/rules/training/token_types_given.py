@@ -96,6 +96,5 @@ RULE = Rule(
     needs=("model", "batch"),
     check=_check,
     help="pass on what the processor returns; return_mm_token_type_ids=True adds the key",
-    doc=__doc__,
     since="0.1.0",
 )

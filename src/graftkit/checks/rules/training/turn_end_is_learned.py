@@ -122,6 +122,5 @@ RULE = Rule(
     needs=("processor",),
     check=_check,
     help="put the token inside {% generation %} … {% endgeneration %}, and after the last turn too",
-    doc=__doc__,
     since="0.1.0",
 )

@@ -87,7 +87,6 @@ RULE = Rule(
     needs=("peft_config", "base", "training"),
     check=_check,
     help="leave the tower out, or let DDP look for unused parameters, without re-entrant checkpointing",
-    doc=__doc__,
     since="0.1.0",
     source=Source.INTROSPECTION,
 )
