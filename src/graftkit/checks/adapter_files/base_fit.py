@@ -66,12 +66,7 @@ class BaseFit:
     def lost(self) -> Mapping[str, str]:
         """Tensor -> why stock PEFT leaves it out when it loads the adapter on this base."""
         planned = frozenset(self.planned) if self.saved.targets is not None else None
-        found = {}
-        for name in self.saved.file.tensors:
-            why = self._why_lost(name, planned)
-            if why:
-                found[name] = why
-        return found
+        return {name: why for name in self.saved.file.tensors if (why := self._why_lost(name, planned))}
 
     def _why_lost(self, name: str, planned: frozenset[str] | None) -> str:
         core = self.saved.module_of(name)

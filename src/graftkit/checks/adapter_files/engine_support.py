@@ -51,12 +51,6 @@ def require_lora(context: CheckContext) -> None:
         raise UndecidableError("the adapter has no tensors in the model's layers")
 
 
-def moving_initializer(config: Mapping[str, Any]) -> str | None:
-    """Return the initializer that changed the base before training, or None."""
-    given = config.get("init_lora_weights")
-    return given if moves_base(given) else None
-
-
 def features_of(saved: SavedAdapter, fit: BaseFit | None) -> dict[Feature, str]:
     """Return the features that an adapter asks of an engine, each with the field or tensor that shows it."""
     config = saved.file.config
@@ -66,18 +60,15 @@ def features_of(saved: SavedAdapter, fit: BaseFit | None) -> dict[Feature, str]:
         Feature.DORA: config.get("use_dora"),
         Feature.BIAS: config.get("bias") not in (None, "none") or config.get("lora_bias"),
         Feature.ALORA: config.get("alora_invocation_tokens"),
-        Feature.MOVED_BASE: moving_initializer(config),
+        Feature.MOVED_BASE: moves_base(config.get("init_lora_weights")),
         Feature.MODULES_TO_SAVE: config.get("modules_to_save"),
         Feature.TRAINABLE_TOKENS: config.get("trainable_token_indices"),
         Feature.VARIANT: any(config.get(name) for name in _VARIANTS),
     }
     found = {feature: feature.value for feature, given in by_field.items() if given}
-    found |= {f: name for f, part in _TENSORS.items() if (name := _tensor_with(saved, part)) is not None}
+    tensors = saved.file.tensors
+    found |= {f: name for f, part in _TENSORS.items() if (name := next((t for t in tensors if part in t), None))}
     return found | _head(saved, fit)
-
-
-def _tensor_with(saved: SavedAdapter, part: str) -> str | None:
-    return next((name for name in saved.file.tensors if part in name), None)
 
 
 def _head(saved: SavedAdapter, fit: BaseFit | None) -> dict[Feature, str]:
@@ -164,13 +155,14 @@ def judge_modules(context: CheckContext, features: Iterable[Feature], bad: Stanc
 def _refused(engine: Engine, facts: list[Fact], asked: _Asked) -> Observation:
     hard = [fact for fact in facts if fact.flag is None]
     first = (hard or facts)[0]
-    advice = "; ".join(dict.fromkeys(filter(None, (_advice(fact) for fact in facts))))
-    figures = _evidence(engine, facts)
-    message = _message(engine, facts, asked)
-    if hard:
-        return failed(message, where=asked[first.feature][0], help=advice, **figures)
-    # It depends on how the server is started, which is not known here.
-    return failed(message, where=asked[first.feature][0], help=advice, severity=Severity.WARNING, **figures)
+    return failed(
+        _message(engine, facts, asked),
+        where=asked[first.feature][0],
+        help="; ".join(dict.fromkeys(filter(None, (_advice(fact) for fact in facts)))),
+        # Where a flag enables it, it depends on how the server is started, which is not known here.
+        severity=None if hard else Severity.WARNING,
+        **_evidence(engine, facts),
+    )
 
 
 def _evidence(engine: Engine, facts: list[Fact]) -> dict[str, Any]:
@@ -221,7 +213,7 @@ def scales(saved: SavedAdapter, engine: Engine) -> dict[str, Scale]:
     for module in saved.modules:
         rank, alpha = saved.rank(module), saved.alpha(module)
         served_rank = rank if Feature.RANK_PATTERN in takes else saved.default_rank
-        served_alpha = alpha if Feature.ALPHA_PATTERN in takes else saved.alpha("")
+        served_alpha = alpha if Feature.ALPHA_PATTERN in takes else saved.default_alpha
         served = _scale(served_alpha, served_rank, rooted and Feature.RSLORA in takes)
         found[module] = Scale(_scale(alpha, rank, rooted), served)
     return found

@@ -83,15 +83,12 @@ class SavedAdapter:
             return None
         return given if isinstance(given, str) else tuple(given)
 
-    def matches(self, path: str) -> bool:
-        """Check whether the configuration's targets, with its filters, name this module.
+    @cached_property
+    def matches(self) -> Callable[[str], bool]:
+        """A function that checks whether the configuration's targets, with its filters, name a module path.
 
         Source: ``peft.tuners.tuners_utils.check_target_module_exists``.
         """
-        return self._matcher(path)
-
-    @cached_property
-    def _matcher(self) -> Callable[[str], bool]:
         return target_matcher({**self.file.config, "target_modules": self.targets})
 
     def rank(self, path: str) -> int:
@@ -107,12 +104,16 @@ class SavedAdapter:
         return int(self.file.config.get("r", _DEFAULT_RANK))
 
     def alpha(self, path: str) -> float:
-        """Return a module's alpha according to the configuration; for an empty path, the default.
+        """Return a module's alpha according to the configuration.
 
         Source: ``peft.tuners.lora.model.LoraModel._create_and_replace``.
         """
-        default = self.file.config.get("lora_alpha", _DEFAULT_ALPHA)
-        return float(value_at(self.file.config.get("alpha_pattern"), path, default) if path else default)
+        return float(value_at(self.file.config.get("alpha_pattern"), path, self.default_alpha))
+
+    @property
+    def default_alpha(self) -> float:
+        """The alpha of modules that no pattern names."""
+        return float(self.file.config.get("lora_alpha", _DEFAULT_ALPHA))
 
     def rank_of_shape(self, name: str) -> int | None:
         """Return the rank that a tensor's shape shows, or None where it shows none."""

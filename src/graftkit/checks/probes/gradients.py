@@ -174,19 +174,15 @@ _NOISE = 1e-6
 
 def compare(first: Backward, second: Backward) -> Comparison:
     """Compare the second pass with the first, over the tensors that get a gradient in the first."""
-    lengths = {n: float(g.float().norm()) for n, g in first.gradients.items() if g is not None}
-    floor = _NOISE * max(lengths.values(), default=0.0)
-    pairs = {
-        name: _apart(first.gradients[name], second.gradients[name])
-        for name, length in lengths.items()
-        if length > floor
-    }
+    given = {name: grad for name, grad in first.gradients.items() if grad is not None}
+    norms = {name: float(grad.float().norm()) for name, grad in given.items()}
+    floor = _NOISE * max(norms.values(), default=0.0)
+    pairs = {n: _compare_pair(grad, second.gradients[n]) for n, grad in given.items() if norms[n] > floor}
     return Comparison({n: pair[0] for n, pair in pairs.items()}, {n: pair[1] for n, pair in pairs.items()})
 
 
-def _apart(a: Tensor | None, b: Tensor | None) -> tuple[float, float]:
+def _compare_pair(a: Tensor, b: Tensor | None) -> tuple[float, float]:
     """Return the relative difference and the cosine; a missing gradient counts as zeros."""
-    assert a is not None
     if b is None or not b.any():
         return 1.0, 0.0
     x, y = a.float().flatten(), b.float().flatten()

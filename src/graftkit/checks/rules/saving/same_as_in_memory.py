@@ -44,17 +44,17 @@ if TYPE_CHECKING:
 
 def _check(context: CheckContext) -> Observation:
     kept = _Kept.of(context.model, _adapter_in(context.adapter, context.model))
-    seen = _Seen.of(context.adapter, kept)
+    faults = _faults(context.adapter, kept)
     figures: dict[str, Any] = {
         "tensors": len(context.adapter.tensors),
         "in_memory": len(kept.shapes),
         "compared": _how(context.adapter, kept),
-        **{name: len(found) for name, found in seen.faults.items()},
+        **{name: len(found) for name, found in faults.items()},
     }
-    if any(seen.faults.values()):
-        faults = [f"{len(found)} {name} ({some(found, 1)})" for name, found in seen.faults.items() if found]
-        where = next(found[0] for found in seen.faults.values() if found)
-        return failed("not the adapter in memory: " + "; ".join(faults), where=where, **figures)
+    if any(faults.values()):
+        named = [f"{len(found)} {name} ({some(found, 1)})" for name, found in faults.items() if found]
+        where = next(found[0] for found in faults.values() if found)
+        return failed("not the adapter in memory: " + "; ".join(named), where=where, **figures)
     if not kept.values:
         return passed(f"{len(kept.shapes)} tensors, each of the shape it has in memory", **figures)
     return passed(f"{len(kept.shapes)} tensors, each bit for bit as in memory", **figures)
@@ -122,27 +122,19 @@ def _in_file(name: str, adapter: str) -> str:
     return ".".join(part for part in name.replace(FSDP_WRAPPER, "").split(".") if part != adapter)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What is wrong with the file: the tensors by fault."""
-
-    faults: Mapping[str, list[str]]
-
-    @classmethod
-    def of(cls, file: AdapterFile, kept: _Kept) -> _Seen:
-        shapes = {name: header.shape for name, header in file.tensors.items()}
-        empty = [name for name, shape in shapes.items() if not math.prod(shape) and name in kept.shapes]
-        resized = [n for n, s in shapes.items() if n in kept.shapes and n not in empty and s != kept.shapes[n]]
-        same = [name for name in shapes if name in kept.values and name not in {*empty, *resized}]
-        return cls(
-            {
-                "empty": empty,
-                "missing": [name for name in kept.shapes if name not in shapes],
-                "of another shape": resized,
-                "that memory does not have": [name for name in shapes if name not in kept.names],
-                "with other values": _different(file, same, kept.values),
-            }
-        )
+def _faults(file: AdapterFile, kept: _Kept) -> dict[str, list[str]]:
+    """Return the tensors of the file, or of memory, by what is wrong with them."""
+    shapes = {name: header.shape for name, header in file.tensors.items()}
+    empty = [name for name, shape in shapes.items() if not math.prod(shape) and name in kept.shapes]
+    resized = [n for n, s in shapes.items() if n in kept.shapes and n not in empty and s != kept.shapes[n]]
+    same = [name for name in shapes if name in kept.values and name not in {*empty, *resized}]
+    return {
+        "empty": empty,
+        "missing": [name for name in kept.shapes if name not in shapes],
+        "of another shape": resized,
+        "that memory does not have": [name for name in shapes if name not in kept.names],
+        "with other values": _different(file, same, kept.values),
+    }
 
 
 def _different(file: AdapterFile, names: Iterable[str], values: Mapping[str, Tensor]) -> list[str]:

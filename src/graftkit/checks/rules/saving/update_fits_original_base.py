@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftkit.checks.adapter_files.engine_support import moving_initializer
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity
@@ -42,12 +41,11 @@ _CONVERT = (
 
 
 def _check(context: CheckContext) -> Observation:
-    init = moving_initializer(context.saved.file.config)
-    if init is None:
+    init = context.saved.file.config.get("init_lora_weights")
+    row = initializer_of(init)
+    if row is None or not row.moves_base:
         return passed("its initializer did not change the base")
     figures: dict[str, Any] = {"init_lora_weights": init}
-    row = initializer_of(init)
-    assert row is not None
     if row.rebuilt_on_load is False:
         why = _NOT_REBUILT.get(row.name, "loading the adapter does not rebuild it")
         message = f"init_lora_weights={init!r:.80} moved the base, and {why}"

@@ -39,8 +39,6 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.findings import Severity
 
-_KEY = "args.assistant_only_loss"
-
 
 def _check(context: CheckContext) -> Observation:
     if template_of(context.processor) is None:
@@ -51,9 +49,9 @@ def _check(context: CheckContext) -> Observation:
     except ImportError:
         return unknown("TRL, whose training templates decide this, is not installed")
     except TemplateRefusalError as refusal:
-        return _wrong(in_use, str(refusal), context)
+        return _wrong(in_use, str(refusal))
     if (fault := _fault(seen)) is not None:
-        return _wrong(in_use, fault, context, seen)
+        return _wrong(in_use, fault, seen)
     if in_use:
         return passed(f"learned of a sample: {seen.learned_text!r}", learned=seen.learned_text)
     return passed(
@@ -75,12 +73,10 @@ def _fault(seen: Rendered) -> str | None:
     return None
 
 
-def _wrong(in_use: bool, fault: str, context: CheckContext, seen: Rendered | None = None) -> Observation:
+def _wrong(in_use: bool, fault: str, seen: Rendered | None = None) -> Observation:
     evidence: dict[str, Any] = {} if seen is None else {"learned": seen.learned_text, "tokens": sum(seen.learned)}
     if in_use:
-        return failed(
-            fault, where="chat_template", key=_KEY if context.given.recipe is not None else None, **evidence
-        )
+        return failed(fault, where="chat_template", key="args.assistant_only_loss", **evidence)
     return info(f"with assistant_only_loss, {fault}", help="do not set assistant_only_loss", **evidence)
 
 
