@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# The label of a token that is not learned: the default ``ignore_index`` of torch's cross entropy.
+IGNORED_LABEL = -100
+
 
 @dataclass(frozen=True)
 class Bypassed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftkit.families._base import Family, Requirement
+from graftkit.families._base import IGNORED_LABEL, Family, Requirement
 
 if TYPE_CHECKING:
     import torch
@@ -205,7 +205,7 @@ def _example_inputs(
     batch = {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
-        "labels": input_ids.masked_fill(types != 0, -100),
+        "labels": input_ids.masked_fill(types != 0, IGNORED_LABEL),
     }
     if has_vision or has_audio:
         batch["mm_token_type_ids"] = types

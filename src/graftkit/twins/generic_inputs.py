@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftkit.families import IGNORED_LABEL
 from graftkit.modeling.device import cast_inputs
 from graftkit.modeling.module_mode import evaluating
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _TEXT_TOKENS = 12
-_IGNORED = -100
 _IMAGE_TYPE = 1
 # Strided feature extractors of raw audio reduce by 320: this makes about twenty frames.
 _SAMPLES = 6400
@@ -207,7 +207,7 @@ class GenericInputs:
         if "input_ids" in batch and self.model.get_output_embeddings() is not None:
             ids = batch["input_ids"]
             soft = [t for t in (self._find(_IMAGE_TOKENS), self._find(_AUDIO_TOKENS)) if t is not None]
-            return {"labels": ids.masked_fill(torch.isin(ids, torch.tensor(soft)), _IGNORED)}
+            return {"labels": ids.masked_fill(torch.isin(ids, torch.tensor(soft)), IGNORED_LABEL)}
         return {"labels": self._labels_like(self._logits(batch))}
 
     def _logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

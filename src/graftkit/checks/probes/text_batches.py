@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from graftkit.families import IGNORED_LABEL
+
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-
-_IGNORED = -100
 
 
 def reason_without_text(model: PeftModel) -> str | None:
@@ -56,7 +56,7 @@ def padded(rows: Sequence[torch.Tensor], pad: int) -> dict[str, Any]:
     fill = torch.nn.functional.pad
     ids = torch.cat([fill(row, (0, width - row.shape[1]), value=pad) for row in rows])
     mask = torch.cat([fill(torch.ones_like(row), (0, width - row.shape[1])) for row in rows])
-    labels = ids.masked_fill(mask == 0, _IGNORED)
+    labels = ids.masked_fill(mask == 0, IGNORED_LABEL)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "use_cache": False}
 
 

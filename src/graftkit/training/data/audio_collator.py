@@ -8,14 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import DataError
+from graftkit.families import IGNORED_LABEL
 from graftkit.training.data.audio_columns import file_columns
 from graftkit.training.data.audio_file import AudioFile
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -217,4 +216,4 @@ def _text_mask(batch: Mapping[str, Any]) -> Any:
 
 
 def _with_labels(batch: dict[str, Any], learned: Any) -> dict[str, Any]:
-    return {**batch, "labels": batch["input_ids"].masked_fill(learned == 0, _IGNORED)}
+    return {**batch, "labels": batch["input_ids"].masked_fill(learned == 0, IGNORED_LABEL)}

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from graftkit.families import IGNORED_LABEL
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -15,7 +17,6 @@ _CANDIDATES = 32
 # What TRL's preference collators add for the trainer's own use (trl.trainer.dpo_trainer.DPOTrainer._compute_loss).
 _NOT_FOR_THE_MODEL = frozenset({"completion_mask", "ref_chosen_logps", "ref_rejected_logps"})
 _MEDIA = ("image", "video", "audio")
-_IGNORED = -100
 
 
 def real_batch(loader: Any, model: PeftModel, processor: Any, *, rows: int) -> dict[str, Any] | None:
@@ -111,7 +112,7 @@ def _with_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Replace a mask of the completions by labels on them."""
     if "completion_mask" not in batch or "labels" in batch:
         return dict(batch)
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, _IGNORED)
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED_LABEL)
     return {**{name: value for name, value in batch.items() if name not in _NOT_FOR_THE_MODEL}, "labels": labels}
 
 
@@ -154,7 +155,7 @@ def _from_prompts(rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str
     batch = dict(made)
     labels = batch["input_ids"]
     if "attention_mask" in batch:
-        labels = labels.masked_fill(batch["attention_mask"] == 0, _IGNORED)
+        labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
     return {**batch, "labels": labels}
 
 

@@ -33,6 +33,7 @@ from graftkit.checks.probes.checkpointing import Mode
 from graftkit.checks.probes.gradients import Backward, backward, checkpointing_in_eval, compare
 from graftkit.checks.probes.live_adapter import perturbing
 from graftkit.checks.probes.text_batches import padded, reason_without_text, single, text_rows
+from graftkit.families import IGNORED_LABEL
 from graftkit.findings import Severity
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LENGTHS = (2, 4, 8, 12)
-_IGNORED = -100
 # The Trainer passes the number of tokens to any model whose forward takes keywords; a model that ignores it
 # returns a mean, and the Trainer sums these means.
 _TWICE = 1.5
@@ -109,7 +109,7 @@ def _of_different_lengths(labels: Tensor) -> Tensor:
         return labels
     labels = labels.clone()
     for row, kept in enumerate(labels):
-        kept[max(1, kept.shape[0] // (row + 1)) :] = _IGNORED
+        kept[max(1, kept.shape[0] // (row + 1)) :] = IGNORED_LABEL
     return labels
 
 
@@ -124,7 +124,7 @@ def _pass(model: PeftModel, batches: list[dict[str, Any]], accepts: bool) -> Bac
     arguments gets the number of tokens of the whole step; for others, each batch's mean counts the same.
     """
     first = 1 if _shifts_labels(model.get_base_model()) else 0
-    tokens = sum((batch["labels"][..., first:] != _IGNORED).sum() for batch in batches)
+    tokens = sum((batch["labels"][..., first:] != IGNORED_LABEL).sum() for batch in batches)
     extra = {"num_items_in_batch": tokens} if accepts else {}
 
     def loss() -> Tensor:
