@@ -38,6 +38,10 @@ class Document:
             found = (line + 1, column + 1)
         return found
 
+    def where(self, key: Key) -> str:
+        """Return the path with line and column of a key, or of its nearest parent in the file."""
+        return ":".join(map(str, (self.path, *(self.place(key) or ()))))
+
     def plain(self) -> dict[str, Any]:
         """Return the content as plain dictionaries and lists."""
         result: dict[str, Any] = _plain(self.root)

@@ -13,7 +13,7 @@ from graftkit.text import suggest
 def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, tuple[str | int, ...], str | None]:
     """Return the first problem: why, its key, and a suggestion."""
     problem = error.errors(include_url=False)[0]
-    key = tuple(problem["loc"])
+    key = tuple(part for part in problem["loc"] if part != "[key]")  # pydantic marks a mapping's key
     if problem["type"] != "extra_forbidden":
         return problem["msg"], key, None
     known = _fields_at(model, key[:-1])

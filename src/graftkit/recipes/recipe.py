@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from graftkit.errors import RecipeError
 from graftkit.planning.config.options import instead_of
@@ -26,6 +27,16 @@ NAMES = ("recipe.yaml", "recipe.yml")
 _SECTION = ConfigDict(extra="forbid", frozen=True)
 
 
+def _check_option(name: str) -> str:
+    """Refuse an option whose value the recipe takes from a key."""
+    if name in AdapterSection.model_fields or name in ("model", "quantization"):
+        raise PydanticCustomError("not_an_option", "it would override the recipe's key {name}", {"name": name})
+    return name
+
+
+_Option = Annotated[str, AfterValidator(_check_option)]
+
+
 class AdapterSection(BaseModel):
     """What to adapt, as ``graftkit.plan`` takes it; or a stock PEFT configuration, used as it is."""
 
@@ -40,7 +51,7 @@ class AdapterSection(BaseModel):
     alpha: float | None = Field(default=None, description="Numerator of the scale.")
     dropout: float | None = Field(default=None, description="Dropout on the adapter's input, 0 to 1.")
     allow_unmatched: bool = Field(default=False, description="List targets that match nothing instead of failing.")
-    options: dict[str, Any] = Field(default={}, description="Further fields of PEFT's configuration class.")
+    options: dict[_Option, Any] = Field(default={}, description="Further fields of PEFT's configuration class.")
     peft_config: dict[str, Any] | None = Field(
         default=None,
         description=(
@@ -160,7 +171,7 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         why, key, advice = explain(error, RecipeFields)
         raise RecipeError(
             f"the recipe is not valid at {'.'.join(map(str, key))}",
-            where=_place(document, key, overridden),
+            where=_where(document, key, overridden),
             why=why,
             help=_option_hint(key) or advice or "see docs/recipe.schema.json for what each key takes",
             code="recipe-invalid",
@@ -168,7 +179,10 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _option_hint(key: Key) -> str | None:
-    """Return where an option of PEFT's goes, for an unknown key of ``adapter``; None for any other key."""
+    """Return where a misplaced key of ``adapter`` or of its options goes; None for any other key."""
+    if len(key) == 3 and key[:2] == ("adapter", "options"):
+        moved = f"{key[2]}: VALUE"
+        return f"adapter: {{{moved}}}" if key[2] in AdapterSection.model_fields else moved
     if len(key) != 2 or key[0] != "adapter" or key[1] in AdapterSection.model_fields:
         return None
     if (instead := instead_of(str(key[1]))) is not None:
@@ -191,13 +205,12 @@ def _override(fields: dict[str, Any], pair: str) -> Key:
     return key
 
 
-def _place(document: Document, key: Key, overridden: Iterable[Key]) -> str:
+def _where(document: Document, key: Key, overridden: Iterable[Key]) -> str:
     """Return where a key was set: in the file, or in an override of it, of a part of it, or of its parent."""
     for name in overridden:
         if all(one == other for one, other in zip(name, key, strict=False)):
             return f"--set {'.'.join(map(str, name))}"
-    found = document.place(key)
-    return f"{document.path}:{found[0]}:{found[1]}" if found else str(document.path)
+    return document.where(key)
 
 
 def find_recipe(folder: str | Path = ".") -> Path | None:

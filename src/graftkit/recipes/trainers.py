@@ -6,15 +6,13 @@ from enum import StrEnum
 
 
 class TrainerName(StrEnum):
-    """A trainer as a recipe names it, and TRL's class of its arguments."""
+    """One of TRL's trainers."""
 
-    config_class: str
+    SFT = "sft"
+    DPO = "dpo"
+    GRPO = "grpo"
 
-    def __new__(cls, value: str, config_class: str) -> TrainerName:
-        name = str.__new__(cls, value)
-        name._value_, name.config_class = value, config_class
-        return name
-
-    SFT = "sft", "SFTConfig"
-    DPO = "dpo", "DPOConfig"
-    GRPO = "grpo", "GRPOConfig"
+    @property
+    def config_class(self) -> str:
+        """The name of TRL's class of its arguments."""
+        return f"{self.name}Config"

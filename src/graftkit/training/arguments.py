@@ -31,7 +31,7 @@ def trainer_arguments(recipe: Recipe) -> TrainingArguments:
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(
             f"{made.__name__} refuses the recipe's arguments",
-            where=_where(recipe, recipe.document.place(("args",))),
+            where=recipe.document.where(("args",)),
             why=f"{type(error).__name__}: {str(error).strip()}",
             code="recipe-invalid",
         ) from error
@@ -42,14 +42,10 @@ def _check_names(recipe: Recipe) -> None:
     if unknown is not None:
         raise RecipeError(
             f"{recipe.fields.trainer.config_class} has no argument {unknown.name!r}",
-            where=_where(recipe, unknown.place),
+            where=recipe.document.where(("args", unknown.name)),
             help=unknown.advice,
             code="recipe-invalid",
         )
-
-
-def _where(recipe: Recipe, place: tuple[int, int] | None) -> str:
-    return f"{recipe.path}:{place[0]}:{place[1]}" if place else str(recipe.path)
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:

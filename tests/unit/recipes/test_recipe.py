@@ -54,6 +54,19 @@ def test_the_adapter_is_planned(tmp_path: Path, e2b: nn.Module) -> None:
         ),
         pytest.param("model: x\nadapter:\n  lora_alpha: 3\n", ":3:3", "use alpha", id="an option with a key here"),
         pytest.param("model: x\nadapter:\n  rank: 3\n", ":3:3", "use r", id="rank is called r"),
+        pytest.param("model: x\nadapter:\n  options: {r: 4}\n", ":3:13", "adapter: {r: VALUE}", id="r in options"),
+        pytest.param(
+            "model: x\nadapter:\n  r: 8\n  options: {use_dora: true, r: 4}\n",
+            ":4:29",
+            "adapter: {r: VALUE}",
+            id="r twice",
+        ),
+        pytest.param(
+            "model: x\nadapter:\n  options:\n    quantization: 4bit\n",
+            ":4:5",
+            "quantization: VALUE",
+            id="quantization as an option",
+        ),
         pytest.param("model: x\nadaptor: {}\n", ":2:1", "adapter", id="misspelt section"),
         pytest.param("model: x\ntrainer: ppo\n", ":2:1", None, id="unknown trainer"),
         pytest.param("model: x\nadapter:\n  r: many\n", ":3:3", None, id="a word for a number"),
@@ -69,6 +82,12 @@ def test_a_wrong_recipe_is_refused_at_its_line(tmp_path: Path, text: str, place:
     assert caught.value.code == "recipe-invalid"
     assert str(caught.value.where).startswith(f"{path}{place}")
     assert help is None or help in str(caught.value.help)
+
+
+def test_an_override_of_an_option_is_refused_where_it_has_a_key(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(written(tmp_path, "model: x\n"), ["adapter.options.method=dora"])
+    assert (caught.value.code, caught.value.where) == ("recipe-invalid", "--set adapter.options.method")
 
 
 def test_lines_of_keys(tmp_path: Path) -> None:
