@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import typing
 from collections.abc import Mapping
@@ -25,7 +26,6 @@ class Initializer:
             the original one; None where that depends on the machine.
         any_kind: PEFT applies it to every kind of layer, bare parameters and quantized linears included.
         by_prefix: PEFT takes every value that begins with the name.
-        config_class: PEFT's class for the field that configures it.
     """
 
     name: str
@@ -35,12 +35,6 @@ class Initializer:
     rebuilt_on_load: bool | None = True
     any_kind: bool = False
     by_prefix: bool = False
-    config_class: str | None = None
-
-    @property
-    def config_field(self) -> str:
-        """The field of ``LoraConfig`` that configures it, where it has one."""
-        return f"{self.name}_config"
 
 
 # First match wins. Sources: peft.tuners.lora.layer.LoraLayer.update_layer and the methods it calls (pissa_init …).
@@ -53,19 +47,12 @@ INITIALIZERS = (
     Initializer("pissa", moves_base=True, by_prefix=True),
     Initializer("olora", moves_base=True),
     # From the second iteration on, its rounding depends on the last bits of a decomposition, and it needs a GPU.
-    Initializer("loftq", moves_base=True, rebuilt_on_load=None, config_class="LoftQConfig"),
-    Initializer("eva", needs_data=True, config_class="EvaConfig"),
+    Initializer("loftq", moves_base=True, rebuilt_on_load=None),
+    Initializer("eva", needs_data=True),
     # Loading it raises without the covariances of its preprocessing.
-    Initializer(
-        "corda",
-        moves_base=True,
-        needs_data=True,
-        rebuilt_on_load=False,
-        by_prefix=True,
-        config_class="CordaConfig",
-    ),
+    Initializer("corda", moves_base=True, needs_data=True, rebuilt_on_load=False, by_prefix=True),
     # Loading it leaves the base as it is, because the gradients are missing.
-    Initializer("lora_ga", moves_base=True, needs_data=True, rebuilt_on_load=False, config_class="LoraGAConfig"),
+    Initializer("lora_ga", moves_base=True, needs_data=True, rebuilt_on_load=False),
 )
 
 
@@ -88,14 +75,20 @@ def moves_base(given: object) -> bool:
     return row is not None and row.moves_base
 
 
-def names() -> tuple[str, ...]:
+def initializer_names() -> tuple[str, ...]:
     """Return the named initializers of the installed PEFT, from its configuration class."""
+    types = _field_types()
+    literals = [name for arm in types["init_lora_weights"] for name in typing.get_args(arm)]
+    configured = [row.name for row in INITIALIZERS if f"{row.name}_config" in types]
+    return tuple(dict.fromkeys([*literals, *configured]))
+
+
+@functools.cache
+def _field_types() -> dict[str, tuple[Any, ...]]:
+    """Return the types that each field of ``LoraConfig`` takes, in the order in which PEFT lists them."""
     from peft import LoraConfig
 
-    hint = typing.get_type_hints(LoraConfig)["init_lora_weights"]
-    literals = [name for arm in typing.get_args(hint) for name in typing.get_args(arm)]
-    configured = [row.name for row in INITIALIZERS if row.config_field in LoraConfig.__dataclass_fields__]
-    return tuple(dict.fromkeys([*literals, *configured]))
+    return {name: typing.get_args(hint) for name, hint in typing.get_type_hints(LoraConfig).items()}
 
 
 def default_config(init: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +99,7 @@ def default_config(init: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(init, str):
         return {}
-    known = names()
+    known = initializer_names()
     if (init not in known or "[" in init) and not re.fullmatch(r"pissa_niter_\d+", init):
         raise PlanError(
             f"unknown initializer {init!r}",
@@ -115,9 +108,6 @@ def default_config(init: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             help=suggest(init.lower(), known) or "leave it out for LoRA's own",
             code="initializer-unknown",
         )
-    row = initializer_of(init)
-    if row is None or row.config_class is None or options.get(row.config_field):
-        return {}
-    from peft.tuners.lora import config
-
-    return {row.config_field: getattr(config, row.config_class)()}
+    field = f"{init}_config"
+    types = _field_types().get(field)
+    return {field: types[0]()} if types and not options.get(field) else {}

@@ -90,24 +90,17 @@ def target_matcher(fields: Mapping[str, Any]) -> Callable[[str], bool]:
     # PEFT compiles these again for every module, and Python keeps only a few hundred compiled expressions.
     saved = [re.compile(SAVED_FORM.format(name)).match for name in fields.get("modules_to_save") or ()]
     others = {**fields, "modules_to_save": None}
-    if isinstance(targets, str):
-        config = SimpleNamespace(**others)
-        return lambda path: (
-            len(path) <= LONGEST_NAME
-            and _matched_by_peft(config, path)
-            and not any(matches(path) for matches in saved)
-        )
-    near = suffix_finder(targets or ())
-    filtered = any(
-        fields.get(name) not in (None, "", [], ()) for name in ("exclude_modules", "layers_to_transform")
-    )
+    is_regex = isinstance(targets, str)
+    near = suffix_finder(() if is_regex else targets or ())
+    filters = (fields.get(name) for name in ("exclude_modules", "layers_to_transform"))
+    peft_decides = is_regex or any(value not in (None, "", [], ()) for value in filters)
 
     def named(path: str) -> bool:
-        found = near(path) if len(path) <= LONGEST_NAME else []
-        if not found or any(matches(path) for matches in saved):
+        if len(path) > LONGEST_NAME or any(matches(path) for matches in saved):
             return False
-        if not filtered:
-            return True
+        found = targets if is_regex else near(path)
+        if not found or not peft_decides:
+            return bool(found)
         return _matched_by_peft(SimpleNamespace(**{**others, "target_modules": found}), path)
 
     return named
@@ -130,12 +123,9 @@ def smallest_exact(planned: Sequence[str], paths: Sequence[str], *, regex_is_saf
         paths: every module path of the model.
         regex_is_safe: False where PEFT rewrites a regular expression before it matches (see ``rewritten_names``).
     """
-    forms: tuple[Callable[[], str | list[str] | None], ...] = (
-        lambda: _as_suffixes(planned, paths),
-        lambda: _as_regex(planned, paths) if regex_is_safe else None,
-    )
-    for form in forms:
-        targets = form()
+    forms: Sequence[Callable[..., str | list[str] | None]] = (_as_suffixes, _as_regex)
+    for form in forms[: 2 if regex_is_safe else 1]:
+        targets = form(planned, paths)
         if targets is not None and sorted(matched_by(targets, paths)) == sorted(planned):
             return targets
     return sorted(planned)
@@ -175,15 +165,13 @@ def _as_suffixes(planned: Sequence[str], paths: Sequence[str]) -> list[str] | No
     chosen: set[str] = set()
     for path in planned:
         suffix = next((s for s in suffixes(path) if s not in taken), None)
-        if suffix is None or _numbered(suffix) or len(chosen) >= _LONGEST_SUFFIX_LIST:
+        if suffix is None or len(chosen) >= _LONGEST_SUFFIX_LIST:
+            return None
+        # A suffix that counts layers one by one is longer than a regular expression for all of them.
+        if any(part.isdigit() for part in suffix.split(".")):
             return None
         chosen.add(suffix)
     return sorted(chosen)
-
-
-def _numbered(suffix: str) -> bool:
-    """Check whether a suffix counts layers one by one, which a regular expression says shorter."""
-    return any(part.isdigit() for part in suffix.split("."))
 
 
 # ---- regular expressions ----

@@ -34,9 +34,6 @@ class Kept:
     params: int
     reason: str
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class QuantizationPlan:
@@ -106,7 +103,7 @@ class QuantizationPlan:
             "kept_bytes": self.kept_bytes,
             "upcast_bytes": self.upcast_bytes,
             "total_bytes": self.total_bytes,
-            "kept": [kept.to_dict() for kept in self.kept],
+            "kept": [asdict(kept) for kept in self.kept],
             "skip_modules": list(self.skip_modules),
         }
 
@@ -132,13 +129,15 @@ def plan_quantization(model_map: ModelMap, bits: str) -> QuantizationPlan:
         raise PlanError(
             f"unknown quantization {bits!r}", help=f"one of {', '.join(_BYTES)}", code="quantization-unknown"
         )
-    quantized = [site for site in model_map if _is_quantized(site)]
+    reasons = {site.path: _reason_to_keep(site) for site in model_map}
+    quantized = [site for site in model_map if reasons[site.path] is None]
     kept: Counter[tuple[str, str, str]] = Counter()
-    shared: set[str] = set()
+    counted: set[str] = set()
     for site in model_map:
-        if not _is_quantized(site) and site.path not in shared:
-            shared.update(site.tied_to)
-            kept[site.tower, site.role, _reason(site)] += site.params
+        reason = reasons[site.path]
+        if reason is not None and site.path not in counted:
+            counted.update(site.tied_to)
+            kept[site.tower, site.role, reason] += site.params
     quantized_params = sum(site.params for site in quantized)
     rest = model_map.model.params - quantized_params - sum(kept.values())
     rows = [Kept(tower, role, params, reason) for (tower, role, reason), params in kept.most_common()]
@@ -154,19 +153,16 @@ def plan_quantization(model_map: ModelMap, bits: str) -> QuantizationPlan:
     )
 
 
-def _is_quantized(site: Site) -> bool:
-    return (
-        site.is_linear and site.tower == "language" and site.role not in {"router", "lm_head"} and not site.tied_to
-    )
-
-
-def _reason(site: Site) -> str:
+def _reason_to_keep(site: Site) -> str | None:
+    """Return why bitsandbytes leaves a site in 16 bit, or None where it quantizes it."""
     if not site.is_linear:
         what = {"parameter": "a bare parameter", "embedding": "an embedding", "conv": "a convolution"}
         return f"{what.get(site.kind, site.kind)}: only linears are quantized"
     if site.tower != "language":
         return f"the {site.tower} tower is skipped"
-    return f"{site.role} is skipped" if not site.tied_to else f"tied to {site.tied_to[0]}"
+    if site.tied_to:
+        return f"tied to {site.tied_to[0]}"
+    return f"{site.role} is skipped" if site.role in {"router", "lm_head"} else None
 
 
 def _skip_modules(model_map: ModelMap, quantized: set[str]) -> tuple[str, ...]:

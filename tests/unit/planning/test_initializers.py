@@ -9,13 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoftQConfig, LoraConfig, LoraGAConfig, get_peft_model
+from peft import EvaConfig, LoftQConfig, LoraConfig, LoraGAConfig, get_peft_model
+from peft.tuners.lora.config import CordaConfig
 from torch import nn
 
-from graftkit.planning.initializers import INITIALIZERS, initializer_of, moves_base, names
+from graftkit.planning.initializers import (
+    INITIALIZERS,
+    default_config,
+    initializer_names,
+    initializer_of,
+    moves_base,
+)
 
 # The values that PEFT's own type lists, with a number of iterations where it asks for one, and LoRA-GA's.
-VALUES = [name.replace("[number of iters]", "2") for name in names()]
+VALUES = [name.replace("[number of iters]", "2") for name in initializer_names()]
 CASES = (str.lower, str.upper, str.title)
 # PEFT reads these from the base layer, where its preprocessing left them.
 COLLECTED = {"corda": "eigens", "lora_ga": "_peft_loraga_grad"}
@@ -73,7 +80,7 @@ def refusal(value: str) -> str | None:
 def test_every_value_of_peft_s_type_has_a_row() -> None:
     hint = typing.get_type_hints(LoraConfig)["init_lora_weights"]
     literals = {n for arm in typing.get_args(hint) for n in typing.get_args(arm)}
-    assert literals == set(names()) - {"lora_ga"}
+    assert literals == set(initializer_names()) - {"lora_ga"}
     assert {row.name for v in VALUES if (row := initializer_of(v))} == {row.name for row in INITIALIZERS}
 
 
@@ -125,12 +132,19 @@ def test_what_is_rebuilt_on_loading_does_not_depend_on_the_random_state(row: Any
     assert torch.equal(*bases) is row.rebuilt_on_load
 
 
-@pytest.mark.parametrize("row", [row for row in INITIALIZERS if row.config_class], ids=lambda row: row.name)
-def test_the_configuration_of_an_initializer_is_one_of_peft_s(row: Any) -> None:
-    from peft.tuners.lora import config
+@pytest.mark.parametrize(
+    ("name", "config_class"),
+    [("loftq", LoftQConfig), ("eva", EvaConfig), ("corda", CordaConfig), ("lora_ga", LoraGAConfig)],
+)
+def test_an_initializer_gets_its_configuration_unless_it_is_given(name: str, config_class: type) -> None:
+    field = f"{name}_config"
+    assert default_config(name, {}) == {field: config_class()}
+    assert default_config(name, {field: config_class()}) == {}
 
-    assert row.config_field in LoraConfig.__dataclass_fields__
-    assert isinstance(getattr(config, row.config_class), type)
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "pissa", "pissa_niter_4", "olora"])
+def test_an_initializer_without_a_configuration_gets_none(init: object) -> None:
+    assert default_config(init, {}) == {}
 
 
 @pytest.mark.parametrize(

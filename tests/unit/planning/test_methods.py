@@ -18,7 +18,7 @@ from graftkit.planning.config.methods import method_named, method_names
 from graftkit.planning.config.numbers import numbers_of
 from graftkit.planning.cost import trainable_params
 from graftkit.planning.decisions import LeftAlone
-from graftkit.planning.initializers import names as initializer_names
+from graftkit.planning.initializers import initializer_names
 from graftkit.planning.trials.skeleton import slots_of
 
 E2B = "google/gemma-4-E2B-it"

@@ -13,7 +13,7 @@ from graftkit.planning.config.methods import Method
 from graftkit.planning.config.options import check_options, check_parameter_options
 from graftkit.planning.decisions import Attached
 from graftkit.planning.initializers import default_config
-from graftkit.planning.matching import as_whole_path, matched_by, rewritten_names, smallest_exact
+from graftkit.planning.matching import as_whole_path, rewritten_names, smallest_exact
 from graftkit.planning.selection.patterns import rekey
 from graftkit.planning.trials.skeleton import Slot, ask, method_refused, slots_of
 from graftkit.surveying.sites import ModelMap, Site
@@ -66,7 +66,8 @@ def build_config(
     }
     if parameters:
         check_parameter_options(fields, parameters[0])
-        fields["target_parameters"] = _parameter_targets(parameters, model_map.parameter_paths)
+        # PEFT reads no regular expression here.
+        fields["target_parameters"] = smallest_exact(parameters, model_map.parameter_paths, regex_is_safe=False)
     if method.dividing_field is None or method.dividing_field in numbers:
         return _made(method, fields)
     return _dividing(method, fields, slots_of(model_map, modules), method.dividing_field, options)
@@ -107,12 +108,6 @@ def _feedforward(sites: Sequence[Site]) -> str | list[str]:
     if not down:
         return []
     return as_whole_path(smallest_exact(down, [site.path for site in sites]))
-
-
-def _parameter_targets(planned: list[str], paths: tuple[str, ...]) -> list[str]:
-    """Return suffixes where they are exact, else full paths: PEFT reads no regular expression here."""
-    targets = smallest_exact(planned, paths, regex_is_safe=False)
-    return sorted(planned) if sorted(matched_by(targets, paths)) != sorted(planned) else list(targets)
 
 
 # ---- sizes that have to divide every layer ----

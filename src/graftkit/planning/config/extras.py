@@ -53,12 +53,11 @@ def extra_params(model_map: ModelMap, config: PeftConfig, planned: Iterable[str]
         planned: paths of the planned sites, whose own biases are counted with the adapters.
         sizes: from ``parameter_sizes``.
     """
-    saved = _saved(model_map, config)
-    return (
-        sum(_under(sizes.by_path, path) for path in saved)
-        + _tokens(model_map, config)
-        + _biases(config, [*planned, *saved], sizes)
-    )
+    names = getattr(config, "modules_to_save", None) or ()
+    saved = [path for name in names for path in saved_modules(model_map, name)]
+    whole = tuple(f"{path}." for path in saved)
+    in_saved = sum(size for name, size in sizes.by_path.items() if name.startswith(whole))
+    return in_saved + _tokens(model_map, config) + _biases(config, [*planned, *saved], sizes)
 
 
 def parameter_sizes(model_map: ModelMap, model: Any) -> ParameterSizes:
@@ -88,16 +87,6 @@ def saved_modules(model_map: ModelMap, name: str) -> list[str]:
     Source: ``peft.utils.other._set_trainable``.
     """
     return [path for path in model_map.module_paths if path.endswith(name)]
-
-
-def _saved(model_map: ModelMap, config: Any) -> list[str]:
-    names = getattr(config, "modules_to_save", None) or ()
-    found = dict.fromkeys(path for name in names for path in saved_modules(model_map, name))
-    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
-
-
-def _under(sizes: Mapping[str, int], path: str) -> int:
-    return sum(size for name, size in sizes.items() if name.startswith(f"{path}."))
 
 
 def _tokens(model_map: ModelMap, config: Any) -> int:

@@ -16,8 +16,8 @@ from graftkit.text import suggest
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-# Fields that some classes require; to ask what a method takes, any valid value will do.
-ANY_VALID = {"total_step": 1000, "feedforward_modules": []}
+# Fields that some classes require: to try what a method takes, any valid value will do.
+_ANY_VALID = {"total_step": 1000, "feedforward_modules": [], "progressbar": False}
 
 # A layer of these widths divides by every method's default block, and is wider than every default rank.
 _ROOMY = 1024
@@ -77,6 +77,11 @@ class Method:
         ends = ("block_size", "vector_length")
         return next((name for name in self.defaults if name.endswith(ends) and self.defaults[name]), None)
 
+    def trial_config(self, **fields: Any) -> PeftConfig:
+        """Return a configuration with these fields, and any valid value for those that the class requires."""
+        required = {name: value for name, value in _ANY_VALID.items() if name in self.defaults}
+        return self.config_class(**required, **fields)
+
 
 # ---- which methods there are ----
 
@@ -105,7 +110,7 @@ def method_named(name: str) -> Method:
         method = _method(name)
         if takes(method, "linear", 2):
             return method
-    if any(name == kind.value.lower() for kind in _config_classes()):
+    if name in _config_classes():
         raise PlanError(
             f"{name} does not adapt layers",
             why="PEFT puts it on prompts, single tokens or whole models, so there is nothing to plan",
@@ -120,10 +125,11 @@ def method_named(name: str) -> Method:
     )
 
 
-def _config_classes() -> Mapping[Any, type[PeftConfig]]:
+def _config_classes() -> Mapping[str, type[PeftConfig]]:
+    """Return PEFT's configuration classes by method, in lower case."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    return PEFT_TYPE_TO_CONFIG_MAPPING  # type: ignore[no-any-return]
+    return {kind.value.lower(): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 
 @functools.cache
@@ -132,20 +138,16 @@ def _candidates() -> tuple[str, ...]:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
 
-    tuners = ((kind, PEFT_TYPE_TO_TUNER_MAPPING.get(kind), cls) for kind, cls in _config_classes().items())
+    tuners = {kind.value.lower(): tuner for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()}
     return tuple(
-        kind.value.lower()
-        for kind, tuner, cls in tuners
-        if isinstance(tuner, type)
-        and issubclass(tuner, BaseTuner)
-        and any(f.name == "target_modules" for f in dataclasses.fields(cls))
+        name
+        for name, cls in _config_classes().items()
+        if issubclass(tuners.get(name, object), BaseTuner) and "target_modules" in cls.__dataclass_fields__
     )
 
 
 def _method(name: str) -> Method:
-    own = "lora" if name in _VARIANTS else name
-    config_class = next(cls for kind, cls in _config_classes().items() if kind.value.lower() == own)
-    return Method(name, config_class, _VARIANTS.get(name, {}))
+    return Method(name, _config_classes()["lora" if name in _VARIANTS else name], _VARIANTS.get(name, {}))
 
 
 def _default(spec: dataclasses.Field[Any]) -> Any:
@@ -162,13 +164,12 @@ def _refusal(method_name: str, kind: str, dimensions: int) -> str | None:
     method = _method(method_name)
     shape = (_ROOMY, _ROOMY) if dimensions == 2 else (_ROOMY, _ROOMY, *(3,) * (dimensions - 2))
     slot = Slot("layers.0.site", kind, (4, _ROOMY, _ROOMY) if kind == "parameter" and dimensions == 3 else shape)
-    required = {name: value for name, value in ANY_VALID.items() if name in method.defaults}
     targets: dict[str, Any] = {"target_modules": ["site"]}
     if kind == "parameter":
         if "target_parameters" not in method.defaults:
             return "it adapts modules, not bare parameters"
         targets = {"target_modules": [], "target_parameters": ["site"]}
-    answer = ask(method.config_class(**targets, **required), [slot])
+    answer = ask(method.trial_config(**targets), [slot])
     if answer.refusal is not None:
         return answer.refusal
     return None if answer.trainable is None or answer.trainable else "PEFT finds nothing in it to train"

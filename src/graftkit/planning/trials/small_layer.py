@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
-from graftkit.planning.config.methods import ANY_VALID, Method, method_named
+from graftkit.planning.config.methods import Method, method_named
 from graftkit.planning.initializers import Initializer, initializer_of
 from graftkit.planning.trials.skeleton import Slot, build, quietly
 from graftkit.surveying.sites import Site
@@ -116,11 +116,9 @@ def _step_refusal(method: Method, model: nn.Module) -> str | None:
     import torch
     from peft import get_peft_model
 
-    required = {n: v for n, v in {**ANY_VALID, "progressbar": False}.items() if n in method.defaults}
     try:
         with quietly():
-            config = method.config_class(target_modules=["site"], **method.options, **required)
-            get_peft_model(model, config)
+            get_peft_model(model, method.trial_config(target_modules=["site"], **method.options))
             model.get_submodule(_SITE)(torch.randn(2, _WIDTH)).sum().backward()
     except Exception as error:
         # Tuners fail here with whatever their arithmetic on quantized weights runs into.
