@@ -38,12 +38,9 @@ class GraftError(Exception):
             self.code = code
 
     def __str__(self) -> str:
-        lines = [f"[{self.code}] {self.what}"]
-        lines += [f"  {name}: {text}" for name, text in self._details() if text]
-        return "\n".join(lines)
-
-    def _details(self) -> tuple[tuple[str, str | None], ...]:
-        return (("where", self.where), ("why", self.why), ("help", self.help))
+        details = {"where": self.where, "why": self.why, "help": self.help}
+        lines = [f"  {name}: {text}" for name, text in details.items() if text]
+        return "\n".join([f"[{self.code}] {self.what}", *lines])
 
     def to_dict(self) -> dict[str, str | None]:
         """Return the error as JSON-ready fields: code, what, where, why, help."""

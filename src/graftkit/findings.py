@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +12,7 @@ SCHEMA_VERSION = 1
 
 
 class Severity(StrEnum):
-    """How much a finding matters. ``UNKNOWN`` means that the check could not decide; it never counts as "ok"."""
+    """How much a finding matters, worst first. ``UNKNOWN``: the check could not decide, which is never "ok"."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -93,18 +92,11 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "code": self.code,
+            **vars(self),
             "severity": str(self.severity),
-            "title": self.title,
-            "where": self.where,
-            "message": self.message,
-            "help": self.help,
-            "url": self.url,
             "source": str(self.source),
             "evidence": dict(self.evidence),
             "fix": self.fix.to_dict() if self.fix is not None else None,
-            "file": self.file,
-            "line": self.line,
         }
 
 
@@ -121,10 +113,14 @@ class Report:
         return len(self.findings)
 
     @property
+    def by_severity(self) -> dict[Severity, list[Finding]]:
+        """Severity -> its findings, the worst severity first."""
+        return {severity: [f for f in self if f.severity is severity] for severity in Severity}
+
+    @property
     def summary(self) -> dict[str, int]:
         """Severity -> number of findings."""
-        counted = Counter(str(finding.severity) for finding in self.findings)
-        return {str(severity): counted[str(severity)] for severity in Severity}
+        return {str(severity): len(found) for severity, found in self.by_severity.items()}
 
     @property
     def tally(self) -> str:
@@ -134,18 +130,23 @@ class Report:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        return tuple(f for f in self.findings if f.severity is Severity.ERROR)
+        return tuple(self.by_severity[Severity.ERROR])
+
+    @property
+    def notable(self) -> list[Finding]:
+        """The infos, warnings and errors, the worst last."""
+        found = self.by_severity
+        return [*found[Severity.INFO], *found[Severity.WARNING], *found[Severity.ERROR]]
 
     @property
     def proven(self) -> bool:
         """Whether every check ran and passed: no error, no warning and nothing unknown."""
-        return all(f.severity in {Severity.OK, Severity.INFO} for f in self.findings)
+        return all(f.severity in {Severity.OK, Severity.INFO} for f in self)
 
     def at_or_above(self, level: Severity) -> bool:
         """Check whether any finding counts at ``level``; at "unknown" all but "ok" do."""
-        order = (Severity.ERROR, Severity.WARNING, Severity.INFO, Severity.UNKNOWN)
-        counted = order[: order.index(level) + 1]
-        return any(f.severity in counted for f in self.findings)
+        order = list(Severity)
+        return any(order.index(f.severity) <= order.index(level) for f in self)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -156,11 +157,9 @@ class Report:
 
     def __str__(self) -> str:
         """Return what needs attention, one line a finding and the worst last, and how many of each there are."""
-        undecided = [finding.code for finding in self if finding.severity is Severity.UNKNOWN]
-        shown = (Severity.INFO, Severity.WARNING, Severity.ERROR)
-        lines = [f"unknown: {', '.join(undecided)}"] if undecided else []
-        lines += [str(finding) for severity in shown for finding in self if finding.severity is severity]
-        return "\n".join([*lines, self.tally])
+        undecided = [finding.code for finding in self.by_severity[Severity.UNKNOWN]]
+        unknown = [f"unknown: {', '.join(undecided)}"] if undecided else []
+        return "\n".join([*unknown, *map(str, self.notable), self.tally])
 
 
 def _counted(severity: str, number: int) -> str:

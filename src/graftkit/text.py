@@ -31,11 +31,6 @@ def count(number: int) -> str:
     return _scaled(number, "TBMk", "")
 
 
-def grouped(number: int) -> str:
-    """Return 1234567 as "1,234,567"."""
-    return f"{number:,}"
-
-
 def size(number: int) -> str:
     """Return a number of bytes in decimal units: 62500000000 as "62.5 GB"."""
     return _scaled(number, "TGMk", "B")

@@ -13,17 +13,15 @@ _WIDTH = 110
 _INDENT = "  "
 _LABEL = 7
 _MOST_CODES = 6
-_WORST_LAST = (Severity.INFO, Severity.WARNING, Severity.ERROR)
 
 
 def findings_text(report: Report, *, verbose: bool = False) -> str:
     """Return the report as text; ``verbose`` lists what passed, and every code of what is unknown."""
-    passed = [f"ok {f.code} {f.title}\n{_line('', f.message)}" for f in report if f.severity is Severity.OK]
-    findings = [_block(f) for severity in _WORST_LAST for f in report if f.severity is severity]
+    passed = [f"ok {f.code} {f.title}\n{_line('', f.message)}" for f in report.by_severity[Severity.OK]]
     sections = [
         "\n".join(passed) if verbose else "",
         "\n".join(_unknown(report, verbose)),
-        "\n\n".join(findings),
+        "\n\n".join(map(_block, report.notable)),
         _summary(report, verbose),
     ]
     return "\n\n".join(section for section in sections if section)
@@ -32,9 +30,8 @@ def findings_text(report: Report, *, verbose: bool = False) -> str:
 def _unknown(report: Report, verbose: bool) -> Iterator[str]:
     """One entry for all rules that could not decide for the same reason."""
     by_reason: dict[str, list[Finding]] = defaultdict(list)
-    for finding in report:
-        if finding.severity is Severity.UNKNOWN:
-            by_reason[finding.message].append(finding)
+    for finding in report.by_severity[Severity.UNKNOWN]:
+        by_reason[finding.message].append(finding)
     for reason, findings in by_reason.items():
         codes = [finding.code for finding in findings]
         if len(codes) == 1 and "missing" not in findings[0].evidence:

@@ -13,7 +13,7 @@ _COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO
 def to_annotations(report: Report) -> str:
     """Return one command for each error, warning and info, and one notice for all that is unknown."""
     lines = [_annotation(finding) for finding in report if finding.severity in _COMMANDS]
-    unknown = [finding.code for finding in report if finding.severity is Severity.UNKNOWN]
+    unknown = [finding.code for finding in report.by_severity[Severity.UNKNOWN]]
     if unknown:
         lines.append(f"::notice title=graftkit::not decided: {', '.join(unknown)}")
     return "\n".join(lines)

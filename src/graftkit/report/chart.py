@@ -35,11 +35,11 @@ class CurvePlot:
     lines: tuple[Line, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
-    left: int
-    right: int
-    top: int
-    bottom: int
     description: str
+    left: int = _LEFT
+    right: int = _RIGHT
+    top: int = _TOP
+    bottom: int = _BOTTOM
 
 
 def draw_curves(curves: Sequence[Curve]) -> CurvePlot:
@@ -62,10 +62,6 @@ def draw_curves(curves: Sequence[Curve]) -> CurvePlot:
         lines=lines,
         x_ticks=tuple((_x(tick, x_ticks[-1]), f"{tick:g}") for tick in x_ticks),
         y_ticks=tuple((_y(tick, y_ticks), f"{tick:g}") for tick in y_ticks),
-        left=_LEFT,
-        right=_RIGHT,
-        top=_TOP,
-        bottom=_BOTTOM,
         description="; ".join(f"{line.label}: from {line.first} to {line.last}" for line in lines),
     )
 

@@ -13,7 +13,7 @@ SiteState = Literal["adapted", "possible", "impossible"]
 """A weight has an adapter; could have one but was not asked to; or cannot have one."""
 
 Verdict = Literal["failed", "warning", "info", "unknown", "ok"]
-"""What came of a check, worst first; on a page, an error is "failed"."""
+"""The result of a check, worst first; on a page, an error is "failed"."""
 
 
 class Figure(TypedDict):

@@ -21,19 +21,15 @@ def findings_page(report: Report, title: str, command: str) -> ReportData:
 
 def checks_of(report: Report) -> list[Check]:
     """Return the findings as a page shows them, worst first."""
-    order = list(_VERDICTS)
-    return [_check(finding) for finding in sorted(report, key=lambda finding: order.index(finding.severity))]
+    return [_check(finding) for found in report.by_severity.values() for finding in found]
 
 
 def _check(finding: Finding) -> Check:
-    check = Check(
-        code=finding.code,
-        title=finding.title,
-        verdict=_VERDICTS[finding.severity],
-        evidence=finding.message,
-    )
-    if finding.place:
-        check["where"] = finding.place
-    if finding.help:
-        check["help"] = finding.help
-    return check
+    return {
+        "code": finding.code,
+        "title": finding.title,
+        "verdict": _VERDICTS[finding.severity],
+        "evidence": finding.message,
+        "where": finding.place or "",
+        "help": finding.help or "",
+    }

@@ -7,16 +7,15 @@ package compute the geometry; the template only places it.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from graftkit.files import refuse_read_only, write_text
 from graftkit.report.chart import draw_curves
-from graftkit.report.data import Check, Figure, ReportData, Verdict
+from graftkit.report.data import Check, ReportData, Verdict
 from graftkit.report.sample_image import draw_sample
-from graftkit.report.tower_grid import draw_towers
-from graftkit.text import grouped, size
+from graftkit.report.tower_grid import STATE_TEXT, draw_towers
+from graftkit.text import size
 
 if TYPE_CHECKING:
     import os
@@ -37,12 +36,11 @@ def render_report(data: ReportData) -> str:
     template = _environment().get_template("report.html.j2")
     return template.render(
         data=data,
-        bars=[_bar(figure) for figure in data.get("figures", ())],
+        states=STATE_TEXT,
         rows=draw_towers(data.get("towers", ())),
         charts=[(chart, draw_curves(chart["curves"])) for chart in data.get("charts", ())],
         samples=[draw_sample(sample) for sample in data.get("samples", ())],
         tally=_tally(data.get("checks", ())),
-        files=[(file, size(file["size"]) if "size" in file else None) for file in data.get("files", ())],
     )
 
 
@@ -70,26 +68,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["count"] = grouped
+    environment.filters |= {"grouped": "{:,}".format, "size": size, "width": _width}
     return environment
 
 
-@dataclass(frozen=True)
-class _Bar:
-    """A figure with the positions of its bar's end and of its baseline mark, in percent of the width."""
-
-    figure: Figure
-    filled: float | None
-    mark: float | None
-
-
-def _bar(figure: Figure) -> _Bar:
-    share, baseline = figure.get("share"), figure.get("baseline")
-    return _Bar(figure, _percent(share), _percent(baseline))
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else round(100 * min(max(share, 0.0), 1.0), 2)
+def _width(share: float) -> str:
+    """Return a share, cut to 0 to 1, as a CSS length relative to the width."""
+    return f"{round(100 * min(max(share, 0.0), 1.0), 2)}%"
 
 
 def _tally(checks: Sequence[Check]) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftkit.report.data import Figure, ReportData, SiteCell, TowerMap
+from graftkit.report.data import Figure, ReportData, SiteCell, SiteState, TowerMap
 from graftkit.text import count, percent
 
 if TYPE_CHECKING:
@@ -72,16 +72,9 @@ def _figure(label: str, number: int, model_map: ModelMap) -> Figure:
 
 
 def _cell(site: Site, adapted: set[str], reasons: dict[str, str]) -> SiteCell:
-    if site.path in adapted:
-        return {"path": site.path, "state": "adapted", "params": site.params}
-    cell: SiteCell = {
-        "path": site.path,
-        "state": "possible" if _possible(site) else "impossible",
-        "params": site.params,
-    }
-    if reason := reasons.get(site.path) or site.reason:
-        cell["reason"] = reason
-    return cell
+    state: SiteState = "adapted" if site.path in adapted else "possible" if _possible(site) else "impossible"
+    reason = "" if state == "adapted" else reasons.get(site.path) or site.reason or ""
+    return {"path": site.path, "state": state, "params": site.params, "reason": reason}
 
 
 def _possible(site: Site) -> bool:

@@ -15,7 +15,6 @@ class SampleImage:
     width: int
     height: int
     paths: tuple[tuple[float, str], ...]
-    alt: str
 
 
 def draw_sample(sample: Sample) -> SampleImage:
@@ -28,4 +27,4 @@ def draw_sample(sample: Sample) -> SampleImage:
                 levels.setdefault(grey, []).append(f"M{x} {y}h1v1h-1z")
     paths = tuple((round(grey / 255, 3), "".join(parts)) for grey, parts in sorted(levels.items()))
     width = max((len(row) for row in pixels), default=0)
-    return SampleImage(sample, width, len(pixels), paths, f"a picture of {sample['expected']}")
+    return SampleImage(sample, width, len(pixels), paths)

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from graftkit.report.data import SiteCell, SiteState, TowerMap
-from graftkit.text import grouped
 
-_STATES: tuple[SiteState, ...] = ("adapted", "possible", "impossible")
+STATE_TEXT: dict[SiteState, str] = {
+    "adapted": "adapted",
+    "possible": "could be adapted",
+    "impossible": "cannot be adapted",
+}
 # In the order in which a batch passes the towers.
 _STAGES = {"vision": 0, "audio": 0, "projector": 1, "language": 2, "other": 2, "head": 3}
 _STEP = 18  # a cell of 14 units and the gap to the next
@@ -40,9 +43,9 @@ class TowerGrid:
     columns: tuple[tuple[int, str], ...]
     width: int
     height: int
-    counts: tuple[tuple[SiteState, int], ...]
+    counts: dict[SiteState, int]
     params: int
-    shares: tuple[tuple[SiteState, float], ...]
+    shares: dict[SiteState, float]
     reasons: tuple[tuple[str, int], ...]
     description: str
 
@@ -67,8 +70,8 @@ def _grid(tower: TowerMap) -> TowerGrid:
         _cell(site, left + columns[layer] * _STEP, top + rows[key] * _STEP)
         for site, (key, layer) in zip(sites, places, strict=True)
     )
-    counts = {state: sum(site["state"] == state for site in sites) for state in _STATES}
-    params = {state: sum(site["params"] for site in sites if site["state"] == state) for state in _STATES}
+    counts = {state: sum(site["state"] == state for site in sites) for state in STATE_TEXT}
+    params = {state: sum(site["params"] for site in sites if site["state"] == state) for state in STATE_TEXT}
     total = sum(params.values())
     return TowerGrid(
         name=tower["name"],
@@ -80,9 +83,9 @@ def _grid(tower: TowerMap) -> TowerGrid:
         columns=_column_labels(columns, left) if top else (),
         width=left + len(columns) * _STEP,
         height=top + len(rows) * _STEP,
-        counts=tuple((state, counts[state]) for state in _STATES),
+        counts=counts,
         params=total,
-        shares=tuple((state, round(100 * params[state] / total, 1) if total else 0.0) for state in _STATES),
+        shares={state: round(100 * number / max(total, 1), 1) for state, number in params.items()},
         reasons=_reasons(sites),
         description=f"{tower['name']}: {counts['adapted']} of {len(sites)} weights adapted, "
         f"{counts['possible']} more could be, {counts['impossible']} cannot be",
@@ -113,18 +116,11 @@ def _column_labels(columns: Mapping[int, int], left: int) -> tuple[tuple[int, st
 
 def _cell(site: SiteCell, x: int, y: int) -> _Cell:
     state = site["state"]
-    if state not in _STATES:
-        raise ValueError(f"{site['path']}: state {state!r} is not one of {', '.join(_STATES)}")
-    words = f"{site['path']} — {_STATE_TEXT[state]}, {grouped(site['params'])} parameters"
+    if state not in STATE_TEXT:
+        raise ValueError(f"{site['path']}: state {state!r} is not one of {', '.join(STATE_TEXT)}")
+    label = f"{site['path']} — {STATE_TEXT[state]}, {site['params']:,} parameters"
     reason = site.get("reason")
-    return _Cell(x, y, state, f"{words}: {reason}" if reason else words)
-
-
-_STATE_TEXT: dict[SiteState, str] = {
-    "adapted": "adapted",
-    "possible": "could be adapted",
-    "impossible": "cannot be adapted",
-}
+    return _Cell(x, y, state, f"{label}: {reason}" if reason else label)
 
 
 def _reasons(sites: Sequence[SiteCell]) -> tuple[tuple[str, int], ...]:
