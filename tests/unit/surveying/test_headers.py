@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,12 +18,12 @@ from graftkit.surveying.checkpoint.headers import TensorHeader, read_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from tests.unit.survey.conftest import Answers, LocalHub
+    from tests.unit.surveying.conftest import Answers, LocalHub
 
 INDEX = "model.safetensors.index.json"
 FIRST_RANGE = "bytes=0-99999"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 def _file(header: Any, data: bytes = b"") -> bytes:
@@ -31,6 +33,18 @@ def _file(header: Any, data: bytes = b"") -> bytes:
 
 def _tensor(begin: int, end: int, dtype: str = "U8", shape: list[int] | None = None) -> dict[str, Any]:
     return {"dtype": dtype, "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}
+
+
+def _weight_map(file: Any) -> str:
+    return json.dumps({"weight_map": {"a": file}})
+
+
+def _indexed(folder: Path, index: str) -> None:
+    """Write a weight file, and beside it a folder with another one and this index."""
+    (folder / "inner").mkdir()
+    for file in (folder / "x.safetensors", folder / "inner" / "x.safetensors"):
+        file.write_bytes(_file({"a": _tensor(0, 1)}, b"1"))
+    (folder / "inner" / INDEX).write_text(index)
 
 
 def _refusal(folder: Path) -> SourceError:
@@ -78,37 +92,46 @@ def test_the_data_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "shown"),
     [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"\x01\x00", id="no length"),
-        pytest.param(struct.pack("<Q", 100) + b"{}", id="header cut"),
-        pytest.param(struct.pack("<Q", 2**63) + b"{}", id="absurd length"),
-        pytest.param(b"version https://git-lfs.github.com/spec/v1", id="lfs pointer"),
-        pytest.param(_file(b"not json"), id="not json"),
-        pytest.param(_file(b"\xff\xfe\xfd"), id="not utf-8"),
-        pytest.param(_file(b"[" * 100_000), id="nested"),
-        pytest.param(_file(b'{"a": ' + b"9" * 5000 + b"}"), id="huge number"),
-        pytest.param(_file([1, 2]), id="a list"),
-        pytest.param(_file({"a": 3}), id="entry is a number"),
-        pytest.param(_file({"a": {"dtype": "F32", "shape": [1]}}), id="no offsets"),
-        pytest.param(_file({"a": _tensor(0, 1, "U8", [True])}, b"1"), id="a true dimension"),
-        pytest.param(_file({"a": _tensor(0, 1, "U8", [-1])}, b"1"), id="a negative dimension"),
-        pytest.param(_file({"a": _tensor(0, 1, "U8", [2**63])}, b"1"), id="a huge dimension"),
-        pytest.param(_file({"a": _tensor(0, 1, "U8", [1] * 65)}, b"1"), id="many dimensions"),
-        pytest.param(_file({"a": _tensor(4, 0, "U8", [4])}, b"1234"), id="ends first"),
-        pytest.param(_file({"a": _tensor(4, 0, "?", [4])}, b"1234"), id="ends first, odd"),
-        pytest.param(_file({"a": _tensor(0, 4, "F32", [2])}, b"1234"), id="wrong size"),
-        pytest.param(_file({"a": _tensor(0, 9)}, b"1234"), id="data cut"),
-        pytest.param(_file({"a": _tensor(0, 4)}, b"12345"), id="too much data"),
-        pytest.param(_file({"a": _tensor(0, 4), "b": _tensor(2, 6)}, b"123456"), id="overlap"),
-        pytest.param(_file({"a": _tensor(0, 2), "b": _tensor(4, 6)}, b"123456"), id="a hole"),
+        pytest.param(b"", ": 0 bytes", id="empty"),
+        pytest.param(b"\x01\x00", ": 2 bytes", id="no length"),
+        pytest.param(struct.pack("<Q", 100) + b"{}", "108", id="header cut"),
+        pytest.param(struct.pack("<Q", 2**63) + b"{}", str(2**63), id="absurd length"),
+        pytest.param(LFS_POINTER, str(int.from_bytes(LFS_POINTER[:8], "little")), id="lfs pointer"),
+        pytest.param(_file(b"not json"), "Expecting value", id="not json"),
+        pytest.param(_file(b"\xff\xfe\xfd"), "codec can't decode", id="not utf-8"),
+        pytest.param(_file(b"[" * 100_000), "recursion", id="nested"),
+        pytest.param(_file(b'{"a": ' + b"9" * 5000 + b"}"), "5000 digits", id="huge number"),
+        pytest.param(_file([1, 2]), "list", id="a list"),
+        pytest.param(_file({"a": 3}), "data_offsets", id="entry is a number"),
+        pytest.param(_file({"a": {"dtype": "F32", "shape": [1]}}), "data_offsets", id="no offsets"),
+        pytest.param(_file({"a": _tensor(0, 1, "U8", [True])}, b"1"), "data_offsets", id="a true dimension"),
+        pytest.param(_file({"a": _tensor(0, 1, "U8", [-1])}, b"1"), "data_offsets", id="a negative dimension"),
+        pytest.param(_file({"a": _tensor(0, 1, "U8", [2**63])}, b"1"), "data_offsets", id="a huge dimension"),
+        pytest.param(_file({"a": _tensor(0, 1, "U8", [1] * 65)}, b"1"), "data_offsets", id="many dimensions"),
+        pytest.param(_file({"a": _tensor(4, 0, "U8", [4])}, b"1234"), "-4 bytes", id="ends first"),
+        pytest.param(
+            _file({"a": _tensor(0, 4, "?"), "b": _tensor(4, 2, "?", [2])}, b"12"),
+            "'b' takes bytes 4 to 2",
+            id="ends first, dtype unknown",
+        ),
+        pytest.param(_file({"a": _tensor(0, 4, "F32", [2])}, b"1234"), "'a' has 4 bytes", id="wrong size"),
+        pytest.param(_file({"a": _tensor(0, 9)}, b"1234"), "4 bytes of data", id="data cut"),
+        pytest.param(_file({"a": _tensor(0, 4)}, b"12345"), "5 bytes of data", id="too much data"),
+        pytest.param(
+            _file({"a": _tensor(0, 4), "b": _tensor(2, 6)}, b"123456"), "'b' takes bytes 2 to 6", id="overlap"
+        ),
+        pytest.param(
+            _file({"a": _tensor(0, 2), "b": _tensor(4, 6)}, b"123456"), "'b' takes bytes 4 to 6", id="a hole"
+        ),
     ],
 )
-def test_malformed_files_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_malformed_files_are_refused(content: bytes, shown: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     error = _refusal(tmp_path)
     assert (error.code, error.where) == ("weights-header", str(tmp_path / "model.safetensors"))
+    assert shown in str(error.why), "refused for another reason"
 
 
 def test_an_unknown_dtype_is_passed_on(tmp_path: Path) -> None:
@@ -117,30 +140,47 @@ def test_an_unknown_dtype_is_passed_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "where"),
+    ("index", "shown"),
     [
-        pytest.param(b"{", INDEX, id="truncated"),
-        pytest.param(b"[]", INDEX, id="a list"),
-        pytest.param(b"{}", INDEX, id="no map"),
-        pytest.param(b'{"weight_map": {"a": 3}}', INDEX, id="a number"),
-        pytest.param(b'{"weight_map": {"a": "../x.safetensors"}}', INDEX, id="parent"),
-        pytest.param(b'{"weight_map": {"a": "d/../../x.safetensors"}}', INDEX, id="hidden parent"),
-        pytest.param(b'{"weight_map": {"a": "..\\\\x.safetensors"}}', INDEX, id="parent on Windows"),
-        pytest.param(b'{"weight_map": {"a": "/etc/x.safetensors"}}', INDEX, id="absolute"),
-        pytest.param(b'{"weight_map": {"a": "C:/x.safetensors"}}', INDEX, id="drive"),
-        pytest.param(b'{"weight_map": {"a": "\\\\\\\\host\\\\x.safetensors"}}', INDEX, id="share"),
-        pytest.param(b'{"weight_map": {"a": "passwords.txt"}}', INDEX, id="no weights"),
-        pytest.param(b'{"weight_map": {"b": "x.safetensors"}}', "x.safetensors", id="no such tensor"),
-        pytest.param(b'{"weight_map": {"a": "y.safetensors"}}', "y.safetensors", id="no such shard"),
+        pytest.param("{", "Expecting property name", id="truncated"),
+        pytest.param("[]", "list", id="a list"),
+        pytest.param("{}", "weight_map", id="no map"),
+        pytest.param(_weight_map(3), "3", id="a number"),
+        *(
+            pytest.param(_weight_map(file), repr(file), id=name)
+            for name, file in {
+                "parent": "../x.safetensors",
+                "hidden parent": "d/../../x.safetensors",
+                "parent on Windows": "..\\x.safetensors",
+                "absolute": "/etc/x.safetensors",
+                "drive": "C:/x.safetensors",
+                "share": "\\\\host\\x.safetensors",
+                "no weights": "passwords.txt",
+            }.items()
+        ),
     ],
 )
-def test_indexes_that_lie_are_refused(index: bytes, where: str, tmp_path: Path) -> None:
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "x.safetensors").write_bytes(_file({"a": _tensor(0, 1)}, b"1"))
-    (tmp_path / "inner" / "x.safetensors").write_bytes(_file({"a": _tensor(0, 1)}, b"1"))
-    (tmp_path / "inner" / INDEX).write_bytes(index)
+def test_an_invalid_index_is_refused(index: str, shown: str, tmp_path: Path) -> None:
+    _indexed(tmp_path, index)
     error = _refusal(tmp_path / "inner")
-    assert (error.code, str(error.where).rpartition("/")[2]) == ("weights-header", where)
+    assert (error.code, error.where) == ("weights-header", str(tmp_path / "inner" / INDEX))
+    assert shown in str(error.why), "refused for another reason"
+
+
+@pytest.mark.parametrize(
+    ("index", "where", "shown"),
+    [
+        pytest.param('{"weight_map": {"b": "x.safetensors"}}', "x.safetensors", "'b'", id="no such tensor"),
+        pytest.param(_weight_map("y.safetensors"), "y.safetensors", os.strerror(errno.ENOENT), id="no such shard"),
+    ],
+)
+def test_an_index_that_names_what_is_not_there_is_refused(
+    index: str, where: str, shown: str, tmp_path: Path
+) -> None:
+    _indexed(tmp_path, index)
+    error = _refusal(tmp_path / "inner")
+    assert (error.code, Path(str(error.where)).name) == ("weights-header", where)
+    assert shown in str(error.why), "refused for another reason"
 
 
 @pytest.mark.parametrize(
