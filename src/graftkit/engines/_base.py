@@ -11,6 +11,10 @@ from enum import StrEnum
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+# Next steps that several engines' facts name.
+MERGE = "merge the adapter"
+FOLD_SCALE = "write the scale into lora_B, and set lora_alpha to r"
+
 
 class Feature(StrEnum):
     """Something an adapter may have that engines differ about: its name in JSON, and in a sentence."""
@@ -134,3 +138,26 @@ class Engine:
 
     def __str__(self) -> str:
         return self.title if self.version is None else f"{self.title} {self.version}"
+
+
+def ignores_moved_base(source: str) -> Fact:
+    """Return the fact that an engine adds a LoRA to the original base, whatever its initializer did to it."""
+    says = "adds B·A to the original base, which is not the one it was trained on"
+    help = "convert it to a plain LoRA (GK604), or merge it"
+    return Fact(Feature.MOVED_BASE, Stance.IGNORES, says, source, help=help)
+
+
+def ignores_invocation_tokens(source: str) -> Fact:
+    """Return the fact that an engine runs an activated LoRA as if it were a plain one."""
+    says = "ignores invocation tokens, so that the adapter acts on the whole prompt"
+    help = "serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged"
+    return Fact(Feature.ALORA, Stance.IGNORES, says, source, help=help)
+
+
+def ignores_patterns(rank_source: str, alpha_source: str) -> tuple[Fact, Fact]:
+    """Return the facts that an engine scales every layer by the configuration's own alpha and rank."""
+    says = "scales every layer by lora_alpha / r"
+    return (
+        Fact(Feature.RANK_PATTERN, Stance.IGNORES, says, rank_source, help=FOLD_SCALE),
+        Fact(Feature.ALPHA_PATTERN, Stance.IGNORES, says, alpha_source, help=FOLD_SCALE),
+    )

@@ -3,9 +3,10 @@
 Read in both files as of 2026. Its versions are build numbers, which the files do not name; nor do the facts.
 """
 
-from graftkit.engines._base import Engine, Fact, Feature, Stance
+from graftkit.engines._base import FOLD_SCALE, Engine, Fact, Feature, Stance, ignores_moved_base
 
 _CONVERTER = "convert_lora_to_gguf.py"
+_SCALE = "llama-adapter.h: llama_adapter_lora_weight::get_scale"
 _OTHER_TENSORS = "stops in the converter: “Not a lora_A or lora_B tensor”"
 _MERGE = "merge the adapter, and convert the merged model"
 
@@ -20,13 +21,7 @@ ENGINE = Engine(
         Fact(Feature.OTHER_METHOD, Stance.REFUSES, _OTHER_TENSORS, _CONVERTER, help=_MERGE),
         Fact(Feature.ALORA, Stance.TAKES, "takes invocation tokens", _CONVERTER),
         Fact(Feature.EMBEDDING, Stance.TAKES, "takes LoRA on the token embeddings", _CONVERTER),
-        Fact(
-            Feature.MOVED_BASE,
-            Stance.IGNORES,
-            "adds B·A to the original base, which is not the one it was trained on",
-            f"{_CONVERTER} reads lora_alpha, and not the initializer",
-            help="convert it to a plain LoRA (GK604), or merge it",
-        ),
+        ignores_moved_base(f"{_CONVERTER} reads lora_alpha, and not the initializer"),
         Fact(
             Feature.TIED_HEAD,
             Stance.REFUSES,
@@ -45,14 +40,14 @@ ENGINE = Engine(
             Feature.RSLORA,
             Stance.IGNORES,
             "scales by lora_alpha / rank, which is sqrt(r) times too weak",
-            "llama-adapter.h: llama_adapter_lora_weight::get_scale",
-            help="write the scale into lora_B, and set lora_alpha to r",
+            _SCALE,
+            help=FOLD_SCALE,
         ),
         Fact(
             Feature.RANK_PATTERN,
             Stance.TAKES,
             "scales each layer by lora_alpha over that layer's own rank",
-            "llama-adapter.h: llama_adapter_lora_weight::get_scale",
+            _SCALE,
         ),
         Fact(
             Feature.ALPHA_PATTERN,

@@ -4,37 +4,29 @@ The newest of these threads are of September 2026 and say "the latest version", 
 for every version up to it.
 """
 
-from graftkit.engines._base import Engine, Fact, Feature, Stance
+from graftkit.engines._base import (
+    FOLD_SCALE,
+    MERGE,
+    Engine,
+    Fact,
+    Feature,
+    Stance,
+    ignores_invocation_tokens,
+    ignores_moved_base,
+    ignores_patterns,
+)
 
 _THREADS = "https://github.com/sgl-project/sglang"
-_FOLD = "write the scale into lora_B, and set lora_alpha to r"
+_LOADER = "sglang.srt.lora.lora.LoRAAdapter"
 
 ENGINE = Engine(
     name="sglang",
     title="SGLang",
     facts=(
-        Fact(Feature.DORA, Stance.REFUSES, "refuses DoRA", f"{_THREADS}/pull/22125", help="merge the adapter"),
-        Fact(
-            Feature.OTHER_METHOD,
-            Stance.REFUSES,
-            "loads nothing but LoRA",
-            "sglang.srt.lora.lora.LoRAAdapter",
-            help="merge the adapter",
-        ),
-        Fact(
-            Feature.ALORA,
-            Stance.IGNORES,
-            "ignores invocation tokens, so that the adapter acts on the whole prompt",
-            f"{_THREADS}/issues/16942",
-            help="serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged",
-        ),
-        Fact(
-            Feature.MOVED_BASE,
-            Stance.IGNORES,
-            "adds B·A to the original base, which is not the one it was trained on",
-            "sglang.srt.lora.lora_config.LoRAConfig has no init_lora_weights",
-            help="convert it to a plain LoRA (GK604), or merge it",
-        ),
+        Fact(Feature.DORA, Stance.REFUSES, "refuses DoRA", f"{_THREADS}/pull/22125", help=MERGE),
+        Fact(Feature.OTHER_METHOD, Stance.REFUSES, "loads nothing but LoRA", _LOADER, help=MERGE),
+        ignores_invocation_tokens(f"{_THREADS}/issues/16942"),
+        ignores_moved_base("sglang.srt.lora.lora_config.LoRAConfig has no init_lora_weights"),
         Fact(
             Feature.TOWERS,
             Stance.IGNORES,
@@ -54,21 +46,8 @@ ENGINE = Engine(
             Stance.IGNORES,
             "scales by lora_alpha / r, which is sqrt(r) times too weak",
             f"{_THREADS}/issues/40835",
-            help=_FOLD,
+            help=FOLD_SCALE,
         ),
-        Fact(
-            Feature.RANK_PATTERN,
-            Stance.IGNORES,
-            "scales every layer by lora_alpha / r",
-            "sglang.srt.lora.lora.LoRAAdapter",
-            help=_FOLD,
-        ),
-        Fact(
-            Feature.ALPHA_PATTERN,
-            Stance.IGNORES,
-            "scales every layer by lora_alpha / r",
-            "sglang.srt.lora.lora.LoRAAdapter",
-            help=_FOLD,
-        ),
+        *ignores_patterns(_LOADER, _LOADER),
     ),
 )

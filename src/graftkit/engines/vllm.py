@@ -7,12 +7,21 @@ Read in ``vllm/lora/`` (peft_helper, lora_model, utils, model_manager), in the A
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from graftkit.engines._base import Engine, Fact, Feature, RankLimit, Stance
+from graftkit.engines._base import (
+    MERGE,
+    Engine,
+    Fact,
+    Feature,
+    RankLimit,
+    Stance,
+    ignores_invocation_tokens,
+    ignores_moved_base,
+    ignores_patterns,
+)
 
 _THREADS = "https://github.com/vllm-project/vllm"
 _NAMES = "vllm.lora.utils.parse_fine_tuned_lora_name"
 _HELPER = "vllm.lora.peft_helper.PEFTHelper"
-_FOLD = "write the scale into lora_B, and set lora_alpha to r"
 # Earlier loaders do not know rsLoRA.
 _OLDEST = ">=0.6.6"
 
@@ -22,15 +31,13 @@ ENGINE = Engine(
     version=Version("0.32.0"),
     known=SpecifierSet(f"{_OLDEST},<0.33"),
     facts=(
-        Fact(
-            Feature.DORA, Stance.REFUSES, "refuses DoRA", f"{_HELPER}._validate_features", help="merge the adapter"
-        ),
+        Fact(Feature.DORA, Stance.REFUSES, "refuses DoRA", f"{_HELPER}._validate_features", help=MERGE),
         Fact(
             Feature.MODULES_TO_SAVE,
             Stance.REFUSES,
             "refuses modules that are saved whole",
             f"{_HELPER}._validate_features",
-            help="merge the adapter",
+            help=MERGE,
         ),
         Fact(
             Feature.BIAS,
@@ -46,36 +53,18 @@ ENGINE = Engine(
             "refuses trained biases",
             f"{_THREADS}/pull/25807",
             SpecifierSet(">=0.12"),
-            help="merge the adapter",
+            help=MERGE,
         ),
-        Fact(
-            Feature.ALORA,
-            Stance.IGNORES,
-            "ignores invocation tokens, so that the adapter acts on the whole prompt",
-            f"{_THREADS}/pull/19710",
-            help="serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged",
-        ),
-        Fact(
-            Feature.MOVED_BASE,
-            Stance.IGNORES,
-            "adds B·A to the original base, which is not the one it was trained on",
-            f"{_HELPER} has no init_lora_weights",
-            help="convert it to a plain LoRA (GK604), or merge it",
-        ),
+        ignores_invocation_tokens(f"{_THREADS}/pull/19710"),
+        ignores_moved_base(f"{_HELPER} has no init_lora_weights"),
         Fact(
             Feature.TRAINABLE_TOKENS,
             Stance.REFUSES,
             "refuses trained tokens: their tensor is an “unsupported LoRA weight”",
             f"{_THREADS}/issues/36501",
-            help="merge the adapter",
+            help=MERGE,
         ),
-        Fact(
-            Feature.OTHER_METHOD,
-            Stance.REFUSES,
-            "loads nothing but LoRA",
-            _NAMES,
-            help="merge the adapter",
-        ),
+        Fact(Feature.OTHER_METHOD, Stance.REFUSES, "loads nothing but LoRA", _NAMES, help=MERGE),
         Fact(
             Feature.TOWERS,
             Stance.IGNORES,
@@ -121,20 +110,7 @@ ENGINE = Engine(
             "vllm.lora.model_manager.LoRAModelManager._create_merged_loras_inplace",
         ),
         Fact(Feature.RSLORA, Stance.TAKES, "scales by alpha / sqrt(r)", f"{_THREADS}/pull/6909"),
-        Fact(
-            Feature.RANK_PATTERN,
-            Stance.IGNORES,
-            "scales every layer by lora_alpha / r",
-            f"{_HELPER} has no rank_pattern",
-            help=_FOLD,
-        ),
-        Fact(
-            Feature.ALPHA_PATTERN,
-            Stance.IGNORES,
-            "scales every layer by lora_alpha / r",
-            f"{_HELPER} has no alpha_pattern",
-            help=_FOLD,
-        ),
+        *ignores_patterns(f"{_HELPER} has no rank_pattern", f"{_HELPER} has no alpha_pattern"),
     ),
     ranks=(
         RankLimit(
