@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # The configuration fields that count stacked experts.
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _families(modules: dict[str, nn.Module]) -> dict[str, Family | None]:
 
 def _expert_counts(modules: dict[str, nn.Module]) -> Iterator[int]:
     for config in {id(c): c for m in modules.values() if (c := getattr(m, "config", None)) is not None}.values():
-        for field in _EXPERT_COUNTS:
+        for field in EXPERT_COUNTS:
             count = getattr(config, field, None)
             if isinstance(count, int) and count > 1:
                 yield count

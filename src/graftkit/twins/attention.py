@@ -43,58 +43,45 @@ def shrink_heads(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
         for kv in kv_names:
             if heads and is_count(own.get(kv)):
                 changed[kv] = _kv_heads(own[kv], own[heads], new[heads])
-    changed |= _head_dim(own, new)
-    return changed
+    return changed | _head_dim(own, new)
 
 
-def split_latent_heads(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the proportion between the rotated part of a latent-attention head and the rest."""
+def shrink_latent_heads(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the proportion between the rotated part of a latent-attention head and the rest, and their sum."""
     rope, nope = own.get("qk_rope_head_dim"), own.get("qk_nope_head_dim")
     if not (is_count(rope) and is_count(nope)):
         return {}
-    ratio = max(1, min(3, round(nope / rope)))
-    return {"qk_nope_head_dim": min(nope, ratio * new["qk_rope_head_dim"])}
+    new_rope = new["qk_rope_head_dim"]
+    new_nope = min(nope, max(1, min(3, round(nope / rope))) * new_rope)
+    sums = {rope: new_rope, rope + nope: new_rope + new_nope}
+    heads = {name: sums[own[name]] for name in ("head_dim", "qk_head_dim") if own.get(name) in sums}
+    return {"qk_nope_head_dim": new_nope, **heads}
 
 
 def _head_dim(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Let heads that filled the hidden size still fill it, and others still not."""
-    if {"qk_rope_head_dim", "qk_nope_head_dim"} <= set(own):
-        return _latent_head_dims(own, new)
-    head_dim = own.get("head_dim")
-    heads = first_count(own, _HEADS)
-    width = first_count(own, WIDTHS)
-    if not is_count(head_dim) or heads is None or width is None:
+    head_dim, heads, width = own.get("head_dim"), first_count(own, _HEADS), first_count(own, WIDTHS)
+    is_latent = {"qk_rope_head_dim", "qk_nope_head_dim"} <= set(own)
+    if is_latent or not is_count(head_dim) or heads is None or width is None:
         return {}
     filled = head_dim * own[heads] == own[width]
-    natural = new[width] // new[heads]
-    return {"head_dim": min(head_dim, natural if filled else 2 * HEAD_DIM)}
-
-
-def _latent_head_dims(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    rope, nope = own["qk_rope_head_dim"], own["qk_nope_head_dim"]
-    if not (is_count(rope) and is_count(nope)):
-        return {}
-    sums = {rope: new["qk_rope_head_dim"], rope + nope: new["qk_rope_head_dim"] + new["qk_nope_head_dim"]}
-    return {k: sums[own[k]] for k in ("head_dim", "qk_head_dim") if own.get(k) in sums}
+    return {"head_dim": min(head_dim, new[width] // new[heads] if filled else 2 * HEAD_DIM)}
 
 
 def shrink_rope(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Cut the lists of one value a frequency to the new head size."""
-    changed: dict[str, Any] = {}
-    for name in ("rope_parameters", "rope_scaling"):
-        if isinstance(own.get(name), Mapping):
-            changed[name] = _rope_mapping(own[name], _rotary_size(own, new))
-    return changed
+    size = _rotary_size({**own, **new})
+    ropes = {name: own.get(name) for name in ("rope_parameters", "rope_scaling")}
+    return {name: _rope_mapping(rope, size) for name, rope in ropes.items() if isinstance(rope, Mapping)}
 
 
-def _rotary_size(own: Mapping[str, Any], new: Mapping[str, Any]) -> int:
-    merged = {**own, **new}
-    if is_count(merged.get("qk_rope_head_dim")):
-        return int(merged["qk_rope_head_dim"])
-    if is_count(merged.get("head_dim")):
-        return int(merged["head_dim"])
-    width, heads = first_count(merged, WIDTHS), first_count(merged, _HEADS)
-    return int((merged[width] if width else HIDDEN) // (merged[heads] if heads else 1))
+def _rotary_size(fields: Mapping[str, Any]) -> int:
+    """Return the size of the part of a head that rotates."""
+    stated = first_count(fields, ("qk_rope_head_dim", "head_dim"))
+    if stated is not None:
+        return int(fields[stated])
+    width, heads = first_count(fields, WIDTHS), first_count(fields, _HEADS)
+    return int((fields[width] if width else HIDDEN) // (fields[heads] if heads else 1))
 
 
 def _rope_mapping(rope: Mapping[str, Any], size: int) -> dict[str, Any]:

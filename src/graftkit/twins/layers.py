@@ -5,36 +5,44 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from graftkit.twins.field_sizes import LAYER_COUNTS, field_names, is_count
+from graftkit.twins.field_sizes import LAYER_COUNTS, is_count
 
-# (period, offset): the layers i with i % period == offset are of another kind. None: no offset field, and
-# the kind changes at (i + 1) % period == 0.
-_PERIODS: tuple[tuple[str, str | None], ...] = (
-    ("attn_layer_period", "attn_layer_offset"),
-    ("expert_layer_period", "expert_layer_offset"),
-    ("decoder_sparse_step", None),
-    ("encoder_sparse_step", None),
-    ("interleave_moe_layer_step", None),
-    ("moe_layer_interval", None),
-    ("moe_layer_freq", None),
-    ("moe_every_n_layers", None),
-    ("sliding_window_pattern", None),
-    ("no_rope_layer_interval", None),
-    ("global_attn_every_n_layers", None),
-    ("cross_attention_frequency", None),
-    ("cross_layer_interval", None),
-    ("full_attention_interval", None),
-)
+# The layers i with i % period == offset are of another kind.
+_PERIODS = [
+    "attn_layer_period",
+    "expert_layer_period",
+    "decoder_sparse_step",
+    "encoder_sparse_step",
+    "interleave_moe_layer_step",
+    "moe_layer_interval",
+    "moe_layer_freq",
+    "moe_every_n_layers",
+    "sliding_window_pattern",
+    "no_rope_layer_interval",
+    "global_attn_every_n_layers",
+    "cross_attention_frequency",
+    "cross_layer_interval",
+    "full_attention_interval",
+]
+# A period without such a field changes the kind at (i + 1) % period == 0.
+_OFFSETS = {"attn_layer_period": "attn_layer_offset", "expert_layer_period": "expert_layer_offset"}
 # The first n layers are of another kind.
 _PREFIXES = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "num_hash_layers")
 # The last n layers are of another kind.
 _SUFFIXES = ("num_kv_shared_layers",)
 # Lists of layer indices.
-_INDEX_LISTS = field_names(
-    "mlp_only_layers moe_layers cross_attention_layers hybrid_layer_ids full_attn_idxs "
-    "fullatt_block_indexes global_attn_indexes deepstack_visual_indexes attn_layer_indices "
-    "global_attention_layers"
-)
+_INDEX_LISTS = [
+    "mlp_only_layers",
+    "moe_layers",
+    "cross_attention_layers",
+    "hybrid_layer_ids",
+    "full_attn_idxs",
+    "fullatt_block_indexes",
+    "global_attn_indexes",
+    "deepstack_visual_indexes",
+    "attn_layer_indices",
+    "global_attention_layers",
+]
 # Lists of one value a layer. Where one is given, the periods and prefixes that would generate it decide nothing.
 _SUPERSEDED = {
     "layer_types": (
@@ -93,12 +101,10 @@ def _periods(fields: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Return (period, offset) of every period that decides a layer's kind."""
     superseded = _superseded(fields)
     found: list[tuple[int, int]] = []
-    for name, offset_name in _PERIODS:
-        period = fields.get(name)
-        if name in superseded or not is_count(period) or period == 1:
-            continue
-        offset = fields.get(offset_name) if offset_name else None
-        found.append((period, offset if isinstance(offset, int) else period - 1))
+    for name in _PERIODS:
+        period, offset = fields.get(name), fields.get(_OFFSETS.get(name, ""))
+        if name not in superseded and is_count(period) and period > 1:
+            found.append((period, offset if isinstance(offset, int) else period - 1))
     return found
 
 
@@ -108,17 +114,13 @@ def _kind(fields: Mapping[str, Any], index: int, total: int) -> Hashable:
         for name, value in fields.items()
         if isinstance(value, list) and len(value) == total and name not in _INDEX_LISTS
     ]
+    superseded = _superseded(fields)
     members = [index in fields[name] for name in _INDEX_LISTS if _is_index_list(fields.get(name), total)]
-    prefixes = [index < fields[name] for name in _prefix_fields(fields)]
+    counted = [name for name in _PREFIXES if is_count(fields.get(name)) and name not in superseded]
+    prefixes = [index < fields[name] for name in counted]
     suffixes = [index >= total - fields[name] for name in _SUFFIXES if is_count(fields.get(name))]
     periods = [index % period == offset for period, offset in _periods(fields)]
-    overrides = repr(_overrides_of(fields, index))
-    return (tuple(lists), tuple(members), tuple(prefixes), tuple(suffixes), tuple(periods), overrides)
-
-
-def _prefix_fields(fields: Mapping[str, Any]) -> list[str]:
-    superseded = _superseded(fields)
-    return [name for name in _PREFIXES if is_count(fields.get(name)) and name not in superseded]
+    return (*lists, *members, *prefixes, *suffixes, *periods, repr(_overrides_of(fields, index)))
 
 
 def _superseded(fields: Mapping[str, Any]) -> set[str]:
@@ -143,12 +145,10 @@ def _renumbered(fields: Mapping[str, Any], total: int, kept: list[int]) -> dict[
             new[name] = [position for position, index in enumerate(kept) if index in value]
         elif isinstance(value, list) and len(value) == total:
             new[name] = [value[index] for index in kept]
-    for name in _PREFIXES:
-        if isinstance(fields.get(name), int):
-            new[name] = sum(index < fields[name] for index in kept)
-    for name in _SUFFIXES:
-        if isinstance(fields.get(name), int):
-            new[name] = sum(index >= total - fields[name] for index in kept)
+        elif name in _PREFIXES and isinstance(value, int):
+            new[name] = sum(index < value for index in kept)
+        elif name in _SUFFIXES and isinstance(value, int):
+            new[name] = sum(index >= total - value for index in kept)
     if isinstance(fields.get("per_layer_config"), Mapping):
         overrides = [(position, _overrides_of(fields, index)) for position, index in enumerate(kept)]
         new["per_layer_config"] = {position: dict(own) for position, own in overrides if own is not None}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from graftkit.surveying.structure import EXPERT_COUNTS
 from graftkit.twins.field_sizes import HEAD_DIM, HIDDEN, SMALL_INTERMEDIATE, first_count, is_count
 
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+_EXPERTS = (*EXPERT_COUNTS, "num_routed_experts")
 _TOP_K = (
     "num_experts_per_tok",
     "num_experts_per_token",

@@ -52,7 +52,7 @@ def shrink(config: PretrainedConfig, overrides: Mapping[str, Any] | None = None)
     Raises:
         BuildError: code ``twin``, where the configuration's class refuses the values.
     """
-    fields = _merged(_shrunk(config, _TokenIds(), None), overrides or {})
+    fields = _merged(_shrunk(config, {}, None), overrides or {})
     try:
         small = type(config)(**fields)
     except Exception as error:
@@ -81,25 +81,20 @@ def _merged(fields: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-class _TokenIds:
-    """Ids of special tokens, mapped into the twin's vocabulary; the same id always maps to the same one."""
-
-    def __init__(self) -> None:
-        self._new: dict[int, int] = {}
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self(item) for item in value]
-        if not isinstance(value, int) or isinstance(value, bool) or value < SPECIAL_IDS:
-            return value
-        room = VOCAB - SPECIAL_IDS
-        return self._new.setdefault(value, SPECIAL_IDS + len(self._new) % room)
+def _in_vocabulary(value: Any, known: dict[int, int]) -> Any:
+    """Map ids of special tokens into the twin's vocabulary; the same id always maps to the same one."""
+    if isinstance(value, list):
+        return [_in_vocabulary(item, known) for item in value]
+    if not is_count(value) or value < SPECIAL_IDS:
+        return value
+    return known.setdefault(value, SPECIAL_IDS + len(known) % (VOCAB - SPECIAL_IDS))
 
 
-def _shrunk(config: PretrainedConfig, tokens: _TokenIds, parent: Family | None) -> dict[str, Any]:
+def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | None) -> dict[str, Any]:
     """Return the fields of one configuration and, recursively, of its sub-configurations.
 
-    A sub-configuration of another family than its parent's brings its own family's overrides.
+    ``tokens`` maps ids of special tokens to the twin's, and grows. A sub-configuration of another family than its
+    parent's brings its own family's overrides.
     """
     fields = config.to_dict()
     family = family_of(config.model_type)
@@ -115,22 +110,21 @@ def _shrunk(config: PretrainedConfig, tokens: _TokenIds, parent: Family | None) 
     return _merged(new, family.twin_overrides) if family and family is not parent else new
 
 
-def _shrink_own(own: Mapping[str, Any], tokens: _TokenIds) -> dict[str, Any]:
+def _shrink_own(own: Mapping[str, Any], tokens: dict[int, int]) -> dict[str, Any]:
     new: dict[str, Any] = {}
     for name, value in own.items():
         if is_token_field(name):
-            new[name] = tokens(value)
+            new[name] = _in_vocabulary(value, tokens)
         elif name in HEAD_COUNTS and is_count(value):
             new[name] = attention.shrunk_heads(value)
         elif name in TARGETS:
             new[name] = _sized(name, value)
-    new |= attention.split_latent_heads(own, new)
+    new |= attention.shrink_latent_heads(own, new)
     new |= related_fields.experts(own, new)
     new |= attention.shrink_heads(own, new)
     new |= related_fields.state_space(own, new)
     new |= related_fields.codebooks(own, new)
-    new |= related_fields.positions(own)
-    new |= related_fields.image(own)
+    new |= related_fields.positions(own) | related_fields.image(own)
     layers = shrink_layers({**own, **{k: v for k, v in new.items() if isinstance(v, list)}})
     new |= layers
     if "per_layer_config" in layers:

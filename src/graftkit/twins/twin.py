@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError, GraftError
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.surveying.sources.build import build_on_meta
-from graftkit.surveying.sources.load_config import LoadedConfig, load_config
+from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.twins.bounds import calibrate_bounds
 from graftkit.twins.example_batch import example_batch
 from graftkit.twins.shrink import no_twin, shrink
-from graftkit.twins.weights import enliven
+from graftkit.twins.weights import redraw_weights
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +56,11 @@ def twin(
 
     config, model_class = _resolve(source, trust_remote_code, revision)
     small = shrink(config, overrides)
-    with quiet_transformers(), _seeded(seed):
+    # fork_rng() restores the CPU's generator; other devices' are not touched.
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         model = _build(model_class, small, dtype or torch.float32)
-        enliven(model, torch.Generator().manual_seed(seed))
+        redraw_weights(model, torch.Generator().manual_seed(seed))
         model.eval()
         if bounded_wrappers(model):
             calibrate_bounds(model, _batch_or_none(model))
@@ -75,28 +76,13 @@ def _resolve(
     if isinstance(model, PreTrainedModel):
         return model.config, type(model)
     loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
-    return loaded.config, _class_for(loaded)
-
-
-def _class_for(loaded: LoadedConfig) -> type[PreTrainedModel]:
-    config = loaded.config
     try:
-        return model_class_of(loaded)
+        return loaded.config, model_class_of(loaded)
     except GraftError:
         raise
     except Exception as error:
-        what = f"the model class for {type(config).__name__} could not be found"
-        raise no_twin(what, config, error, "pass the model itself: gk.twin(model)") from error
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator for the block, and restore it after; other generators are not touched."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
+        what = f"the model class for {type(loaded.config).__name__} could not be found"
+        raise no_twin(what, loaded.config, error, "pass the model itself: gk.twin(model)") from error
 
 
 def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ _OPEN_GATE = 0.5
 _DRAWN = 0.5
 
 
-def enliven(model: nn.Module, generator: torch.Generator) -> None:
+def redraw_weights(model: nn.Module, generator: torch.Generator) -> None:
     """Redraw the weights of ``model`` in place so that activations keep unit scale through every layer.
 
     Classes draw weights with a standard deviation of about 0.02, made for widths in the thousands; at width
@@ -32,19 +31,14 @@ def enliven(model: nn.Module, generator: torch.Generator) -> None:
     matrices, time-step biases) keep what their class gave them. Tied parameters are visited once.
     """
     import torch
-    from torch import nn
 
     with torch.no_grad():
-        for module, name, parameter in _own_parameters(model):
+        for path, parameter in model.named_parameters():
             if not parameter.is_floating_point() or parameter.numel() == 0:
                 continue
             if sum(size > 1 for size in parameter.shape) >= 2:
-                known = isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)) and name == "weight"
-                if known or _was_drawn(parameter):
-                    table = not known and _is_constant(parameter)
-                    std = _TABLE_STD if table else 1 / math.sqrt(_fan_in(module, parameter))
-                    _draw(parameter, std, generator)
-                    _keep_padding_row(module, parameter)
+                parent, _, name = path.rpartition(".")
+                _redraw(model.get_submodule(parent), name, parameter, generator)
             elif parameter.numel() == 1:
                 if parameter.item() == 0:
                     parameter.fill_(_OPEN_GATE)
@@ -53,13 +47,20 @@ def enliven(model: nn.Module, generator: torch.Generator) -> None:
                 parameter.add_(_VECTOR_NOISE * noise.to(parameter.dtype))
 
 
-def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    seen: set[int] = set()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield module, name, parameter
+def _redraw(module: nn.Module, name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
+    """Redraw a matrix or a stack of them, unless its class gave it a structure; a padding row stays zero."""
+    import torch
+    from torch import nn
+
+    known = isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)) and name == "weight"
+    if not known and not _was_drawn(parameter):
+        return
+    table = not known and _is_constant(parameter)
+    std = _TABLE_STD if table else 1 / math.sqrt(_fan_in(module, parameter))
+    parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+    padding = getattr(module, "padding_idx", None)
+    if isinstance(padding, int) and parameter.ndim == 2:
+        parameter[padding].zero_()
 
 
 def _is_constant(tensor: torch.Tensor) -> bool:
@@ -72,21 +73,9 @@ def _was_drawn(tensor: torch.Tensor) -> bool:
 
 
 def _fan_in(module: nn.Module, weight: torch.Tensor) -> int:
-    """Inputs that one output sums over: out x in matrices, convolutions, and stacks of matrices."""
+    """Return how many inputs one output sums over: out x in matrices, convolutions, and stacks of matrices."""
     from torch import nn
 
     if isinstance(module, nn.modules.conv._ConvNd):
         return math.prod(weight.shape[1:])
     return weight.shape[-1]
-
-
-def _draw(parameter: torch.Tensor, std: float, generator: torch.Generator) -> None:
-    import torch
-
-    parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
-
-
-def _keep_padding_row(module: nn.Module, parameter: torch.Tensor) -> None:
-    padding = getattr(module, "padding_idx", None)
-    if isinstance(padding, int) and parameter.ndim == 2:
-        parameter[padding].zero_()
