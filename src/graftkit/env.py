@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib import metadata
 
 _PACKAGES = (
@@ -31,7 +30,7 @@ def environment() -> dict[str, dict[str, str | None]]:
     return {
         "packages": {name: version_of(name) for name in _PACKAGES},
         "system": {
-            "python": sys.version.split()[0],
+            "python": platform.python_version(),
             "platform": platform.platform(),
             "machine": platform.machine(),
         },

@@ -55,15 +55,11 @@ def _only_linear(module: nn.Module) -> nn.Module | None:
     return children[0] if not any(True for _ in module.parameters(recurse=False)) else None
 
 
-def _detached(tensor: Tensor) -> Tensor:
-    return tensor.detach()
-
-
 @contextmanager
 def watch_bounds(
     wrappers: Iterable[BoundedWrapper],
     on_values: Callable[[BoundedWrapper, Tensor, Tensor], None],
-    sample: Callable[[Tensor], Tensor] = _detached,
+    sample: Callable[[Tensor], Tensor] = lambda tensor: tensor.detach(),
 ) -> Iterator[None]:
     """Report what every wrapper does to its linear's input and output, for each forward pass of the block.
 

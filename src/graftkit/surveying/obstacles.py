@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,13 @@ if TYPE_CHECKING:
 
 def objection(path: str, module: nn.Module, kind: str, family: Family | None) -> Objection | None:
     """Return why no adapter can go on the module at ``path``, or None."""
-    rules: tuple[Callable[[], Objection | None], ...] = (
-        lambda: _bypassed(path, family),
-        lambda: _quantizer_missing(module),
-        lambda: _own_forward(module, kind),
-        lambda: _grouped(module, kind),
-        lambda: _not_floating(module, kind),
+    return (
+        _bypassed(path, family)
+        or _quantizer_missing(module)
+        or _own_forward(module, kind)
+        or _grouped(module, kind)
+        or _not_floating(module, kind)
     )
-    return next((found for rule in rules if (found := rule()) is not None), None)
 
 
 def _bypassed(path: str, family: Family | None) -> Objection | None:

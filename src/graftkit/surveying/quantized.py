@@ -36,15 +36,26 @@ _BITSANDBYTES = {"Params4bit": "bitsandbytes 4-bit", "Int8Params": "bitsandbytes
 
 def quantization_of(module: Any) -> str | None:
     """Return the quantizer of a linear, None for a module that is not a quantized linear."""
+    known = _quantizer_and_package(module)
+    return known[0] if known else None
+
+
+def missing_package(module: Any) -> str | None:
+    """Return the package that PEFT needs for this quantized linear if it is not installed, else None."""
+    known = _quantizer_and_package(module)
+    return known[1] if known and find_spec(known[1]) is None else None
+
+
+def _quantizer_and_package(module: Any) -> tuple[str, str] | None:
     if features_of(module) is None:
         return None
-    weight = getattr(module, "weight", None)
-    if (name := _BITSANDBYTES.get(type(weight).__name__)) is not None:
-        return name
-    if type(weight).__module__.startswith("torchao."):
-        return "torchao"
-    layout = _layout_of(module)
-    return layout.name if layout else None
+    weight = type(getattr(module, "weight", None))
+    if weight.__name__ in _BITSANDBYTES:
+        return _BITSANDBYTES[weight.__name__], "bitsandbytes"
+    if weight.__module__.startswith("torchao."):
+        return "torchao", "torchao"
+    found = (layout for layout in _LAYOUTS if all(hasattr(module, name) for name in layout.stores))
+    return next(((layout.name, layout.package) for layout in found), None)
 
 
 def features_of(module: Any) -> tuple[int, int] | None:
@@ -58,22 +69,3 @@ def logical_size(parameter: Any) -> int:
     """Return the unpacked elements of a parameter: a bitsandbytes 4-bit weight keeps the shape it had."""
     state = getattr(parameter, "quant_state", None)
     return int(state.shape.numel()) if state is not None else int(parameter.numel())
-
-
-def missing_package(module: Any) -> str | None:
-    """Return the package that PEFT needs for this quantized layer if it is not installed, else None."""
-    weight = getattr(module, "weight", None)
-    if type(weight).__name__ in _BITSANDBYTES:
-        package = "bitsandbytes"
-    elif type(weight).__module__.startswith("torchao."):
-        package = "torchao"
-    else:
-        layout = _layout_of(module)
-        if layout is None:
-            return None
-        package = layout.package
-    return None if find_spec(package) is not None else package
-
-
-def _layout_of(module: Any) -> Layout | None:
-    return next((layout for layout in _LAYOUTS if all(hasattr(module, name) for name in layout.stores)), None)

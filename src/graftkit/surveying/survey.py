@@ -18,7 +18,7 @@ from graftkit.surveying.sources.load_config import LoadedConfig, load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.structure import ModelStructure
 from graftkit.surveying.ties import tied_names
-from graftkit.surveying.towers import fed_towers
+from graftkit.surveying.towers import fed_towers, modalities_taken
 from graftkit.surveying.without_adapters import without_adapters
 
 if TYPE_CHECKING:
@@ -106,7 +106,6 @@ def _towers(structure: ModelStructure, sites: tuple[Site, ...]) -> tuple[Tower, 
 
 def _info(model: nn.Module, name: str, origin: str) -> ModelInfo:
     config = getattr(model, "config", None)
-    taken = getattr(model, "input_modalities", None) or ()
     return ModelInfo(
         name=name,
         cls=type(model).__name__,
@@ -114,7 +113,7 @@ def _info(model: nn.Module, name: str, origin: str) -> ModelInfo:
         origin=origin,
         params=sum(logical_size(p) for p in model.parameters()),
         task_type=_task_type(model),
-        modalities=(taken,) if isinstance(taken, str) else tuple(taken),
+        modalities=modalities_taken(model),
         fed_towers=fed_towers(model),
     )
 

@@ -54,6 +54,12 @@ def fed_towers(model: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_TOWER_OF_MODALITY[modality] for modality in modalities))
 
 
+def modalities_taken(module: nn.Module) -> tuple[str, ...]:
+    """Return the modalities that transformers' class says it takes: "text", "image", "audio", …"""
+    taken = getattr(module, "input_modalities", None) or ()
+    return (taken,) if isinstance(taken, str) else tuple(taken)
+
+
 def models_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
     """Return (path, model) of the outermost transformers models in ``model``: itself, or those that it holds."""
     from transformers import PreTrainedModel
@@ -174,9 +180,7 @@ def _from_heads(model: Any) -> Iterator[tuple[str, str]]:
 
 def _towers_taken(module: Any) -> Iterator[str]:
     """Yield the towers of the modalities a module takes: its main input's first, text last."""
-    taken = getattr(module, "input_modalities", None) or ()
-    taken = (taken,) if isinstance(taken, str) else tuple(taken)
     main = MODALITY_OF_INPUT.get(getattr(module, "main_input_name", ""))
-    for modality in sorted(taken, key=lambda m: (m != main, m == "text")):
+    for modality in sorted(modalities_taken(module), key=lambda m: (m != main, m == "text")):
         if modality in _TOWER_OF_MODALITY:
             yield _TOWER_OF_MODALITY[modality]

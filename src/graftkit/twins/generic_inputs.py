@@ -24,6 +24,8 @@ _FRAMES = 64
 _TARGET_TOKENS = 4
 _IMAGE_TOKENS = ("image_token_id", "image_token_index")
 _AUDIO_TOKENS = ("audio_token_id", "audio_token_index")
+_CHANNELS = ("num_channels", "in_channels", "in_chans")
+_MEL_BINS = ("num_mel_bins", "input_feat_size", "mel_dim", "feature_size", "input_dim")
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,8 @@ class GenericInputs:
     def config(self) -> PretrainedConfig:
         return self.model.config
 
-    def _accepted(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(type(self.model).forward).parameters
-
     def _takes(self, name: str) -> bool:
-        return name in self._accepted()
+        return name in inspect.signature(type(self.model).forward).parameters
 
     def _tower_takes(self, name: str) -> bool:
         vision = getattr(self.config, "vision_config", None)
@@ -64,9 +63,8 @@ class GenericInputs:
         return not towers or name in inspect.signature(type(towers[0]).forward).parameters
 
     def _is_speech_to_text(self) -> bool:
-        return bool(self.config.is_encoder_decoder) and (
-            self._takes("input_features") or self._takes("input_values")
-        )
+        takes_audio = self._takes("input_features") or self._takes("input_values")
+        return takes_audio and bool(self.config.is_encoder_decoder)
 
     def _find(self, names: Iterable[str], *, within: str | None = None, default: Any = None) -> Any:
         """Return the first of these fields that the configuration, or one of its parts, sets."""
@@ -83,7 +81,7 @@ class GenericInputs:
         if self._takes("image_grid_thw"):
             return self._patches()
         height, width = _pair(self._find(("image_size", "input_size"), within="vision_config", default=32))
-        channels = self._find(("num_channels", "in_channels", "in_chans"), within="vision_config", default=3)
+        channels = self._find(_CHANNELS, within="vision_config", default=3)
         pixels = self._normal(self.batch_size, *self._per_row(), channels, height, width)
         return {"pixel_values": pixels, **self._image_sizes(height, width)}
 
@@ -107,15 +105,11 @@ class GenericInputs:
         import torch
 
         vision = self.config.vision_config
-        merge = getattr(vision, "spatial_merge_size", 1)
-        side = 2 * merge
-        channels = self._find(("in_channels", "in_chans", "num_channels"), within="vision_config", default=3)
+        side = 2 * getattr(vision, "spatial_merge_size", 1)
+        channels = self._find(_CHANNELS, within="vision_config", default=3)
         size = channels * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2
         grid = torch.tensor([[1, side, side]] * self.batch_size)
-        return {
-            "pixel_values": self._normal(self.batch_size * side * side, size),
-            "image_grid_thw": grid,
-        }
+        return {"pixel_values": self._normal(self.batch_size * side * side, size), "image_grid_thw": grid}
 
     # Audio
 
@@ -123,11 +117,7 @@ class GenericInputs:
         import torch
 
         if self._takes("input_features"):
-            bins = self._find(
-                ("num_mel_bins", "input_feat_size", "mel_dim", "feature_size", "input_dim"),
-                within="audio_config",
-                default=80,
-            )
+            bins = self._find(_MEL_BINS, within="audio_config", default=80)
             positions = self._find(("max_source_positions",), within="audio_config")
             # Encoders with a table of positions take (bins, frames) of exactly that length, the others
             # (frames, bins) of any.
@@ -138,9 +128,7 @@ class GenericInputs:
                 if self._takes(name):
                     features[name] = torch.ones(self.batch_size, frames, dtype=torch.long)
             return features
-        if self._takes("input_values"):
-            return {"input_values": self._normal(self.batch_size, _SAMPLES)}
-        return {}
+        return {"input_values": self._normal(self.batch_size, _SAMPLES)} if self._takes("input_values") else {}
 
     # Text
 
@@ -149,9 +137,7 @@ class GenericInputs:
     ) -> dict[str, torch.Tensor]:
         import torch
 
-        text = self._random_ids(_TEXT_TOKENS)
-        half = _TEXT_TOKENS // 2
-        pieces = [text[:, :half], text[:, half:]]
+        pieces = list(self._random_ids(_TEXT_TOKENS).chunk(2, dim=1))
         for inputs, names, features in (
             (images, _IMAGE_TOKENS, "get_image_features"),
             (audio, _AUDIO_TOKENS, "get_audio_features"),
@@ -161,15 +147,12 @@ class GenericInputs:
                 count = self._soft_tokens(features, inputs)
                 pieces.insert(-1, torch.full((self.batch_size, count), token))
         ids = torch.cat(pieces, dim=1)
-        batch = {"input_ids": ids}
-        if self._takes("attention_mask"):
-            batch["attention_mask"] = torch.ones_like(ids)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         image_token = self._find(_IMAGE_TOKENS)
         if images and image_token is not None:
-            for name in ("mm_token_type_ids", "token_type_ids"):
-                if self._takes(name):
-                    batch[name] = (ids == image_token).long() * _IMAGE_TYPE
-        return batch
+            types = (ids == image_token).long() * _IMAGE_TYPE
+            batch |= {"mm_token_type_ids": types, "token_type_ids": types}
+        return {name: tensor for name, tensor in batch.items() if self._takes(name)}
 
     def _random_ids(self, length: int) -> torch.Tensor:
         import torch
@@ -208,14 +191,9 @@ class GenericInputs:
             ids = batch["input_ids"]
             soft = [t for t in (self._find(_IMAGE_TOKENS), self._find(_AUDIO_TOKENS)) if t is not None]
             return {"labels": ids.masked_fill(torch.isin(ids, torch.tensor(soft)), IGNORED_LABEL)}
-        return {"labels": self._labels_like(self._logits(batch))}
-
-    def _logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        import torch
-
         with torch.no_grad(), evaluating(self.model):
             output = self.model(**cast_inputs(self.model, batch))
-        return output.logits  # type: ignore[no-any-return]
+        return {"labels": self._labels_like(output.logits)}
 
     def _labels_like(self, logits: torch.Tensor) -> torch.Tensor:
         import torch
@@ -251,9 +229,7 @@ def _rows(features: Any) -> int:
 
     if isinstance(features, torch.Tensor):
         return math.prod(features.shape[:-1])
-    pooled = getattr(features, "pooler_output", None)
-    if pooled is not None:
-        return _rows(pooled)
-    if hasattr(features, "last_hidden_state"):
-        return _rows(features.last_hidden_state)
+    for name in ("pooler_output", "last_hidden_state"):
+        if (output := getattr(features, name, None)) is not None:
+            return _rows(output)
     return sum(_rows(part) for part in features)

@@ -75,7 +75,7 @@ def read_headers(source: str | Path, *, revision: str | None = None) -> Headers:
     Raises:
         SourceError: ``weights-header`` (a file is truncated or malformed, or the index names what is not
             there), ``weights-not-found`` (no safetensors files), ``not-found``, or one of the hub's codes
-            (see :func:`graftkit.surveying.sources.hub.probe`).
+            (see :func:`graftkit.surveying.sources.hub.file_metadata`).
     """
     text = str(source)
     path = existing_path(text)
@@ -134,7 +134,7 @@ def cached_weights(repo_id: str, revision: str | None = None) -> hub.HubFile | N
 def _from_hub_online(repo_id: str, revision: str | None) -> Headers:
     try:
         # The commit of the first answer serves every later request, so that all files are of one version.
-        commit = str(hub.probe(repo_id, SINGLE, revision).commit_hash)
+        commit = str(hub.file_metadata(repo_id, SINGLE, revision).commit_hash)
         weight_map: Mapping[str, str] = {}
         names: tuple[str, ...] = (SINGLE,)
     except SourceError as error:
@@ -168,7 +168,7 @@ def _hub_index(repo_id: str, revision: str | None) -> hub.HubFile:
 
 
 def _read_index(path: Path, where: str) -> Mapping[str, str]:
-    """The index's tensor name -> file name, every file name checked to lie beside the index."""
+    """Return the index's tensor name -> file name, every file name checked to lie beside the index."""
     with reraise_as(malformed, where):
         if path.stat().st_size > MAX_HEADER_BYTES:
             raise malformed(where, f"it is larger than {MAX_HEADER_BYTES} bytes")

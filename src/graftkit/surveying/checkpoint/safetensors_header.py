@@ -227,7 +227,7 @@ def _check_layout(tensors: Mapping[str, StoredTensor], data: int, size: int | No
 
 
 def malformed(where: str, why: str) -> SourceError:
-    """Make the error for a file whose header cannot be used."""
+    """Return the error for a file whose header cannot be used."""
     return SourceError(
         "the weights' header cannot be used",
         where=where,

@@ -64,7 +64,7 @@ def from_cache(repo_id: str, filename: str, revision: str | None = None) -> HubF
     return HubFile(Path(found), Path(found).parent.name, validated=False) if isinstance(found, str) else None
 
 
-def probe(repo_id: str, filename: str, revision: str | None = None) -> HfFileMetadata:
+def file_metadata(repo_id: str, filename: str, revision: str | None = None) -> HfFileMetadata:
     """Ask the hub once, without retries, for a file's commit and size.
 
     ``hf_hub_download`` alone would retry for minutes where the hub is unreachable and nothing is cached.
@@ -100,11 +100,11 @@ def fetch(repo_id: str, filename: str, revision: str | None = None, *, max_bytes
     """Fetch one file through the hub's cache: confirmed by the hub where it answers, else as cached.
 
     Raises:
-        SourceError: as :func:`probe`; also ``hub-file-too-large`` and ``hub-cache`` (it cannot be written).
+        SourceError: as :func:`file_metadata`; ``hub-file-too-large``; ``hub-cache`` (it cannot be written).
     """
     cached = from_cache(repo_id, filename, revision)
     try:
-        metadata = probe(repo_id, filename, revision)
+        metadata = file_metadata(repo_id, filename, revision)
     except SourceError as error:
         if cached is None or error.code not in _CACHE_HELPS:
             raise
@@ -128,13 +128,12 @@ def _download(repo_id: str, filename: str, revision: str | None) -> HubFile:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        path = Path(
-            # By the name the user gave, not by the commit: this is what makes the cache answer to it offline.
-            hf_hub_download(repo_id, filename, revision=revision, etag_timeout=_answer_seconds())
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise source_error(error, repo_id, filename, revision) from error
-    except OSError as error:
+        # By the name the user gave, not by the commit: this is what makes the cache answer to it offline.
+        path = Path(hf_hub_download(repo_id, filename, revision=revision, etag_timeout=_answer_seconds()))
+    except Exception as error:
+        hub_failed = isinstance(error, HfHubHTTPError | LocalEntryNotFoundError)
+        if hub_failed or not isinstance(error, OSError):
+            raise source_error(error, repo_id, filename, revision) from error
         raise SourceError(
             f"{filename} was found, but cannot be written to the cache",
             where=constants.HF_HUB_CACHE,
@@ -142,8 +141,6 @@ def _download(repo_id: str, filename: str, revision: str | None) -> HubFile:
             help="free space there, or set HF_HOME to a directory that can be written",
             code="hub-cache",
         ) from error
-    except Exception as error:
-        raise source_error(error, repo_id, filename, revision) from error
     return HubFile(path, path.parent.name, validated=True)
 
 
@@ -154,7 +151,7 @@ def read_prefix(repo_id: str, filename: str, revision: str, length: int) -> tupl
     size is None where the server does not send it.
 
     Raises:
-        SourceError: as :func:`probe`.
+        SourceError: as :func:`file_metadata`.
     """
     from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
@@ -172,7 +169,7 @@ def read_prefix(repo_id: str, filename: str, revision: str, length: int) -> tupl
             partial = answer.status_code == 206
             size = answer.headers.get("Content-Range" if partial else "Content-Length", "")
     except Exception as error:
-        # As in probe(): what is not an answer of the hub is a hub that was not reached.
+        # As in file_metadata(): what is not an answer of the hub is a hub that was not reached.
         raise source_error(error, repo_id, filename, revision) from error
     size = size.rpartition("/")[2]
     return bytes(body[:length]), int(size) if size.isdecimal() else None

@@ -48,10 +48,8 @@ def adapter_base(path: Path) -> str:
 
 def _no_config(repo_id: str, base: str | None) -> SourceError:
     if base is None:
-        why, help = (
-            "its files are not those of a transformers model",
-            "name a repository in the transformers format",
-        )
+        why = "its files are not those of a transformers model"
+        help = "name a repository in the transformers format"
     else:
         why = f"it is an adapter for {base}" if base else "it is an adapter"
         help = f"name the base model: {base}" if base else "name the adapter's base model"

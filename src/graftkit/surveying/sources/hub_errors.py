@@ -8,19 +8,30 @@ from graftkit.text import describe
 
 def source_error(error: Exception, repo_id: str, filename: str, revision: str | None) -> SourceError:
     """Return the error, with its code and the next step, that stands for an exception of ``huggingface_hub``."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) or not isinstance(error, errors.HfHubHTTPError):
         return offline(repo_id, filename, revision, describe(error))
     if isinstance(error, errors.RevisionNotFoundError):
-        return _no_revision(repo_id, revision)
+        return SourceError(
+            f"the model has no revision {revision or 'main'!r}",
+            where=repo_id,
+            help="name a branch, a tag or a commit that its page lists",
+            code="hub-no-revision",
+        )
     if isinstance(error, errors.EntryNotFoundError):
         return SourceError(f"the repository has no {filename}", where=repo_id, code="hub-no-file")
     status = error.response.status_code
     if isinstance(error, errors.DisabledRepoError):
         return _not_found(repo_id, "the hub has disabled it")
     if isinstance(error, errors.GatedRepoError) or status == 403:
-        return _gated(repo_id)
+        return SourceError(
+            "the hub does not give out this model to everyone",
+            where=repo_id,
+            why="it is gated, and the token in use (if any) has no access",
+            help=f"accept the terms at {constants.ENDPOINT}/{repo_id} and set HF_TOKEN",
+            code="hub-gated",
+        )
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         return _not_found(repo_id, "it does not exist, it is private, or the token in use is not valid")
     if status == 429 or status >= 500:
@@ -53,25 +64,4 @@ def _not_found(repo_id: str, why: str) -> SourceError:
         why=why,
         help="check the id; for a private model set HF_TOKEN to a token that may read it",
         code="hub-not-found",
-    )
-
-
-def _gated(repo_id: str) -> SourceError:
-    from huggingface_hub import constants
-
-    return SourceError(
-        "the hub does not give out this model to everyone",
-        where=repo_id,
-        why="it is gated, and the token in use (if any) has no access",
-        help=f"accept the terms at {constants.ENDPOINT}/{repo_id} and set HF_TOKEN",
-        code="hub-gated",
-    )
-
-
-def _no_revision(repo_id: str, revision: str | None) -> SourceError:
-    return SourceError(
-        f"the model has no revision {revision or 'main'!r}",
-        where=repo_id,
-        help="name a branch, a tag or a commit that its page lists",
-        code="hub-no-revision",
     )

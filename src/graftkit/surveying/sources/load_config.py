@@ -16,8 +16,6 @@ from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.text import some
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transformers import PretrainedConfig
 
 
@@ -78,18 +76,17 @@ def load_config(source: Any, *, trust_remote_code: bool = False, revision: str |
         )
     text = str(source)
     if isinstance(source, Path):
-        readers: tuple[Callable[[], LoadedConfig | None], ...] = (lambda: _from_path(text, trust_remote_code),)
+        loaded = _from_path(text, trust_remote_code)
     else:
-        readers = (
-            lambda: None if _is_known_word(text) else _from_path(text, trust_remote_code),
-            lambda: _from_cache(text, trust_remote_code, revision),
-            lambda: _from_model_type(text),
-            lambda: _from_hub(text, trust_remote_code, revision),
+        loaded = (
+            (None if _is_known_word(text) else _from_path(text, trust_remote_code))
+            or _from_cache(text, trust_remote_code, revision)
+            or _from_model_type(text)
+            or _from_hub(text, trust_remote_code, revision)
         )
-    for reader in readers:
-        if (loaded := reader()) is not None:
-            return loaded
-    raise _not_found(source)
+    if loaded is None:
+        raise _not_found(source)
+    return loaded
 
 
 def _is_known_word(text: str) -> bool:
@@ -107,16 +104,14 @@ def _from_path(text: str, trust_remote_code: bool) -> LoadedConfig | None:
     if path.is_file():
         return _load_file(path, "file", text, str(path.parent), trust_remote_code)
     with reraise_as(_unreadable_folder, path):
-        has_config = (path / "config.json").is_file()
-        instead = "" if has_config else _why_no_model_directory(path)
-    if not has_config:
-        raise SourceError(
-            "not a model directory: it has no config.json",
-            where=str(path),
-            why=instead,
-            help="point at the folder that save_pretrained() wrote, or at a config.json",
-            code="not-a-model-directory",
-        )
+        if not (path / "config.json").is_file():
+            raise SourceError(
+                "not a model directory: it has no config.json",
+                where=str(path),
+                why=_why_no_model_directory(path),
+                help="point at the folder that save_pretrained() wrote, or at a config.json",
+                code="not-a-model-directory",
+            )
     return _load_file(path / "config.json", "directory", text, str(path), trust_remote_code)
 
 
@@ -198,9 +193,8 @@ def _named(config: PretrainedConfig, name: str) -> PretrainedConfig:
 
 def _not_found(source: str | Path) -> SourceError:
     text = str(source)
-    plain = text.replace("-", "_").replace(".", "_").isidentifier()
-    is_word = isinstance(source, str) and plain and not text.endswith(".json")
-    if is_word:
+    is_word = text.replace("-", "_").replace(".", "_").isidentifier() and not text.endswith(".json")
+    if is_word and isinstance(source, str):
         return unknown_model_type(text, None)
     return SourceError(
         "no such file, directory or hub id",

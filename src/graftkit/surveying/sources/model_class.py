@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
@@ -78,14 +77,11 @@ def remote_model_class(loaded: LoadedConfig) -> type[PreTrainedModel] | None:
     auto_map = getattr(loaded.config, "auto_map", None)
     if loaded.code is None or not isinstance(auto_map, dict):
         return None
-    offered = [ref for key, ref in _tasks_first(auto_map) if isinstance(ref, str)]
+    tasks_first = sorted(auto_map, key=lambda name: name == "AutoModel")
+    offered = [auto_map[name] for name in tasks_first if name.startswith("AutoModel")]
+    offered = [reference for reference in offered if isinstance(reference, str)]
     if not offered:
         return None
     wanted = set(loaded.config.architectures or ())
     reference = next((ref for ref in offered if ref.rpartition(".")[2] in wanted), offered[0])
     return remote_class(reference, loaded.code, loaded.revision)  # type: ignore[no-any-return]
-
-
-def _tasks_first(auto_map: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    models = [(key, value) for key, value in auto_map.items() if key.startswith("AutoModel")]
-    return sorted(models, key=lambda item: item[0] == "AutoModel")
