@@ -20,7 +20,7 @@ class Obstacle(Enum):
 
     BYPASSED = "{reader}"
     QUANTIZER_MISSING = "unknown: quantized by {quantizer}, and PEFT needs {package}, which is not installed"
-    OWN_FORWARD = "{cls} has a forward of its own, which an adapter made for {base} would not follow"
+    OWN_FORWARD = "{cls} overrides {base}.forward, which an adapter made for {base} would not follow"
     GROUPED_CONV = "a convolution in {groups} groups: the rank would have to be a multiple of {groups}"
     NOT_FLOATING = "its weight is {dtype}, and nothing says how it is quantized"
     LOOSE_PARAMETER = "unknown: a bare parameter outside experts and routers"
@@ -41,7 +41,7 @@ class Objection:
 class Note(StrEnum):
     """What else an adapter on a site would reach. The value is the note that people read."""
 
-    KEY_IS_VALUE = "also makes the values: this layer has no value projection of its own"
+    KEY_IS_VALUE = "also makes the values: this layer has no value projection"
     SHARED_KV = "reads keys and values of another layer: this layer has no projections for them"
 
 

@@ -68,7 +68,7 @@ def example_batch(
             f"no example batch is known for {type(base).__name__}",
             where=getattr(getattr(base, "config", None), "model_type", None),
             why=f"{type(error).__name__}: {error}".strip(),
-            help="pass a batch of your own",
+            help="pass your own batch",
             code="twin",
         ) from error
     return batch
