@@ -76,6 +76,17 @@ def test_a_quantized_base_is_rehearsed_quantized(tmp_path: Path) -> None:
     assert found["GK601"].severity is Severity.UNKNOWN
 
 
+def test_a_plan_that_the_quantized_model_refuses_is_found(tmp_path: Path) -> None:
+    """The architecture alone does not show it: no layer of the unquantized model refuses PiSSA."""
+    pytest.importorskip("bitsandbytes")
+    recipe = "model: llama\nadapter: {targets: attention, options: {init_lora_weights: pissa}}\n"
+    assert bad(rehearsed(tmp_path, recipe)) == set()
+    found = rehearsed(tmp_path, recipe + "quantization: 4bit\n")
+    assert bad(found) == {"GK100"}
+    assert found["GK100"].evidence["error"] == "initializer-quantized"
+    assert found["GK601"].evidence["missing"] == ("model", "batch")
+
+
 @pytest.mark.rule_passes("GK508")
 def test_gk508_passes_on_ia3_over_a_quantized_base(tmp_path: Path) -> None:
     """IA3 refuses to unload such a base; loading the saved adapter works."""

@@ -13,6 +13,8 @@ from graftkit.checks.rules import all_rules
 from graftkit.files import write_text
 
 _GENERATED = "<!-- Generated from the rule by graftkit.checks.engine.pages: edit the rule, then `make docs`. -->"
+# Of the index; ``graft rules`` has the same.
+COLUMNS = ("code", "severity", "what must be true")
 
 
 def page(rule: Rule) -> str:
@@ -42,7 +44,7 @@ def pages() -> dict[str, str]:
     """Return file name -> text of every page and of the index."""
     rules = all_rules()
     rows = "\n".join(f"| [{r.code}]({r.code}.md) | {r.severity} | {r.title} |" for r in rules)
-    index = f"{_GENERATED}\n\n# Rules\n\n| code | severity | what must be true |\n|---|---|---|\n{rows}\n"
+    index = f"{_GENERATED}\n\n# Rules\n\n| {' | '.join(COLUMNS)} |\n|---|---|---|\n{rows}\n"
     return {"README.md": index, **{f"{rule.code}.md": page(rule) for rule in rules}}
 
 

@@ -19,7 +19,7 @@ def rules(
 ) -> None:
     """List the rules, or show one rule's page."""
     with only_data_on_stdout(output_format, json=json) as output:
-        from graftkit.checks.engine.pages import page
+        from graftkit.checks.engine.pages import COLUMNS, page
         from graftkit.checks.rules import all_rules
         from graftkit.text import table
 
@@ -28,7 +28,7 @@ def rules(
             rows = [(rule.code, rule.severity, rule.title) for rule in known.values()]
             output.result(
                 {"rules": [_fields(rule) for rule in known.values()]},
-                {Format.HUMAN: lambda: table(("code", "severity", "the fact that must hold"), rows)},
+                {Format.HUMAN: lambda: table(COLUMNS, rows)},
             )
             return
         rule = known.get(code.upper())

@@ -356,6 +356,16 @@ def test_gk103_the_fix_reaches_every_expert(twin_of: Twins, tmp_path: Path) -> N
     assert experts <= adapted_sites(attach(model, stock))
 
 
+@pytest.mark.rule_fails("GK103")
+@pytest.mark.parametrize("dropout", [0, 0.05])
+def test_gk103_there_is_no_fix_with_an_option_that_parameters_cannot_take(
+    twin_of: Twins, tmp_path: Path, dropout: float
+) -> None:
+    file = written(tmp_path, {"target_modules": SEVEN, "lora_dropout": dropout})
+    (found,) = from_recipe(file, gk.survey(twin_of("gpt_oss")), ["GK103"])
+    assert (found.severity, found.fix is None) == (ERROR, dropout > 0)
+
+
 def test_gk103_attention_alone_is_a_choice(twin_of: Twins) -> None:
     assert seen("GK103", twin_of("gpt_oss"), {"target_modules": QV}).severity is INFO
 
