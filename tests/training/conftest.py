@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder."""
+    """Let ``datasets`` cache in a temporary folder; yield it."""
     config = pytest.importorskip("datasets").config
     before, folder = config.HF_DATASETS_CACHE, tmp_path_factory.mktemp("datasets")
     config.HF_DATASETS_CACHE = folder

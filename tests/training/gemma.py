@@ -26,7 +26,7 @@ TEMPLATES = ("gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5")
 
 
 def template(name: str = "gemma4_v5") -> str:
-    """A revision of Gemma 4's chat template, as TRL keeps it."""
+    """Return a revision of Gemma 4's chat template, as TRL keeps it."""
     from trl import chat_template_utils
 
     found: str = getattr(chat_template_utils, f"{name}_chat_template")
@@ -34,7 +34,7 @@ def template(name: str = "gemma4_v5") -> str:
 
 
 def letters(**options: Any) -> Any:
-    """A tokenizer of one token a letter, with Gemma 4's special tokens."""
+    """Return a tokenizer of one token a letter, with Gemma 4's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -49,14 +49,14 @@ def letters(**options: Any) -> Any:
 
 
 def processor(chat_template: str | None = None) -> Any:
-    """Gemma 4's processor for 8x8 pictures and for sounds at 16 kHz."""
+    """Return Gemma 4's processor for 8x8 pictures and for sounds at 16 kHz."""
     made = digit_processor(letters())
     made.chat_template = chat_template
     return made
 
 
 def save_base(folder: Path, made: Any, name: str = MODEL, **options: Any) -> Path:
-    """A twin that fits the processor or tokenizer, both saved into the folder."""
+    """Save a twin and the processor or tokenizer that it fits into the folder."""
     tokenizer = getattr(made, "tokenizer", made)
     gk.twin(name, overrides=config_overrides(tokenizer), **options).save_pretrained(folder)
     made.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Small text models with tokenizers of their own, data that needs no network, and a look at what was saved."""
+"""Small text models, each with its tokenizer, data that needs no network, and the command in a process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,65 +26,9 @@ QUICK = {
     "seed": 0,
 }
 
-# What somebody does who has the files and not graftkit: load, compare with the file, merge.
-_STOCK = """
-import json, sys
-sys.modules["graftkit"] = None
-import safetensors.torch, torch
-from peft import PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM
-base, folder, out = sys.argv[1:]
-ids = torch.arange(3, 19).view(2, 8)
-with torch.no_grad():
-    model = AutoModelForCausalLM.from_pretrained(base).eval()
-    plain = model(input_ids=ids).logits
-    model = PeftModel.from_pretrained(model, folder).eval()
-    saved = safetensors.torch.load_file(f"{folder}/adapter_model.safetensors")
-    loaded = get_peft_model_state_dict(model)
-    same = saved.keys() == loaded.keys() and all(torch.equal(saved[name], loaded[name]) for name in saved)
-    adapted = model(input_ids=ids).logits
-    adapters = list(model.peft_config)
-    merged = model.merge_and_unload()
-    off = merged(input_ids=ids).logits - adapted
-if out:
-    merged.save_pretrained(out)
-effect = (adapted - plain).abs().max()
-print(json.dumps({
-    "tensors": {name: list(tensor.shape) for name, tensor in saved.items()}, "adapters": adapters,
-    "same": bool(same), "effect": float(effect), "off": float(off.abs().max() / effect),
-}))
-"""
-
-
-@dataclass(frozen=True)
-class Stock:
-    """What stock PEFT makes of a saved adapter.
-
-    Attributes:
-        tensors: name -> shape, as saved.
-        adapters: the names that it loaded.
-        same: whether what was loaded is what is in the file, tensor for tensor.
-        effect: the largest change of a logit by the adapter.
-        off: the largest difference that merging makes, as a share of the effect.
-    """
-
-    tensors: Mapping[str, Sequence[int]]
-    adapters: Sequence[str]
-    same: bool
-    effect: float
-    off: float
-
-
-def loads_in_stock_peft(base: Path, adapter: Path, merged: Path | None = None) -> Stock:
-    """Load the adapter in a process that cannot import graftkit, and merge it; keep the merged model if asked."""
-    command = [sys.executable, "-c", _STOCK, str(base), str(adapter), str(merged or "")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return Stock(**json.loads(done.stdout.splitlines()[-1]))
-
 
 def save_model(folder: Path, tokenizer: Any, model: str = "qwen3", **overrides: Any) -> Path:
-    """A twin that fits the tokenizer, both saved into the folder."""
+    """Save a twin and the tokenizer that it fits into the folder."""
     size = -(-len(tokenizer) // 64) * 64
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos")}
     gk.twin(model, overrides={"vocab_size": size, **ids, **overrides}).save_pretrained(folder)
@@ -94,7 +37,7 @@ def save_model(folder: Path, tokenizer: Any, model: str = "qwen3", **overrides: 
 
 
 def trained_tokenizer(texts: Sequence[str], size: int = 512) -> Any:
-    """A byte-pair tokenizer learned from the texts."""
+    """Train a byte-pair tokenizer on the texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
@@ -111,7 +54,7 @@ def trained_tokenizer(texts: Sequence[str], size: int = 512) -> Any:
 
 
 def word_tokenizer(words: Sequence[str]) -> Any:
-    """A tokenizer that knows these words, set apart by spaces, and no other."""
+    """Return a tokenizer that knows these words, separated by spaces, and no other."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     known = {word: at for at, word in enumerate((*SPECIAL.values(), *words))}
@@ -127,7 +70,7 @@ def _as_transformers(backend: Any) -> Any:
 
 
 def docstrings(count: int) -> list[tuple[str, str]]:
-    """(signature, summary line) of so many functions of the standard library, always the same ones."""
+    """Return (signature, summary line) of so many functions of the standard library, always the same ones."""
     found = dict(_documented(Path(sysconfig.get_paths()["stdlib"])))
     rows = sorted(found.items())
     random.Random(0).shuffle(rows)
@@ -146,7 +89,7 @@ def _documented(library: Path) -> Iterator[tuple[str, str]]:
 
 
 def preferences(count: int) -> list[dict[str, str]]:
-    """Signatures with their own summary, preferred to that of another function."""
+    """Return signatures with their own summary, preferred to that of another function."""
     rows = docstrings(count)
     others = [rows[at - 1][1] for at in range(len(rows))]
     return [
@@ -156,13 +99,13 @@ def preferences(count: int) -> list[dict[str, str]]:
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """The rows as JSON lines."""
+    """Write the rows as JSON lines."""
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return file
 
 
 def write_recipe(file: Path, model: Path, rows: Sequence[Mapping[str, Any]], **fields: Any) -> Path:
-    """A recipe for these rows, which are written beside it; JSON is YAML."""
+    """Write a recipe, as JSON, which is YAML, and its rows beside it."""
     data = write_rows(file.with_suffix(".jsonl"), rows)
     adapter = {"targets": "all-linear", "r": 8, "alpha": 16, **fields.pop("adapter", {})}
     args = {**QUICK, "output_dir": str(file.with_suffix("")), **fields.pop("args", {})}
@@ -173,7 +116,7 @@ def write_recipe(file: Path, model: Path, rows: Sequence[Mapping[str, Any]], **f
 
 
 def graft(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
+    """Run the command in another process."""
     return subprocess.run(
         [sys.executable, "-m", "graftkit.cli.main", *command],
         capture_output=True,
@@ -187,7 +130,7 @@ def graft(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 
 def started(*command: str, cwd: Path) -> subprocess.Popen[str]:
-    """The command, running; what it says is caught."""
+    """Start the command in another process, and capture its output."""
     return subprocess.Popen(
         [sys.executable, "-m", "graftkit.cli.main", *command],
         stdout=subprocess.PIPE,

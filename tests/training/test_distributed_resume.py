@@ -18,7 +18,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.small import loads_in_stock_peft, save_model, started, wait_for
+from tests.training.proof import loads_in_stock_peft
+from tests.training.small import save_model, started, wait_for
 from tests.training.test_distributed import (
     ALIKE,
     GLOO,
@@ -92,7 +93,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
-    """The run that nothing happened to, made once for each way."""
+    """Return the uninterrupted run, made once for each way."""
     made: dict[str, Run] = {}
 
     def of(way: str) -> Run:
@@ -107,7 +108,7 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
 
 def as_left_by(run: Run, folder: Path, way: str) -> Run:
-    """A copy of what a run left, to go on from in some way."""
+    """Copy what a run left, to resume it in some way."""
     shutil.copytree(run.output, folder / "sft")
     return Run(folder, way, run.base)
 
@@ -121,7 +122,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def same_run(done: subprocess.CompletedProcess[str], expected: Run) -> None:
-    """The same curve, the same measures and the same adapter, in files that stock PEFT takes."""
+    """Check that curve, metrics and adapter are the same, in files that stock PEFT takes."""
     assert done.returncode == 0, done.stderr
     seen = output_of(done)
     assert seen["steps"] == STEPS
@@ -132,8 +133,7 @@ def same_run(done: subprocess.CompletedProcess[str], expected: Run) -> None:
     assert again.keys() == before.keys()
     assert all(torch.allclose(again[name], before[name], rtol=1e-4, atol=1e-6) for name in before)
     stock = loads_in_stock_peft(expected.base, folder)
-    assert stock.same
-    assert stock.off < 1e-4
+    assert stock.faithful
 
 
 def history(run: Run) -> list[dict[str, Any]]:
@@ -184,7 +184,7 @@ def test_processes_end_after_their_launcher_is_killed(tmp_path: Path, base: Path
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """A child of a parent that is gone may stay on as a zombie."""
+    """Check whether a process has ended; the child of a parent that is gone may stay as a zombie."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.status() == psutil.STATUS_ZOMBIE
     return True
@@ -198,7 +198,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def damaged(run: Run, harm: Mapping[str, str]) -> None:
-    """The last checkpoint, after each named file was lost or cut."""
+    """Return the last checkpoint, after each named file was lost or cut."""
     for name, what in harm.items():
         file = run.output / LAST / name.format(STEPS)
         content = file.read_bytes()

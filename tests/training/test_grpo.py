@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from tests.training.small import loads_in_stock_peft, save_model, word_tokenizer, write_recipe
+from tests.training.proof import loads_in_stock_peft
+from tests.training.small import save_model, word_tokenizer, write_recipe
 
 from graftkit.recipes.recipe import read_recipe
 from graftkit.training.run import train
@@ -28,13 +29,13 @@ ARGS = {
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base that has seen sums: the merged result of a short supervised run."""
+    """Return a base that has seen sums: the merged result of a short supervised run."""
     folder = tmp_path_factory.mktemp("sums")
     tokenizer = word_tokenizer([*map(str, range(19)), "+", "="])
     base = save_model(folder / "base", tokenizer)
     rows = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a, b in SUMS]
     result = train(read_recipe(write_recipe(folder / "sft.yaml", base, rows, args=WARM)))
-    assert loads_in_stock_peft(base, result.folder, folder / "merged").same
+    assert loads_in_stock_peft(base, result.folder, merged=folder / "merged").faithful
     tokenizer.save_pretrained(folder / "merged")
     return folder / "merged"
 
@@ -52,6 +53,5 @@ def test_the_reward_rises(tmp_path: Path, started: Path) -> None:
     assert fmean(distances[-20:]) > 0.05
     stock = loads_in_stock_peft(started, result.folder)
     assert stock.adapters == ["default"]
-    assert stock.same
+    assert stock.faithful
     assert stock.effect > 0.01
-    assert stock.off < 1e-4

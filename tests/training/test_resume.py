@@ -37,7 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
-    """The run that nothing happened to."""
+    """Return the uninterrupted run."""
     return train(read_recipe(recipe(tmp_path_factory.mktemp("whole"), base)))
 
 

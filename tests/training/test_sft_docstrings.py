@@ -35,7 +35,7 @@ def texts(rows: list[dict[str, str]]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def letters() -> Any:
-    """A token for every letter: 256 of them, so that nothing is learned of the summaries beforehand."""
+    """Return a tokenizer of 256 letters, which nothing of the summaries has shaped."""
     return trained_tokenizer([], 259)
 
 
@@ -100,7 +100,7 @@ def test_a_packed_base_learns_and_what_is_not_packed_is_not_upcast(tmp_path: Pat
     assert loss[-1][1] < 0.85 * loss[0][1]
     frozen = {name: weight for name, weight in model.named_parameters() if not weight.requires_grad}
     packed = {name for name, weight in frozen.items() if isinstance(weight, bitsandbytes.nn.Params4bit)}
-    # Seven linears a layer; one of the two layers has no values of its own (attention_k_eq_v).
+    # Seven linears a layer; one of the two layers has no value projection (attention_k_eq_v).
     assert len(packed) == 13
     assert all(".language_model.layers." in name for name in packed)
     kept = {name: weight.dtype for name, weight in frozen.items() if name not in packed}

@@ -29,7 +29,7 @@ class Training:
         zero_stage: DeepSpeed's, 0 without it.
         quantization: "4bit", "8bit" or None.
         modalities: of the batches, or None for all that the model takes.
-        assistant_only: whether the template's generation marks decide what is learned.
+        assistant_only: whether the template's generation marks decide which tokens the loss is on.
         find_unused: DDP's ``find_unused_parameters``, or None for its default.
     """
 
@@ -57,7 +57,7 @@ def training_of(recipe: Recipe) -> Training:
     """
     args = recipe.args
     zero = zero_stage(args.get("deepspeed"), recipe.path.parent)
-    checkpointing = bool(_newer(args, "checkpointing", True)[0])
+    checkpointing = bool(checkpointing_argument(args, "checkpointing", True)[0])
     reentrant, because, key = _reentrant(args, zero)
     modalities = recipe.fields.data.modalities
     return Training(
@@ -78,8 +78,8 @@ def training_of(recipe: Recipe) -> Training:
     )
 
 
-def _newer(args: Mapping[str, Any], suffix: str, default: Any) -> tuple[Any, str]:
-    """Return an argument that transformers renamed, and the name that wins.
+def checkpointing_argument(args: Mapping[str, Any], suffix: str, default: Any) -> tuple[Any, str]:
+    """Return an argument of checkpointing, which transformers renamed, and the name that wins.
 
     Source: ``transformers.TrainingArguments.__post_init__``: the old name counts where the new one is not set.
     """
@@ -95,7 +95,7 @@ def _reentrant(args: Mapping[str, Any], zero: int) -> tuple[bool, str, str]:
     re-entrant one. Under ZeRO-3 TRL forces that one by changing the options it was given; given none, it sets the
     old name of that argument, which transformers no longer reads.
     """
-    options, name = _newer(args, "checkpointing_kwargs", None)
+    options, name = checkpointing_argument(args, "checkpointing_kwargs", None)
     if not isinstance(options, Mapping) or not options:
         return False, "default", name
     if zero == 3:

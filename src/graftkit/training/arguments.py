@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import RecipeError
 from graftkit.recipes.arguments import config_class, unknown_arguments
 from graftkit.recipes.recipe import Recipe
+from graftkit.recipes.training import checkpointing_argument
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -52,6 +53,6 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
     defaults: dict[str, Any] = {"output_dir": str(Path("out") / recipe.path.stem), "report_to": "none"}
     # TRL sets its default under the name that transformers deprecates, with a warning. Options are left out:
     # without any, transformers takes the non-re-entrant kind; from any, TRL makes the re-entrant one under ZeRO-3.
-    if not any(recipe.args.get(f"{name}_checkpointing") is not None for name in ("activation", "gradient")):
+    if checkpointing_argument(recipe.args, "checkpointing", None)[0] is None:
         defaults["activation_checkpointing"] = True
     return defaults

@@ -16,6 +16,7 @@ from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.training.arguments import trainer_arguments
 from graftkit.training.checkpointing.checkpoints import checkpoint_to_resume
+from graftkit.training.checkpointing.interrupt import SaveOnInterrupt
 from graftkit.training.checkpointing.resume import check_resumable, train_from
 from graftkit.training.data.load import load_data
 from graftkit.training.distributed.fsdp2 import check_attachable, check_sharding
@@ -25,10 +26,14 @@ from graftkit.training.distributed.launch_checks import (
     check_processes_joined,
 )
 from graftkit.training.distributed.sharding import save_full_adapter
+from graftkit.training.guard.guard import Guard
 from graftkit.training.model import load_base
 from graftkit.training.report_page import write_page
 from graftkit.training.result import TrainingResult
+from graftkit.training.trainers.dpo import dpo_trainer
+from graftkit.training.trainers.grpo import grpo_trainer
 from graftkit.training.trainers.inputs import TrainerInputs
+from graftkit.training.trainers.sft import sft_trainer
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -94,15 +99,12 @@ class _Run:
 
     inputs: TrainerInputs
     trainer: Any
-    guard: Any
-    interrupt: Any
+    guard: Guard
+    interrupt: SaveOnInterrupt
     started: float
 
     @classmethod
     def prepare(cls, inputs: TrainerInputs, started: float) -> _Run:
-        from graftkit.training.checkpointing.interrupt import SaveOnInterrupt
-        from graftkit.training.guard.guard import Guard
-
         guard = Guard(inputs.base.plan, settings=inputs.recipe.fields.checks)
         interrupt = SaveOnInterrupt()
         trainer = _make_trainer(replace(inputs, callbacks=(guard, interrupt, *inputs.callbacks)))
@@ -159,10 +161,6 @@ class _Run:
 
 
 def _make_trainer(inputs: TrainerInputs) -> Trainer:
-    from graftkit.training.trainers.dpo import dpo_trainer
-    from graftkit.training.trainers.grpo import grpo_trainer
-    from graftkit.training.trainers.sft import sft_trainer
-
     recipe = inputs.recipe
     make = {"sft": sft_trainer, "dpo": dpo_trainer, "grpo": grpo_trainer}[recipe.fields.trainer]
     try:

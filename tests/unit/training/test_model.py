@@ -21,7 +21,7 @@ TEXT = ("text",)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Gemma 4 in bfloat16, with tokenizer and processor."""
+    """Return the folder of a small Gemma 4 in bfloat16, with tokenizer and processor."""
     folder = tmp_path_factory.mktemp("base")
     return gemma.save_base(folder, gemma.processor(), dtype=torch.bfloat16)
 

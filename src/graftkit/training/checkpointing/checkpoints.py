@@ -107,7 +107,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def _check_files(files: Iterable[Path]) -> None:
-    """Open every file whose format tells where it ends; nothing of torch's is unpickled."""
+    """Open every file whose format marks its end; nothing of torch's is unpickled."""
     for file in files:
         if file.suffix == ".safetensors":
             read_headers(file)
@@ -116,7 +116,7 @@ def _check_files(files: Iterable[Path]) -> None:
 
 
 def _has_all_shards(checkpoint: Path) -> bool:
-    """Check that each process's random state is there, and what it held under DeepSpeed or FSDP.
+    """Check that each process's random state is there, and its shards under DeepSpeed or FSDP.
 
     Raises:
         OSError: DeepSpeed had not yet named its folder.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import TrainerCallback
 
 from graftkit.errors import TrainingError
 from graftkit.training.checkpointing.checkpoints import CheckpointInfo, read_info
 from graftkit.training.distributed.sharding import Sharding, sharding_of
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def train_from(trainer: Any, checkpoint: Path | None) -> None:
     if checkpoint is None:
         trainer.train()
         return
-    trainer.add_callback(_stop_when_done())
+    trainer.add_callback(_StopWhenDone())
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint))
     except _AllStepsDone:
@@ -95,14 +94,9 @@ class _AllStepsDone(Exception):  # noqa: N818  # not an error: it ends the train
     """No step is left."""
 
 
-def _stop_when_done() -> TrainerCallback:
-    from transformers import TrainerCallback
+class _StopWhenDone(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Stops once the checkpoint is loaded, however it is sharded."""
 
-    class StopWhenDone(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-        """Stops once the checkpoint is loaded, however it is sharded."""
-
-        def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            if state.global_step >= state.max_steps:
-                raise _AllStepsDone
-
-    return StopWhenDone()
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise _AllStepsDone

@@ -54,7 +54,8 @@ class AudioCollator:
         if "messages" in rows[0]:
             return self._from_messages(rows, audio)
         if "prompt" not in rows[0]:
-            return self._from_plain([row[self.text_field] for row in rows], audio)
+            batch = self._processed([row[self.text_field] for row in rows], audio, "right")
+            return _with_labels(batch, _text_mask(batch))
         texts = [self._texts(row, len(arrays)) for row, arrays in zip(rows, audio, strict=True)]
         return self._from_texts([t[0] for t in texts], [t[1] for t in texts], audio)
 
@@ -85,9 +86,7 @@ class AudioCollator:
         from trl.trainer.utils import flush_left
 
         before = self._processed(prompts, audio, "left")
-        after = self.processor(
-            text=completions, padding=True, padding_side="right", return_tensors="pt", add_special_tokens=False
-        )
+        after = self.processor(text=completions, return_tensors="pt", **_padding("right"))
         # Besides ids and mask there may be token types: whatever is as long as the prompt is continued.
         along = [name for name, value in before.items() if value.shape == before["input_ids"].shape]
         joined = {n: torch.cat((before[n], after.get(n, torch.zeros_like(after["input_ids"]))), 1) for n in along}
@@ -98,27 +97,14 @@ class AudioCollator:
         batch = {**before, **dict(zip(others, rest, strict=True)), "attention_mask": mask}
         return _with_labels(batch, learned)
 
-    def _from_plain(self, texts: list[str], audio: list[list[Any]]) -> dict[str, Any]:
-        batch = self._processed(texts, audio, "right")
-        return _with_labels(batch, _text_mask(batch))
-
     def _processed(self, texts: list[str], audio: list[list[Any]], side: str) -> dict[str, Any]:
         token = getattr(self.processor, "audio_token", None)
         for text, arrays in zip(texts, audio, strict=True):
             if isinstance(token, str):
                 _check_placeholders(text.count(token), len(arrays))
         flat = [array for arrays in audio for array in arrays]
-        return dict(
-            self.processor(
-                text=texts,
-                audio=flat or None,
-                padding=True,
-                padding_side=side,
-                return_tensors="pt",
-                add_special_tokens=False,
-                sampling_rate=self.sampling_rate,
-            )
-        )
+        options = {**_padding(side), "sampling_rate": self.sampling_rate}
+        return dict(self.processor(text=texts, audio=flat or None, return_tensors="pt", **options))
 
     def _from_messages(self, rows: Sequence[Mapping[str, Any]], audio: list[list[Any]]) -> dict[str, Any]:
         output = self.processor.apply_chat_template(
@@ -128,15 +114,14 @@ class AudioCollator:
             return_dict=True,
             return_assistant_tokens_mask=True,
             return_tensors="pt",
-            processor_kwargs={
-                "padding": True,
-                "padding_side": "right",
-                "add_special_tokens": False,
-                "sampling_rate": self.sampling_rate,
-            },
+            processor_kwargs={**_padding("right"), "sampling_rate": self.sampling_rate},
         )
         batch = dict(output)
         return _with_labels(batch, batch.pop("assistant_masks"))
+
+
+def _padding(side: str) -> dict[str, Any]:
+    return {"padding": True, "padding_side": side, "add_special_tokens": False}
 
 
 def read_audio_at(rows: Dataset, sampling_rate: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""What processes that train together tell each other. Each function is a collective where there are several."""
+"""Checks and sums over the processes that train together: collectives where there are several."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from graftkit.training.distributed.sharding import asked_by_environment
 def check_processes_joined(args: Any) -> None:
     """Check that this process has joined all those that were started with it.
 
-    If accelerate finds no accelerator and was not told to use the CPU, each process trains alone on all of the
+    If accelerate finds no accelerator and is not set to use the CPU, each process trains alone on all of the
     data, and overwrites the others' files.
 
     Args:
@@ -26,7 +26,7 @@ def check_processes_joined(args: Any) -> None:
         return
     raise TrainingError(
         f"{started} processes were started, and this one has joined a group of {args.world_size}",
-        why="accelerate found no accelerator, and was not told to use the CPU",
+        why="accelerate found no accelerator, and is not set to use the CPU",
         help="args: {use_cpu: true}, or graft train RECIPE --launch N; DeepSpeed on the CPU needs "
         "ddp_backend: gloo and its settings in accelerate's configuration",
         code="processes-apart",

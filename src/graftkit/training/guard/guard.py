@@ -30,8 +30,7 @@ from graftkit.training.guard.errors import (
 from graftkit.training.guard.log_findings import log_findings
 from graftkit.training.guard.preflight import run_preflight
 from graftkit.training.guard.saved_check import check_checkpoint
-from graftkit.training.guard.step_monitor import StepMonitor
-from graftkit.training.guard.step_stats import StepStats, curves_of
+from graftkit.training.guard.step_monitor import StepMonitor, StepStats, curves_of
 from graftkit.training.guard.tensor_stats import TensorActivity
 
 if TYPE_CHECKING:
@@ -193,13 +192,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             self._report_once(_rule("GK203"), _observed(self._monitor.activity))
 
     def _check_before(self, model: PeftModel, args: Any, given: Mapping[str, Any]) -> GraftError | None:
+        processor, loader = given.get("processing_class"), given.get("train_dataloader")
         self._before = run_preflight(
-            model,
-            args,
-            plan=self._plan,
-            settings=self._settings,
-            processor=given.get("processing_class"),
-            loader=given.get("train_dataloader"),
+            model, args, plan=self._plan, settings=self._settings, processor=processor, loader=loader
         )
         log_findings(self._before)
         return failed_preflight(self._before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,12 +146,7 @@ def _from_prompts(rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str
         made = processor(text=prompts, padding=True, return_tensors="pt")
     else:
         made = processor.apply_chat_template(
-            prompts,
-            add_generation_prompt=True,
-            tokenize=True,
-            padding=True,
-            return_dict=True,
-            return_tensors="pt",
+            prompts, add_generation_prompt=True, tokenize=True, padding=True, return_dict=True, return_tensors="pt"
         )
     batch = dict(made)
     labels = batch["input_ids"]
@@ -171,8 +167,6 @@ def _prompt(row: Mapping[str, Any]) -> Any:
 
 def _accepted(batch: Mapping[str, Any], model: PeftModel) -> dict[str, Any]:
     """Leave out what the model's forward does not take, if its signature says what it takes."""
-    import inspect
-
     base: Any = model.get_base_model()
     parameters = inspect.signature(type(base).forward).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

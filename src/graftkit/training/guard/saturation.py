@@ -7,12 +7,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from graftkit.modeling.bounded_wrappers import BoundedWrapper, count_clamped, watch_bounds
+from graftkit.training.guard.tensor_stats import spread
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Elements sampled of each tensor: enough for a share to half a percent, however large the activations are.
-_SAMPLE = 4096
 
 
 class Saturation:
@@ -27,25 +25,18 @@ class Saturation:
     def begin(self) -> None:
         """Add hooks to the wrappers; they change nothing and do not synchronize with the device."""
         self.end()
-        self._hooks.enter_context(watch_bounds(self._wrappers, self._count, _sampled))
+        self._hooks.enter_context(watch_bounds(self._wrappers, self._count, spread))
 
     def end(self) -> Mapping[str, float]:
         """Remove the hooks, and return the clamped share of every wrapper that was called."""
         import torch
 
         self._hooks.close()
-        shares = [
-            torch.stack(clamped).sum().cpu() / self._elements[path] for path, clamped in self._clamped.items()
-        ]
-        called = tuple(self._clamped)
+        clamped = {path: int(torch.stack(counts).sum()) for path, counts in self._clamped.items()}
+        shares = {path: number / self._elements[path] for path, number in clamped.items()}
         self._clamped, self._elements = {}, {}
-        return dict(zip(called, torch.stack(shares).tolist(), strict=True)) if shares else {}
+        return shares
 
     def _count(self, wrapper: BoundedWrapper, before: Tensor, after: Tensor) -> None:
         self._clamped.setdefault(wrapper.path, []).append(count_clamped(before, after))
         self._elements[wrapper.path] = self._elements.get(wrapper.path, 0) + before.numel()
-
-
-def _sampled(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // _SAMPLE)]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from graftkit.adapters.file import AdapterFile, read_adapter, without_tensors
 from graftkit.checks.adapter_files.saved_adapter import TensorData
 from graftkit.checks.engine.context import CheckContext, Inputs
-from graftkit.checks.engine.rule import Rule, unknown
+from graftkit.checks.engine.rule import unknown
 from graftkit.checks.engine.runner import run
-from graftkit.checks.rules import rules_of
+from graftkit.checks.rules import all_rules
 from graftkit.errors import AdapterError, TrainingError
 from graftkit.findings import Finding, Report
 from graftkit.modeling.sharding import is_sharded
@@ -31,7 +31,7 @@ def check_checkpoint(folder: Path, model: PeftModel, settings: CheckSettings | N
     Raises:
         TrainingError: ``saved-adapter``: an adapter of the model is not there, or cannot be read.
     """
-    rules = _rules()
+    rules = [rule for rule in all_rules() if rule.code in _CODES]
     if is_sharded(model) and any(folder.glob(_SHARDS)):
         advice = "state_dict_type: FULL_STATE_DICT saves the adapter"
         return Report(tuple(r.finding(unknown("FSDP saved the model as shards", help=advice)) for r in rules))
@@ -42,10 +42,6 @@ def check_checkpoint(folder: Path, model: PeftModel, settings: CheckSettings | N
         context = CheckContext(given, settings or CheckSettings())
         findings += run(rules, context).findings
     return Report(tuple(findings))
-
-
-def _rules() -> tuple[Rule, ...]:
-    return tuple(rule for area in ("adapter", "saving") for rule in rules_of(area) if rule.code in _CODES)
 
 
 def _adapter(folder: Path) -> AdapterFile:

@@ -1,28 +1,39 @@
-"""The steps of a run that the guard measures: gradients, updates and clamped activations, by tower."""
+"""The steps of a run that the guard measures: gradients, updates and clamped activations, and their curves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.modeling.unwrapping import name_in_base
+from graftkit.report.chart import Curve
 from graftkit.surveying.towers import tower_finder
 from graftkit.training.guard.saturation import Saturation
-from graftkit.training.guard.step_stats import StepStats
-from graftkit.training.guard.tensor_stats import (
-    TensorActivity,
-    TensorStats,
-    changes_since,
-    nonfinite,
-    sample,
-)
+from graftkit.training.guard.tensor_stats import TensorActivity, TensorStats, changes_since, nonfinite, sample
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """Figures of one optimizer step, by tower.
+
+    Attributes:
+        step: the optimizer step, from 1.
+        gradient: norm of the gradient; after clipping where the trainer logs no norm.
+        update: norm of the step's change, relative to the norm of the weights.
+        saturation: share of the activations that bounded linears clamp, 0 to 1.
+    """
+
+    step: int
+    gradient: Mapping[str, float]
+    update: Mapping[str, float]
+    saturation: Mapping[str, float] = field(default_factory=dict)
 
 
 class StepMonitor:
@@ -110,3 +121,22 @@ class StepMonitor:
         for path, share in shares.items():
             towers.setdefault(self._tower_of(name_in_base(path)), []).append(share)
         return {tower: sum(found) / len(found) for tower, found in towers.items()}
+
+
+def curves_of(steps: Sequence[StepStats]) -> dict[str, tuple[Curve, ...]]:
+    """Return title -> a curve for each tower; nonfinite values and empty curves are left out."""
+    series = {
+        "Gradient norm": [(s.step, s.gradient) for s in steps],
+        "Update per step, relative to the weights": [(s.step, s.update) for s in steps],
+        "Clamped activations": [(s.step, s.saturation) for s in steps],
+    }
+    return {title: curves for title, values in series.items() if (curves := _curves(values))}
+
+
+def _curves(steps: Iterable[tuple[int, Mapping[str, float]]]) -> tuple[Curve, ...]:
+    points: dict[str, list[tuple[int, float]]] = {}
+    for step, values in steps:
+        for tower, value in values.items():
+            if math.isfinite(value):
+                points.setdefault(tower, []).append((step, value))
+    return tuple(Curve(label=tower, points=tuple(found)) for tower, found in points.items())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
 
-# Elements kept of each tensor, to measure by how much a step changes it.
+# Elements sampled of each tensor: enough for a share to half a percent, however large the tensor is.
 _SAMPLE = 4096
 
 
@@ -104,8 +104,13 @@ def _scaled(change: Tensor, parameter: Tensor) -> Tensor:
 def _sampled(parameter: Tensor) -> Tensor:
     import torch
 
-    flat = _local(parameter).reshape(-1)
-    return flat[:: max(1, flat.numel() // _SAMPLE)].to(torch.float32, copy=True)
+    return spread(_local(parameter)).to(torch.float32, copy=True)
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """Return some elements of a tensor, evenly spread over it, as a view where its layout allows one."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // _SAMPLE)]
 
 
 @dataclass

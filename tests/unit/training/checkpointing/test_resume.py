@@ -49,7 +49,7 @@ def checkpoint(folder: Path, files: Sequence[str]) -> Path:
 
 
 def save_shards(made: Path, name: str) -> Path:
-    """What FSDP saves with SHARDED_STATE_DICT."""
+    """Write what FSDP saves with SHARDED_STATE_DICT."""
     with pytest.warns(UserWarning, match="single process"):
         dcp.save({"a": torch.ones(64)}, checkpoint_id=made / name)
     return made / name

@@ -28,15 +28,15 @@ def audio(seconds: float) -> Any:
 
 
 def text_of(made: Any, batch: Mapping[str, Any], row: int, learned: bool) -> str:
-    """What is learned in a row, or all of it, without the sound's tokens."""
+    """Return the text of a row's labels, or of the row, without the audio's tokens."""
     labels = batch["labels"] if learned else batch["input_ids"]
     skip = {-100, made.tokenizer.pad_token_id, made.audio_token_id}
     text: str = made.tokenizer.decode([int(token) for token in labels[row] if int(token) not in skip])
     return text
 
 
-def right(made: Any, batch: Mapping[str, Any]) -> None:
-    """Shapes agree; types, features and placeholders are of the same sounds; padding is on the right."""
+def check_batch(made: Any, batch: Mapping[str, Any]) -> None:
+    """Check that shapes agree, features and placeholders belong together, and padding is on the right."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     assert ids.shape == mask.shape == batch["labels"].shape == batch["mm_token_type_ids"].shape
     assert torch.equal(batch["mm_token_type_ids"] == 3, ids == made.audio_token_id)
@@ -55,7 +55,7 @@ def test_prompts_and_completions() -> None:
         {"audio": audio(0.4).tolist(), "prompt": "<bos><|audio|>?", "completion": "b<eos>"},
     ]
     batch = AudioCollator(made)(rows)
-    right(made, batch)
+    check_batch(made, batch)
     assert text_of(made, batch, 0, learned=True) == "a tone<eos>"
     assert text_of(made, batch, 1, learned=True) == "b<eos>"
     assert text_of(made, batch, 0, learned=False) == "<bos><|audio><audio|>which?a tone<eos>"
@@ -69,7 +69,7 @@ def test_several_sounds_a_row() -> None:
         {"audios": [], "prompt": "nothing", "completion": "none"},
     ]
     batch = AudioCollator(made)(rows)
-    right(made, batch)
+    check_batch(made, batch)
     assert batch["input_features"].shape[0] == 2
     assert text_of(made, batch, 1, learned=True) == "none"
 
@@ -87,7 +87,7 @@ def test_rows_without_a_sound_among_others() -> None:
         {"audio": audio(0.2), "prompt": "<|audio|>", "completion": "one"},
     ]
     batch = AudioCollator(made)(rows)
-    right(made, batch)
+    check_batch(made, batch)
     assert batch["input_features"].shape[0] == 1
 
 
@@ -95,7 +95,7 @@ def test_prompts_are_learned_where_that_is_asked_for() -> None:
     made = processor()
     row = {"audio": audio(0.2), "prompt": "<bos><|audio|>which?", "completion": "a<eos>"}
     batch = AudioCollator(made, completion_only=False)([row])
-    right(made, batch)
+    check_batch(made, batch)
     assert text_of(made, batch, 0, learned=True) == "<bos><|audio><audio|>which?a<eos>"
 
 
@@ -127,7 +127,7 @@ def test_arrays_and_placeholders_must_be_as_many(row: dict[str, Any]) -> None:
 def test_plain_text_is_learned_but_for_the_sound() -> None:
     made = processor()
     batch = AudioCollator(made, text_field="body")([{"audio": audio(0.2), "body": "<bos><|audio|>a tone<eos>"}])
-    right(made, batch)
+    check_batch(made, batch)
     assert text_of(made, batch, 0, learned=True) == "<bos><|audio><audio|>a tone<eos>"
 
 
@@ -139,7 +139,7 @@ def test_messages_learn_the_answers_and_their_ends() -> None:
         {"audio": audio(0.2), "messages": [QUESTION, {"role": "assistant", "content": "B."}]},
     ]
     batch = AudioCollator(made, chat_template=marked)(rows)
-    right(made, batch)
+    check_batch(made, batch)
     assert text_of(made, batch, 0, learned=True) == "A flat.<turn|>\nA flat.<turn|>\n"
     assert text_of(made, batch, 1, learned=True) == "B.<turn|>\n"
     said = text_of(made, batch, 1, learned=False)
@@ -151,14 +151,14 @@ def test_messages_keep_the_places_of_their_sounds() -> None:
     content = [{"type": "text", "text": "Hear"}, {"type": "audio", "audio": None}, {"type": "text", "text": "?"}]
     rows = [{"audio": audio(0.2), "messages": [{"role": "user", "content": content}, ANSWER]}]
     batch = AudioCollator(made, chat_template=template_for(made, []))(rows)
-    right(made, batch)
+    check_batch(made, batch)
     assert "Hear<|audio><audio|>?" in text_of(made, batch, 0, learned=False)
 
 
 def test_prompts_and_completions_as_messages() -> None:
     made = processor(template())
     batch = AudioCollator(made)([{"audio": audio(0.2), "prompt": [QUESTION], "completion": [ANSWER]}])
-    right(made, batch)
+    check_batch(made, batch)
     assert text_of(made, batch, 0, learned=True) == "A flat.<turn|>\n"
 
 
@@ -179,7 +179,7 @@ def test_rates_must_agree() -> None:
     assert caught.value.code == "data-audio"
     assert "8000" in caught.value.what
     row["audio"] = {"array": audio(0.2), "sampling_rate": RATE}
-    right(processor(), AudioCollator(processor())([row]))
+    check_batch(processor(), AudioCollator(processor())([row]))
 
 
 @pytest.mark.parametrize("as_prompt", [False, True], ids=["messages", "prompt and completion"])
@@ -199,7 +199,7 @@ def test_files_that_messages_name_are_learned_from(tmp_path: Path, as_prompt: bo
     read_rows = read_audio_at(resolve_audio_files(read, tmp_path, "rows.jsonl"), RATE)
     made = processor(template())
     batch = AudioCollator(made, chat_template=template_for(made, read))([read_rows[0], read_rows[1]])
-    right(made, batch)
+    check_batch(made, batch)
     assert [text_of(made, batch, row, learned=True) for row in (0, 1)] == ["A flat.<turn|>\n"] * 2
     assert "Hear<|audio><audio|>?" in text_of(made, batch, 0, learned=False)
     assert "\n<|audio><audio|>?" in text_of(made, batch, 1, learned=False)

@@ -23,7 +23,7 @@ ANSWER = {"role": "assistant", "content": "This."}
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder with a.wav, b.flac and c.ogg, each of a length of its own, at rates of their own."""
+    """Return a folder with a.wav, b.flac and c.ogg, of different lengths and rates."""
     for at, name in enumerate(("a.wav", "b.flac", "c.ogg"), 1):
         soundfile.write(tmp_path / name, tone(440, at / 10, 8_000 * at), 8_000 * at)
     return tmp_path

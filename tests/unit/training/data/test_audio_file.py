@@ -24,7 +24,7 @@ def tone(hertz: float, seconds: float = 0.5, rate: int = RATE, loudness: float =
 
 
 def loudest(samples: Any, rate: int = RATE) -> float:
-    """The frequency with the most energy, in Hz."""
+    """Return the frequency with the most energy, in Hz."""
     spectrum = np.abs(np.fft.rfft(samples))
     return float(np.fft.rfftfreq(len(samples), 1 / rate)[int(spectrum.argmax())])
 

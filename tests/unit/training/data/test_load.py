@@ -42,7 +42,7 @@ def jsonl(file: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def written(folder: Path, kind: str) -> str:
-    """The rows as a file or folder of this kind; its path, relative to the recipe."""
+    """Write the rows as a file or folder of this kind; return its path, relative to the recipe."""
     rows = datasets.Dataset.from_list(ROWS)
     if kind == "jsonl":
         return jsonl(folder / "rows.jsonl", ROWS)

@@ -25,7 +25,7 @@ def conversation(answer: Any, content: Any = PARTS) -> dict[str, Any]:
 
 
 def text_of(content: Any) -> Any:
-    """The text of a content, whichever form it has."""
+    """Return the text of a content, a string or a list of parts."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
@@ -39,7 +39,7 @@ def test_a_text_that_is_json_comes_back_as_it_was_written(tmp_path: Path, answer
 
 
 def test_datasets_alone_reads_a_number(tmp_path: Path) -> None:
-    """The cause, in the version that is installed; without it the file is of no use."""
+    """The installed version of ``datasets`` still has the cause; without it the module is not needed."""
     assert read(tmp_path, [conversation("6")])[0]["messages"][1]["content"] == 6
 
 

@@ -28,7 +28,7 @@ def recipe(folder: Path, requested: Any, *, quantization: str | None = None, **a
 
 @dataclass(frozen=True)
 class Args:
-    """The trainer's arguments where several processes train together."""
+    """Return the trainer's arguments where several processes train together."""
 
     given: Any
     world_size: int

@@ -219,7 +219,7 @@ def test_what_would_take_a_second_model_is_left_to_verify() -> None:
 
 
 class Recorder(TrainerCallback):
-    """How many steps were begun."""
+    """Count the steps that were begun."""
 
     def __init__(self) -> None:
         self.steps = 0

@@ -14,8 +14,7 @@ import graftkit as gk
 from graftkit.checks.probes.clamps import clamped_shares
 from graftkit.modeling.bounded_wrappers import BoundedWrapper
 from graftkit.training.guard.saturation import Saturation
-from graftkit.training.guard.step_monitor import StepMonitor
-from graftkit.training.guard.step_stats import StepStats, curves_of
+from graftkit.training.guard.step_monitor import StepMonitor, StepStats, curves_of
 from graftkit.training.guard.tensor_stats import TensorActivity, TensorStats, changes_since, nonfinite, sample
 
 TwinOf = Callable[[str], nn.Module]

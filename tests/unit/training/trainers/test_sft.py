@@ -49,7 +49,7 @@ def trainer_for(folder: Path, model: Path, rows: list[dict[str, Any]], **args: A
 
 
 def learned(trainer: Any, at: int = 0) -> str:
-    """What the loss is on in a row of the trainer's own batch."""
+    """Return the text that the loss is on, in a row of the trainer's batch."""
     batch = trainer.data_collator([trainer.train_dataset[row] for row in range(len(trainer.train_dataset))])
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     text: str = tokenizer.decode([int(token) for token in batch["labels"][at] if token != -100])
