@@ -68,8 +68,8 @@ def training_of(recipe: Recipe) -> Training:
         reentrant_key=f"args.{key}.use_reentrant",
         packing=bool(args.get("packing") or args.get("padding_free")),
         precision=_precision(args),
-        batch_size=_whole(args.get("per_device_train_batch_size"), 8),
-        accumulation=_whole(args.get("gradient_accumulation_steps"), 1),
+        batch_size=_positive(args.get("per_device_train_batch_size"), 8),
+        accumulation=_positive(args.get("gradient_accumulation_steps"), 1),
         zero_stage=zero,
         quantization=recipe.fields.quantization,
         modalities=tuple(modalities) if modalities else None,
@@ -109,7 +109,7 @@ def _precision(args: Mapping[str, Any]) -> str:
     return "fp32" if args.get("bf16") is False else "bf16"
 
 
-def _whole(value: Any, default: int) -> int:
+def _positive(value: Any, default: int) -> int:
     return value if type(value) is int and value > 0 else default
 
 

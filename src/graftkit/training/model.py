@@ -53,7 +53,7 @@ def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code:
     """
     options = dict(recipe.args.get("model_init_kwargs") or {})
     name = recipe.fields.model
-    # Of the configuration: a model that ZeRO-3 shards as it is loaded shows no shapes.
+    # Survey the configuration: a model that ZeRO-3 shards as it is loaded has no shapes.
     model_map = survey(name, trust_remote_code=trust_remote_code)
     if recipe.fields.quantization is not None:
         options["quantization_config"] = plan_quantization(model_map, recipe.fields.quantization).config

@@ -50,8 +50,8 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint, or None.
 
     In a complete one the trainer's state can be read, every safetensors file is as long as its header says, every
-    file of torch's ends as such files do, and no process's shard is missing. All processes are taken to write into
-    one folder. A checkpoint cut short is skipped and left for the user to look at.
+    file of torch's ends as such files do, and no process's shard is missing. All processes are assumed to write
+    into one folder. A checkpoint that was cut short is skipped, and stays for the user to look at.
     """
     found = [(int(m[1]), p) for p in folder.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
     return next((path for _, path in sorted(found, reverse=True) if _is_complete(path)), None)

@@ -39,27 +39,27 @@ def train_from(trainer: Any, checkpoint: Path | None) -> None:
 def check_resumable(checkpoint: Path, args: Any) -> None:
     """Check that this run can resume a checkpoint.
 
-    Where nothing is sharded, another number of processes only gets a warning: some random states are then missing.
+    Where nothing is sharded, a different number of processes only gets a warning: some random states are then missing.
 
     Args:
         checkpoint: a complete one.
         args: the trainer's, made in this process.
 
     Raises:
-        TrainingError: ``cannot-resume``: the optimizer's state is not there, or is sharded otherwise than in this
+        TrainingError: ``cannot-resume``: the optimizer's state is not there, or is sharded differently in this
             run.
     """
     info, sharding = read_info(checkpoint), sharding_of(args)
     if not info.resumable:
         raise _cannot_resume(
-            "the checkpoint holds an adapter alone",
+            "the checkpoint has only an adapter",
             checkpoint,
-            "without the optimizer's state and its schedule the loss curve would be another",
+            "without the optimizer's state and schedule the loss curve would differ",
             "leave save_only_model out; or train the adapter further as a new run",
         )
     if info.sharding is not sharding:
         raise _cannot_resume(
-            "the checkpoint is sharded in another way than this run",
+            "the checkpoint is sharded differently from this run",
             checkpoint,
             f"written under {info.sharding}; this run is under {sharding}",
             "start this run as the first one was started",

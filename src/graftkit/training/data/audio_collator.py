@@ -47,7 +47,7 @@ class AudioCollator:
         """Return ids, mask and labels of shape (B, T), and the processor's features.
 
         Raises:
-            DataError: ``data-audio``: another sampling rate than the processor's, or more or fewer arrays than the
+            DataError: ``data-audio``: a sampling rate other than the processor's, or more or fewer arrays than the
                 text has placeholders.
         """
         audio = [self._audio(row) for row in rows]

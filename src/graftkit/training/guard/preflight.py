@@ -124,7 +124,7 @@ def _model_map(model: PeftModel, plan: Plan | None) -> ModelMap | None:
 
 
 def _training(model: PeftModel, args: Any) -> Training:
-    """Return the trainer's settings. How activations are recomputed, the rules ask the live model."""
+    """Return the trainer's settings; the rules ask the live model how activations are recomputed."""
     classes = {kind.__name__ for kind in type(args).__mro__}
     # Set both by the argument `deepspeed` and by accelerate's own configuration.
     deepspeed = getattr(args, "deepspeed_plugin", None)

@@ -87,8 +87,8 @@ class StepMonitor:
         self.active, self._before = False, {}
         if learns:
             self.activity.record(self._gradients, weights, changes)
-        whole, changed = self.tensors.by_tower(weights), self.tensors.by_tower(changes)
-        update = {tower: changed[tower] / size for tower, size in whole.items() if size and tower in changed}
+        sizes, changed = self.tensors.by_tower(weights), self.tensors.by_tower(changes)
+        update = {tower: changed[tower] / size for tower, size in sizes.items() if size and tower in changed}
         gradient, saturation = self.tensors.by_tower(self._gradients), self._by_tower(self._shares[-1])
         self.steps.append(StepStats(step, gradient, update, saturation))
         return nonfinite(weights)

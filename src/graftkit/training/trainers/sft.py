@@ -44,7 +44,7 @@ def _marked_template(inputs: TrainerInputs) -> str | None:
 
 
 def _audio_kwargs(inputs: TrainerInputs, template: str | None) -> dict[str, Any]:
-    """Pass the rows as they are to our collator: TRL knows no audio."""
+    """Pass the rows as they are to our collator: TRL does not support audio."""
     args, data, processor = inputs.args, inputs.data, inputs.base.processor
     args.remove_unused_columns = False
     args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -58,7 +58,7 @@ def _audio_kwargs(inputs: TrainerInputs, template: str | None) -> dict[str, Any]
 
 
 def _keep_template(trainer: Any, template: str) -> None:
-    """Keep the template for batches and evaluations after the processor has its own one back."""
+    """Keep the template for batches and evaluations after the processor's own is restored."""
     trainer.chat_template = template
     if hasattr(trainer.data_collator, "chat_template") and not isinstance(trainer.data_collator, AudioCollator):
         trainer.data_collator.chat_template = template
