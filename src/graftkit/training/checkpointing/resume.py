@@ -39,7 +39,7 @@ def train_from(trainer: Any, checkpoint: Path | None) -> None:
 def check_resumable(checkpoint: Path, args: Any) -> None:
     """Check that this run can resume a checkpoint.
 
-    Where nothing is sharded, a different number of processes only gets a warning: some random states are then missing.
+    Where nothing is sharded, a different number of processes only gets a warning: random states are then missing.
 
     Args:
         checkpoint: a complete one.
