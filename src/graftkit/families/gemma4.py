@@ -170,7 +170,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 def _example_inputs(
     model: PreTrainedModel, batch_size: int, generator: torch.Generator, modalities: frozenset[str]
 ) -> dict[str, torch.Tensor]:
-    """Text around one image and, where the model has an audio tower, one clip per row.
+    """Return text around one image and, where the model has an audio tower, one clip per row.
 
     Shapes, for ``batch_size`` B, P patches of C pixel values each, F mel frames and a sequence of T tokens:
     ``pixel_values`` (B, P, C) float in [0, 1], ``image_position_ids`` (B, P, 2) int (x, y),
@@ -187,39 +187,28 @@ def _example_inputs(
     if config.model_type == "gemma4_audio":
         clip = _clip(config, batch_size, generator)
         return {"input_features": clip["input_features"], "attention_mask": clip["input_features_mask"]}
-    text = config.get_text_config()
-    has_vision = getattr(config, "vision_config", None) is not None and "image" in modalities
-    has_audio = getattr(config, "audio_config", None) is not None and "audio" in modalities
-    image_tokens = _WINDOWS_PER_SIDE**2 if has_vision else 0
-    audio_tokens = _AUDIO_FRAMES // 4 if has_audio else 0
-    ids = torch.randint(3, _first_special_id(config, text), (batch_size, 2 * _TEXT_TOKENS), generator=generator)
-    opening, ending = ids[:, :_TEXT_TOKENS], ids[:, _TEXT_TOKENS:]
-    pieces = [(opening, 0)]
-    if image_tokens:
-        pieces.append((torch.full((batch_size, image_tokens), config.image_token_id), _IMAGE_TYPE))
-    if audio_tokens:
-        pieces.append((torch.full((batch_size, audio_tokens), config.audio_token_id), _AUDIO_TYPE))
-    pieces.append((ending, 0))
+    ids = torch.randint(3, _first_special_id(config), (batch_size, 2 * _TEXT_TOKENS), generator=generator)
+    # Each piece of a row with the type of its tokens; images and audio go before the last one.
+    pieces = [(ids[:, :_TEXT_TOKENS], 0), (ids[:, _TEXT_TOKENS:], 0)]
+    features: dict[str, torch.Tensor] = {}
+    if "image" in modalities and getattr(config, "vision_config", None) is not None:
+        placeholders = torch.full((batch_size, _WINDOWS_PER_SIDE**2), config.image_token_id)
+        pieces.insert(-1, (placeholders, _IMAGE_TYPE))
+        features |= _image(config.vision_config, batch_size, generator)
+    if "audio" in modalities and getattr(config, "audio_config", None) is not None:
+        placeholders = torch.full((batch_size, _AUDIO_FRAMES // 4), config.audio_token_id)
+        pieces.insert(-1, (placeholders, _AUDIO_TYPE))
+        features |= _clip(config.audio_config, batch_size, generator)
     input_ids = torch.cat([piece for piece, _ in pieces], dim=1)
     types = torch.cat([torch.full_like(piece, kind) for piece, kind in pieces], dim=1)
-    batch = {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones_like(input_ids),
-        "labels": input_ids.masked_fill(types != 0, IGNORED_LABEL),
-    }
-    if has_vision or has_audio:
-        batch["mm_token_type_ids"] = types
-    if has_vision:
-        batch |= _image(config.vision_config, batch_size, generator)
-    if has_audio:
-        batch |= _clip(config.audio_config, batch_size, generator)
-    return batch
+    labels = input_ids.masked_fill(types != 0, IGNORED_LABEL)
+    batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
+    return batch | {"mm_token_type_ids": types} | features if features else batch
 
 
-def _first_special_id(config: Any, text: Any) -> int:
-    names = [name for name in vars(config) if name.endswith(("_token_id", "_token_index"))]
-    special = [getattr(config, name) for name in names]
-    vocabulary: int = text.vocab_size
+def _first_special_id(config: Any) -> int:
+    special = [value for name, value in vars(config).items() if name.endswith(("_token_id", "_token_index"))]
+    vocabulary: int = config.get_text_config().vocab_size
     return min([i for i in special if isinstance(i, int) and i > 3] + [vocabulary])
 
 

@@ -16,7 +16,7 @@ _TOKENS = 8
 def _example_inputs(
     model: PreTrainedModel, batch_size: int, generator: torch.Generator, _modalities: frozenset[str]
 ) -> dict[str, torch.Tensor]:
-    """Text tokens and both streams' audio codes, with labels for text and for audio.
+    """Return text tokens and both streams' audio codes, with labels for text and for audio.
 
     Shapes, for ``batch_size`` B, T steps and Q codebooks, all int64: ``input_ids``, ``attention_mask`` and
     ``text_labels`` (B, T); ``user_audio_codes``, ``moshi_audio_codes`` and ``audio_labels`` (B, Q, T). The

@@ -21,7 +21,6 @@ _ROLES = {name: role for role, names in _NAMES_OF_ROLE.items() for name in names
 _ATTENTION_WORDS = ("attn", "attention")
 _SSM_WORDS = ("mamba", "ssm", "linear_attn", "recurrent", "rglru")
 _MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward", "dense_relu_dense", "densereludense", "ffw", "ff")
-_ROUTER_WORDS = ("router",)
 
 
 def role_of(names: tuple[str, ...], kind: str, *, in_state_space: bool = False) -> str:
@@ -35,15 +34,12 @@ def role_of(names: tuple[str, ...], kind: str, *, in_state_space: bool = False) 
         kind: the site's kind.
         in_state_space: whether its parent is a state-space mixer by structure, whatever its name.
     """
+    if kind in {"embedding", "conv"}:
+        return kind
     parts = names[-1].lower().split(".")
-    parent_words = parts[:-1]
-    if kind == "embedding":
-        return "embedding"
-    if kind == "conv":
-        return "conv"
     leaves = [name.lower().rpartition(".")[2] for name in names]
-    place = "ssm" if in_state_space else _place(parent_words)
-    if _has(parts[-2:], _ROUTER_WORDS) or (leaves[-1] in {"gate", "router"} and place != "attention"):
+    place = "ssm" if in_state_space else _enclosing_part(parts[:-1])
+    if _has(parts[-2:], ("router",)) or (leaves[-1] in {"gate", "router"} and place != "attention"):
         return "router"
     for leaf in leaves:
         if (role := _ROLES.get(leaf)) is not None:
@@ -51,7 +47,7 @@ def role_of(names: tuple[str, ...], kind: str, *, in_state_space: bool = False) 
     return _fallback(parts, place)
 
 
-def _place(parents: list[str]) -> str | None:
+def _enclosing_part(parents: list[str]) -> str | None:
     """Return the part of the layer that a module lies in, as the nearest ancestor with such a name says."""
     for part in reversed(parents):
         if _has([part], _SSM_WORDS):

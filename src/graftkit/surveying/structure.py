@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ class ModelStructure:
             tower_of=tower_finder(model),
             family_at=_families(modules),
             output_layers=tuple(inner.get_output_embeddings() for _, inner in models_inside(model)),
-            expert_counts=frozenset(_expert_counts(modules)),
+            expert_counts=_expert_counts(modules),
             state_spaces=frozenset(path for path, module in modules.items() if _is_state_space(module)),
         )
 
@@ -82,9 +82,7 @@ def _families(modules: dict[str, nn.Module]) -> dict[str, Family | None]:
     return {path: family_of(model_type) for path, model_type in types.items() if model_type}
 
 
-def _expert_counts(modules: dict[str, nn.Module]) -> Iterator[int]:
-    for config in {id(c): c for m in modules.values() if (c := getattr(m, "config", None)) is not None}.values():
-        for field in EXPERT_COUNTS:
-            count = getattr(config, field, None)
-            if isinstance(count, int) and count > 1:
-                yield count
+def _expert_counts(modules: dict[str, nn.Module]) -> frozenset[int]:
+    configs = (getattr(module, "config", None) for module in modules.values())
+    counts = (getattr(config, field, None) for config in configs for field in EXPERT_COUNTS)
+    return frozenset(count for count in counts if isinstance(count, int) and count > 1)

@@ -33,8 +33,6 @@ def without_adapters(model: nn.Module) -> nn.Module:
 
 def _original(module: Any) -> Any:
     """Return what PEFT replaced by ``module``, however deep it is wrapped."""
-    while True:
-        inner = getattr(module, "base_layer", getattr(module, "original_module", None))
-        if inner is None:
-            return module
+    while (inner := getattr(module, "base_layer", getattr(module, "original_module", None))) is not None:
         module = inner
+    return module

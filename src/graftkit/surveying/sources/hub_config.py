@@ -20,7 +20,7 @@ def fetch_config(repo_id: str, revision: str | None = None) -> HubFile:
         return fetch(repo_id, "config.json", revision, max_bytes=MAX_CONFIG_BYTES)
     except SourceError as error:
         if error.code == "hub-no-file":
-            raise _no_config(repo_id, _adapter_base(repo_id, revision)) from error
+            raise _no_config(repo_id, _hub_adapter_base(repo_id, revision)) from error
         # A hub that did not answer is not asked again.
         adapter = from_cache(repo_id, "adapter_config.json", revision)
         if error.code == "hub-offline" and adapter is not None:
@@ -28,7 +28,7 @@ def fetch_config(repo_id: str, revision: str | None = None) -> HubFile:
         raise
 
 
-def _adapter_base(repo_id: str, revision: str | None) -> str | None:
+def _hub_adapter_base(repo_id: str, revision: str | None) -> str | None:
     """Return the base model that an adapter repository names ("" for none), None where it is not an adapter."""
     try:
         file = fetch(repo_id, "adapter_config.json", revision, max_bytes=MAX_CONFIG_BYTES)
