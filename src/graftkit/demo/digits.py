@@ -20,6 +20,7 @@ PROMPT = "<bos><|image|> digit"
 IMAGE_SIDE = 8
 """Width and height of a digit, in pixels."""
 
+_HELD_OUT = 360
 _MAX_INK = 16  # load_digits counts dark pixels in 4x4 blocks of the original scan: 0 (blank) to 16
 
 
@@ -36,23 +37,13 @@ class DigitSplit:
     held_out: datasets.Dataset
 
 
-def load_digit_split(*, held_out: int = 360, seed: int = 0) -> DigitSplit:
-    """Load the digits and split them, stratified by digit.
-
-    Args:
-        held_out: number of digits kept out of training, 10 to 1787.
-        seed: seed of the split; the same seed gives the same split.
-
-    Raises:
-        ValueError: ``held_out`` leaves one part without some digit.
-    """
+def load_digit_split() -> DigitSplit:
+    """Load the digits and keep 360 of them out of training, stratified by digit; the split is always the same."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
-    train, rest = train_test_split(
-        list(range(len(labels))), test_size=held_out, random_state=seed, stratify=labels
-    )
+    train, rest = train_test_split(list(range(len(labels))), test_size=_HELD_OUT, random_state=0, stratify=labels)
     return DigitSplit(train=_dataset(pixels, labels, train), held_out=_dataset(pixels, labels, rest))
 
 

@@ -27,7 +27,7 @@ def model_inputs(processor: ProcessorMixin, rows: Mapping[str, Any]) -> dict[str
             text=list(rows["prompt"]),
             images=list(rows["images"]),
             return_tensors="pt",
-            add_special_tokens=False,  # the prompt spells its own
+            add_special_tokens=False,  # the prompt contains them
         )
     )
 

@@ -45,7 +45,7 @@ def page_of(
         ],
         figures_note="360 digits that neither run trained on; the mark is chance.",
         quote={
-            "title": "What stock PEFT says",
+            "title": "Stock PEFT's error",
             "command": 'get_peft_model(model, LoraConfig(target_modules=["q_proj", "k_proj", …]))',
             "text": result.stock_peft_error,
             "explanation": "PEFT adapts linears, convolutions and embeddings; this is another module around one.",
@@ -68,6 +68,6 @@ def page_of(
             {"path": result.merged, "note": "the merged model: loads in stock transformers"},
             {"path": str(folder / "base"), "note": "the twin it was trained on"},
         ],
-        versions={name: version for name, version in environment()["packages"].items() if version},
+        versions=environment()["packages"],
         command="graft demo",
     )

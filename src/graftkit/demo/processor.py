@@ -33,7 +33,7 @@ SOFT_TOKENS = 4
 _MAX_SOFT_TOKENS = 70  # the smallest budget that Gemma 4's image processor takes
 _VOCAB_MULTIPLE = 64
 
-# As Gemma 4 spells its special tokens; the first three have the same ids (0, 1, 2), too.
+# Gemma 4's special tokens; the first three also have Gemma 4's ids: 0, 1, 2.
 _STANDARD = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
 _PLACEHOLDERS = {
     "image_token": "<|image|>",
@@ -85,9 +85,7 @@ def digit_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Gemma4P
         max_soft_tokens=_MAX_SOFT_TOKENS,
         do_resize=False,  # resizing would enlarge a digit to the whole budget of patches
     )
-    return _processor_class()(
-        Gemma4AudioFeatureExtractor(), image_processor, digit_tokenizer() if tokenizer is None else tokenizer
-    )
+    return _processor_class()(Gemma4AudioFeatureExtractor(), image_processor, tokenizer or digit_tokenizer())
 
 
 def config_overrides(tokenizer: PreTrainedTokenizerFast | None = None) -> dict[str, Any]:
@@ -98,7 +96,7 @@ def config_overrides(tokenizer: PreTrainedTokenizerFast | None = None) -> dict[s
     Args:
         tokenizer: the tokenizer to agree with; by default, a new :func:`digit_tokenizer`.
     """
-    known = digit_tokenizer() if tokenizer is None else tokenizer
+    known = tokenizer or digit_tokenizer()
     size = -(-len(known) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
     ids = {name: known.convert_tokens_to_ids(token) for name, token in (_STANDARD | _PLACEHOLDERS).items()}
     return {
@@ -122,7 +120,7 @@ def config_overrides(tokenizer: PreTrainedTokenizerFast | None = None) -> dict[s
 
 @contextmanager
 def known_to_transformers(processor: Gemma4Processor) -> Iterator[None]:
-    """Let ``AutoProcessor`` load this processor's class, as it loads Gemma 4's own where there is torchvision."""
+    """Let ``AutoProcessor`` load this processor's class, as it loads Gemma 4's own if torchvision is installed."""
     from transformers import AutoProcessor, Gemma4Config
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -135,7 +133,7 @@ def known_to_transformers(processor: Gemma4Processor) -> Iterator[None]:
 
 @functools.cache
 def _processor_class() -> type[Gemma4Processor]:
-    """Return Gemma 4's processor without its video part, which cannot be built where torchvision is missing.
+    """Return Gemma 4's processor class without its video part, which needs torchvision.
 
     Made on first use, because its base class is a heavy import.
     """

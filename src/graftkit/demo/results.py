@@ -57,7 +57,7 @@ class DemoResult:
         held_out_accuracy: run -> share of held-out digits read right, 0 to 1.
         checks: the contract before training, and the comparisons after it.
         report, adapter, merged: paths of the page, the adapter and the merged model.
-        seconds: wall-clock time of the whole demo.
+        seconds: wall-clock time of the demo.
     """
 
     stock_peft_error: str

@@ -47,16 +47,16 @@ _REPORT_FILE, _RESULT_FILE = "report.html", "demo.json"
 def run_demo(out: Path, *, show: Callable[[str], None] = lambda _: None) -> DemoResult:
     """Run the demo and publish its folder.
 
-    It holds ``report.html``, ``demo.json``, ``base/``, ``adapter/`` (language and vision), ``adapter_language/``
+    Its files: ``report.html``, ``demo.json``, ``base/``, ``adapter/`` (language and vision), ``adapter_language/``
     and ``merged/``. While the demo runs, the folder is the working directory: its files then name each other by
-    relative paths, which stay right when it is published or moved.
+    relative paths, which still hold after it is published or moved.
 
     Args:
-        out: the folder to write; it appears when everything in it is whole.
-        show: called with each step's result, as text, while the demo goes on.
+        out: the folder to write; it appears once it is complete.
+        show: called with each step's result as text.
 
     Raises:
-        OutputError: the folder cannot be written, or holds somebody else's files.
+        OutputError: the folder cannot be written, or contains other files.
         MissingDependencyError: a package of the ``train`` extra is missing.
     """
     _check_dependencies()
@@ -143,10 +143,10 @@ class _Demo:
 
 
 def stock_refusal(base: PreTrainedModel) -> str:
-    """Return the first line of what stock PEFT says to the usual seven names on this model.
+    """Return the first line of stock PEFT's error for the usual seven names on this model.
 
     Raises:
-        GraftError: ``demo-no-refusal``: stock PEFT took them, so there is nothing to show any more.
+        GraftError: ``demo-no-refusal``: stock PEFT accepts them, so there is nothing to show.
     """
     from peft import LoraConfig, get_peft_model
 

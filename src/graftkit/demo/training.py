@@ -53,7 +53,7 @@ def write_recipe(
 
 
 def train_adapter(recipe: Recipe, *callbacks: TrainerCallback) -> tuple[TrainingResult, PeftModel]:
-    """Train as the recipe says; return what was done and the trained model, in eval mode.
+    """Train from a recipe; return the result and the trained model, in eval mode.
 
     Raises:
         KeyboardInterrupt: the user pressed Ctrl-C, which ends the run after the step it is in.

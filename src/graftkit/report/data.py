@@ -103,7 +103,7 @@ class ReportData(TypedDict, total=False):
     """What a report shows. Only ``title`` is required; an absent or empty section is left out.
 
     ``summary`` is a list of paragraphs; ``figures_note`` says how the figures were measured; ``command`` is
-    the command line that made the report; ``versions`` maps a package to its version.
+    the command line that made the report; ``versions`` maps a package to its version, None where it is missing.
     """
 
     title: Required[str]
@@ -120,5 +120,5 @@ class ReportData(TypedDict, total=False):
     samples_note: str
     checks: Sequence[Check]
     files: Sequence[SavedFile]
-    versions: Mapping[str, str]
+    versions: Mapping[str, str | None]
     command: str

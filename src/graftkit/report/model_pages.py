@@ -27,7 +27,6 @@ def survey_page(model_map: ModelMap) -> ReportData:
             _figure("inside a wrapper", wrapped, model_map),
         ],
         towers=towers_of(model_map),
-        towers_note="One cell a weight.",
         command=f"graft survey {info.name} --format html",
     )
 
@@ -48,7 +47,6 @@ def plan_page(plan: Plan) -> ReportData:
             },
         ],
         towers=towers_of(plan.model, plan),
-        towers_note="One cell a weight.",
         command=f"graft plan {info.name} --format html",
     )
 

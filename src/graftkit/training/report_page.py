@@ -41,7 +41,7 @@ def write_page(result: TrainingResult, model_map: ModelMap, curves: Mapping[str,
         charts=[chart for chart in charts if chart["curves"]],
         checks=checks_of(result.findings),
         files=_files(result.folder),
-        versions={name: version for name, version in environment()["packages"].items() if version},
+        versions=environment()["packages"],
     )
     if result.plan is not None:
         data["figures_title"] = "What was trained"
@@ -50,7 +50,6 @@ def write_page(result: TrainingResult, model_map: ModelMap, curves: Mapping[str,
             {"label": "trained parameters", "value": count(result.plan.trainable_params)},
         ]
         data["towers"] = towers_of(model_map, result.plan)
-        data["towers_note"] = "One cell a weight."
     return write_report(result.report, data)
 
 
