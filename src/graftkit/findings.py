@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = 1
+from graftkit._version import SCHEMA_VERSION
 
 
 class Severity(StrEnum):

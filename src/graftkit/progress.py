@@ -1,4 +1,4 @@
-"""How far a long call has come: what every ``on_progress`` callback gets."""
+"""The progress of a long call: what every ``on_progress`` callback gets."""
 
 from __future__ import annotations
 

@@ -91,5 +91,5 @@ def first_line(error: BaseException | None) -> str:
 
 def describe(error: BaseException) -> str:
     """Return an error's class and first line, "ValueError: no such thing", or its class alone."""
-    said = first_line(error)
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    message = first_line(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -1,4 +1,4 @@
-"""The ``graft`` command in a process of its own, and its result as JSON."""
+"""Run ``graft`` in a subprocess and read its JSON."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 
-def graft(*words: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def graft(*args: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command offline and without a terminal."""
     return subprocess.run(
-        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *map(str, words)],
+        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *map(str, args)],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -32,9 +32,9 @@ def fields_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return fields
 
 
-def refused(*words: str | Path, cwd: Path | None = None) -> dict[str, Any]:
+def refused(*args: str | Path, cwd: Path | None = None) -> dict[str, Any]:
     """Run a command that cannot be done, and return its error."""
-    done = graft(*words, "--json", cwd=cwd)
+    done = graft(*args, "--json", cwd=cwd)
     assert done.returncode == 2, done.stdout + done.stderr
     error: dict[str, Any] = fields_of(done)["error"]
     return error

@@ -112,7 +112,7 @@ def _no_base(adapter: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("args", "code"),
     [
         pytest.param(_nowhere, "adapter-not-found", id="no folder"),
         pytest.param(_no_config, "adapter-config", id="no configuration"),
@@ -121,8 +121,8 @@ def _no_base(adapter: Path) -> list[str]:
         pytest.param(_no_base, "not-a-model-directory", id="the base is no model"),
     ],
 )
-def test_what_cannot_be_checked_exits_2(adapter: Path, words: Callable[[Path], list[str]], code: str) -> None:
-    error = refused("check", *words(adapter))
+def test_what_cannot_be_checked_exits_2(adapter: Path, args: Callable[[Path], list[str]], code: str) -> None:
+    error = refused("check", *args(adapter))
     assert error["code"] == code
     assert error["help"]
 
@@ -150,9 +150,9 @@ except SystemExit as ended:
 """
 
 
-def light(*words: str) -> subprocess.CompletedProcess[str]:
+def light(*args: str) -> subprocess.CompletedProcess[str]:
     """The command, which fails where it imports what takes seconds."""
-    return subprocess.run([sys.executable, "-c", _LIGHT, *words], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", _LIGHT, *args], capture_output=True, text=True, check=False)
 
 
 def test_headers_alone_need_neither_torch_nor_peft(adapter: Path) -> None:

@@ -89,17 +89,20 @@ def _empty(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("args", "code", "name"),
     [
         pytest.param(["survey", "gemma5"], "model-type-unknown", "gemma", id="unknown model type"),
-        pytest.param(["survey", "somebody/something"], "hub-offline", "download", id="hub id offline"),
-        pytest.param(["survey", "./nowhere"], "not-found", "path", id="no such path"),
+        pytest.param(["survey", "owner/name"], "hub-offline", "owner/name", id="hub id offline"),
+        pytest.param(["survey", "./nowhere"], "not-found", "nowhere", id="no such path"),
         pytest.param(["survey", _empty], "not-a-model-directory", "config.json", id="not a model directory"),
         pytest.param(["survey", _corrupt], "config-corrupt", "config.json", id="corrupt config.json"),
         pytest.param(["plan", "llama", "--scope", "vision"], "scope-missing", "language", id="no such tower"),
         pytest.param(["plan", "llama", "--targets", "q_prj"], "target-unmatched", "q_proj", id="no such target"),
         pytest.param(
-            ["plan", "llama", "--targets", "input_layernorm"], "target-not-adaptable", "linear", id="only norms"
+            ["plan", "llama", "--targets", "input_layernorm"],
+            "target-not-adaptable",
+            "input_layernorm",
+            id="only norms",
         ),
         pytest.param(["plan", "llama", "--rank", "0"], "rank-invalid", "r=16", id="rank 0"),
         pytest.param(["plan", "llama", "--rank", "many"], "usage", "--help", id="rank is no number"),
@@ -108,12 +111,11 @@ def _empty(folder: Path) -> str:
         pytest.param(["survey", "llama", "--frmat", "json"], "usage", "--help", id="no such option"),
     ],
 )
-def test_bad_input(tmp_path: Path, words: list[Any], code: str, said: str) -> None:
-    arguments = [word(tmp_path) if callable(word) else word for word in words]
-    error = refused(*arguments)
+def test_bad_input(tmp_path: Path, args: list[Any], code: str, name: str) -> None:
+    error = refused(*(arg(tmp_path) if callable(arg) else arg for arg in args))
     assert error["code"] == code
     assert error["help"]
-    assert said in json.dumps(error)
+    assert name in json.dumps(error)
 
 
 def test_an_error_for_people_goes_to_stderr() -> None:

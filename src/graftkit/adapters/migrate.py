@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from graftkit._version import SCHEMA_VERSION
 from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, read_adapter
 from graftkit.adapters.placement import TensorPlacement, place_tensors
 from graftkit.attaching.redirect import ModelPaths, renamed, retargeted
@@ -27,7 +28,7 @@ from graftkit.errors import AdapterError
 from graftkit.files import atomic_folder, overlap, write_text
 from graftkit.planning.matching import value_at
 from graftkit.surveying.checkpoint.safetensors_header import header_bytes
-from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap
+from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.survey import survey
 
 RECORD_NAME = "graftkit_migration.json"

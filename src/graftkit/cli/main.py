@@ -17,12 +17,11 @@ from graftkit.cli.commands import check, check_merged, demo, doctor, env, merge,
 from graftkit.cli.output import INTERRUPTED, Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError
 
-# 128 + SIGPIPE, likewise for a program whose reader is gone.
+# 128 + SIGPIPE: the reader of stdout has gone.
 _PIPE_CLOSED = 141
 
 app = typer.Typer(
     name="graft",
-    help="Attach an adapter to any open model; know that it trains what you meant; ship it unchanged.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -61,32 +60,32 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``graft`` and exit: 0 clean, 1 findings, 2 error, 130 interrupted."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    args = list(sys.argv[1:] if arguments is None else arguments)
     _start_quickly()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
-    sys.exit(_run(words))
+    sys.exit(_run(args))
 
 
 def _start_quickly() -> None:
-    """Leave out what imports and the exit of a short command would spend without need."""
+    """Skip work at import and at exit that a short command does not need."""
     # Importing bitsandbytes would load torch's compiler with all of inductor. Nothing that graft runs is compiled.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Modules stay: collecting garbage at every 700 new objects of theirs finds none.
+    # Modules are never freed: collecting garbage after every 700 of their objects finds none.
     gc.set_threshold(100_000, 20, 50)
     # The last collection takes a second, and its memory is freed with the process anyway.
     atexit.register(gc.freeze)
 
 
-def _run(words: list[str]) -> int:
-    output = Output(_format_of(words), sys.stdout)
+def _run(args: list[str]) -> int:
+    output = Output(_format_of(args), sys.stdout)
     try:
-        status = app(args=words, standalone_mode=False)
+        status = app(args=args, standalone_mode=False)
     except StdoutLostError as loss:
         return _stdout_lost(loss)
-    except InterruptError as stop:
-        output.error(stop)
+    except (InterruptError, KeyboardInterrupt, typer.Abort):
+        output.error(InterruptError())
         return INTERRUPTED
     except GraftError as error:
         return _failed(output, error)
@@ -96,16 +95,13 @@ def _run(words: list[str]) -> int:
         if not error.format_message():  # `graft` alone has just shown its help
             return error.exit_code
         return _failed(output, _usage_error(error))
-    except (KeyboardInterrupt, typer.Abort):
-        output.error(InterruptError())
-        return INTERRUPTED
     except Exception as error:
         return _failed(output, _unexpected(error))
     return status if isinstance(status, int) else 0
 
 
 def _stdout_lost(loss: StdoutLostError) -> int:
-    """Handle a stdout that takes nothing more, not even an error: its reader is gone, or the disk is full."""
+    """Handle a closed pipe or a full disk: stdout takes nothing more, not even an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
     if isinstance(loss.__cause__, BrokenPipeError):
         return _PIPE_CLOSED
@@ -122,9 +118,9 @@ def _failed(output: Output, error: GraftError) -> int:
     return 2
 
 
-def _format_of(words: list[str]) -> Format:
-    """Return the format asked for, before the words are parsed: a usage error is written in it too."""
-    json = "--json" in words or "--format=json" in words or ("--format", "json") in itertools.pairwise(words)
+def _format_of(args: list[str]) -> Format:
+    """Find the format before the arguments are parsed: a usage error is written in it too."""
+    json = "--json" in args or "--format=json" in args or ("--format", "json") in itertools.pairwise(args)
     return Format.JSON if json else Format.HUMAN
 
 

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from graftkit.cli.output import Format
 from graftkit.errors import GraftError, PlanError
 
-
-class FailLevel(StrEnum):
-    """The least severe finding that makes the exit status 1."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    INFO = "info"
-    UNKNOWN = "unknown"
-
-
+FailLevel = Literal["error", "warning", "info", "unknown"]
 Model = Annotated[
     str,
     typer.Argument(
@@ -37,7 +27,7 @@ FormatOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Short for --format json.", rich_help_panel="Output")]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let code that the model brings run on this machine.")
+    bool, typer.Option("--trust-remote-code", help="Allow code from the model's repository to run.")
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
 Targets = Annotated[

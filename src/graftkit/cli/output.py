@@ -6,16 +6,15 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
 from typing import IO, Any
 
+from graftkit._version import SCHEMA_VERSION
 from graftkit.errors import GraftError
 
-SCHEMA_VERSION = 1
 # 128 + SIGINT, as a shell reports a program that Ctrl-C ended.
 INTERRUPTED = 130
 
@@ -41,15 +40,15 @@ class Output:
     format: Format
     data: IO[str]
 
-    def result(self, value: Any, forms: Mapping[Format, Callable[[], str]] = MappingProxyType({})) -> None:
+    def result(self, value: Any, **forms: Callable[[], str]) -> None:
         """Write a result in the format that was asked for.
 
         Args:
-            value: the result: ``to_dict()`` is its JSON and ``str()`` its text, unless ``forms`` has another.
-            forms: how to write the other formats that this kind of result has.
+            value: the result: ``to_dict()`` is its JSON and ``str()`` its text, unless ``human`` gives another.
+            forms: format -> how to write the result in it: ``html=…``, ``human=…``.
 
         Raises:
-            GraftError: ``format-unsupported``: this result has no such form.
+            GraftError: ``format-unsupported``: this result cannot be written in that format.
         """
         if self.format is Format.JSON:
             fields = value if isinstance(value, dict) else value.to_dict()
@@ -59,7 +58,11 @@ class Output:
         elif self.format is Format.HUMAN:
             self._print(str(value))
         else:
-            raise _unsupported(self.format)
+            raise GraftError(
+                f"this result cannot be written as {self.format}",
+                help="--format human or --format json",
+                code="format-unsupported",
+            )
 
     def step(self, text: str) -> None:
         """Write a step of a long result: data for people, a note on stderr where JSON is the data."""
@@ -69,7 +72,7 @@ class Output:
             self.note(text + "\n")
 
     def note(self, text: str) -> None:
-        """Write what is no part of the result to stderr."""
+        """Write to stderr what is not part of the result."""
         sys.stderr.write(text + "\n")
 
     def error(self, error: GraftError) -> None:
@@ -86,14 +89,6 @@ class Output:
             self.data.flush()
         except OSError as error:
             raise StdoutLostError(error) from error
-
-
-def _unsupported(wanted: Format) -> GraftError:
-    return GraftError(
-        f"this result has no {wanted} form",
-        help="--format human or --format json",
-        code="format-unsupported",
-    )
 
 
 class StdoutLostError(GraftError):
@@ -116,12 +111,12 @@ class InterruptError(GraftError):
 
 @contextmanager
 def only_data_on_stdout(output_format: Format, *, json: bool = False) -> Iterator[Output]:
-    """Send whatever libraries print to stderr, so that stdout carries the result alone; ``json`` goes first."""
+    """Send what libraries print to stderr: stdout carries the result alone. ``json`` overrides the format."""
     output = Output(Format.JSON if json else output_format, sys.stdout)
-    # On import it warns of an optional kernel that is not installed.
+    # Its import warns about an optional kernel that is not installed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
-        # Notes from one library to another about its next version: the user cannot act on them.
+        # Notes between libraries about their next versions: the user cannot act on them.
         warnings.simplefilter("ignore", FutureWarning)
         try:
             yield output

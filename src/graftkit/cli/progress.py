@@ -1,4 +1,4 @@
-"""How far a long command has come, on stderr."""
+"""A progress bar on stderr for long commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def progress_bar(*, in_bytes: bool = False) -> Iterator[Callable[[Progress], None]]:
     """Show a bar with the step and how much is done; for bytes also the rate and the time left.
 
-    It is gone when the block ends, and only shown in a terminal.
+    It disappears when the block ends, and is only shown in a terminal.
     """
     from rich import progress as bars
     from rich.console import Console

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graftkit.cli.options import FailLevel, split
-from graftkit.cli.output import Format, Output
+from graftkit.cli.output import Output
 
 if TYPE_CHECKING:
     from graftkit.findings import Report
@@ -57,21 +57,17 @@ def settings_for(
     return settings
 
 
-def run_and_fix(
-    output: Output,
-    check: Callable[[], Report],
-    fix: bool,
-    *,
-    recipe: Path | None = None,
-    adapter: Path | None = None,
-) -> Report:
-    """Run the checks; with ``fix``, write the mechanical fixes, note them, and run the checks again."""
+def run_and_fix(output: Output, check: Callable[[], Report], fix: bool, **files: Path | None) -> Report:
+    """Run the checks; with ``fix``, write the mechanical fixes, note them, and run the checks again.
+
+    Args:
+        files: ``recipe=`` and ``adapter=``, what may be fixed.
+    """
     if not fix:
         return check()
     from graftkit.checks.engine.fixing import fix_all
 
-    report, fixed = fix_all(check, recipe=recipe, adapter=adapter)
-    files = {"recipe": recipe, "adapter": adapter}
+    report, fixed = fix_all(check, **files)
     for finding in fixed:
         if finding.fix is not None:
             output.note(f"fixed {finding.code} in {files[finding.fix.file]}: {finding.fix}")
@@ -90,12 +86,10 @@ def conclude(output: Output, report: Report, title: str, fail_level: FailLevel, 
     command = shlex.join(["graft", *sys.argv[1:]])
     output.result(
         report,
-        {
-            Format.HUMAN: lambda: findings_text(report, verbose=verbose),
-            Format.HTML: lambda: render_report(findings_page(report, title, command)),
-            Format.SARIF: lambda: json.dumps(to_sarif(report), indent=2),
-            Format.GITHUB: lambda: to_annotations(report),
-        },
+        human=lambda: findings_text(report, verbose=verbose),
+        html=lambda: render_report(findings_page(report, title, command)),
+        sarif=lambda: json.dumps(to_sarif(report), indent=2),
+        github=lambda: to_annotations(report),
     )
-    if report.at_or_above(Severity(fail_level.value)):
+    if report.at_or_above(Severity(fail_level)):
         raise typer.Exit(1)

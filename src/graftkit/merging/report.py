@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftkit._version import __version__
+from graftkit._version import SCHEMA_VERSION, __version__
 from graftkit.merging.plan import MergePlan
 from graftkit.merging.verify import Evidence
 from graftkit.text import size
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from graftkit._version import SCHEMA_VERSION
 from graftkit.errors import PlanError
 from graftkit.planning.config.build import build_config, config_dict
 from graftkit.planning.config.extras import parameter_sizes
@@ -20,7 +21,7 @@ from graftkit.planning.selection.intent import read_intent
 from graftkit.planning.selection.select import select
 from graftkit.planning.text import plan_text
 from graftkit.planning.trials.small_layer import check_initializer, refusal_when_quantized
-from graftkit.surveying.sites import SCHEMA_VERSION, ModelMap, Site
+from graftkit.surveying.sites import ModelMap, Site
 from graftkit.surveying.survey import survey
 from graftkit.text import some
 

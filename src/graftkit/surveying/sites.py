@@ -9,10 +9,9 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+from graftkit._version import SCHEMA_VERSION
 from graftkit.surveying.checkpoint.comparison import Checkpoint
 from graftkit.surveying.text import survey_text
-
-SCHEMA_VERSION = 1
 
 
 class Obstacle(Enum):

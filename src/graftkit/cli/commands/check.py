@@ -1,4 +1,4 @@
-"""``graft check``: is a saved adapter whole, and does it fit its base."""
+"""``graft check``: is a saved adapter complete, and does it fit its base?"""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from graftkit.errors import GraftError
 def check(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapter's folder.", show_default=False)],
     base: Annotated[
-        str | None, typer.Option("--base", help="The model it is for: as MODEL of the other commands.")
+        str | None, typer.Option("--base", help="The base model, as MODEL of the other commands.")
     ] = None,
     merged_from: Annotated[list[str] | None, typer.Option("--adapter", "-a", hidden=True)] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="The engine that is to serve it: vllm, sglang or llama.cpp, vllm==0.32."),
+        typer.Option("--target", help="The engine that will serve it: vllm, sglang, llama.cpp or vllm==0.32."),
     ] = None,
     headers_only: Annotated[
-        bool, typer.Option("--headers-only", help="Read the headers alone: as quick for an adapter of any size.")
+        bool, typer.Option("--headers-only", help="Read only the headers: equally quick for any size.")
     ] = False,
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,
     fix: reporting.Fix = False,
-    fail_level: options.FailLevelOption = options.FailLevel.ERROR,
+    fail_level: options.FailLevelOption = "error",
     verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
     output_format: options.FormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
-    """Check a saved adapter: is it whole, safe to load, and does it fit its base?"""
+    """Check a saved adapter: is it complete and safe to load, and does it fit its base?"""
     with only_data_on_stdout(output_format, json=json) as output:
         if merged_from:
             raise _another_command(adapter, base, merged_from)
@@ -57,11 +57,11 @@ def check(
 
 
 def _another_command(merged: str, base: str | None, adapters: list[str]) -> GraftError:
-    words = [merged, "--base", base or "BASE", *(word for adapter in adapters for word in ("--adapter", adapter))]
+    args = [merged, "--base", base or "BASE", *(arg for adapter in adapters for arg in ("--adapter", adapter))]
     return GraftError(
         "a merged checkpoint is checked by graft check-merged",
         where="--adapter",
         why="graft check looks at one adapter",
-        help=f"graft check-merged {shlex.join(words)}",
+        help=f"graft check-merged {shlex.join(args)}",
         code="usage",
     )

@@ -1,4 +1,4 @@
-"""``graft check-merged``: is a checkpoint the exact merge of these adapters into this base."""
+"""``graft check-merged``: is a checkpoint the exact merge of these adapters into this base?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_merged(
     ],
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,
-    fail_level: options.FailLevelOption = options.FailLevel.ERROR,
+    fail_level: options.FailLevelOption = "error",
     verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,

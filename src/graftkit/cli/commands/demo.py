@@ -24,6 +24,6 @@ def demo(
 
         result = run_demo(out, show=output.step)
         done = f"Done in {result.seconds:.0f} s. Open {result.report} in a browser."
-        output.result(result, {Format.HUMAN: lambda: done})
+        output.result(result, human=lambda: done)
     if not result.checks.proven:
         raise typer.Exit(1)

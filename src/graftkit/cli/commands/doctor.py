@@ -26,7 +26,7 @@ def doctor(
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,
     fix: reporting.Fix = False,
-    fail_level: options.FailLevelOption = options.FailLevel.ERROR,
+    fail_level: options.FailLevelOption = "error",
     verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,

@@ -13,4 +13,4 @@ def env(output_format: FormatOption = Format.HUMAN, json: JsonOption = False) ->
     found = environment()
     lines = [f"{name}: {value or '-'}" for group in found.values() for name, value in group.items()]
     with only_data_on_stdout(output_format, json=json) as output:
-        output.result(found, {Format.HUMAN: lambda: "\n".join(lines)})
+        output.result(found, human=lambda: "\n".join(lines))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,13 +10,6 @@ from graftkit.cli import options
 from graftkit.cli.output import Format, only_data_on_stdout
 from graftkit.cli.progress import progress_bar
 from graftkit.errors import GraftError
-
-
-class Tied(StrEnum):
-    """What to do where an adapter changes one of several modules that share a weight."""
-
-    SHARE = "share"
-    UNTIE = "untie"
 
 
 def merge(
@@ -37,7 +29,8 @@ def merge(
         typer.Option("--adapter", "-a", help="An adapter's folder and its weight, as DIR:0.7. Repeat it."),
     ] = None,
     tied: Annotated[
-        Tied | None, typer.Option("--tied", help="For an adapter on one of the modules that share a weight.")
+        Literal["share", "untie"] | None,
+        typer.Option("--tied", help="For an adapter on one of the modules that share a weight."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")
@@ -57,7 +50,7 @@ def merge(
 
         adapters, out = _folders(folders, adapter)
         how: dict[str, Any] = {
-            "tied": tied.value if tied is not None else None,
+            "tied": tied,
             "trust_remote_code": trust_remote_code,
             "revision": revision,
         }

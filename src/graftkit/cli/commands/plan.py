@@ -59,7 +59,7 @@ def plan(
         if explain is not None:
             output.result(explain_site(made, explain))
         else:
-            output.result(made, {Format.HTML: lambda: render_report(plan_page(made))})
+            output.result(made, html=lambda: render_report(plan_page(made)))
 
 
 def _write_config(config: dict[str, object], path: Path) -> Path:

@@ -9,7 +9,7 @@ import typer
 from graftkit.cli.options import FormatOption, JsonOption
 from graftkit.cli.output import Format, only_data_on_stdout
 from graftkit.errors import GraftError
-from graftkit.text import suggest
+from graftkit.text import suggest, table
 
 
 def rules(
@@ -21,20 +21,17 @@ def rules(
     with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.checks.engine.pages import COLUMNS, page
         from graftkit.checks.rules import all_rules
-        from graftkit.text import table
 
         known = {rule.code: rule for rule in all_rules()}
         if code is None:
             rows = [(rule.code, rule.severity, rule.title) for rule in known.values()]
-            output.result(
-                {"rules": [_fields(rule) for rule in known.values()]},
-                {Format.HUMAN: lambda: table(COLUMNS, rows)},
-            )
+            fields = {"rules": [_fields(rule) for rule in known.values()]}
+            output.result(fields, human=lambda: table(COLUMNS, rows))
             return
         rule = known.get(code.upper())
         if rule is None:
             raise _no_such_rule(code, list(known))
-        output.result(_fields(rule), {Format.HUMAN: lambda: page(rule).partition("-->")[2].strip()})
+        output.result(_fields(rule), human=lambda: page(rule).partition("-->")[2].strip())
 
 
 def _fields(rule: Any) -> dict[str, Any]:

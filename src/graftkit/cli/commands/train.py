@@ -27,7 +27,7 @@ def train(
     init: Annotated[
         TrainerName | None, typer.Option("--init", help="Print a commented recipe for this trainer instead.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last whole checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")] = False,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="Replace a value of the recipe: args.max_steps=10. Repeat it."),
@@ -39,13 +39,13 @@ def train(
     output_format: options.FormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
-    """Train an adapter as a recipe says, and read back what was saved."""
+    """Train an adapter from a recipe, and check what was saved."""
     with only_data_on_stdout(output_format, json=json) as output:
         if init is not None:
             from graftkit.recipes.write import initial_recipe
 
             text = initial_recipe(init)
-            output.result({"recipe": text}, {Format.HUMAN: lambda: text.rstrip("\n")})
+            output.result({"recipe": text}, human=lambda: text.rstrip("\n"))
             return
         if recipe is None:
             raise GraftError(
@@ -65,7 +65,7 @@ def train(
 
 
 def _train(output: Output, recipe: Recipe, *, resume: bool, trust_remote_code: bool) -> TrainingResult:
-    """Train; of several processes the first writes the notes, and the others only what ended them."""
+    """Train; of several processes, only the first writes progress, and the others write their error alone."""
     from graftkit.training.run import train as run
 
     def show(progress: Progress) -> None:
@@ -85,11 +85,11 @@ def _launched(processes: int) -> int:
     """Run the same command without ``--launch`` in several processes, and return its exit status."""
     from graftkit.cli.launch import launch
 
-    words = [word for word in sys.argv[1:] if not word.startswith("--launch=")]
-    if "--launch" in words:
-        at = words.index("--launch")
-        del words[at : at + 2]
-    return launch(words, processes)
+    args = [arg for arg in sys.argv[1:] if not arg.startswith("--launch=")]
+    if "--launch" in args:
+        at = args.index("--launch")
+        del args[at : at + 2]
+    return launch(args, processes)
 
 
 def _rank() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +32,7 @@ def verify(
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,
     fix: reporting.Fix = False,
-    fail_level: options.FailLevelOption = options.FailLevel.ERROR,
+    fail_level: options.FailLevelOption = "error",
     verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
@@ -45,14 +44,22 @@ def verify(
     With --recipe, the recipe is proven: its adapter, its quantization and its training settings. It then says what
     to adapt, and the options for that cannot be given.
     """
-    access = {"trust_remote_code": trust_remote_code, "revision": revision}
+    access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     with only_data_on_stdout(output_format, json=json) as output:
         if recipe is not None:
             if any((targets, scope, method != "lora", r, alpha, option)):
                 raise _recipe_decides()
 
             def check() -> Report:
-                return _rehearse(recipe, model, select, ignore, on_twin=twin, seed=seed, **access)
+                from graftkit.checks.rehearse import rehearse
+                from graftkit.recipes.recipe import read_recipe
+
+                read = read_recipe(recipe)
+                settings = reporting.settings_for(select, ignore, read)
+                with progress_bar() as on_progress:
+                    return rehearse(
+                        read, model, on_twin=twin, seed=seed, settings=settings, on_progress=on_progress, **access
+                    )
 
             report = reporting.run_and_fix(output, check, fix, recipe=recipe)
         elif model is not None:
@@ -69,18 +76,6 @@ def verify(
         else:
             raise _nothing_to_verify()
         reporting.conclude(output, report, f"graft verify {model or recipe}", fail_level, verbose=verbose)
-
-
-def _rehearse(
-    file: Path, model: str | None, select: list[str] | None, ignore: list[str] | None, **how: Any
-) -> Report:
-    from graftkit.checks.rehearse import rehearse
-    from graftkit.recipes.recipe import read_recipe
-
-    recipe = read_recipe(file)
-    settings = reporting.settings_for(select, ignore, recipe)
-    with progress_bar() as on_progress:
-        return rehearse(recipe, model, settings=settings, on_progress=on_progress, **how)
 
 
 def _live_model(name: str, twin_seed: int | None, access: dict[str, Any]) -> Any:
@@ -103,13 +98,7 @@ def _verify(model: Any, request: dict[str, Any], seed: int, settings: CheckSetti
     adapted = attach(model, planned)
     batch = example_batch(adapted.get_base_model(), seed=seed)
     with progress_bar() as on_progress:
-        return run_checks(
-            adapted,
-            batch,
-            plan=planned,
-            settings=settings,
-            on_progress=on_progress,
-        )
+        return run_checks(adapted, batch, plan=planned, settings=settings, on_progress=on_progress)
 
 
 def _nothing_to_verify() -> GraftError:
