@@ -49,14 +49,14 @@ def tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
-def render(processor: Any, messages: Sequence[Message], template: str | None = None) -> str:
+def render(processor: Any, messages: Sequence[Message]) -> str:
     """Return the conversation as text. Templates that take content in parts get it in parts.
 
     Raises:
         TemplateRefusalError: the template refuses these messages.
     """
-    rendered, _ = _rendered(processor, messages, template or template_of(processor))
-    return rendered
+    text, _ = _rendered(processor, messages, template_of(processor))
+    return text
 
 
 def _rendered(processor: Any, messages: Sequence[Message], template: str | None) -> tuple[str, Sequence[Message]]:
@@ -119,7 +119,7 @@ class Rendered:
 
 def everything_learned(processor: Any) -> Rendered:
     """Return the sample with every token learned, as TRL trains on conversations by default."""
-    text, _ = _rendered(processor, sample(), template_of(processor))
+    text = render(processor, sample())
     spans = _spans(tokenizer_of(processor), text)
     return Rendered(text, spans, (True,) * len(spans))
 

@@ -18,8 +18,6 @@ from graftkit.checks.chat.conversations import (
 if TYPE_CHECKING:
     from graftkit.checks.engine.context import CheckContext
 
-_UNMARKED = "the template has no generation marks, and TRL has no training template for it"
-
 
 def marked_template(processor: Any) -> str:
     """Return the template with which TRL masks all but the assistant's tokens: the model's own if it has marks.
@@ -39,7 +37,8 @@ def marked_template(processor: Any) -> str:
     try:
         return get_training_chat_template(processor) or own
     except ValueError as error:
-        raise TemplateRefusalError(_UNMARKED) from error
+        message = "the template has no generation marks, and TRL has no training template for it"
+        raise TemplateRefusalError(message) from error
 
 
 def found_template(processor: Any, conversations: Iterable[Sequence[Message]] = ()) -> str:
@@ -59,9 +58,10 @@ def found_template(processor: Any, conversations: Iterable[Sequence[Message]] = 
     try:
         return marked_template(processor)
     except TemplateRefusalError:
-        if (alike := _alike(processor, [*_samples(), *conversations])) is None:
+        template = _equivalent(processor, [*_samples(), *conversations])
+        if template is None:
             raise
-        return alike
+        return template
 
 
 def trained_template(context: CheckContext) -> str:
@@ -74,16 +74,17 @@ def trained_template(context: CheckContext) -> str:
     return find(context.processor)
 
 
-def _alike(processor: Any, conversations: Sequence[Sequence[Message]]) -> str | None:
+def _equivalent(processor: Any, conversations: Sequence[Sequence[Message]]) -> str | None:
+    """Return a training template of TRL's that renders the conversations as the processor's own does, or None."""
     own = template_of(processor)
     rendered = [_rendered(processor, own, conversation) for conversation in conversations]
-    for template in _all_of_trl() if rendered[0] is not None else ():
+    for template in _training_templates() if rendered[0] is not None else ():
         if all(_rendered(processor, template, t) == r for t, r in zip(conversations, rendered, strict=True)):
             return template
     return None
 
 
-def _all_of_trl() -> tuple[str, ...]:
+def _training_templates() -> tuple[str, ...]:
     """Return TRL's training templates, which are strings in trl.chat_template_utils."""
     from trl import chat_template_utils
 

@@ -139,14 +139,10 @@ def _mode_of_function(function: Any) -> Mode:
     """
     from torch.utils.checkpoint import checkpoint
 
-    if isinstance(function, partial):
-        known = function.func is checkpoint or "use_reentrant" in function.keywords
-        reentrant = function.keywords.get("use_reentrant")
-    else:
-        known, reentrant = function is checkpoint, None
-    if not known:
+    called, keywords = (function.func, function.keywords) if isinstance(function, partial) else (function, {})
+    if called is not checkpoint and "use_reentrant" not in keywords:
         return Mode.CUSTOM
-    return Mode.NON_REENTRANT if reentrant is False else Mode.REENTRANT
+    return Mode.NON_REENTRANT if keywords.get("use_reentrant") is False else Mode.REENTRANT
 
 
 @contextmanager

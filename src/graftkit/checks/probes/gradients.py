@@ -127,14 +127,11 @@ def _watch(stack: ExitStack, model: PeftModel) -> tuple[set[str], list[bool]]:
     reached: set[str] = set()
     embedded: list[bool] = []
 
-    def called(path: str) -> Callable[..., None]:
-        return lambda *_: reached.add(path)
-
     def after_embedding(_module: nn.Module, _args: Any, output: Any) -> None:
         embedded.append(bool(getattr(output, "requires_grad", False)))
 
     for path, layer in adapted_layers(model).items():
-        stack.callback(layer.register_forward_hook(called(path)).remove)
+        stack.callback(layer.register_forward_hook(lambda *_, path=path: reached.add(path)).remove)
     embedding = _input_embedding(model)
     if embedding is not None:
         stack.callback(embedding.register_forward_hook(after_embedding).remove)

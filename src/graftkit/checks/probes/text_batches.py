@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def reason_without_text(model: PeftModel) -> str | None:
     """Return why rows of plain text are no test of this model, or None."""
     base: Any = model.get_base_model()
-    if not callable(getattr(base, "can_generate", None)) or not base.can_generate():
+    if not generates(base):
         return "it generates no text"
     if base.config.is_encoder_decoder:
         return "an encoder-decoder takes its text in two parts"
@@ -24,6 +24,11 @@ def reason_without_text(model: PeftModel) -> str | None:
     if getattr(model.active_peft_config, "is_prompt_learning", False):
         return "its adapter puts virtual tokens before every row"
     return None
+
+
+def generates(base: Any) -> bool:
+    """Check whether the model generates text."""
+    return callable(getattr(base, "can_generate", None)) and bool(base.can_generate())
 
 
 def text_rows(model: PeftModel, lengths: Sequence[int], *, seed: int = 0) -> list[torch.Tensor]:

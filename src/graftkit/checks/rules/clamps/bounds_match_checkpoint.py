@@ -23,7 +23,7 @@ Reloading changes only the bounds. An adapter that was trained without them has 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ def _check(context: CheckContext) -> Observation:
     stored = _stored(base, context.checkpoint, loaded)
     bounds = [_Bound(name, value, stored.get(name)) for name, value in loaded.items()]
     rounding = RULE.limit(context.settings, "rounding")
-    found = {wrong.name: [bound for bound in bounds if wrong.applies(bound, rounding)] for wrong in _WRONG}
+    found = {name: [bound for bound in bounds if is_wrong(bound, rounding)] for name, is_wrong in _FAULTS.items()}
     evidence: dict[str, Any] = {"bounds": len(bounds), **{name: len(of) for name, of in found.items()}}
     for name, of in found.items():
         if of:
@@ -82,6 +82,11 @@ class _Bound:
         return "none in the file" if self.stored is None else f"{self.stored:g} in the file"
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the file has a finite value and memory has none."""
+        return self.stored is not None and math.isfinite(self.stored) and not math.isfinite(self.loaded)
+
+    @property
     def error(self) -> float:
         """The difference relative to the stored value; infinite where one of the two is not finite."""
         if self.stored is None or self.stored == self.loaded:
@@ -91,24 +96,12 @@ class _Bound:
         return abs(self.loaded - self.stored) / max(abs(self.stored), 1e-12)
 
 
-@dataclass(frozen=True)
-class _Wrong:
-    """One way for a bound to be wrong; ``name`` follows "bounds are"."""
-
-    name: str
-    applies: Callable[[_Bound, float], bool]
-
-
-_WRONG = (
-    _Wrong("missing from the checkpoint", lambda bound, _: bound.stored is None),
-    _Wrong(
-        "lost",
-        lambda bound, _: (
-            bound.stored is not None and math.isfinite(bound.stored) and not math.isfinite(bound.loaded)
-        ),
-    ),
-    _Wrong("not the checkpoint's", lambda bound, rounding: bound.error > rounding),
-)
+# What can be wrong with a bound; the names follow "bounds are". The number is the accepted rounding.
+_FAULTS: Mapping[str, Callable[[_Bound, float], bool]] = {
+    "missing from the checkpoint": lambda bound, _: bound.stored is None,
+    "lost": lambda bound, _: bound.is_lost,
+    "not the checkpoint's": lambda bound, rounding: bound.error > rounding,
+}
 
 
 def _stored(base: nn.Module, folder: Path, names: Iterable[str]) -> dict[str, float]:

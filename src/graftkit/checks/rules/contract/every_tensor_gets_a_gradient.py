@@ -115,7 +115,7 @@ def _without_gradient(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Obs
     causes = {cause.name: cause for cause in found}
     counts = dict(Counter(cause.name for cause in found))
     message = f"{len(found)} of {tensors} adapter tensors get no gradient: "
-    cut = causes.keys() & {_CUT.name} and seen.use.mode is Mode.REENTRANT and not seen.use.live
+    cut = _CUT.name in causes and seen.use.mode is Mode.REENTRANT and not seen.use.live
     fixable = cut and seen.context.given.recipe is not None and seen.use.because != "zero3"
     option = (seen.context.given.training or Training()).reentrant_key
     adapted = recipe_key(seen.context, "target_modules") if _UNFED.name in causes else None

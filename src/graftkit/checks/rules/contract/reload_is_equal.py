@@ -25,6 +25,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.adapters.file import WEIGHTS_NAME
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.checks.probes.forward import difference, logits_of, room_for_copy, tolerance
@@ -34,10 +35,12 @@ from graftkit.findings import Severity
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import nn
 
 
 def _check(context: CheckContext) -> Observation:
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
     model = context.model
     if (lacking := room_for_copy(model)) is not None:
         return unknown(lacking, help="run it on the twin: gk.twin(model)")
@@ -52,12 +55,14 @@ def _check(context: CheckContext) -> Observation:
             # PEFT looks up the base model's configuration on the Hub to see whether the vocabulary grew.
             warnings.filterwarnings("ignore", message="Could not find a config file")
             model.save_pretrained(folder, save_embedding_layers=False)
-        tensors = len(_saved_keys(Path(folder)))
+        # PEFT saves an adapter that is not called "default" in a folder of that name.
+        saved = Path(folder, "" if model.active_adapter == "default" else model.active_adapter)
+        tensors = len(load_file(saved / WEIGHTS_NAME))
         base = without_adapter(model)
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
             try:
-                again = _reload(base, Path(folder), model.active_adapter)
+                again = PeftModel.from_pretrained(base, saved)
             except (ValueError, RuntimeError, KeyError) as error:
                 return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
         equal = _tensors_equal(model, again)
@@ -92,32 +97,14 @@ def _what_differs(lost: list[str], equal: bool, apart: float) -> str:
     return f"logits differ by {apart:.1e} after save and reload" + ("" if equal else ", and so do the tensors")
 
 
-def _reload(base: nn.Module, folder: Path, adapter: str) -> PeftModel:
-    from peft import PeftModel
-
-    where = folder if adapter == "default" else folder / adapter
-    return PeftModel.from_pretrained(base, where)
-
-
 def _tensors_equal(model: PeftModel, again: PeftModel) -> bool:
     from peft import get_peft_model_state_dict
 
-    def tensors(of: PeftModel) -> dict[str, Any]:
-        state: dict[str, Any] = get_peft_model_state_dict(
-            of, adapter_name=of.active_adapter, save_embedding_layers=False
-        )
-        return state
-
-    saved, loaded = tensors(model), tensors(again)
+    saved, loaded = (
+        get_peft_model_state_dict(of, adapter_name=of.active_adapter, save_embedding_layers=False)
+        for of in (model, again)
+    )
     return saved.keys() == loaded.keys() and all(saved[k].to(loaded[k]).equal(loaded[k]) for k in saved)
-
-
-def _saved_keys(folder: Path) -> list[str]:
-    from safetensors import safe_open
-
-    files = sorted(folder.rglob("adapter_model.safetensors"))
-    with safe_open(files[0], framework="pt") as file:
-        return list(file.keys())
 
 
 RULE = Rule(

@@ -21,7 +21,6 @@ Dequantized, the base takes its full 16-bit size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
@@ -37,37 +36,27 @@ def _check(context: CheckContext) -> Observation:
     if given.get("dequantize"):
         return passed(f"the {kind} weights are dequantized while loading", kind=kind)
     try:
+        from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
+
         with quiet_transformers():
-            trainable = _quantizer(given).is_trainable
+            config = AutoQuantizationConfig.from_dict(dict(given))
+            # The quantizer that transformers would load the model with; nothing is loaded.
+            trainable = AutoHfQuantizer.from_config(config, pre_quantized=True).is_trainable
     except Exception as error:
         # Quantizers need their own packages and devices, and raise errors of every kind without them.
         return unknown(f"{kind}: {type(error).__name__}: {error}", kind=kind)
     if trainable:
         return passed(f"adapters can be trained on a {kind} base", kind=kind)
-    dequantizes = hasattr(_config(given), "dequantize")
     return failed(
         f"no adapter can be trained on a {kind} base: transformers refuses to",
         where="quantization_config",
         help=(
-            f"load it with quantization_config={type(_config(given)).__name__}(dequantize=True)"
-            if dequantizes
+            f"load it with quantization_config={type(config).__name__}(dequantize=True)"
+            if hasattr(config, "dequantize")
             else "use the release that is not quantized, and quantize that to train on it"
         ),
         kind=kind,
     )
-
-
-def _config(given: Mapping[str, Any]) -> Any:
-    from transformers.quantizers.auto import AutoQuantizationConfig
-
-    return AutoQuantizationConfig.from_dict(dict(given))
-
-
-def _quantizer(given: Mapping[str, Any]) -> Any:
-    """Return the quantizer that transformers would load the model with; nothing is loaded."""
-    from transformers.quantizers.auto import AutoHfQuantizer
-
-    return AutoHfQuantizer.from_config(_config(given), pre_quantized=True)
 
 
 RULE = Rule(

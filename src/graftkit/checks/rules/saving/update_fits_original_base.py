@@ -21,8 +21,6 @@ adapter has `init_lora_weights: true`, and passes this rule.
 
 from __future__ import annotations
 
-from typing import Any
-
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity
@@ -45,18 +43,19 @@ def _check(context: CheckContext) -> Observation:
     row = initializer_of(init)
     if row is None or not row.moves_base:
         return passed("its initializer did not change the base")
-    figures: dict[str, Any] = {"init_lora_weights": init}
-    if row.rebuilt_on_load is False:
-        why = _NOT_REBUILT.get(row.name, "loading the adapter does not rebuild it")
-        message = f"init_lora_weights={init!r:.80} moved the base, and {why}"
-        return failed(message, where="init_lora_weights", help=_CONVERT, **figures)
+    moved = f"init_lora_weights={init!r:.80} moved the base"
     if row.rebuilt_on_load is None:
-        return unknown(
-            f"init_lora_weights={init!r:.80} moved the base: whether PEFT rebuilds it on loading is not known"
-        )
-    message = f"init_lora_weights={init!r:.80} moved the base: B·A alone is not its update"
-    advice = f"stock PEFT rebuilds that base on loading; for other tools, {_CONVERT}"
-    return failed(message, where="init_lora_weights", help=advice, severity=Severity.WARNING, **figures)
+        return unknown(f"{moved}: whether PEFT rebuilds it on loading is not known")
+    if not row.rebuilt_on_load:
+        why = _NOT_REBUILT.get(row.name, "loading the adapter does not rebuild it")
+        return failed(f"{moved}, and {why}", where="init_lora_weights", init_lora_weights=init)
+    return failed(
+        f"{moved}: B·A alone is not its update",
+        where="init_lora_weights",
+        help=f"stock PEFT rebuilds that base on loading; for other tools, {_CONVERT}",
+        severity=Severity.WARNING,
+        init_lora_weights=init,
+    )
 
 
 RULE = Rule(

@@ -22,12 +22,16 @@ Only names and bounds change: the weights are the same.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.findings import Severity, Source
 from graftkit.surveying.sites import ModelMap
 from graftkit.text import some
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def _check(context: CheckContext) -> Observation:
@@ -45,11 +49,11 @@ def _check(context: CheckContext) -> Observation:
     return _compared("the saved model", context.checkpoint_headers.keys(), _on_disk(context.base))
 
 
-def _live_names(model: object) -> set[str]:
+def _live_names(model: PeftModel) -> set[str]:
     """Return the names of the state dict as the base has them, without the parts that PEFT adds."""
-    base = model.get_base_model()  # type: ignore[attr-defined]
     added = {"base_layer", "original_module"}
-    return {".".join(part for part in name.split(".") if part not in added) for name in base.state_dict()}
+    names = model.get_base_model().state_dict()
+    return {".".join(part for part in name.split(".") if part not in added) for name in names}
 
 
 def _on_disk(base: ModelMap) -> dict[str, str]:

@@ -56,12 +56,12 @@ def _check(context: CheckContext) -> Observation:
     samples = _samples(model, context.batch)
     if samples is None:
         return unknown("the batch cannot be split into its samples")
-    whole, single = samples
+    whole, separate = samples
     accepts = _accepts_loss_kwargs(model.get_base_model())
     with checkpointing_in_eval(model, Mode.OFF), perturbing(model):
         try:
             together = _pass(model, [whole], accepts)
-            apart = _pass(model, single, accepts)
+            apart = _pass(model, separate, accepts)
         except _NoLossError:
             return passed("the model computes no loss")
     if not together.usable:
@@ -72,12 +72,12 @@ def _check(context: CheckContext) -> Observation:
         "loss_together": together.loss,
         "loss_accumulated": apart.loss,
         "accepts_loss_kwargs": accepts,
-        "samples": len(single),
+        "samples": len(separate),
     }
     if worst <= RULE.limit(context.settings, "difference"):
         return passed(f"gradients of one batch and of its samples, accumulated, differ by {worst:.1e}", **evidence)
     message = (
-        f"gradients of {len(single)} accumulated samples differ from those of one batch by {100 * worst:.0f} % "
+        f"gradients of {len(separate)} accumulated samples differ from those of one batch by {100 * worst:.0f} % "
         f"(loss {apart.loss:.3f} and {together.loss:.3f})"
     )
     advice = _IGNORES if accepts and apart.loss > _TWICE * together.loss else RULE.help

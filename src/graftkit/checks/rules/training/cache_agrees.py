@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.probes.forward import difference, logits_of, tolerance
-from graftkit.checks.probes.text_batches import reason_without_text, text_rows
+from graftkit.checks.probes.text_batches import generates, reason_without_text, text_rows
 from graftkit.findings import Severity
 from graftkit.modeling.module_mode import evaluating
 
@@ -41,7 +41,7 @@ _TOKENS = 8
 def _check(context: CheckContext) -> Observation:
     model = context.model
     base: Any = model.get_base_model()
-    if not callable(getattr(base, "can_generate", None)) or not base.can_generate():
+    if not generates(base):
         return passed("the model generates nothing, so it has no cache")
     without = logits_of(model, {**context.batch, "use_cache": False})
     whole = difference(without, logits_of(model, {**context.batch, "use_cache": True}))

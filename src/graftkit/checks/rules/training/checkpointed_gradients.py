@@ -55,11 +55,13 @@ def _check(context: CheckContext) -> Observation:
         return _wrong_in_use(context, use, figures[use.mode.value], evidence)
     if use.mode is Mode.OFF:
         message = "activations are not recomputed, so the gradients are right"
-        return _beside(message, wrong, figures, evidence) if wrong else passed(message, **evidence)
+        return _unused_mode(message, wrong, figures, evidence) if wrong else passed(message, **evidence)
     if use.mode is not None:
         worst = figures[use.mode.value]["worst_difference"]
         return passed(f"{use.mode.value} checkpointing changes the gradients by {worst:.1e}", **evidence)
-    return _open(wrong, figures, evidence)
+    if wrong:
+        return _unused_mode("it is not known whether activations will be recomputed", wrong, figures, evidence)
+    return passed("gradients are the same with activation checkpointing, re-entrant or not", **evidence)
 
 
 def _modes(use: InUse) -> tuple[Mode, ...]:
@@ -120,14 +122,8 @@ def _help(use: InUse) -> str:
     return RULE.help if use.mode is Mode.REENTRANT else "train with gradient_checkpointing=False"
 
 
-def _open(wrong: list[str], figures: dict[str, Any], evidence: dict[str, Any]) -> Observation:
-    if not wrong:
-        return passed("gradients are the same with activation checkpointing, re-entrant or not", **evidence)
-    return _beside("it is not known whether activations will be recomputed", wrong, figures, evidence)
-
-
-def _beside(message: str, wrong: list[str], figures: dict[str, Any], evidence: dict[str, Any]) -> Observation:
-    """Note that a mode fails that is not known to be in use."""
+def _unused_mode(message: str, wrong: list[str], figures: dict[str, Any], evidence: dict[str, Any]) -> Observation:
+    """Return a note that a mode gives wrong gradients that is not known to be in use."""
     wrong_mode = _message(wrong[0], figures[wrong[0]])
     return info(f"{message}; {wrong_mode}", help=f"do not train with {wrong[0]} checkpointing", **evidence)
 

@@ -61,13 +61,11 @@ class _Field:
         name: as it stands in a finding.
         messages: a conversation with this field.
         signs: texts that must appear.
-        always: whether every conversation has it.
     """
 
     name: str
     messages: Sequence[Message]
     signs: tuple[str, ...]
-    always: bool = False
 
 
 def _fields() -> tuple[_Field, ...]:
@@ -76,7 +74,7 @@ def _fields() -> tuple[_Field, ...]:
     call = assistant("", tool_calls=_CALL)
     thoughtful_call = {**call, "reasoning_content": _THOUGHT}
     return (
-        _Field("content", sample(), (*QUESTIONS, *ANSWERS), always=True),
+        _Field("content", sample(), (*QUESTIONS, *ANSWERS)),
         _Field("the system message", [_SYSTEM, question, answer], (str(_SYSTEM["content"]),)),
         _Field("reasoning_content of the last answer", [question, thought], (_THOUGHT,)),
         _Field("reasoning_content of an earlier answer", [question, thought, *sample()[2:]], (_THOUGHT,)),
@@ -89,11 +87,10 @@ def _fields() -> tuple[_Field, ...]:
 def _check(context: CheckContext) -> Observation:
     if template_of(context.processor) is None:
         return unknown("the tokenizer has no chat template")
-    fields = _fields()
-    fates = {field.name: _fate(context.processor, field) for field in fields}
+    fates = {field.name: _fate(context.processor, field) for field in _fields()}
     dropped = [name for name, fate in fates.items() if fate == "dropped"]
     evidence: dict[str, Any] = {"fields": fates}
-    if any(fates[field.name] != "rendered" for field in fields if field.always):
+    if fates["content"] != "rendered":
         return failed("the template does not render the content of messages", where="chat_template", **evidence)
     if dropped:
         message = f"the template drops {', '.join(dropped)} without an error"
