@@ -36,8 +36,8 @@ def _check(context: CheckContext) -> Observation:
         return failed(f"its fields are not what PEFT expects: {some(problems)}", problems=len(problems))
     saved = context.saved
     untargeted, ranks = _untargeted(context), _other_ranks(saved)
-    unanswered = _expected(context, _unanswered(saved))
-    seen = [
+    unanswered = _expected(context, _without_tensors(saved))
+    faults = [
         f"no target names {len(untargeted)} adapted modules: {some(untargeted)}" if untargeted else "",
         f"no tensor belongs to the targets {some(unanswered)}" if unanswered else "",
         f"{len(ranks)} tensors have another rank than the configuration says: {some(ranks)}" if ranks else "",
@@ -49,10 +49,10 @@ def _check(context: CheckContext) -> Observation:
     }
     if context.given.base is None and unanswered and not untargeted and not ranks:
         advice = "PEFT ignores a target that its base has no module for; --base shows whether a layer is missing"
-        return failed(seen[1], where=unanswered[0], help=advice, severity=Severity.WARNING, **figures)
-    if any(seen):
-        return failed("; ".join(filter(None, seen)), where=(untargeted or unanswered or ranks)[0], **figures)
-    return _fields(saved)
+        return failed(faults[1], where=unanswered[0], help=advice, severity=Severity.WARNING, **figures)
+    if any(faults):
+        return failed("; ".join(filter(None, faults)), where=(untargeted or unanswered or ranks)[0], **figures)
+    return _judge_fields(saved)
 
 
 def _untargeted(context: CheckContext) -> list[str]:
@@ -75,7 +75,7 @@ def _expected(context: CheckContext, targets: list[str]) -> list[str]:
     return [target for target in targets if target in known]
 
 
-def _unanswered(saved: SavedAdapter) -> list[str]:
+def _without_tensors(saved: SavedAdapter) -> list[str]:
     """Return the targets that no tensor belongs to."""
     if saved.targets is None or saved.prefix is None:
         return []
@@ -104,7 +104,7 @@ def _other_ranks(saved: SavedAdapter) -> list[str]:
     return found
 
 
-def _fields(saved: SavedAdapter) -> Observation:
+def _judge_fields(saved: SavedAdapter) -> Observation:
     modules = len(saved.modules)
     method = declared(saved.file.peft_type)
     if method is None:

@@ -58,7 +58,7 @@ def _check(context: CheckContext) -> Observation:
     if broken:
         message = f"{len(broken)} of {len(tensors)} tensors have NaN or infinite values: {some(broken)}"
         return failed(message, where=broken[0], not_finite=len(broken))
-    return _zeros(context)
+    return _judge_zeros(context)
 
 
 def _is_factor(name: str) -> bool:
@@ -71,7 +71,7 @@ def _is_one_of(factors: frozenset[str], name: str) -> bool:
     return not factors.isdisjoint(parts) and parts[-1] != "bias"
 
 
-def _zeros(context: CheckContext) -> Observation:
+def _judge_zeros(context: CheckContext) -> Observation:
     starting = [n for n in context.data.stats if _is_one_of(_STARTS_AT_ZERO, n)]
     # Of an embedding's pair either factor may be the one that starts at zero, of a linear's always B.
     zero = [name for name in starting if context.data.stats[name].square == 0]

@@ -44,15 +44,15 @@ def _check(context: CheckContext) -> Observation:
     parameters = [n for n, p in adapter_parameters(context.model).items() if p.requires_grad]
     if not parameters:
         return unknown("no adapter tensor is trainable", help="load the adapter with is_trainable=True")
-    seen = _Seen.of(context)
-    backward = seen.backward
+    run = _Run.of(context)
+    backward = run.backward
     figures: dict[str, Any] = {
         "tensors": len(parameters),
         "dead": len(backward.zero_gradient),
         "not_finite": len(backward.nonfinite),
         "loss": backward.loss,
-        "checkpointing": (seen.use.mode or Mode.OFF).value,
-        "towers": seen.table,
+        "checkpointing": (run.use.mode or Mode.OFF).value,
+        "towers": run.table,
     }
     if not backward.gradients:
         return failed(
@@ -62,12 +62,12 @@ def _check(context: CheckContext) -> Observation:
         message = f"{len(backward.nonfinite)} of {len(parameters)} gradients are not finite"
         return failed(message, where=backward.nonfinite[0], **figures)
     if backward.zero_gradient:
-        return _without_gradient(seen, len(parameters), figures)
+        return _without_gradient(run, len(parameters), figures)
     return passed(f"all {len(parameters)} adapter tensors get a gradient", **figures)
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Run:
     """One backward pass under the settings in use, and what explains its result."""
 
     context: CheckContext
@@ -75,7 +75,7 @@ class _Seen:
     backward: Backward
 
     @classmethod
-    def of(cls, context: CheckContext) -> _Seen:
+    def of(cls, context: CheckContext) -> _Run:
         use = in_use(context.model, context.given.training)
         if not can_checkpoint(context.model):
             use = InUse(Mode.OFF, live=False, because="model")
@@ -109,20 +109,20 @@ class _Seen:
         return {tower for name, tower in self.towers.items() if self.reached(name)}
 
 
-def _without_gradient(seen: _Seen, tensors: int, figures: dict[str, Any]) -> Observation:
-    names = seen.backward.zero_gradient
-    found = [next(cause for cause in _CAUSES if cause.applies(seen, name)) for name in names]
+def _without_gradient(run: _Run, tensors: int, figures: dict[str, Any]) -> Observation:
+    names = run.backward.zero_gradient
+    found = [next(cause for cause in _CAUSES if cause.applies(run, name)) for name in names]
     causes = {cause.name: cause for cause in found}
     counts = dict(Counter(cause.name for cause in found))
     message = f"{len(found)} of {tensors} adapter tensors get no gradient: "
-    cut = _CUT.name in causes and seen.use.mode is Mode.REENTRANT and not seen.use.live
-    fixable = cut and seen.context.given.recipe is not None and seen.use.because != "zero3"
-    option = (seen.context.given.training or Training()).reentrant_key
-    adapted = recipe_key(seen.context, "target_modules") if _UNFED.name in causes else None
+    cut = _CUT.name in causes and run.use.mode is Mode.REENTRANT and not run.use.live
+    fixable = cut and run.context.given.recipe is not None and run.use.because != "zero3"
+    option = (run.context.given.training or Training()).reentrant_key
+    adapted = recipe_key(run.context, "target_modules") if _UNFED.name in causes else None
     return failed(
         message + "; ".join(f"{count} {name}" for name, count in counts.items()),
         where=some(name_in_base(name) for name in names),
-        help="; ".join(cause.help(seen) for cause in causes.values()),
+        help="; ".join(cause.help(run) for cause in causes.values()),
         key=option if fixable else adapted,
         fix=Fix("recipe", sets={option: False}) if fixable else None,
         causes=counts,
@@ -141,30 +141,30 @@ class _Cause:
     """
 
     name: str
-    applies: Callable[[_Seen, str], bool]
-    help: Callable[[_Seen], str]
+    applies: Callable[[_Run, str], bool]
+    help: Callable[[_Run], str]
 
 
-def _is_outside_the_graph(seen: _Seen, name: str) -> bool:
-    return _is_cut(seen, name) and seen.backward.inputs_require_grad is False and seen.towers[name] == "language"
+def _is_outside_the_graph(run: _Run, name: str) -> bool:
+    return _is_cut(run, name) and run.backward.inputs_require_grad is False and run.towers[name] == "language"
 
 
-def _is_cut(seen: _Seen, name: str) -> bool:
-    checkpointed = seen.use.mode not in {None, Mode.OFF}
-    return checkpointed and seen.without.refusal is None and name not in seen.without.zero_gradient
+def _is_cut(run: _Run, name: str) -> bool:
+    checkpointed = run.use.mode not in {None, Mode.OFF}
+    return checkpointed and run.without.refusal is None and name not in run.without.zero_gradient
 
 
-def _unfed_help(seen: _Seen) -> str:
-    towers = {seen.towers[name] for name in seen.backward.zero_gradient} - seen.fed_towers
+def _unfed_help(run: _Run) -> str:
+    towers = {run.towers[name] for name in run.backward.zero_gradient} - run.fed_towers
     return f"put the inputs of the {', '.join(sorted(towers))} tower in the batch, or leave it out of the scope"
 
 
-def _cut_help(seen: _Seen) -> str:
-    if seen.use.because == "zero3":
+def _cut_help(run: _Run) -> str:
+    if run.use.because == "zero3":
         return (
             "TRL forces re-entrant checkpointing on PEFT with ZeRO-3: train with ZeRO-2, or without checkpointing"
         )
-    if seen.use.mode is Mode.REENTRANT:
+    if run.use.mode is Mode.REENTRANT:
         return 'gradient_checkpointing_kwargs={"use_reentrant": False}'
     return "gradient_checkpointing=False"
 
@@ -172,20 +172,20 @@ def _cut_help(seen: _Seen) -> str:
 _CUT = _Cause("cut off by activation checkpointing", _is_cut, _cut_help)
 _UNFED = _Cause(
     "in a tower that the batch does not feed",
-    lambda seen, name: seen.towers[name] not in seen.fed_towers,
+    lambda run, name: run.towers[name] not in run.fed_towers,
     _unfed_help,
 )
 # The first that applies is the cause.
 _CAUSES = (
     _Cause(
         "in a head whose weight is read past its module",
-        lambda seen, name: not seen.reached(name) and seen.towers[name] == "head",
+        lambda run, name: not run.reached(name) and run.towers[name] == "head",
         lambda _: "leave the output head out of the targets: a fused loss multiplies by its weight directly",
     ),
     _UNFED,
     _Cause(
         "in a layer that is never called",
-        lambda seen, name: not seen.reached(name),
+        lambda run, name: not run.reached(name),
         lambda _: "leave these out: their weight is read without calling the module, or no token is routed there",
     ),
     _Cause(
@@ -196,7 +196,7 @@ _CAUSES = (
     _CUT,
     _Cause(
         "on which the loss does not depend",
-        lambda _seen, _name: True,
+        lambda _run, _name: True,
         lambda _: "leave these out: what they compute does not reach the loss",
     ),
 )

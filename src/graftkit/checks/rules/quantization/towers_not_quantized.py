@@ -36,21 +36,21 @@ _IN_ARGS = "args.model_init_kwargs.quantization_config"
 
 
 def _check(context: CheckContext) -> Observation:
-    beside = _outside_language(context.base)
-    quantized = [site for site in beside if site.quantized]
-    given = _given(context)
+    outside = _outside_language(context.base)
+    quantized = [site for site in outside if site.quantized]
+    given = _bitsandbytes_options(context)
     if not quantized and given is None:
         if _is_planned(context):
             return passed("what stays unquantized is named when the base is loaded")
         if context.training.quantization is None:
             return passed("the base is not quantized")
     if not quantized:
-        quantized = _would_quantize(beside, context.base, (given or {}).get("llm_int8_skip_modules"))
+        quantized = _would_quantize(outside, context.base, (given or {}).get("llm_int8_skip_modules"))
     if not quantized:
         return passed("no linear outside the language model is quantized")
     skip = list(plan_quantization(context.base, context.training.quantization or "4bit").skip_modules)
     towers = Counter(site.tower for site in quantized)
-    in_recipe = _in_recipe(context) is not None
+    in_recipe = _options_in_recipe(context) is not None
     return failed(
         f"{len(quantized)} linears outside the language model are quantized: "
         + ", ".join(f"{number} in {tower}" for tower, number in towers.most_common()),
@@ -74,14 +74,14 @@ def _outside_language(base: ModelMap) -> list[Site]:
     return [site for site in base if site.tower not in fed]
 
 
-def _given(context: CheckContext) -> Mapping[str, Any] | None:
+def _bitsandbytes_options(context: CheckContext) -> Mapping[str, Any] | None:
     """Return the options for bitsandbytes, from the recipe or from the model's own configuration."""
     own = (context.given.config or {}).get("quantization_config")
     bits = isinstance(own, dict) and (own.get("load_in_4bit") or own.get("load_in_8bit"))
-    return _in_recipe(context) or (own if bits else None)
+    return _options_in_recipe(context) or (own if bits else None)
 
 
-def _in_recipe(context: CheckContext) -> Mapping[str, Any] | None:
+def _options_in_recipe(context: CheckContext) -> Mapping[str, Any] | None:
     options = context.recipe.args.get("model_init_kwargs") if context.given.recipe is not None else None
     given = options.get("quantization_config") if isinstance(options, dict) else None
     return given if isinstance(given, dict) else None

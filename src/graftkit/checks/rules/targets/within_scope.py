@@ -58,7 +58,7 @@ def _check(context: CheckContext) -> Observation:
 
 
 def _unplanned(context: CheckContext, resolved: ResolvedTargets) -> list[Site]:
-    planned = {attached.path for attached in context.plan.attached} if context.given.plan is not None else set()
+    planned = {attached.path for attached in context.plan.attached}
     return [site for site in resolved.sites if site.path not in planned]
 
 

@@ -33,16 +33,16 @@ def _check(context: CheckContext) -> Observation:
         return passed("the recipe gives no arguments")
     name = context.recipe.fields.trainer.config_class
     try:
-        strange = unknown_arguments(context.recipe)
+        unrecognized = unknown_arguments(context.recipe)
     except MissingDependencyError as error:
         return unknown(f"{error.what}: {error.why}", help=error.help)
-    if not strange:
+    if not unrecognized:
         return passed(f"{name} has every argument of the recipe", arguments=len(context.recipe.args))
     return failed(
-        f"{name} has no argument {', '.join(_placed(argument) for argument in strange)}",
-        help=_advice(strange),
-        key=f"args.{strange[0].name}",
-        unknown={argument.name: argument.advice for argument in strange},
+        f"{name} has no argument {', '.join(_placed(argument) for argument in unrecognized)}",
+        help=_advice(unrecognized),
+        key=f"args.{unrecognized[0].name}",
+        unknown={argument.name: argument.advice for argument in unrecognized},
     )
 
 
@@ -51,10 +51,10 @@ def _placed(argument: UnknownArgument) -> str:
     return f"{argument.name!r} (line {place[0]}, column {place[1]})" if place else repr(argument.name)
 
 
-def _advice(strange: Sequence[UnknownArgument]) -> str:
-    if len(strange) == 1:
-        return strange[0].advice
-    return "; ".join(f"{argument.name}: {argument.advice}" for argument in strange)
+def _advice(unrecognized: Sequence[UnknownArgument]) -> str:
+    if len(unrecognized) == 1:
+        return unrecognized[0].advice
+    return "; ".join(f"{argument.name}: {argument.advice}" for argument in unrecognized)
 
 
 RULE = Rule(

@@ -49,9 +49,9 @@ def _check(context: CheckContext) -> Observation:
     except ImportError:
         return unknown("TRL, whose training templates decide this, is not installed")
     except TemplateRefusalError as refusal:
-        return _wrong(in_use, str(refusal))
+        return _faulty(in_use, str(refusal))
     if (fault := _fault(seen)) is not None:
-        return _wrong(in_use, fault, seen)
+        return _faulty(in_use, fault, seen)
     if in_use:
         return passed(f"learned of a sample: {seen.learned_text!r}", learned=seen.learned_text)
     return passed(
@@ -73,7 +73,7 @@ def _fault(seen: Rendered) -> str | None:
     return None
 
 
-def _wrong(in_use: bool, fault: str, seen: Rendered | None = None) -> Observation:
+def _faulty(in_use: bool, fault: str, seen: Rendered | None = None) -> Observation:
     evidence: dict[str, Any] = {} if seen is None else {"learned": seen.learned_text, "tokens": sum(seen.learned)}
     if in_use:
         return failed(fault, where="chat_template", key="args.assistant_only_loss", **evidence)

@@ -60,14 +60,14 @@ def _check(context: CheckContext) -> Observation:
         "attention": getattr(model.get_base_model().config, "_attn_implementation", None),
     }
     if trl.refusal is not None:
-        return _seen(
+        return _leak(
             context, f"the model refuses packed rows: {trl.refusal}", {**evidence, "refusal": trl.refusal}
         )
     if not trl.difference <= allowed:
         if (flash := _flash_elsewhere(context)) is not None:
             return unknown(f"samples leak with this attention; {flash} is not available to test", **evidence)
         message = f"a packed sample sees the one before it: its logits differ by {trl.difference:.1e}"
-        return _seen(context, message, evidence)
+        return _leak(context, message, evidence)
     together = logits_of(model, {"input_ids": packed_sequences(rows)["input_ids"], "use_cache": False})
     if not difference(second, together[:, rows[0].shape[1] :]) > allowed:
         return unknown(
@@ -108,7 +108,7 @@ def _flash_elsewhere(context: CheckContext) -> str | None:
     return wanted if "flash" in wanted and "flash" not in own else None
 
 
-def _seen(context: CheckContext, message: str, evidence: Mapping[str, Any]) -> Observation:
+def _leak(context: CheckContext, message: str, evidence: Mapping[str, Any]) -> Observation:
     """Return a failure if training packs samples, otherwise a note."""
     if context.given.training is None or not context.training.packing:
         return info(message, help="do not pack samples for this model", **evidence)

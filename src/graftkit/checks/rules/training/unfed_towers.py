@@ -42,13 +42,13 @@ def _check(context: CheckContext) -> Observation:
         return passed("every adapted tower is fed")
     adapters = sum(unfed.values())
     places = ", ".join(f"{number} in {tower}" for tower, number in unfed.items())
-    trouble, key = _trouble(training)
-    if not trouble:
+    reason, key = _why_ddp_stops(training)
+    if not reason:
         return passed(
             f"{adapters} adapters are never fed ({places}), and DDP looks for unused parameters", unfed=adapters
         )
     return failed(
-        f"{adapters} adapters get no gradient from these batches ({places}), and {trouble}: DDP stops",
+        f"{adapters} adapters get no gradient from these batches ({places}), and {reason}: DDP stops",
         where=next(iter(unfed)),
         fix=_fix(context, training),
         key=key,
@@ -56,7 +56,7 @@ def _check(context: CheckContext) -> Observation:
     )
 
 
-def _trouble(training: Training) -> tuple[str, str | None]:
+def _why_ddp_stops(training: Training) -> tuple[str, str | None]:
     """Return why DDP fails, and the key that decides it; an empty text if it does not fail.
 
     Source: ``trl.trainer.sft_trainer.SFTTrainer.__init__``: for a model of several modalities TRL switches
