@@ -23,7 +23,7 @@ Reloading changes only the bounds. An adapter that was trained without them has 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,9 @@ def _stored(base: nn.Module, folder: Path, names: Iterable[str]) -> dict[str, fl
 
     headers = read_headers(folder)
     keys = checkpoint_keys(base, list(names))
-    found = {name: next((key for key in _names_on_disk(name, keys[name]) if key in headers), "") for name in names}
+    # A model without a head is saved without the first part of its names.
+    on_disk = {name: (*keys[name], name, name.partition(".")[2]) for name in names}
+    found = {name: next((key for key in known if key in headers), "") for name, known in on_disk.items()}
     scalars = {name: key for name, key in found.items() if key and math.prod(headers[key].shape) == 1}
     values: dict[str, float] = {}
     for file in {headers[key].file for key in scalars.values()}:
@@ -118,13 +120,6 @@ def _stored(base: nn.Module, folder: Path, names: Iterable[str]) -> dict[str, fl
             in_file = {name: key for name, key in scalars.items() if headers[key].file == file}
             values |= {name: float(opened.get_tensor(key)) for name, key in in_file.items()}
     return values
-
-
-def _names_on_disk(name: str, keys: tuple[str, ...]) -> Iterator[str]:
-    """Yield the names that a bound may have on disk; a model without a head is saved without the first part."""
-    yield from keys
-    yield name
-    yield name.partition(".")[2]
 
 
 RULE = Rule(

@@ -36,7 +36,8 @@ _IN_ARGS = "args.model_init_kwargs.quantization_config"
 
 
 def _check(context: CheckContext) -> Observation:
-    outside = _outside_language(context.base)
+    fed_by_text = always_fed(context.base)
+    outside = [site for site in context.base if site.tower not in fed_by_text]
     quantized = [site for site in outside if site.quantized]
     given = _bitsandbytes_options(context)
     if not quantized and given is None:
@@ -66,12 +67,6 @@ def _is_planned(context: CheckContext) -> bool:
     """Check whether graftkit loads the base: a plan, or the recipe's key, then names what is not quantized."""
     by_plan = context.given.plan is not None and context.plan.quantization is not None
     return by_plan or (context.given.recipe is not None and context.recipe.fields.quantization is not None)
-
-
-def _outside_language(base: ModelMap) -> list[Site]:
-    """Return the sites in towers that text does not feed."""
-    fed = always_fed(base)
-    return [site for site in base if site.tower not in fed]
 
 
 def _bitsandbytes_options(context: CheckContext) -> Mapping[str, Any] | None:

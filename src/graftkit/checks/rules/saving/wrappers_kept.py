@@ -37,13 +37,11 @@ if TYPE_CHECKING:
 def _check(context: CheckContext) -> Observation:
     if context.given.model is None and context.given.checkpoint is None:
         return unknown("needs checkpoint, or model", missing=("checkpoint",))
-    wrapped = [site for site in context.base if site.wrapper is not None]
-    if not wrapped:
+    expected = {f"{site.path}.weight": f"{site.wrapper.path}.weight" for site in context.base if site.wrapper}
+    if not expected:
         return passed("the base has no wrappers", wrappers=0)
     if context.given.model is not None:
-        names = _live_names(context.model)
-        expected = {f"{site.path}.weight": f"{site.wrapper.path}.weight" for site in wrapped if site.wrapper}
-        seen = _compared("the live model", names, expected)
+        seen = _compared("the live model", _live_names(context.model), expected)
         if seen.verdict is not Severity.OK or context.given.checkpoint is None:
             return seen
     return _compared("the saved model", context.checkpoint_headers.keys(), _on_disk(context.base))
