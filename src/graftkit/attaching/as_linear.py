@@ -36,10 +36,10 @@ def as_linear(model: nn.Module) -> AsLinear:
     ("q_proj.linear.weight", "q_proj.input_min") and load with ``strict=True``.
 
     **An adapter on such a linear sits inside the bounds**, as one on the inner linear of the original model does.
-    For that, the forward moves out to the adapter layer on the next call of the module that holds it. Called past
-    that module before then, the linear raises instead of computing without its bounds. Saved now, such an adapter
-    names the wrapper's place; ``restore()`` before saving, or ``gk.migrate`` after, gives it the names that load
-    on the original model.
+    For that, the forward moves out to the adapter layer on the next call of the module that holds it. A
+    linear that is called directly before then raises instead of computing without its bounds. Saved now, such an
+    adapter names the wrapper's place; ``restore()`` before saving, or ``gk.migrate`` after, gives it the names
+    that load on the original model.
 
     Use it for tools that insist on linears. To train with PEFT, ``gk.plan`` and ``gk.enable`` need no surgery.
 
@@ -70,7 +70,8 @@ class AsLinear:
 
     def settle(self) -> None:
         """Move each forward to what stands in its place now. Calls of the model do this by themselves."""
-        _settle(self._substitutions)
+        for substitution in self._substitutions:
+            substitution.settle()
 
     def restore(self) -> None:
         """Put the same wrappers back, with the modules now in their places inside. A second call does nothing.
@@ -95,16 +96,7 @@ class AsLinear:
     def _open(self) -> None:
         for substitution in self._substitutions:
             substitution.open()
-        by_holder: dict[int, list[_Substitution]] = {}
-        for substitution in self._substitutions:
-            by_holder.setdefault(id(substitution.holder), []).append(substitution)
-        for group in by_holder.values():
-            self._hooks.append(group[0].holder.register_forward_pre_hook(functools.partial(_settle, tuple(group))))
-
-
-def _settle(group: tuple[_Substitution, ...], *_: Any) -> None:
-    for substitution in group:
-        substitution.settle()
+            self._hooks.append(substitution.holder.register_forward_pre_hook(substitution.settle))
 
 
 @dataclass(eq=False)
@@ -153,7 +145,7 @@ class _Substitution:
         setattr(parent, leaf, current)
         setattr(self.holder, self.name, self.placed.wrapper)
 
-    def settle(self) -> None:
+    def settle(self, *_: Any) -> None:
         """Follow what has been put in the place since: an adapter layer, another linear, or the linear again."""
         current = self.current
         if current is self.outer:
@@ -183,7 +175,13 @@ class _Substitution:
         if module is current:
             return self.placed.wrapper(*args, **kwargs)
         if current is not self.outer:
-            raise _unsettled(self.placed.path)
+            raise AttachError(
+                "a linear would have computed without its bounds",
+                where=self.placed.path,
+                why="it was replaced, and called directly instead of through the module that holds it",
+                help="call settle() on what as_linear() returned",
+                code="as-linear-unsettled",
+            )
         return type(module).forward(module, *args, **kwargs)
 
     def inner_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -229,17 +227,17 @@ class _Substitution:
 class _StandIn:
     """Stand where the wrapper expects its linear: call what is in the place, with the linear's attributes."""
 
-    def __init__(self, one: _Substitution) -> None:
-        self._spot = one
+    def __init__(self, substitution: _Substitution) -> None:
+        self._substitution = substitution
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._spot.inner_forward(*args, **kwargs)
+        return self._substitution.inner_forward(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         # Not while it is being copied, when it has nothing yet.
-        if name.startswith("__") or "_spot" not in self.__dict__:
+        if name.startswith("__") or "_substitution" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self._spot.base, name)
+        return getattr(self._substitution.base, name)
 
 
 def _rename_keys(state: Any, prefix: str, rename: Callable[[str], str]) -> None:
@@ -247,13 +245,3 @@ def _rename_keys(state: Any, prefix: str, rename: Callable[[str], str]) -> None:
     for key in [key for key in state if key.startswith(prefix)]:
         value = state.pop(key)
         state[prefix + rename(key.removeprefix(prefix))] = value
-
-
-def _unsettled(path: str) -> AttachError:
-    return AttachError(
-        "a linear would have computed without its bounds",
-        where=path,
-        why="it was replaced, and called directly instead of through the module that holds it",
-        help="call settle() on what as_linear() returned",
-        code="as-linear-unsettled",
-    )

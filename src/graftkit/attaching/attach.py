@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
 
-# PEFT prints whole modules in its errors, before what it has to say.
-_LONGEST = 400
+# Characters of a message of PEFT: it prints whole modules in its errors.
+_LONGEST_REASON = 400
 
 
 def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **options: Any) -> PeftModel:
@@ -28,12 +29,8 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
 
     Args:
         model: the model the plan was made for. Like ``get_peft_model``, this changes it in place.
-        plan: from ``graftkit.plan``.
         adapter_name: PEFT's name for the adapter.
         options: passed to ``get_peft_model``.
-
-    Returns:
-        The ``PeftModel``.
 
     Raises:
         AttachError: before anything is touched: ``attach-already-adapted`` for a ``PeftModel``,
@@ -41,8 +38,6 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
             ``attach-refused`` when PEFT raises; ``attach-postcondition`` when PEFT attached something else than
             was planned.
     """
-    from copy import deepcopy
-
     from peft import get_peft_model
 
     _check_plain(model)
@@ -53,24 +48,35 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
         peft_model = get_peft_model(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
     except Exception as error:
         raise _refused(error, model) from error
-    violation = _violation(peft_model, plan, adapter_name)
-    if violation is not None:
+    try:
+        check_against_plan(peft_model, plan, adapter_name)
+    except AttachError:
         peft_model.unload()
         for parameter in trainable:
             parameter.requires_grad_(True)
-        raise violation
+        raise
     return peft_model
 
 
 def check_against_plan(model: PeftModel, plan: Plan, adapter_name: str = "default") -> None:
-    """Check that an adapter which something else attached, such as a trainer, is the planned one.
+    """Check that an attached adapter is the planned one, whatever attached it.
 
     Raises:
-        AttachError: ``attach-postcondition``.
+        AttachError: ``attach-postcondition``, for the first postcondition that does not hold.
     """
-    violation = _violation(model, plan, adapter_name)
-    if violation is not None:
-        raise violation
+    planned = {a.target_path for a in plan.attached}
+    found = adapted_sites(model, adapter_name)
+    for problem, paths in (
+        ("planned sites were not adapted", planned - found),
+        ("sites were adapted that the plan leaves alone", found - planned),
+        ("parameters outside the adapter are trainable", _strays(model, plan)),
+    ):
+        if paths:
+            raise _not_as_planned(f"{len(paths)} {problem}", sorted(paths))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # Beside its sites, a plan made from a map alone cannot count norms that are saved whole, or their biases.
+    if trainable < plan.trainable_params or (trainable > plan.trainable_params and not _has_extras(plan)):
+        raise _not_as_planned(f"{trainable} parameters are trainable, {plan.trainable_params} were planned", [])
 
 
 def attach_stock(model: nn.Module, fields: Mapping[str, Any]) -> PeftModel:
@@ -97,7 +103,6 @@ def adapted_sites(model: nn.Module, adapter_name: str = "default") -> set[str]:
 
     Paths are those of the base model, as ``Site.path`` has them.
     """
-
     return {path for path, layer in _tuner_layers(base_model_of(model), "") if _carries(layer, adapter_name)}
 
 
@@ -130,7 +135,7 @@ def _carries(layer: Any, adapter_name: str) -> bool:
 def _refused(error: Exception, model: nn.Module) -> AttachError:
     return AttachError(
         f"PEFT refuses to attach this adapter to {type(model).__name__}",
-        why=f"{type(error).__name__}: {shorten(str(error), _LONGEST, placeholder=' …')}",
+        why=f"{type(error).__name__}: {shorten(str(error), _LONGEST_REASON, placeholder=' …')}",
         help="build or load the model again before you retry: PEFT may have replaced some modules already",
         code="attach-refused",
     )
@@ -168,24 +173,6 @@ def _has(model: nn.Module, attached: Attached) -> bool:
         return False
 
 
-def _violation(peft_model: PeftModel, plan: Plan, adapter_name: str) -> AttachError | None:
-    """Return the error for the first postcondition that does not hold, or None."""
-    planned = {a.target_path for a in plan.attached}
-    found = adapted_sites(peft_model, adapter_name)
-    for problem, paths in (
-        ("planned sites were not adapted", planned - found),
-        ("sites were adapted that the plan leaves alone", found - planned),
-        ("parameters outside the adapter are trainable", _strays(peft_model, plan)),
-    ):
-        if paths:
-            return _broken(f"{len(paths)} {problem}", sorted(paths))
-    trainable = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
-    # Beside its sites, a plan made from a map alone cannot count norms that are saved whole, or their biases.
-    if trainable < plan.trainable_params or (trainable > plan.trainable_params and not _has_extras(plan)):
-        return _broken(f"{trainable} parameters are trainable, {plan.trainable_params} were planned", [])
-    return None
-
-
 def _has_extras(plan: Plan) -> bool:
     config = plan.peft_config
     extras = ("modules_to_save", "trainable_token_indices")
@@ -201,11 +188,11 @@ def _strays(peft_model: PeftModel, plan: Plan) -> set[str]:
     return {name for name in strays if not (biases and name.endswith("bias"))}
 
 
-def _broken(what: str, paths: list[str]) -> AttachError:
+def _not_as_planned(what: str, paths: list[str]) -> AttachError:
     return AttachError(
         f"PEFT did not attach what was planned: {what}",
         where=some(paths, 5) or None,
-        why="PEFT changed the targets on its way in (graft env shows the versions)",
+        why="PEFT changed the targets while attaching (graft env shows the versions)",
         help="report it with the output of `graft env`",
         code="attach-postcondition",
     )

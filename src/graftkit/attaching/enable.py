@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,22 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Enabled:
-    """What :func:`enable` returns: use it as a context manager, or call ``disable()`` yourself and drop it."""
-
-    def __init__(self) -> None:
-        self._open = True
-
-    def __enter__(self) -> Enabled:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._open:
-            self._open = False
-            disable()
-
-
-def enable() -> Enabled:
+def enable() -> ExitStack:
     """Let stock PEFT take the plain names of wrapped linears, in the whole process, until :func:`disable`.
 
     Every way in is covered: ``get_peft_model`` with any tuner, ``PeftModel.from_pretrained``, ``add_adapter`` of
@@ -41,7 +27,7 @@ def enable() -> Enabled:
     - A target (list entry, suffix, full path or regular expression) that matches a wrapper means the linear
       inside. ``rank_pattern`` and the like, ``exclude_modules`` and ``layers_to_transform`` follow.
     - The rewritten configuration is a copy: yours stays as you wrote it, and ``model.peft_config`` holds the copy.
-    - All else is as without: "all-linear", targets that match inner linears, models without wrappers.
+    - Everything else is as without it: "all-linear", targets that match inner linears, models without wrappers.
 
     Calls are counted: each ``enable()`` needs its own ``disable()``, or the end of its ``with`` block::
 
@@ -49,9 +35,14 @@ def enable() -> Enabled:
             model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))
 
     It is a switch for the process, safe to use from several threads: nothing is remembered about any model.
+
+    Returns:
+        A context manager that calls :func:`disable` once, at its end. Leave it unused to call that yourself.
     """
     _SWITCH.on()
-    return Enabled()
+    until_disabled = ExitStack()
+    until_disabled.callback(disable)
+    return until_disabled
 
 
 def disable() -> None:
@@ -65,7 +56,7 @@ def is_enabled() -> bool:
 
 
 class _Switch:
-    """The one patch, counted under a lock.
+    """The patch of PEFT, with the number of calls that still need it, under a lock.
 
     Two methods of ``BaseTuner`` are what every tuner passes through: the constructor, where some tuners match
     targets to size what they share before they inject (VeRA, VB-LoRA), and ``inject_adapter``, which alone is

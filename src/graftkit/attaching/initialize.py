@@ -1,4 +1,4 @@
-"""Initializers that need data: the planned adapter, attached, with its first values computed from batches."""
+"""``initialize()``: the planned adapter, attached with first values that are computed from batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.attach import attach
@@ -17,6 +16,7 @@ from graftkit.modeling.module_mode import evaluating, keep_modes
 from graftkit.planning.initializers import initializer_of
 from graftkit.planning.matching import value_at
 from graftkit.planning.plan import Plan
+from graftkit.planning.trials.skeleton import slots_of
 from graftkit.text import some
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def initialize(
     if init is None or not init.needs_data:
         return attach(model, plan, adapter_name=adapter_name)
     data = _listed(batches)
-    with keep_modes(model), _only_new_hooks_removed(model):
-        return _FLOWS[init.name](model, plan, data, adapter_name)
+    with keep_modes(model), _removing_new_hooks(model):
+        return _BY_INITIALIZER[init.name](model, plan, data, adapter_name)
 
 
 def _listed(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -66,7 +66,7 @@ def _listed(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     if not data:
         raise AttachError(
             "there are no batches to initialize from",
-            why="the iterable was empty; an iterator that was used before is",
+            why="the iterable is empty, as an iterator that was already used",
             help="pass a list of batches, or a data loader",
             code="initialize-empty",
         )
@@ -149,23 +149,17 @@ def _examples(model: nn.Module, plan: Plan, data: Sequence[Mapping[str, Any]]) -
 
 def _check_examples(plan: Plan, examples: Mapping[str, int]) -> None:
     config: Any = plan.peft_config
-    for path, found in examples.items():
-        rank = value_at(config.rank_pattern, path, config.r)
-        needed = round(rank * config.eva_config.rho)
-        width = _width(plan, path)
-        if min(found, width) < needed:
+    for slot in slots_of(plan.model, (a.site for a in plan.attached if a.path in examples)):
+        rank = value_at(config.rank_pattern, slot.path, config.r)
+        needed, found = round(rank * config.eva_config.rho), examples[slot.path]
+        if min(found, slot.inputs) < needed:
             raise AttachError(
-                f"EVA looks for {needed} components and gets {found} examples of {width} features",
-                where=path,
+                f"EVA looks for {needed} components and gets {found} examples of {slot.inputs} features",
+                where=slot.path,
                 why=f"it looks for rank {rank} times rho {config.eva_config.rho:g} in each batch",
                 help="pass larger batches, a lower rank, or eva_config with rho=1.0",
                 code="initialize-few",
             )
-
-
-def _width(plan: Plan, path: str) -> int:
-    site = next(a.site for a in plan.attached if a.path == path)
-    return site.shape[0] if site.kind == "conv1d_transposed" else site.shape[1]
 
 
 def _inputs_of(model: nn.Module, paths: Iterable[str], batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,12 +278,14 @@ def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     return loss  # type: ignore[no-any-return]
 
 
-_FLOWS: Mapping[str, Callable[[nn.Module, Plan, list[Mapping[str, Any]], str], PeftModel]] = MappingProxyType(
-    {"eva": _eva, "corda": _corda, "lora_ga": _lora_ga}
-)
+_BY_INITIALIZER: Mapping[str, Callable[[nn.Module, Plan, list[Mapping[str, Any]], str], PeftModel]] = {
+    "eva": _eva,
+    "corda": _corda,
+    "lora_ga": _lora_ga,
+}
 
 
-# ---- common ground ----
+# ---- shared ----
 
 
 def _linear_paths(plan: Plan) -> list[str]:
@@ -309,7 +305,7 @@ def _check_reached(reached: Mapping[str, int | bool]) -> None:
 
 
 @contextmanager
-def _only_new_hooks_removed(model: nn.Module) -> Iterator[None]:
+def _removing_new_hooks(model: nn.Module) -> Iterator[None]:
     """Remove the hooks that an interrupted preprocessing leaves on the model's modules."""
     tables = [t for m in model.modules() for t in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
     before = [set(table) for table in tables]

@@ -1,4 +1,4 @@
-"""A model's wrappers: taken out of their places, put back, and followed by what adapters call their linears."""
+"""A model's wrappers: taken out of their places, put back, and named in the configurations of adapters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class PlacedWrapper:
 
     Attributes:
         path: of the wrapper.
-        wrapper: the module.
         inside: the path of its linear within it, e.g. "linear".
         holders: the modules that have the wrapper as a child, and the child's name in each.
         dtype: of the linear's weight when the wrapper was found.
@@ -140,5 +139,4 @@ def _retarget(config: Any, model_paths: ModelPaths, adapted: set[str], former: M
     exact = [path for path in model_paths.paths if matches(config, path)] == planned
     aimed = config if exact else retargeted(config, planned, model_paths, matches)
     changed = renamed(aimed, {path: former.get(path, path) for path in planned})
-    for name, value in vars(changed).items():
-        setattr(config, name, value)
+    vars(config).update(vars(changed))

@@ -6,7 +6,6 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftkit.modeling.unwrapping import base_layer_of
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 _Config = TypeVar("_Config")
 
 # Fields that take targets away again.
-_NO_FILTERS = MappingProxyType({"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None})
+_NO_FILTERS: Mapping[str, None] = {"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}
 
 # How PEFT reads one configuration against one path; ``BaseTuner._check_target_module_exists`` of a tuner.
 Matches = Callable[[Any, str], Any]
@@ -44,20 +43,20 @@ class ModelPaths:
     @classmethod
     def of(cls, model: nn.Module) -> ModelPaths:
         modules = _visible(model)
-        linears = frozenset(path for path, module in modules.items() if path and is_linear(module))
+        linears = frozenset(path for path, module in modules.items() if path and _is_linear(module))
         wrappers = wrappers_of(model, linears)
         inner = {
             level: path
             for path in modules
             if path in wrappers
-            for level in _levels(path, wrappers[path].path)
+            for level in wrappers[path].levels(path)
             if not _accepted_by_peft(modules[level])
         }
         model_type = getattr(getattr(model, "config", None), "model_type", None)
         return cls(tuple(path for path in modules if path), inner, model_type)
 
 
-def is_linear(module: nn.Module) -> bool:
+def _is_linear(module: nn.Module) -> bool:
     """Check whether a module is a linear, quantized or not, or an adapter layer around one."""
     return kind_of(base_layer_of(module)) in {LINEAR, TRANSPOSED}
 
@@ -165,7 +164,7 @@ def rekeyed(pattern: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     wanted = {path: _value(pattern, name, path) for path, name in names.items()}
     moved = {path: name for path, name in names.items() if name != path}
     stay = [path for path, name in names.items() if name == path]
-    for candidate in (dict(pattern), _stretched(pattern, moved, stay)):
+    for candidate in (dict(pattern), _extended(pattern, moved, stay)):
         if all(_value(candidate, path) == value for path, value in wanted.items()):
             return candidate
     exact = {re.escape(path): wanted[path] for path in moved if wanted[path] is not _MISSING}
@@ -189,7 +188,7 @@ def _any_match(key: str, paths: Iterable[str]) -> bool:
     return any(key_matches(key, path) for path in paths)
 
 
-def _stretched(pattern: Mapping[str, Any], moved: Mapping[str, str], stay: Sequence[str]) -> dict[str, Any]:
+def _extended(pattern: Mapping[str, Any], moved: Mapping[str, str], stay: Sequence[str]) -> dict[str, Any]:
     """Let each key that names a wrapper name what is inside too, or only that."""
     result = {}
     for key, value in pattern.items():
@@ -263,11 +262,6 @@ def _visible(model: nn.Module) -> dict[str, nn.Module]:
             adapted.append(f"{path}.")
         visible[path] = module
     return visible
-
-
-def _levels(path: str, outermost: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[:n]) for n in range(len(outermost.split(".")), len(parts))]
 
 
 def _accepted_by_peft(module: nn.Module) -> bool:

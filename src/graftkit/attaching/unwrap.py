@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# Large enough that a forward that bends large values shows.
+# Large enough to show a forward that changes large values.
 _PROBE_SCALE = 10.0
 
 
@@ -35,9 +35,9 @@ def unwrap(model: nn.Module, *, allow_change: bool = False) -> Unwrapped:
         peft_model.save_pretrained("out/adapter")
 
     The wrappers, the very same modules with whatever is then inside, also come back whenever a state dict is taken
-    or loaded; the next forward pass of the model takes them out again. So a checkpoint that a trainer saves on its
-    way has the base model's keys and the wrappers' buffers, and an adapter's tensors and configuration name inner
-    linears, as stock PEFT wants them.
+    or loaded; the next forward pass of the model takes them out again. So a checkpoint that a trainer saves
+    meanwhile has the base model's keys and the wrappers' buffers, and an adapter's tensors and configuration name
+    inner linears, as stock PEFT wants them.
 
     A model without wrappers is left as it is, and so is a block that holds a norm or an activation beside its one
     linear: PEFT reaches that linear by its own name. Parameters sharded by FSDP are not supported: it keeps other
@@ -58,7 +58,7 @@ def unwrap(model: nn.Module, *, allow_change: bool = False) -> Unwrapped:
     for placed in wrappers:
         _refuse_other_arguments(placed)
         if not allow_change:
-            _refuse_if_it_acts(placed)
+            _refuse_if_outputs_change(placed)
     handle = Unwrapped(base, wrappers)
     handle._open()
     return handle
@@ -66,7 +66,7 @@ def unwrap(model: nn.Module, *, allow_change: bool = False) -> Unwrapped:
 
 @dataclass(eq=False)
 class Unwrapped:
-    """A base model whose wrappers are out."""
+    """A base model with its wrappers taken out."""
 
     model: nn.Module
     _placed: tuple[PlacedWrapper, ...] = field(repr=False)
@@ -79,7 +79,7 @@ class Unwrapped:
         return tuple(placed.path for placed in self._placed)
 
     def rewrap(self) -> None:
-        """Put the same wrappers back for good, with the modules now in their places inside; again: no effect.
+        """Put the same wrappers back, with the modules now in their places inside. A second call does nothing.
 
         Raises:
             AttachError: ``unwrap-place-gone`` when a linear's place in the model no longer exists.
@@ -96,28 +96,22 @@ class Unwrapped:
         self.rewrap()
 
     def _open(self) -> None:
-        # On the modules that hold the wrappers, so that a part of the model is saved right as well.
+        # On the modules that hold the wrappers, so that a part of the model is saved correctly, too.
         holders: dict[int, Any] = {id(holder): holder for placed in self._placed for holder, _ in placed.holders}
         for holder in holders.values():
-            self._hooks.append(holder.register_state_dict_pre_hook(self._before_names))
-            self._hooks.append(holder.register_load_state_dict_pre_hook(self._before_names))
+            self._hooks.append(holder.register_state_dict_pre_hook(self._swap_in))
+            self._hooks.append(holder.register_load_state_dict_pre_hook(self._swap_in))
         if holders:
-            self._hooks.append(self.model.register_forward_pre_hook(self._before_forward))
+            self._hooks.append(self.model.register_forward_pre_hook(self._swap_out))
         self._swap_out()
 
-    def _before_names(self, *_: Any) -> None:
-        self._swap_in()
-
-    def _before_forward(self, *_: Any) -> None:
-        self._swap_out()
-
-    def _swap_out(self) -> None:
+    def _swap_out(self, *_: Any) -> None:
         if not self._out:
             for placed in self._placed:
                 placed.take_out()
             self._out = True
 
-    def _swap_in(self) -> None:
+    def _swap_in(self, *_: Any) -> None:
         if self._out:
             for placed in self._placed:
                 placed.put_back()
@@ -127,19 +121,18 @@ class Unwrapped:
 
 def _refuse_other_arguments(placed: PlacedWrapper) -> None:
     """Refuse a wrapper that takes a second argument: it may be called with one, and its linear cannot be."""
-    parameters = list(inspect.signature(placed.wrapper.forward).parameters.values())
-    several = [p.name for p in parameters[1:]]
-    if several:
+    further = list(inspect.signature(placed.wrapper.forward).parameters)[1:]
+    if further:
         raise AttachError(
             "a wrapper cannot be left out: its linear cannot be called as it is",
             where=placed.path,
-            why=f"{type(placed.wrapper).__name__} takes {', '.join(several)} besides its input",
+            why=f"{type(placed.wrapper).__name__} takes {', '.join(further)} besides its input",
             help="adapt the linear inside instead (gk.plan, or gk.enable)",
             code="unwrap-other-arguments",
         )
 
 
-def _refuse_if_it_acts(placed: PlacedWrapper) -> None:
+def _refuse_if_outputs_change(placed: PlacedWrapper) -> None:
     reason = _finite_buffer(placed.wrapper, placed.inner) or _differs(placed.wrapper, placed.inner)
     if reason is not None:
         raise AttachError(

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
@@ -116,9 +115,9 @@ def trainable_params(config: PeftConfig, slots: Sequence[Slot], groups: Sequence
     Raises:
         PlanError: ``method-refused``, with PEFT's own message.
     """
-    counted = _counted_without_weights(config, slots)
-    if counted is not None:
-        return counted
+    count = _BY_SHAPE.get(type(config).__name__)
+    if count is not None:
+        return sum(count(config, slot) for slot in slots)
     if len(slots) <= _ATTACHED_WHOLE:
         return _count(config, slots)
     return _count_by_group(config, slots, groups or [None] * len(slots))
@@ -138,32 +137,23 @@ def _count_by_group(config: PeftConfig, slots: Sequence[Slot], groups: Sequence[
     members: dict[Any, list[Slot]] = defaultdict(list)
     for slot, group in zip(slots, groups, strict=True):
         members[slot.kind, slot.shape, slot.bias, slot.path.rpartition(".")[2], group].append(slot)
-    few = {key: group[:2] for key, group in members.items()}
-    base = [slot for group in few.values() for slot in group]
-    total = _count(config, base)
-    first = total
-    for group in members.values():
-        if len(group) > 2:
-            total += (len(group) - 2) * (_count(config, [*base, group[2]]) - first)
-    return total
+    two_of_each = [slot for group in members.values() for slot in group[:2]]
+    base = _count(config, two_of_each)
+    larger = (group for group in members.values() if len(group) > 2)
+    return base + sum((len(g) - 2) * (_count(config, [*two_of_each, g[2]]) - base) for g in larger)
 
 
 # ---- methods that read the weights while they are made: their sizes still follow from the shapes ----
 
 
-def _counted_without_weights(config: PeftConfig, slots: Sequence[Slot]) -> int | None:
-    count = _BY_SHAPE.get(type(config).__name__)
-    return None if count is None else sum(count(config, slot) for slot in slots)
-
-
 def _shira(config: Any, slot: Slot) -> int:
     """Count as many as LoRA of that rank has (peft.tuners.shira.layer, ``num_shira_weight``)."""
-    many = int(config.r) * (slot.inputs + slot.outputs)
-    if many > slot.inputs * slot.outputs:
+    parameters = int(config.r) * (slot.inputs + slot.outputs)
+    if parameters > slot.inputs * slot.outputs:
         raise method_refused(
             config, f"rank {config.r} makes more parameters than {slot.path} has: r has to be smaller"
         )
-    return many
+    return parameters
 
 
 def _frod(config: Any, slot: Slot) -> int:
@@ -184,6 +174,8 @@ def _adamss(config: Any, slot: Slot) -> int:
     return int(config.subspace_rank * (slot.outputs + config.num_subspaces * rank))
 
 
-_BY_SHAPE: Mapping[str, Callable[[Any, Slot], int]] = MappingProxyType(
-    {"ShiraConfig": _shira, "FrodConfig": _frod, "AdamssConfig": _adamss}
-)
+_BY_SHAPE: Mapping[str, Callable[[Any, Slot], int]] = {
+    "ShiraConfig": _shira,
+    "FrodConfig": _frod,
+    "AdamssConfig": _adamss,
+}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from graftkit.planning.decisions import Attached, Skipped
 from graftkit.surveying.sites import ModelMap, Site
 
 
@@ -38,13 +39,13 @@ class CoverageRow:
 
 
 def coverage_of(
-    model_map: ModelMap, chosen: Iterable[Site], skipped: Iterable[tuple[Site, str]]
+    model_map: ModelMap, attached: Iterable[Attached], skipped: Iterable[Skipped]
 ) -> tuple[CoverageRow, ...]:
     """Return one row per tower and role, in the order the model defines them."""
-    adapted = {site.path for site in chosen}
-    reasons: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for site, reason in skipped:
-        reasons[site.tower, site.role][reason] += 1
+    adapted = {a.path for a in attached}
+    reasons: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for s in skipped:
+        reasons[s.site.tower, s.site.role][s.reason] += 1
     groups: dict[tuple[str, str], list[Site]] = defaultdict(list)
     for site in model_map:
         groups[site.tower, site.role].append(site)
@@ -75,21 +76,13 @@ class LayerReach:
     layers: int
     reached: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def layers_reached(model_map: ModelMap, adapted: Collection[str]) -> tuple[LayerReach, ...]:
-    """Return one row for each tower that is built of numbered layers.
-
-    Args:
-        adapted: the adapted paths.
-    """
-    layers: dict[str, dict[str, bool]] = defaultdict(dict)
+    """Return one row for each tower that is built of numbered layers; ``adapted`` are paths of sites."""
+    layers: dict[str, dict[str, bool]] = defaultdict(lambda: defaultdict(bool))
     for site in model_map:
         if (layer := _layer(site.path)) is not None:
-            known = layers[site.tower]
-            known[layer] = known.get(layer, False) or site.path in adapted
+            layers[site.tower][layer] |= site.path in adapted
     return tuple(LayerReach(tower, len(known), sum(known.values())) for tower, known in layers.items())
 
 

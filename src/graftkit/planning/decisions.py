@@ -30,10 +30,9 @@ class Attached:
     """One site the plan adapts.
 
     Attributes:
-        site: the site.
         via: the PEFT field that reaches it, "target_modules" or "target_parameters".
-        target: which of the user's targets it answers.
-        reason: how it answers that, for people to read.
+        target: which of the user's targets names it.
+        reason: how it matches that target, for people to read.
     """
 
     site: Site

@@ -18,7 +18,6 @@ class Explanation:
     """What the plan does with one site.
 
     Attributes:
-        site: the site.
         decision: "adapted" or "left alone".
         via: the PEFT field that reaches it, or None.
         reason: why it is adapted, or why not.
@@ -59,18 +58,14 @@ def explain(plan: Plan, path: str) -> Explanation:
     try:
         site = plan.model[path]
     except KeyError:
-        raise _unknown(plan, path) from None
+        raise PlanError(
+            f"this model has no site {path!r}",
+            where=plan.model.model.name,
+            help=suggest(path, [site.path for site in plan.model], 2) or "graft survey --json lists every path",
+            code="site-unknown",
+        ) from None
     for attached in plan.attached:
         if attached.path == site.path:
             return Explanation(site, "adapted", attached.via, attached.reason)
     reason = next(skipped.reason for skipped in plan.skipped if skipped.path == site.path)
     return Explanation(site, "left alone", None, reason)
-
-
-def _unknown(plan: Plan, path: str) -> PlanError:
-    return PlanError(
-        f"this model has no site {path!r}",
-        where=plan.model.model.name,
-        help=suggest(path, [site.path for site in plan.model], 2) or "graft survey --json lists every path",
-        code="site-unknown",
-    )

@@ -76,7 +76,7 @@ def suffix_finder(wanted: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def target_matcher(fields: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Return a function that tells whether the targets of a configuration, with its filters, name a module.
+    """Return a function that checks whether the targets of a configuration, with its filters, name a module.
 
     PEFT itself decides. It compares every module with every target, though, so that a list of full paths would
     take minutes: the targets that a path ends with are looked up first.

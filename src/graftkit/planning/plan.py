@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,7 @@ from graftkit.planning.cost import Memory, memory_of, planned_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
 from graftkit.planning.decisions import Attached, LeftAlone, Skipped
 from graftkit.planning.quantization import QuantizationPlan, plan_quantization
-from graftkit.planning.selection.intent import read_intent
-from graftkit.planning.selection.select import select
+from graftkit.planning.selection.select import read_intent, select
 from graftkit.planning.text import plan_text
 from graftkit.planning.trials.small_layer import check_initializer, refusal_when_quantized
 from graftkit.surveying.sites import ModelMap, Site
@@ -73,8 +72,7 @@ class Plan:
     @cached_property
     def coverage(self) -> tuple[CoverageRow, ...]:
         """Per tower and role: present, adapted, and why not."""
-        skipped = ((s.site, s.reason) for s in self.skipped)
-        return coverage_of(self.model, (a.site for a in self.attached), skipped)
+        return coverage_of(self.model, self.attached, self.skipped)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -88,7 +86,7 @@ class Plan:
             "skipped": [s.to_dict() for s in self.skipped],
             "unmatched": list(self.unmatched),
             "coverage": [row.to_dict() for row in self.coverage],
-            "layers": [row.to_dict() for row in self.layers],
+            "layers": [asdict(row) for row in self.layers],
             "trainable_params": self.trainable_params,
             "memory": self.memory.to_dict(),
             "quantization": self.quantization.to_dict() if self.quantization else None,
@@ -96,8 +94,8 @@ class Plan:
 
     def __str__(self) -> str:
         numbers = numbers_text(method_named(self.method), self.peft_config)
-        tables = [plan_text(self.to_dict(), numbers), *([str(self.quantization)] if self.quantization else [])]
-        return "\n\n".join(tables)
+        text = plan_text(self.to_dict(), numbers)
+        return f"{text}\n\n{self.quantization}" if self.quantization else text
 
 
 def plan(

@@ -56,6 +56,11 @@ class Wrapper:
     cls: str
     path: str
 
+    def levels(self, linear: str) -> tuple[str, ...]:
+        """Return the paths of every wrapper around the linear at that path, the innermost first."""
+        parts = linear.split(".")
+        return tuple(".".join(parts[:n]) for n in range(len(parts) - 1, self.path.count("."), -1))
+
     def to_dict(self) -> dict[str, str]:
         return {"class": self.cls, "path": self.path}
 
@@ -121,11 +126,7 @@ class Site:
     @property
     def names(self) -> tuple[str, ...]:
         """The paths that name this site: its own, and those of the wrappers around it."""
-        if self.wrapper is None:
-            return (self.path,)
-        parts = self.path.split(".")
-        outermost = len(self.wrapper.path.split("."))
-        return tuple(".".join(parts[:n]) for n in range(len(parts), outermost - 1, -1))
+        return (self.path, *(self.wrapper.levels(self.path) if self.wrapper else ()))
 
     def to_dict(self) -> dict[str, Any]:
         return {

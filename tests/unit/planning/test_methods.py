@@ -255,8 +255,8 @@ def test_planning_leaves_the_random_state_alone(twin_of: Callable[[str], nn.Modu
     ("initializer", "said"),
     [
         ("pissa", "float32, float16, or bfloat16"),
-        ("corda", "full precision"),
-        ("lora_ga", "full precision"),
+        ("corda", "corda"),
+        ("lora_ga", "lora_ga"),
         ("olora", ""),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from graftkit.planning.selection.intent import fed_towers
+from graftkit.planning.selection.select import fed_towers
 from graftkit.surveying.sites import ModelMap
 
 # Tower -> the modalities that feed it. A projector is fed by any of them.
@@ -14,7 +14,7 @@ _NOT_TEXT = frozenset({"image", "video", "audio"})
 
 def always_fed(base: ModelMap) -> frozenset[str]:
     """Return the towers that every batch feeds, and the head."""
-    return frozenset((*fed_towers(base, tuple(tower.name for tower in base.towers)), "head"))
+    return frozenset((*fed_towers(base), "head"))
 
 
 def is_fed(base: ModelMap, tower: str, modalities: Iterable[str]) -> bool:

@@ -122,10 +122,12 @@ def _dividing(
         PlanError: ``size-not-dividing`` for a size that the user chose.
     """
     sizes = _dividing_sizes(method.defaults[name], slots)
+    one_of_each = list({(slot.kind, slot.shape): slot for slot in slots}.values())
     why = None
     for size in [options[name]] if name in options else sizes:
         config = _made(method, {**fields, name: size})
-        why = _will_not_divide(config, slots)
+        answer = ask(config, one_of_each)
+        why = answer.refusal or answer.adjusted
         if why is None:
             return config
     if name not in options:
@@ -137,12 +139,6 @@ def _dividing(
         help=f"{name}={sizes[-1]} does, or leave it out",
         code="size-not-dividing",
     )
-
-
-def _will_not_divide(config: PeftConfig, slots: Sequence[Slot]) -> str | None:
-    shapes = {(slot.kind, slot.shape): slot for slot in slots}
-    answer = ask(config, list(shapes.values()))
-    return answer.refusal or answer.adjusted
 
 
 def _dividing_sizes(default: int, slots: Sequence[Slot]) -> list[int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
 from graftkit.planning.matching import ends_with
+from graftkit.planning.trials.skeleton import slots_of
 from graftkit.surveying.quantized import logical_size
 from graftkit.text import suggest
 
@@ -39,7 +41,7 @@ class ParameterSizes:
 
     Attributes:
         by_path: elements of each parameter.
-        repeated: paths of parameters that another path stands for already.
+        repeated: paths of parameters that are also listed under another path.
     """
 
     by_path: Mapping[str, int]
@@ -70,13 +72,9 @@ def parameter_sizes(model_map: ModelMap, model: Any) -> ParameterSizes:
         sizes = {name: logical_size(p) for name, p in model.named_parameters(remove_duplicate=False)}
         return ParameterSizes(sizes, frozenset(sizes) - {name for name, _ in model.named_parameters()})
     known: dict[str, int] = {}
-    for site in model_map:
-        if site.kind == "parameter":
-            known[site.path] = site.params
-            continue
-        known[f"{site.path}.weight"] = site.params
-        outputs = site.shape[1] if site.kind == "conv1d_transposed" else site.shape[0]
-        known[f"{site.path}.bias"] = outputs
+    for slot in slots_of(model_map, model_map):
+        weight = slot.path if slot.kind == "parameter" else f"{slot.path}.weight"
+        known |= {weight: prod(slot.shape), f"{slot.path}.bias": slot.outputs}
     present = set(model_map.parameter_paths)
     return ParameterSizes({path: size for path, size in known.items() if path in present})
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 _ANY_VALID = {"total_step": 1000, "feedforward_modules": [], "progressbar": False}
 
 # A layer of these widths divides by every method's default block, and is wider than every default rank.
-_ROOMY = 1024
+_WIDTH = 1024
 
 
 @dataclass(frozen=True)
@@ -40,21 +39,21 @@ class Method:
     @functools.cached_property
     def defaults(self) -> Mapping[str, Any]:
         """Every field of the configuration class with its default."""
-        return MappingProxyType({f.name: _default(f) for f in dataclasses.fields(self.config_class)})
+        return {f.name: _default(f) for f in dataclasses.fields(self.config_class)}
 
     @property
     def rank_field(self) -> str | None:
-        """What the method calls its rank. AdaLoRA keeps ``r`` from LoRA and ignores it for ``target_r``."""
+        """The method's name for its rank. AdaLoRA keeps ``r`` from LoRA and ignores it for ``target_r``."""
         return next((name for name in ("target_r", "r") if name in self.defaults), None)
 
     @property
     def alpha_field(self) -> str | None:
-        """What the method calls the numerator of its scale."""
+        """The method's name for the numerator of its scale."""
         return next((n for n in ("lora_alpha", "alpha", f"{self.name}_alpha") if n in self.defaults), None)
 
     @property
     def dropout_field(self) -> str | None:
-        """What the method calls dropout on the adapter's input, not of whole modules or ranks."""
+        """The method's name for dropout on the adapter's input, not of whole modules or ranks."""
         own = (n for n in self.defaults if n.endswith("_dropout") and n not in {"module_dropout", "rank_dropout"})
         return next(own, None)
 
@@ -87,9 +86,7 @@ class Method:
 
 
 # What each variant of LoRA stands for; the methods themselves are PEFT's.
-_VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"dora": MappingProxyType({"use_dora": True}), "rslora": MappingProxyType({"use_rslora": True})}
-)
+_VARIANTS: Mapping[str, Mapping[str, Any]] = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
 
 
 @functools.cache
@@ -162,17 +159,16 @@ def _default(spec: dataclasses.Field[Any]) -> Any:
 @functools.cache
 def _refusal(method_name: str, kind: str, dimensions: int) -> str | None:
     method = _method(method_name)
-    shape = (_ROOMY, _ROOMY) if dimensions == 2 else (_ROOMY, _ROOMY, *(3,) * (dimensions - 2))
-    slot = Slot("layers.0.site", kind, (4, _ROOMY, _ROOMY) if kind == "parameter" and dimensions == 3 else shape)
+    stacked = kind == "parameter" and dimensions == 3
+    shape = (4, _WIDTH, _WIDTH) if stacked else (_WIDTH, _WIDTH, *(3,) * (dimensions - 2))
+    slot = Slot("layers.0.site", kind, shape)
     targets: dict[str, Any] = {"target_modules": ["site"]}
     if kind == "parameter":
         if "target_parameters" not in method.defaults:
             return "it adapts modules, not bare parameters"
         targets = {"target_modules": [], "target_parameters": ["site"]}
     answer = ask(method.trial_config(**targets), [slot])
-    if answer.refusal is not None:
-        return answer.refusal
-    return None if answer.trainable is None or answer.trainable else "PEFT finds nothing in it to train"
+    return "PEFT finds nothing in it to train" if answer.trainable == 0 else answer.refusal
 
 
 def refusal_of(method: Method, kind: str, dimensions: int) -> str | None:

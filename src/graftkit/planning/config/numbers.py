@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
@@ -79,12 +80,11 @@ def _whole(number: float) -> float:
 
 def numbers_text(method: Method, config: PeftConfig) -> str:
     """Return what sets the size and scale of the adapters in ``config``, as in "r=16 lora_alpha=16"."""
-    rank, divides = method.rank_field, method.dividing_field
-    names = [name for name in (rank, method.alpha_field) if name is not None]
-    shown = (
-        names if rank is not None and getattr(config, rank, None) else [divides] if divides else method.sizes[:1]
-    )
-    values = ((name, getattr(config, name, None)) for name in shown)
+    if method.rank_field and getattr(config, method.rank_field, None):
+        shown: Sequence[str | None] = (method.rank_field, method.alpha_field)
+    else:
+        shown = [method.dividing_field] if method.dividing_field else method.sizes[:1]
+    values = ((name, getattr(config, name, None)) for name in shown if name)
     return " ".join(f"{name}={value:g}" for name, value in values if isinstance(value, int | float))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from graftkit.errors import PlanError
@@ -13,31 +12,27 @@ from graftkit.planning.initializers import initializer_of
 from graftkit.text import suggest
 
 # Fields that the plan decides, and what to write instead.
-_DECIDED: Mapping[str, str] = MappingProxyType(
-    {
-        "target_modules": "use targets",
-        "target_parameters": "use targets",
-        "exclude_modules": "use targets and scope: the plan adapts exactly what they name",
-        "layers_to_transform": "use targets: a regular expression names layers",
-        "layers_pattern": "use targets: a regular expression names layers",
-        "feedforward_modules": "leave it out; it follows from targets",
-        "task_type": "leave it out; it follows from the model's class",
-        "peft_type": "use method",
-        "layer_replication": "replicate the layers first, then plan for the model that results",
-    }
-)
+_DECIDED: Mapping[str, str] = {
+    "target_modules": "use targets",
+    "target_parameters": "use targets",
+    "exclude_modules": "use targets and scope: the plan adapts exactly what they name",
+    "layers_to_transform": "use targets: a regular expression names layers",
+    "layers_pattern": "use targets: a regular expression names layers",
+    "feedforward_modules": "leave it out; it follows from targets",
+    "task_type": "leave it out; it follows from the model's class",
+    "peft_type": "use method",
+    "layer_replication": "replicate the layers first, then plan for the model that results",
+}
 # What people write for an argument that has another name.
-_SYNONYMS = MappingProxyType(
-    {
-        "rank": "use r",
-        "lora_r": "use r",
-        "lora_rank": "use r",
-        "lora_alpha": "use alpha",
-        "lora_dropout": "use dropout",
-        "options": "write each field as an argument: gk.plan(model, use_rslora=True); a recipe has options",
-        "kwargs": "write each field as an argument: gk.plan(model, use_rslora=True)",
-    }
-)
+_SYNONYMS: Mapping[str, str] = {
+    "rank": "use r",
+    "lora_r": "use r",
+    "lora_rank": "use r",
+    "lora_alpha": "use alpha",
+    "lora_dropout": "use dropout",
+    "options": "write each field as an argument: gk.plan(model, use_rslora=True); a recipe has options",
+    "kwargs": "write each field as an argument: gk.plan(model, use_rslora=True)",
+}
 
 
 def instead_of(name: str) -> str | None:

@@ -39,8 +39,7 @@ def rekey(name: str, pattern: Mapping[str, Any], model_map: ModelMap, sites: Seq
             raise _unmatched(name, key, model_map, sites)
         new = [path for path in meant if path not in taken]
         taken.update(new)
-        for exact in _keys(new, paths):
-            keyed[exact] = value
+        keyed |= dict.fromkeys(_keys(new, paths), value)
     return keyed
 
 

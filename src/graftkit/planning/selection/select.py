@@ -1,17 +1,68 @@
-"""Intent + map -> which sites are adapted, and a reason for each site either way."""
+"""Which sites a request means on one model, and a reason for each site either way."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from graftkit.errors import PlanError
 from graftkit.planning.decisions import Attached, LeftAlone, Skipped
 from graftkit.planning.matching import ends_with, rewritten_names
-from graftkit.planning.selection.intent import Intent
 from graftkit.planning.selection.target_names import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, sites_meant
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import some, suggest
+
+
+@dataclass(frozen=True)
+class Intent:
+    """The targets as the user wrote them, and the towers to adapt."""
+
+    targets: tuple[str, ...]
+    scope: tuple[str, ...]
+
+
+def read_intent(model_map: ModelMap, targets: str | Iterable[str], scope: str | Iterable[str] | None) -> Intent:
+    """Check targets and scope against the model.
+
+    Without a scope, the towers that every batch feeds are meant: the language tower, and the tower of the
+    main input where that is not text (a speech recogniser's encoder). Towers that a text-only batch leaves
+    unfed have to be asked for.
+
+    Raises:
+        PlanError: ``targets-empty`` or ``scope-missing``.
+    """
+    wanted = (targets,) if isinstance(targets, str) else tuple(targets)
+    if not wanted or not all(isinstance(t, str) and t.strip() for t in wanted):
+        raise PlanError(
+            "no targets were given",
+            help=f"targets={ALL_LINEAR!r}, a list of names, or roles: {', '.join(ROLE_TARGETS)}",
+            code="targets-empty",
+        )
+    if scope is None:
+        return Intent(wanted, fed_towers(model_map))
+    present = tuple(tower.name for tower in model_map.towers)
+    named = (scope,) if isinstance(scope, str) else tuple(scope)
+    if named == ("all",):
+        return Intent(wanted, present)
+    missing = next((name for name in named if name not in present), None)
+    if missing is not None:
+        raise PlanError(
+            f"this model has no {missing!r} tower",
+            where=model_map.model.name,
+            why=f"its towers are {', '.join(present)}",
+            help=suggest(missing, present) or f"scope={list(present)}, or leave scope out",
+            code="scope-missing",
+        )
+    return Intent(wanted, named)
+
+
+def fed_towers(model_map: ModelMap) -> tuple[str, ...]:
+    """Return the towers that every batch feeds, and the head."""
+    present = [tower.name for tower in model_map.towers]
+    fed = [t for t in present if t == "language" or t in model_map.model.fed_towers]
+    others = [t for t in present if t not in {"head", "projector"}]
+    # The head can be adapted by name; "all-linear" leaves it out whatever the scope.
+    return (*(fed or others), *(t for t in present if t == "head"))
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def sites_meant(target: str, sites: Sequence[Site]) -> list[tuple[Site, str]]:
 def _as_all_linear(target: str, sites: Sequence[Site]) -> tuple[list[Site], str]:
     if target != ALL_LINEAR:
         return [], ""
-    linears = [s for s in sites if s.is_linear and s.role not in {"router", "lm_head"}]
-    return [s for s in linears if s.tower != "head"], "linear"
+    left_out = {"router", "lm_head"}
+    return [s for s in sites if s.is_linear and s.role not in left_out and s.tower != "head"], "linear"
 
 
 def _as_role(target: str, sites: Sequence[Site]) -> tuple[list[Site], str]:

@@ -1,4 +1,4 @@
-"""The planned sites without their weights: PEFT itself says on them what it accepts and how much it trains."""
+"""The planned sites without their weights, on which PEFT shows what it accepts and how much it trains."""
 
 from __future__ import annotations
 
@@ -73,29 +73,25 @@ class Answer:
 
 def slots_of(model_map: ModelMap, sites: Iterable[Site]) -> list[Slot]:
     """Return the slots of ``sites``, in order."""
-    parameters = set(model_map.parameter_paths)
-    return [
-        Slot(
-            s.path, s.kind, s.shape, bias=f"{s.path}.bias" in parameters or f"{s.path}.in_proj_bias" in parameters
-        )
-        for s in sites
-    ]
+    biases = (path.rpartition(".") for path in model_map.parameter_paths)
+    biased = {path for path, _, name in biases if name in {"bias", "in_proj_bias"}}
+    return [Slot(s.path, s.kind, s.shape, bias=s.path in biased) for s in sites]
 
 
 def ask(config: PeftConfig, slots: Sequence[Slot]) -> Answer:
-    """Attach a copy of ``config`` to ``slots`` on the meta device, and return what PEFT made of it.
+    """Attach a copy of ``config`` to ``slots`` on the meta device, and return what PEFT did.
 
     A few tuners compute with the device their tensors are made on, a few with the base layer's: both ways are
     tried before giving up.
     """
-    asked = _weightless(config)
+    weightless = _weightless(config)
     for everything_on_meta in (True, False):
         try:
-            return _attach(asked, slots, everything_on_meta)
+            return _attach(weightless, slots, everything_on_meta)
         except Exception as error:
             # PEFT's tuners refuse with ValueError, TypeError, NotImplementedError, KeyError and AttributeError.
             if not _needs_weights(error):
-                return Answer(refusal=_said(error))
+                return Answer(refusal=_message(error))
     return Answer()
 
 
@@ -114,13 +110,13 @@ def _attach(config: PeftConfig, slots: Sequence[Slot], everything_on_meta: bool)
     from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    with quietly() as heard:
+    with quietly() as messages:
         model = build(slots)
         with torch.device("meta") if everything_on_meta else nullcontext():
             adapted = get_peft_model(model, copy.deepcopy(config))
     attached = any(isinstance(m, BaseTunerLayer) for m in adapted.modules())
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    adjusted = next((m for m in heard if "Adjusted" in m), None)
+    adjusted = next((m for m in messages if "Adjusted" in m), None)
     return Answer(trainable if attached else 0, adjusted=adjusted)
 
 
@@ -129,28 +125,28 @@ def quietly() -> Iterator[list[str]]:
     """Leave the random state as it was, and collect the warnings: they are repeated on the real model."""
     import torch
 
-    heard: list[str] = []
+    messages: list[str] = []
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield heard
-        heard += [str(w.message) for w in caught]
+        yield messages
+        messages += [str(w.message) for w in caught]
 
 
 def _weightless(config: PeftConfig) -> PeftConfig:
-    asked = copy.deepcopy(config)
+    weightless = copy.deepcopy(config)
     for name, value in _LEFT_OUT.items():
-        if hasattr(asked, name):
-            setattr(asked, name, value)
-    if moves_base(getattr(asked, "init_lora_weights", None)):
-        asked.init_lora_weights = True
-    return asked
+        if hasattr(weightless, name):
+            setattr(weightless, name, value)
+    if moves_base(getattr(weightless, "init_lora_weights", None)):
+        weightless.init_lora_weights = True
+    return weightless
 
 
 def _needs_weights(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "meta" in str(error).lower()
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {text}"
 

@@ -105,9 +105,9 @@ def _attach_refusal(config: PeftConfig, model: nn.Module) -> str | None:
         with quietly():
             get_peft_model(model, tried)
     except Exception as error:
-        # Initializers fail with whatever their arithmetic runs into; the words are PEFT's or torch's. LoftQ
+        # Initializers fail with whatever their arithmetic runs into; the messages are PEFT's or torch's. LoftQ
         # quantizes on a GPU: without one here, nothing is known about the machine that will train.
-        return None if "CUDA" in str(error) else _words(error)
+        return None if "CUDA" in str(error) else _message(error)
     return None
 
 
@@ -122,12 +122,12 @@ def _step_refusal(method: Method, model: nn.Module) -> str | None:
             model.get_submodule(_SITE)(torch.randn(2, _WIDTH)).sum().backward()
     except Exception as error:
         # Tuners fail here with whatever their arithmetic on quantized weights runs into.
-        return _words(error)
+        return _message(error)
     gradients = (p.grad for p in model.parameters() if p.requires_grad)
     return None if any(g is not None and g.any() for g in gradients) else "no gradient reaches the adapter"
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
