@@ -11,8 +11,8 @@ from graftkit._version import SCHEMA_VERSION
 from graftkit.errors import PlanError
 from graftkit.planning.config.build import build_config, config_dict
 from graftkit.planning.config.extras import parameter_sizes
+from graftkit.planning.config.hyperparameters import check_numbers, numbers_of, numbers_text
 from graftkit.planning.config.methods import Method, method_named, refusal_of
-from graftkit.planning.config.numbers import check_numbers, numbers_of, numbers_text
 from graftkit.planning.cost import Memory, memory_of, planned_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
 from graftkit.planning.decisions import Attached, LeftAlone, Skipped

@@ -14,8 +14,8 @@ from torch import nn
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
 from graftkit.errors import PlanError
+from graftkit.planning.config.hyperparameters import numbers_of
 from graftkit.planning.config.methods import method_named, method_names
-from graftkit.planning.config.numbers import numbers_of
 from graftkit.planning.cost import trainable_params
 from graftkit.planning.decisions import LeftAlone
 from graftkit.planning.initializers import initializer_names
