@@ -11,7 +11,7 @@ from graftkit._version import SCHEMA_VERSION
 from graftkit.errors import PlanError
 from graftkit.planning.config.build import build_config, config_dict
 from graftkit.planning.config.extras import parameter_sizes
-from graftkit.planning.config.hyperparameters import check_numbers, numbers_of, numbers_text
+from graftkit.planning.config.hyperparameters import check_values, field_values, values_text
 from graftkit.planning.config.methods import Method, method_named, refusal_of
 from graftkit.planning.cost import Memory, memory_of, planned_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
@@ -93,8 +93,8 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        numbers = numbers_text(method_named(self.method), self.peft_config)
-        text = plan_text(self.to_dict(), numbers)
+        hyperparameters = values_text(method_named(self.method), self.peft_config)
+        text = plan_text(self.to_dict(), hyperparameters)
         return f"{text}\n\n{self.quantization}" if self.quantization else text
 
 
@@ -133,15 +133,15 @@ def plan(
         PlanError: the request cannot be met exactly; its code says why.
         SourceError, BuildError: the model cannot be surveyed.
     """
-    check_numbers(r, alpha, dropout)
+    check_values(r, alpha, dropout)
     chosen_method = method_named(method)
-    numbers = numbers_of(chosen_method, r, alpha, dropout)
+    hyperparameters = field_values(chosen_method, r, alpha, dropout)
     model_map = model if isinstance(model, ModelMap) else survey(model)
     intent = read_intent(model_map, targets, scope)
     selection = select(model_map, intent, allow_unmatched=allow_unmatched)
     attached, refused = _accepted(chosen_method, selection.attached)
     skipped = {s.path: s for s in (*selection.skipped, *refused)}
-    config = build_config(model_map, attached, chosen_method, numbers, options)
+    config = build_config(model_map, attached, chosen_method, hyperparameters, options)
     check_initializer(config, [a.site for a in attached if a.via == "target_modules"])
     trainable = planned_params(config, model_map, attached, parameter_sizes(model_map, model))
     quantized = plan_quantization(model_map, quantization) if quantization is not None else None

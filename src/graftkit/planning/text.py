@@ -8,14 +8,14 @@ from typing import Any
 from graftkit.text import count, percent, size, table
 
 
-def plan_text(plan: Mapping[str, Any], numbers: str) -> str:
+def plan_text(plan: Mapping[str, Any], hyperparameters: str) -> str:
     """Render what ``Plan.to_dict()`` returns: what is adapted, what is not and why, the cost and the targets.
 
     Args:
-        numbers: the method's sizes, as in "r=16 lora_alpha=16".
+        hyperparameters: the method's sizes, as in "r=16 lora_alpha=16".
     """
     model, scope = plan["model"], plan["scope"]
-    method = f"{plan['method']} {numbers}".strip()
+    method = f"{plan['method']} {hyperparameters}".strip()
     columns = ("tower", "role", ">sites", ">adapted", ">of weights", "left alone because")
     rows = [*map(_row, _within(plan["coverage"], scope)), *_rows_outside(plan["coverage"], scope)]
     sites = len(plan["attached"]) + len(plan["skipped"])

@@ -14,7 +14,7 @@ from torch import nn
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
 from graftkit.errors import PlanError
-from graftkit.planning.config.hyperparameters import numbers_of
+from graftkit.planning.config.hyperparameters import field_values
 from graftkit.planning.config.methods import method_named, method_names
 from graftkit.planning.cost import trainable_params
 from graftkit.planning.decisions import LeftAlone
@@ -95,7 +95,7 @@ def test_numbers_go_under_the_method_s_own_names(
 
 @pytest.mark.parametrize(("given", "kind"), [(8.0, int), (8, int), (8.5, float)])
 def test_a_whole_alpha_is_an_integer_as_peft_declares_it(given: float, kind: type) -> None:
-    assert type(numbers_of(method_named("loha"), 4, given, None)["alpha"]) is kind
+    assert type(field_values(method_named("loha"), 4, given, None)["alpha"]) is kind
 
 
 def test_ia3_scales_the_input_where_an_mlp_comes_back(e2b: nn.Module) -> None:
@@ -240,8 +240,8 @@ def test_what_is_trained_besides_is_counted(
 
 
 def test_alpha_keeps_pefts_ratio_to_the_rank() -> None:
-    assert numbers_of(method_named("randlora"), 16, None, None) == {"r": 16, "randlora_alpha": 320}
-    assert numbers_of(method_named("randlora"), None, None, None) == {}
+    assert field_values(method_named("randlora"), 16, None, None) == {"r": 16, "randlora_alpha": 320}
+    assert field_values(method_named("randlora"), None, None, None) == {}
 
 
 def test_planning_leaves_the_random_state_alone(twin_of: Callable[[str], nn.Module]) -> None:

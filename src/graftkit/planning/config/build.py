@@ -26,13 +26,13 @@ def build_config(
     model_map: ModelMap,
     attached: Sequence[Attached],
     method: Method,
-    numbers: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> PeftConfig:
     """Return the configuration that adapts exactly the ``attached`` sites.
 
     Args:
-        numbers: from ``numbers_of``.
+        hyperparameters: from ``field_values``.
         options: further fields of the configuration, as the user gave them.
 
     Raises:
@@ -58,7 +58,7 @@ def build_config(
             regex_is_safe=not rewritten_names(model_map.model.model_type),
         ),
         **_following_sites(method, modules),
-        **numbers,
+        **hyperparameters,
         **method.options,
         **options,
         **keyed,
@@ -68,7 +68,7 @@ def build_config(
         check_parameter_options(fields, parameters[0])
         # PEFT reads no regular expression here.
         fields["target_parameters"] = smallest_exact(parameters, model_map.parameter_paths, regex_is_safe=False)
-    if method.dividing_field is None or method.dividing_field in numbers:
+    if method.dividing_field is None or method.dividing_field in hyperparameters:
         return _made(method, fields)
     return _dividing(method, fields, slots_of(model_map, modules), method.dividing_field, options)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LORA_RANK = 16
 
 
-def check_numbers(r: Any, alpha: Any, dropout: Any) -> None:
+def check_values(r: Any, alpha: Any, dropout: Any) -> None:
     """Refuse a rank, alpha or dropout that PEFT would accept late, or silently. None is "not given".
 
     Raises:
@@ -34,7 +34,7 @@ def check_numbers(r: Any, alpha: Any, dropout: Any) -> None:
         raise PlanError(f"dropout must lie in [0, 1), not {dropout!r}", help="dropout=0.0", code="dropout-invalid")
 
 
-def numbers_of(method: Method, r: int | None, alpha: float | None, dropout: float | None) -> dict[str, Any]:
+def field_values(method: Method, r: int | None, alpha: float | None, dropout: float | None) -> dict[str, Any]:
     """Return the rank, alpha and dropout under the method's own names.
 
     What was not given keeps PEFT's default, but for LoRA's rank, which is 16. Alpha that was not given keeps
@@ -78,7 +78,7 @@ def _whole(number: float) -> float:
     return int(number) if number == int(number) else number
 
 
-def numbers_text(method: Method, config: PeftConfig) -> str:
+def values_text(method: Method, config: PeftConfig) -> str:
     """Return what sets the size and scale of the adapters in ``config``, as in "r=16 lora_alpha=16"."""
     if method.rank_field and getattr(config, method.rank_field, None):
         shown: Sequence[str | None] = (method.rank_field, method.alpha_field)
