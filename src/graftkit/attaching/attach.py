@@ -41,7 +41,7 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
     from peft import get_peft_model
 
     _check_plain(model)
-    _same_model(model, plan)
+    _check_same_model(model, plan)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # PEFT edits the configuration it is given (sets become lists, targets are narrowed): the plan keeps its own.
     try:
@@ -153,7 +153,7 @@ def _check_plain(model: nn.Module) -> None:
         )
 
 
-def _same_model(model: nn.Module, plan: Plan) -> None:
+def _check_same_model(model: nn.Module, plan: Plan) -> None:
     missing = [a.path for a in plan.attached if not _has(model, a)]
     if missing:
         raise AttachError(

@@ -97,8 +97,8 @@ class Unwrapped:
 
     def _open(self) -> None:
         # On the modules that hold the wrappers, so that a part of the model is saved correctly, too.
-        holders: dict[int, Any] = {id(holder): holder for placed in self._placed for holder, _ in placed.holders}
-        for holder in holders.values():
+        holders: set[Any] = {holder for placed in self._placed for holder, _ in placed.holders}
+        for holder in holders:
             self._hooks.append(holder.register_state_dict_pre_hook(self._swap_in))
             self._hooks.append(holder.register_load_state_dict_pre_hook(self._swap_in))
         if holders:

@@ -190,7 +190,7 @@ def _refusal(method: Method, attached: Attached) -> str | None:
     kind = "parameter" if attached.via == "target_parameters" else site.kind
     refusal = refusal_of(method, kind, len(site.shape))
     if refusal is None and site.quantized is not None:
-        return refusal_when_quantized(method, site.quantized)
+        return refusal_when_quantized(method.name, site.quantized)
     return refusal
 
 

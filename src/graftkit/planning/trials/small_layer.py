@@ -24,18 +24,16 @@ _TRIED_QUANTIZER = "bitsandbytes 4-bit"
 _WIDTH = 256
 
 
-def refusal_when_quantized(method: Method, quantizer: str) -> str | None:
-    """Return why ``method`` cannot adapt linears of this ``quantizer``, in PEFT's words, or None.
+@functools.cache
+def refusal_when_quantized(method_name: str, quantizer: str) -> str | None:
+    """Return why the method cannot adapt linears of this ``quantizer``, in PEFT's words, or None.
 
     Tried on one small layer, with a forward and a backward pass. For other quantizers than bitsandbytes' 4-bit
     nothing is known here, and PEFT decides when the adapter is attached.
     """
-    return _training_refusal(method.name) if quantizer == _TRIED_QUANTIZER else None
-
-
-@functools.cache
-def _training_refusal(name: str) -> str | None:
-    method = method_named(name)
+    if quantizer != _TRIED_QUANTIZER:
+        return None
+    method = method_named(method_name)
     if _step_refusal(method, _model("linear", (_WIDTH, _WIDTH))) is not None:
         return None  # it wants something that one bare layer cannot give, quantized or not
     return _step_refusal(method, _quantized_model())
