@@ -34,7 +34,14 @@ def engine_named(text: str) -> Engine:
     name, _, version = (part.strip() for part in text.partition("=="))
     engine = next((e for e in all_engines() if _plain(name) in {_plain(e.name), _plain(e.title)}), None)
     if engine is None:
-        raise _unknown(text, name)
+        names = [engine.name for engine in all_engines()]
+        raise EngineError(
+            f"no engine is called {name!r:.80}",
+            where=f"{text!r:.80}",
+            why=f"there are {', '.join(names)}",
+            help=suggest(_plain(name), names) or f"name one of them, as {names[-1]} or {names[-1]}==VERSION",
+            code="engine-unknown",
+        )
     if not version:
         return engine
     try:
@@ -55,14 +62,3 @@ def _plain(name: str) -> str:
 def _number(version: str) -> str:
     """Return a version as packaging reads it. Some engines count builds: b6500."""
     return version[1:] if re.fullmatch(r"b\d+", version) else version
-
-
-def _unknown(text: str, name: str) -> EngineError:
-    names = [engine.name for engine in all_engines()]
-    return EngineError(
-        f"no engine is called {name!r:.80}",
-        where=f"{text!r:.80}",
-        why=f"there are {', '.join(names)}",
-        help=suggest(_plain(name), names) or f"name one of them, as {names[-1]} or {names[-1]}==VERSION",
-        code="engine-unknown",
-    )

@@ -113,13 +113,13 @@ def _model(text: dict[str, Any], vision: dict[str, Any], audio: dict[str, Any] |
 
 
 def _small(**facts: Any) -> dict[str, Any]:
-    """A geometry with an audio tower, wrapped linears, shared keys and values, and inputs to every layer."""
+    """Return a geometry with audio, wrapped linears, shared keys and values, and an input to every layer."""
     text = {"sliding_window": 512, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144}
     return _model(_text(num_attention_heads=8, **text, **facts), _SMALL_VISION, _AUDIO)
 
 
 def _large(**facts: Any) -> dict[str, Any]:
-    """A geometry without audio, whose global layers use their keys as values."""
+    """Return a geometry without audio, whose global layers use their keys as values."""
     text = {"sliding_window": 1024, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0}
     return _model(_text(use_bidirectional_attention="vision", **text, **facts), _LARGE_VISION, None)
 

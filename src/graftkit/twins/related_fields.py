@@ -31,11 +31,9 @@ def experts(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Keep top-k below the number of experts where it was, and one where it was one."""
     experts = first_count(own, _EXPERTS)
     top_k = first_count(own, _TOP_K)
-    if experts is None or top_k is None:
+    if experts is None or top_k is None or not own[top_k] < own[experts]:
         return {}
-    if own[top_k] < own[experts] and new[top_k] >= new[experts]:
-        return {top_k: max(1, new[experts] - 1)}
-    return {}
+    return {top_k: min(new[top_k], max(1, new[experts] - 1))}
 
 
 def state_space(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
