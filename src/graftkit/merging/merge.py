@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,7 @@ def merge(
     plan = plan_merge(base, adapter, out, tied=tied, trust_remote_code=trust_remote_code, revision=revision)
     with staging_dir(target) as staging, reraise_as(merge_stopped, target):
         fingerprint = _fingerprint(plan, tied, verify)
-        finished = staging.finished(fingerprint)
-        staging.start(fingerprint, finished)
+        finished = staging.start(fingerprint)
         companions = plan.base.companions
         needed = plan.bytes + sum(_stat(path, base_unreadable)[0] for path in companions)
         check_space(target, needed - sum((staging.files / name).stat().st_size for name in finished))
@@ -230,18 +230,15 @@ class _Run:
             try:
                 for shard in self.plan.base.weights.shards:
                     layout = layout_of(self.plan, shard)
+                    on_bytes = partial(self.meter.add, shard.name)
                     if shard.name in self.finished:
-                        self.meter.add(shard.name, layout.size)
+                        on_bytes(layout.size)
                         continue
-                    self._write(layout, pools)
+                    write_shard(self.plan, layout, self.staging.unfinished(shard.name), pools, on_bytes)
                     wait_for_all(f for f in finishing if f.done())
                     finishing.append(finisher.submit(self._finish, layout, pools))
             finally:
                 wait_for_all(finishing)
-
-    def _write(self, layout: ShardLayout, pools: WorkerPools) -> None:
-        name = layout.shard.name
-        write_shard(self.plan, layout, self.staging.unfinished(name), pools, lambda n: self.meter.add(name, n))
 
     def _finish(self, layout: ShardLayout, pools: WorkerPools) -> None:
         name = layout.shard.name

@@ -15,7 +15,7 @@ from graftkit.merging.adapter.effects import Effects, read_effects
 from graftkit.merging.adapter.layerwise import LayerMerger
 from graftkit.merging.arithmetic.changes import Change, PeftLayer
 from graftkit.merging.checkpoint.base import Base
-from graftkit.merging.checkpoint.block_map import Block, BlockLayout, find_blocks, matrix_shape
+from graftkit.merging.checkpoint.block_map import Block, find_blocks, matrix_shape
 from graftkit.merging.checkpoint.shards import FLOATS, Shard
 from graftkit.merging.checkpoint.tied_weights import Ties, resolve_ties
 from graftkit.merging.checkpoint.weight_conversion import Group
@@ -43,7 +43,6 @@ class Part:
     Attributes:
         param: the parameter that is changed.
         effects: of the adapter.
-        weight: of the adapter.
         blocks: where the parameter lies in the disk tensor; None where only the whole update can be computed.
         stacked: whether the parameter is one matrix per expert.
     """
@@ -51,7 +50,6 @@ class Part:
     change: Change
     param: str
     effects: Effects = field(repr=False)
-    weight: float
     blocks: tuple[Block, ...] | None = field(repr=False)
     stacked: bool = False
 
@@ -79,6 +77,11 @@ class Job:
     @property
     def rows(self) -> int:
         return self.stored.numel // self.columns if self.columns else 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Size in bytes of one row of its matrix."""
+        return self.stored.nbytes // self.rows
 
     @property
     def is_plain(self) -> bool:
@@ -167,10 +170,10 @@ def make_plan(base: Base, adapters: Sequence[WeightedAdapter], tied: str | None)
             ``merge-missing-weight``: the base's files lack a weight that is adapted; ``merge-dtype``: its dtype is
             not floating-point.
     """
-    effects = [(read_effects(adapter.file, base.model), adapter.weight) for adapter in adapters]
+    effects = [read_effects(adapter.file, base.model, adapter.weight) for adapter in adapters]
     ties = resolve_ties(base, effects, tied)
     jobs: dict[str, Job] = {}
-    for param in sorted({p for e, _ in effects for p in e.changes}):
+    for param in sorted({p for e in effects for p in e.changes}):
         for target in ties.targets(param):
             for job in _jobs(base, param, target, effects, ties):
                 jobs[job.name] = _combined(jobs[job.name], job) if job.name in jobs else job
@@ -196,9 +199,7 @@ def _replacements_first(parts: Iterable[Part]) -> tuple[Part, ...]:
     return tuple(sorted(parts, key=lambda part: not part.change.replaces))
 
 
-def _jobs(
-    base: Base, param: str, target: str, effects: Sequence[tuple[Effects, float]], ties: Ties
-) -> Iterable[Job]:
+def _jobs(base: Base, param: str, target: str, effects: Sequence[Effects], ties: Ties) -> Iterable[Job]:
     """Yield the jobs that one parameter's changes make; its weight is on disk under the name ``target``."""
     target = ties.untied.get(target, target)
     group = base.groups.of_param.get(target)
@@ -210,8 +211,17 @@ def _jobs(
             help="save the base with save_pretrained() after checking it, and merge onto that",
             code="merge-missing-weight",
         )
-    changes = [(c, e, weight) for e, weight in effects for c in e.changes.get(param, ())]
-    layouts = _layouts(base, group, [change for change, _, _ in changes])
+    shape = base.shapes[target]
+    # A one-dimensional convolution has three axes as well.
+    is_stacked = group.converter is not None and len(shape) == 3
+    parts = [
+        Part(change, target, effect, None, is_stacked if change.stacked is None else change.stacked)
+        for effect in effects
+        for change in effect.changes.get(param, ())
+    ]
+    disk = {name: base.weights.stored(name).shape for name in group.disk}
+    params = {name: base.shapes[name] for name in group.params}
+    layouts = find_blocks(group, base.model, disk, params, any(part.stacked for part in parts))
     for name in group.disk:
         stored = base.weights.stored(name)
         _check_dtype(name, stored)
@@ -220,47 +230,17 @@ def _jobs(
         if blocks is not None and not blocks:
             continue
         columns = layout.columns if layout else matrix_shape(stored.shape, len(stored.shape) == 3)[2]
-        parts = [_part(base, change, target, e, weight, blocks, stored) for change, e, weight in changes]
-        output = param if param in ties.untied else name
-        yield Job(output, name, stored, columns, group, _replacements_first(parts))
+        placed = _replacements_first(_on_blocks(part, blocks, stored, shape) for part in parts)
+        yield Job(param if param in ties.untied else name, name, stored, columns, group, placed)
 
 
-def _layouts(base: Base, group: Group, changes: Sequence[Change]) -> Mapping[str, BlockLayout] | None:
-    stacked = any(_is_stacked(change, group, base.shapes[group.params[0]]) for change in changes)
-    disk = {name: base.weights.stored(name).shape for name in group.disk}
-    return find_blocks(group, base.model, disk, {name: base.shapes[name] for name in group.params}, stacked)
-
-
-def _is_stacked(change: Change, group: Group, shape: tuple[int, ...]) -> bool:
-    """Check whether a parameter is one matrix per expert; a one-dimensional convolution has three axes as well."""
-    return group.converter is not None and len(shape) == 3 if change.stacked is None else change.stacked
-
-
-def _part(
-    base: Base,
-    change: Change,
-    param: str,
-    effects: Effects,
-    weight: float,
-    blocks: tuple[Block, ...] | None,
-    stored: StoredTensor,
-) -> Part:
-    shape = base.shapes[param]
-    if blocks is not None:
-        covered = stored.numel == math.prod(shape) and blocks[0].covers(shape)
-        blocks = blocks if _fits(change, blocks, covered) else None
-    return Part(change, param, effects, weight, blocks, _is_stacked(change, base.groups.of_param[param], shape))
-
-
-def _fits(change: Change, blocks: tuple[Block, ...], covered: bool) -> bool:
-    """Check whether a change can be computed on blocks of a disk tensor.
-
-    Args:
-        covered: whether the disk tensor is all of the parameter, and nothing else.
-    """
-    if isinstance(change, PeftLayer) or (change.by_rows and blocks[0].transposed):
-        return False
-    return covered or change.takes_any_blocks
+def _on_blocks(part: Part, blocks: tuple[Block, ...] | None, stored: StoredTensor, shape: tuple[int, ...]) -> Part:
+    """Return a part with the blocks that the parameter, of this shape, has in a disk tensor, if these suffice."""
+    change = part.change
+    if blocks is None or isinstance(change, PeftLayer) or (change.by_rows and blocks[0].transposed):
+        return part
+    is_whole = stored.numel == math.prod(shape) and blocks[0].covers(shape)
+    return replace(part, blocks=blocks) if is_whole or change.takes_any_blocks else part
 
 
 def _check_dtype(name: str, stored: StoredTensor) -> None:

@@ -74,9 +74,24 @@ def _replication(config: Any) -> _Reason | None:
 
 
 def _lost_base(config: Any) -> _Reason | None:
+    """Refuse an adapter whose base weights PEFT changed when training began, and cannot change again.
+
+    For LoftQ, PEFT quantizes the base and starts from the quantization error. It needs a GPU for that, and from
+    the second iteration on the result depends on the last bits of a decomposition: another machine may get
+    another base. Source: ``peft.utils.loftq_utils.loftq_init``.
+    """
     init = initializer_of(getattr(config, "init_lora_weights", None))
-    if init is None or init.rebuilt_on_load is not False:
+    if init is None or init.rebuilt_on_load:
         return None
+    if init.rebuilt_on_load is None:
+        return (
+            "merge-base-lost",
+            "an adapter with init_lora_weights='loftq' does not fit the published base",
+            "PEFT quantized the base weights when training began, and the update corrects the error: on weights "
+            "that were not quantized it is wrong",
+            "where it can be loaded with PEFT (on a GPU): base = model.unload(), base.save_pretrained(DIR), set "
+            "init_lora_weights to true in adapter_config.json, and merge onto DIR",
+        )
     return (
         "merge-base-lost",
         f"the base of an adapter with init_lora_weights={config.init_lora_weights!r} cannot be rebuilt",
@@ -86,29 +101,4 @@ def _lost_base(config: Any) -> _Reason | None:
     )
 
 
-def _quantized_base(config: Any) -> _Reason | None:
-    """Refuse LoftQ, for which PEFT quantizes the base and starts from the quantization error.
-
-    It needs a GPU for that, and from the second iteration on the result depends on the last bits of a
-    decomposition: another machine may get another base. Source: ``peft.utils.loftq_utils.loftq_init``.
-    """
-    init = initializer_of(getattr(config, "init_lora_weights", None))
-    if init is None or init.rebuilt_on_load is not None:
-        return None
-    return (
-        "merge-base-lost",
-        "an adapter with init_lora_weights='loftq' does not fit the published base",
-        "PEFT quantized the base weights when training began, and the update corrects the error: on weights that "
-        "were not quantized it is wrong",
-        "where it can be loaded with PEFT (on a GPU): base = model.unload(), base.save_pretrained(DIR), set "
-        "init_lora_weights to true in adapter_config.json, and merge onto DIR",
-    )
-
-
-_CHECKS: tuple[Callable[[Any], _Reason | None], ...] = (
-    _prompt,
-    _depends_on_input,
-    _replication,
-    _lost_base,
-    _quantized_base,
-)
+_CHECKS: tuple[Callable[[Any], _Reason | None], ...] = (_prompt, _depends_on_input, _replication, _lost_base)

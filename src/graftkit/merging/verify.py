@@ -14,7 +14,7 @@ from graftkit.errors import SourceError, reraise_as
 from graftkit.merging.arithmetic.compute import Terms, exact_rows, read_rows
 from graftkit.merging.arithmetic.rounding import rounded
 from graftkit.merging.errors import base_unreadable, output_unreadable
-from graftkit.merging.io.read import Opened, buffer_of, opened, same_bytes
+from graftkit.merging.io.read import Opened, bytes_of, opened, same_bytes
 from graftkit.merging.io.shard_layout import ShardLayout, layout_of
 from graftkit.merging.io.shard_writer import workers
 from graftkit.merging.plan import Job, MergePlan
@@ -98,9 +98,7 @@ def verify_shard(plan: MergePlan, layout: ShardLayout, path: Path, pool: Executo
     with opened(layout.shard.path, base_unreadable) as base, opened(path, output_unreadable) as out:
         if out.size != layout.size:
             return Evidence(problems=(f"{path.name}: {out.size} bytes, {layout.size} expected",))
-        header = buffer_of(len(layout.header))
-        out.read_into(header, 0)
-        if header.numpy().tobytes() != layout.header:
+        if bytes_of(out.read(0, len(layout.header))) != layout.header:
             return Evidence(problems=(f"{path.name}: its header differs from the base's",))
 
         def unchanged(span: tuple[int, int]) -> Evidence:

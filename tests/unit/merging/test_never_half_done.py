@@ -235,7 +235,7 @@ def test_two_merges_into_one_folder(made: Bench, adapter: Path) -> None:
     from graftkit.merging.io.staging import staging_dir
 
     with staging_dir(made.out) as staging, pytest.raises(GraftError) as caught:
-        staging.start("of another", {})
+        staging.start("of another")
         made.merge(adapter)
     assert caught.value.code == "merge-busy"
     assert left_in(made) == ["adapter", "base"], "a run without finished files leaves nothing"

@@ -172,7 +172,7 @@ def test_a_quantized_base_is_refused(made: Bench, adapter: Path) -> None:
     assert "fp8" in str(error.why)
 
 
-def test_a_packed_weight_is_refused(made: Bench, adapter: Path) -> None:
+def test_a_weight_stored_in_8_bits_is_refused(made: Bench, adapter: Path) -> None:
     path = made.base / "model.safetensors"
     tensors = load_file(path)
     name = "model.layers.0.self_attn.q_proj.weight"

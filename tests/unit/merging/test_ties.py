@@ -174,12 +174,12 @@ class Insists(Gemma2ForCausalLM):
 
 def test_a_class_that_insists_is_not_untied(made: Bench) -> None:
     adapter = adapter_of(made, ONE_SIDED["lora on the head"])
-    base = Base("base", read_weights(made.base), build_on_meta(made.model.config, Insists))
+    base = Base(read_weights(made.base), build_on_meta(made.model.config, Insists))
     effects = read_effects(read_adapter(adapter), base.model)
     with pytest.raises(MergeError) as caught:
-        resolve_ties(base, [(effects, 1.0)], "untie")
+        resolve_ties(base, [effects], "untie")
     assert caught.value.code == "merge-tied-choice"
-    assert resolve_ties(base, [(effects, 1.0)], "share").targets("lm_head.weight") == (EMBEDDING,)
+    assert resolve_ties(base, [effects], "share").targets("lm_head.weight") == (EMBEDDING,)
 
 
 def test_a_choice_has_to_be_one_of_two(made: Bench) -> None:

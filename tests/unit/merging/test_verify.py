@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from graftkit.errors import MergeError, SourceError
 from graftkit.merging import verify as verification
 from graftkit.merging.merge import verify_merge
+from graftkit.surveying.checkpoint.headers import INDEX
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,49 +117,64 @@ def test_another_weight_is_another_merge(made: Bench, adapter: Path) -> None:
     assert not verify_merge(made.base, {adapter: 1.0}, made.out).ok
 
 
-def _no_file(out: Path) -> None:
-    max(out.glob("*.safetensors")).unlink()
+def _no_file(out: Path) -> str:
+    path = max(out.glob("*.safetensors"))
+    path.unlink()
+    return path.name
 
 
-def _one_more(out: Path) -> None:
+def _one_more(out: Path) -> str:
     save_file({"x": torch.ones(1)}, out / "model-extra.safetensors")
+    return "model-extra.safetensors"
 
 
-def _other_names(out: Path) -> None:
+def _other_names(out: Path) -> str:
     path = min(out.glob("*.safetensors"))
     tensors: Any = load_file(path)
     save_file({f"new.{name}": t for name, t in tensors.items()}, path, {"format": "pt"})
+    return path.name
 
 
-def _other_index(out: Path) -> None:
-    path = out / "model.safetensors.index.json"
+def _other_index(out: Path) -> str:
+    path = out / INDEX
     path.write_text(json.dumps({**json.loads(path.read_text()), "metadata": {"total_size": 1}}))
+    return INDEX
 
 
-def _no_index(out: Path) -> None:
-    (out / "model.safetensors.index.json").write_text("{")
+def _broken_index(out: Path) -> str:
+    (out / INDEX).write_text("{")
+    return INDEX
 
 
-def _no_header(out: Path) -> None:
-    with max(out.glob("*.safetensors")).open("r+b") as file:
+def _no_index(out: Path) -> str:
+    (out / INDEX).unlink()
+    return INDEX
+
+
+def _no_header(out: Path) -> str:
+    path = max(out.glob("*.safetensors"))
+    with path.open("r+b") as file:
         file.seek(8)
         file.write(b"#" * 20)
+    return path.name
 
 
-def _cut(out: Path) -> None:
+def _cut(out: Path) -> str:
     path = max(out.glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-10])
+    return path.name
 
 
 @pytest.mark.parametrize(
     "spoil",
-    [_no_file, _one_more, _other_names, _other_index, _no_index, _no_header, _cut],
+    [_no_file, _one_more, _other_names, _other_index, _broken_index, _no_index, _no_header, _cut],
     ids=lambda f: f.__name__,
 )
-def test_wrong_files_are_found(spoil: Callable[[Path], None], made: Bench, adapter: Path) -> None:
+def test_wrong_files_are_found(spoil: Callable[[Path], str], made: Bench, adapter: Path) -> None:
     made.merge(adapter)
-    spoil(made.out)
-    assert not verify_merge(made.base, adapter, made.out).ok
+    spoiled = spoil(made.out)
+    evidence = verify_merge(made.base, adapter, made.out)
+    assert [re.split("[: ]", problem)[0] for problem in evidence.problems] == [spoiled]
 
 
 def test_a_merge_that_fails_is_not_published(made: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

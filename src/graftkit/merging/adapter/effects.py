@@ -33,19 +33,22 @@ class Effects:
 
     Attributes:
         changes: parameter name -> its changes.
+        weight: the factor of all updates.
     """
 
     tensors: AdapterTensors
     config: PeftConfig = field(repr=False)
     changes: Mapping[str, tuple[Change, ...]] = field(repr=False)
+    weight: float
 
 
-def read_effects(file: AdapterFile, model: PreTrainedModel) -> Effects:
+def read_effects(file: AdapterFile, model: PreTrainedModel, weight: float = 1.0) -> Effects:
     """Find what each tensor of an adapter changes.
 
     Args:
         file: the adapter.
         model: the base on the meta device; it is not modified.
+        weight: the factor of its updates.
 
     Raises:
         MergeError: ``merge-does-not-fit``: a tensor belongs to no module, or a module lacks a tensor;
@@ -66,7 +69,7 @@ def read_effects(file: AdapterFile, model: PreTrainedModel) -> Effects:
     for param, change in found:
         changes[param].append(change)
     _check_claims(found, tensors)
-    return Effects(tensors, config, MappingProxyType({p: tuple(c) for p, c in changes.items()}))
+    return Effects(tensors, config, MappingProxyType({p: tuple(c) for p, c in changes.items()}), weight)
 
 
 def read_config(file: AdapterFile) -> PeftConfig:
@@ -100,7 +103,8 @@ def attach_on_meta(model: PreTrainedModel, config: PeftConfig) -> Any:
     import torch
     from peft import PeftModel
 
-    bare = with_fields(config, _LEFT_OUT)
+    # The initial values do not matter here.
+    bare = layers_only(config, init_lora_weights=True)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
@@ -109,20 +113,16 @@ def attach_on_meta(model: PreTrainedModel, config: PeftConfig) -> Any:
         raise _does_not_fit(f"PEFT rejects it: {error}") from error
 
 
-# Saved values are found by name, and initial values do not matter here.
-_LEFT_OUT = {
-    "task_type": None,
-    "modules_to_save": None,
-    "trainable_token_indices": None,
-    "init_lora_weights": True,
-    "inference_mode": True,
-}
+def layers_only(config: PeftConfig, **fields: Any) -> PeftConfig:
+    """Return a copy of a configuration without its task and its saved values, which are found by name.
 
-
-def with_fields(config: PeftConfig, fields: Mapping[str, Any]) -> PeftConfig:
-    """Return a copy of a configuration with other values for those of the fields that it has."""
+    Args:
+        config: of any tuner.
+        fields: other values; those that this tuner does not have are ignored.
+    """
     changed = copy.deepcopy(config)
-    for name, value in fields.items():
+    without = {"task_type": None, "modules_to_save": None, "trainable_token_indices": None, "inference_mode": True}
+    for name, value in {**without, **fields}.items():
         if hasattr(changed, name):
             setattr(changed, name, value)
     return changed
@@ -144,7 +144,7 @@ def _as_peft_loads(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
     except Exception as error:
         raise _does_not_fit(f"PEFT cannot convert its expert tensors: {error}") from error
     new = {name: value for name, value in made.items() if name not in loaded}
-    return tensors.with_converted(new, frozenset(set(loaded) - set(made)))
+    return AdapterTensors(tensors.file, MappingProxyType(new), frozenset(loaded.keys() - made.keys()))
 
 
 def _lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
@@ -196,12 +196,9 @@ def core_path(name: str) -> str:
 
 def _is_plain(layer: Any) -> bool:
     """Check whether the layer is plain LoRA or DoRA."""
-    from peft.tuners.lora import variants
-
     variant = layer.lora_variant.get(_ADAPTER)
-    named = (getattr(variants, name) for name in dir(variants) if name.startswith("Dora"))
-    doras = tuple(kind for kind in named if isinstance(kind, type))
-    return variant is None or isinstance(variant, doras) or variant in doras
+    kind = variant if isinstance(variant, type) else type(variant)
+    return variant is None or kind.__name__.startswith("Dora")
 
 
 def _one_lora(name: str, core: str, layer: Any) -> Iterator[tuple[str, Change]]:
@@ -261,9 +258,7 @@ def _layers(config: Any, model: PreTrainedModel, tensors: AdapterTensors) -> Ite
     own = _own_tensors(config, tensors)
     if shares_state(config):
         every = tuple(name for names in own.values() for name in names)
-        for path in _targeted(config, model):
-            yield from _through_peft(model, path, every)
-        return
+        own = dict.fromkeys(_targeted(config, model), every)
     for path, names in own.items():
         yield from _through_peft(model, path, names)
 
@@ -273,16 +268,15 @@ def _own_tensors(config: Any, tensors: AdapterTensors) -> dict[str, tuple[str, .
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
-    own: dict[str, tuple[str, ...]] = {}
+    own: dict[str, list[str]] = defaultdict(list)
     for name in tensors.shapes:
         parts = name.removeprefix(PEFT_PREFIX).split(".")
         at = next((i for i, part in enumerate(parts) if part.startswith(prefix)), None)
         if not name.startswith(PEFT_PREFIX):
-            own[""] = (*own.get("", ()), name)
+            own[""].append(name)
         elif at is not None and not name.endswith(_TOKENS):
-            path = core_path(".".join(parts[:at]))
-            own[path] = (*own.get(path, ()), name)
-    return own
+            own[core_path(".".join(parts[:at]))].append(name)
+    return {path: tuple(names) for path, names in own.items()}
 
 
 def _targeted(config: Any, model: PreTrainedModel) -> Iterator[str]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import GraftError, MergeError
-from graftkit.merging.adapter.effects import Effects, shares_state, with_fields
+from graftkit.merging.adapter.effects import Effects, layers_only, shares_state
 from graftkit.merging.arithmetic.changes import PeftLayer
 
 if TYPE_CHECKING:
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ADAPTER = "default"
-# Fields that do not apply to single layers.
-_LEFT_OUT = {
-    "task_type": None,
-    "modules_to_save": None,
-    "trainable_token_indices": None,
-    "ensure_weight_tying": False,
-    "progressbar": False,
-    "inference_mode": True,
-}
 
 # Reads a parameter of the base, by name, in its stored dtype.
 ReadParam = Callable[[str], "torch.Tensor"]
@@ -140,11 +131,14 @@ def _real(path: str, module: nn.Module, read: ReadParam) -> nn.Module:
 def _loaded(root: nn.Module, effects: Effects, names: tuple[str, ...]) -> Any:
     """Let PEFT adapt the layers, and load the adapter's values."""
     from peft import PeftModel, set_peft_model_state_dict
+    from peft.tuners._buffer_dict import BufferDict
+    from torch import nn
 
-    adapted: Any = PeftModel(root, with_fields(effects.config, _LEFT_OUT), adapter_name=_ADAPTER)
+    config = layers_only(effects.config, ensure_weight_tying=False, progressbar=False)
+    adapted: Any = PeftModel(root, config, adapter_name=_ADAPTER)
     for module in adapted.modules():
         # Only the adapter's own values, so that loading them does not round.
-        if _holds_adapter_values(module):
+        if isinstance(module, nn.ParameterDict | BufferDict):
             module.double()
     tensors = {name: effects.tensors.read(name) for name in names}
     loaded = set_peft_model_state_dict(adapted, tensors, adapter_name=_ADAPTER)
@@ -156,13 +150,6 @@ def _loaded(root: nn.Module, effects: Effects, names: tuple[str, ...]) -> Any:
             code="merge-does-not-fit",
         )
     return adapted.eval()
-
-
-def _holds_adapter_values(module: nn.Module) -> bool:
-    from peft.tuners._buffer_dict import BufferDict
-    from torch import nn
-
-    return isinstance(module, nn.ParameterDict | BufferDict)
 
 
 def _under(adapted: Any, path: str) -> nn.Module:

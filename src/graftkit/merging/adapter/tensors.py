@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from graftkit.adapters.file import AdapterFile
 from graftkit.errors import MergeError
 from graftkit.merging.checkpoint.shards import FLOATS, torch_dtype
 from graftkit.merging.errors import adapter_unreadable
-from graftkit.merging.io.read import buffer_of, opened
+from graftkit.merging.io.read import opened
 
 if TYPE_CHECKING:
     import torch
@@ -73,10 +73,9 @@ class AdapterTensors:
             return self._any_dtype(name)[begin:end]
         count = (stored.shape or (1,))[0]
         row = stored.nbytes // count if count else 0
-        buffer = buffer_of((end - begin) * row)
         with opened(self.file.weights_path, adapter_unreadable) as file:
-            file.read_into(buffer, stored.begin + begin * row)
-        return _finite(name, buffer.view(torch_dtype(stored.dtype)).view(end - begin, *stored.shape[1:]))
+            raw = file.read(stored.begin + begin * row, (end - begin) * row)
+        return _finite(name, raw.view(torch_dtype(stored.dtype)).view(end - begin, *stored.shape[1:]))
 
     def _any_dtype(self, name: str) -> torch.Tensor:
         from safetensors import SafetensorError
@@ -86,10 +85,6 @@ class AdapterTensors:
         except (OSError, SafetensorError) as error:
             raise adapter_unreadable(str(self.file.weights_path), str(error)) from error
         return tensor if tensor.dim() else tensor.view(1)
-
-    def with_converted(self, converted: Mapping[str, torch.Tensor], replaced: frozenset[str]) -> AdapterTensors:
-        """Return a copy with ``converted`` in place of the file's ``replaced`` tensors."""
-        return replace(self, converted=MappingProxyType(dict(converted)), replaced=replaced)
 
     def check_not_empty(self) -> None:
         """Refuse an adapter with tensors that have no elements.

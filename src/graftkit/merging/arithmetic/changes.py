@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class BaseChange(ABC):
-    """What all kinds of change answer."""
+    """What every kind of change has."""
 
     __slots__ = ()
     # Whether it sets values, instead of adding to them.

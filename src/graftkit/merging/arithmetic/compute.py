@@ -12,7 +12,7 @@ from graftkit.merging.arithmetic.rounding import rounded
 from graftkit.merging.arithmetic.terms import DenseTerm, Target, Term, Window
 from graftkit.merging.checkpoint.shards import torch_dtype
 from graftkit.merging.errors import base_unreadable
-from graftkit.merging.io.read import Opened, buffer_of, opened
+from graftkit.merging.io.read import Opened, opened
 from graftkit.merging.plan import Job, MergePlan, Part
 
 if TYPE_CHECKING:
@@ -36,18 +36,13 @@ class Terms:
 
     def _term(self, part: Part) -> Term:
         if part.blocks is None or isinstance(part.change, PeftLayer):
-            return DenseTerm(update_of(self.plan, self.job, part), part.weight)
+            return DenseTerm(update_of(self.plan, self.job, part), part.effects.weight)
         target = Target(part.blocks, part.stacked, self._read)
-        return part.change.term(part.effects.tensors, target, part.weight)
+        return part.change.term(part.effects.tensors, target, part.effects.weight)
 
     def _read(self, begin: int, end: int) -> torch.Tensor:
         with opened(self.plan.base.weights.shard_of[self.job.source].path, base_unreadable) as file:
             return read_rows(file, self.job, begin, end).double()
-
-
-def row_bytes(job: Job) -> int:
-    """Return the size in bytes of one row of a job's matrix."""
-    return job.stored.nbytes // job.rows
 
 
 def read_rows(file: Opened, job: Job, begin: int, end: int, at: int | None = None) -> torch.Tensor:
@@ -57,9 +52,8 @@ def read_rows(file: Opened, job: Job, begin: int, end: int, at: int | None = Non
         file: the base's shard, or the output's.
         at: position of the tensor's first byte in the file; None: as in the base.
     """
-    width = row_bytes(job)
-    raw = buffer_of((end - begin) * width)
-    file.read_into(raw, (job.stored.begin if at is None else at) + begin * width)
+    first = (job.stored.begin if at is None else at) + begin * job.row_bytes
+    raw = file.read(first, (end - begin) * job.row_bytes)
     return raw.view(torch_dtype(job.stored.dtype)).view(end - begin, job.columns)
 
 
@@ -115,8 +109,8 @@ class Chunk:
 
         job = self.terms.job
         shape = self.end - self.begin, job.columns
-        raw = scratch.take("raw", shape[0] * row_bytes(job), torch.uint8)
-        source.read_into(raw, job.stored.begin + self.begin * row_bytes(job))
+        raw = scratch.take("raw", shape[0] * job.row_bytes, torch.uint8)
+        source.read_into(raw, job.stored.begin + self.begin * job.row_bytes)
         values = raw.view(torch_dtype(job.stored.dtype)).view(shape)
         dtype = torch.float64 if job.in_double else torch.float32
         base = sums = scratch.take("sums", values.numel(), dtype).view(shape).copy_(values)

@@ -11,7 +11,7 @@ from graftkit.merging.arithmetic.terms import Target, Window
 from graftkit.merging.checkpoint.block_map import matrix_shape, parameter_blocks
 from graftkit.merging.checkpoint.shards import torch_dtype
 from graftkit.merging.errors import base_unreadable
-from graftkit.merging.io.read import buffer_of, opened
+from graftkit.merging.io.read import opened
 from graftkit.merging.plan import Job, MergePlan, Part
 from graftkit.text import first_line
 
@@ -100,7 +100,6 @@ def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:
 def _read_disk(plan: MergePlan, name: str) -> torch.Tensor:
     """Read a whole disk tensor."""
     stored = plan.base.weights.stored(name)
-    buffer = buffer_of(stored.nbytes)
     with opened(plan.base.weights.shard_of[name].path, base_unreadable) as file:
-        file.read_into(buffer, stored.begin)
-    return buffer.view(torch_dtype(stored.dtype)).view(stored.shape)
+        raw = file.read(stored.begin, stored.nbytes)
+    return raw.view(torch_dtype(stored.dtype)).view(stored.shape)

@@ -33,11 +33,9 @@ class Base:
     """The checkpoint that an adapter is merged into.
 
     Attributes:
-        name: as the user wrote it.
         model: on the meta device.
     """
 
-    name: str
     weights: Weights
     model: PreTrainedModel = field(repr=False)
 
@@ -85,7 +83,7 @@ def read_base(source: str | Path, *, trust_remote_code: bool = False, revision: 
     loaded = load_config(folder, trust_remote_code=trust_remote_code)
     _check_not_quantized(loaded.config, folder)
     model = build_on_meta(loaded.config, model_class_of(loaded))
-    return Base(str(source), read_weights(folder), model)
+    return Base(read_weights(folder), model)
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +35,15 @@ class Ties:
         untied: names that the output has in addition to the base's -> the name whose weight they start from.
     """
 
-    stored_as: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    untied: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    stored_as: Mapping[str, tuple[str, ...]]
+    untied: Mapping[str, str]
 
     def targets(self, param: str) -> tuple[str, ...]:
         """Return the parameters to change on disk where ``param`` is changed."""
         return self.stored_as.get(param, (param,))
 
 
-def resolve_ties(base: Base, effects: Sequence[tuple[Effects, float]], tied: str | None) -> Ties:
+def resolve_ties(base: Base, effects: Sequence[Effects], tied: str | None) -> Ties:
     """Decide what happens to every shared weight that an adapter changes.
 
     Raises:
@@ -54,7 +54,7 @@ def resolve_ties(base: Base, effects: Sequence[tuple[Effects, float]], tied: str
         raise MergeError(
             f"unknown choice for tied weights: {tied!r}", help="share or untie", code="merge-tied-choice"
         )
-    touched = {param for effect, _ in effects for param in effect.changes}
+    touched = {param for effect in effects for param in effect.changes}
     stored_as: dict[str, tuple[str, ...]] = {}
     wanted: dict[str, tuple[str, ...]] = {}
     for names in dict.fromkeys(base.ties[p] for p in sorted(touched) if p in base.ties):
@@ -149,9 +149,9 @@ def _untied(base: Base, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, str]
     return untied
 
 
-def _all_equal(changed: Sequence[str], names: Sequence[str], effects: Sequence[tuple[Effects, float]]) -> bool:
+def _all_equal(changed: Sequence[str], names: Sequence[str], effects: Sequence[Effects]) -> bool:
     """Check whether every module that shares the weight gets the same change, so that it can stay shared."""
-    for effect, _ in effects:
+    for effect in effects:
         first, *others = (effect.changes.get(name, ()) for name in changed)
         if first and all(isinstance(c, SavedRows) for c in first):
             # PEFT applies trained rows to all modules that share the weight.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -148,10 +147,10 @@ class _Sorter:
     def _params(self, converter: Any, target: str) -> tuple[str, ...]:
         """Return the parameters that one run of the converter makes: the target, and its siblings by pattern."""
         first = converter.target_patterns[0]
-        plain = re.sub(r"\\1", "", first)
+        plain = first.replace(r"\1", "")
         if len(converter.target_patterns) == 1 or plain not in target:
             return (target,)
-        siblings = (target.replace(plain, re.sub(r"\\1", "", p), 1) for p in converter.target_patterns)
+        siblings = (target.replace(plain, p.replace(r"\1", ""), 1) for p in converter.target_patterns)
         return tuple(name for name in siblings if name in self.known)
 
 

@@ -11,13 +11,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from graftkit.merging.io.read import bytes_of
 
 if TYPE_CHECKING:
     import torch
 
+_DIRECT = getattr(os, "O_DIRECT", 0)
 # With O_DIRECT, addresses, offsets and lengths are multiples of the disk's block: of this, on all common disks.
 _ALIGNMENT = 4096
 # Two long writes in flight keep a disk busy; more only takes memory.
@@ -25,36 +27,21 @@ _BUFFER_BYTES = 8 * 2**20
 _IN_FLIGHT = 2
 
 
-@dataclass(frozen=True)
-class AlignedBuffer:
-    """Uninitialized memory that begins on a page.
-
-    Attributes:
-        tensor: its bytes (uint8).
-        memory: the same bytes.
-    """
-
-    tensor: torch.Tensor
-    memory: memoryview
-
-    @classmethod
-    def of(cls, count: int) -> AlignedBuffer:
-        """Allocate ``count`` bytes."""
-        import torch
-
-        memory = torch.empty(count + _ALIGNMENT, dtype=torch.uint8)
-        begin = -memory.data_ptr() % _ALIGNMENT
-        tensor = memory[begin : begin + count]
-        return cls(tensor, memoryview(tensor.numpy()))  # type: ignore[arg-type]
+def write_buffers() -> tuple[torch.Tensor, ...]:
+    """Allocate what one writer needs: a buffer (uint8) to fill, and one for each write in flight."""
+    return tuple(_aligned_buffer() for _ in range(_IN_FLIGHT + 1))
 
 
-def write_buffers() -> tuple[AlignedBuffer, ...]:
-    """Allocate what one writer needs: a buffer to fill, and one for each write in flight."""
-    return tuple(AlignedBuffer.of(_BUFFER_BYTES) for _ in range(_IN_FLIGHT + 1))
+def _aligned_buffer() -> torch.Tensor:
+    import torch
+
+    memory = torch.empty(_BUFFER_BYTES + _ALIGNMENT, dtype=torch.uint8)
+    begin = -memory.data_ptr() % _ALIGNMENT
+    return memory[begin : begin + _BUFFER_BYTES]
 
 
 @contextmanager
-def direct_writer(path: Path, buffers: tuple[AlignedBuffer, ...]) -> Iterator[DirectWriter]:
+def direct_writer(path: Path, buffers: tuple[torch.Tensor, ...]) -> Iterator[DirectWriter]:
     """Create, or empty, a file and write it in order. After the block it is complete, but not yet synced.
 
     Args:
@@ -77,7 +64,7 @@ def direct_writer(path: Path, buffers: tuple[AlignedBuffer, ...]) -> Iterator[Di
 class DirectWriter:
     """Appends to a file; one thread at a time may use it."""
 
-    def __init__(self, fd: int, threads: Executor, buffers: tuple[AlignedBuffer, ...]) -> None:
+    def __init__(self, fd: int, threads: Executor, buffers: tuple[torch.Tensor, ...]) -> None:
         self._fd, self._threads, self._buffers = fd, threads, buffers
         self._writes: list[Future[None] | None] = [None] * len(buffers)
         # The buffer that is being filled, how many bytes are in it, and where its first byte goes.
@@ -93,7 +80,7 @@ class DirectWriter:
             if not self._filled:
                 self._wait(self._current)
             part = data[: _BUFFER_BYTES - self._filled]
-            self._buffers[self._current].tensor[self._filled : self._filled + len(part)].copy_(part)
+            self._buffers[self._current][self._filled : self._filled + len(part)].copy_(part)
             self._filled, data = self._filled + len(part), data[len(part) :]
             if self._filled == _BUFFER_BYTES:
                 self._submit(_BUFFER_BYTES)
@@ -112,7 +99,7 @@ class DirectWriter:
         os.ftruncate(self._fd, size)
 
     def _submit(self, count: int) -> None:
-        data = self._buffers[self._current].memory[:count]
+        data = bytes_of(self._buffers[self._current][:count])
         self._writes[self._current] = self._threads.submit(_write, self._fd, data, self._offset)
         self._current, self._filled = (self._current + 1) % len(self._buffers), 0
         self._offset += count
@@ -127,15 +114,11 @@ class DirectWriter:
 def _create(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
     try:
-        return os.open(path, flags | _direct(), 0o666)
+        return os.open(path, flags | _DIRECT, 0o666)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         return os.open(path, flags, 0o666)  # a file system without O_DIRECT
-
-
-def _direct() -> int:
-    return getattr(os, "O_DIRECT", 0)
 
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
@@ -155,5 +138,5 @@ def _disable_direct(fd: int) -> bool:
     import fcntl
 
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~_direct())
-    return bool(flags & _direct())
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~_DIRECT)
+    return bool(flags & _DIRECT)

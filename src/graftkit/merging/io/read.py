@@ -40,6 +40,18 @@ class Opened:
         with reraise_as(self.unreadable, self.path):
             return os.fstat(self.fd).st_size
 
+    def read(self, offset: int, nbytes: int) -> torch.Tensor:
+        """Return ``nbytes`` bytes (uint8) from ``offset`` of the file.
+
+        Raises:
+            GraftError: as :meth:`read_into`.
+        """
+        import torch
+
+        buffer = torch.empty(nbytes, dtype=torch.uint8)
+        self.read_into(buffer, offset)
+        return buffer
+
     def read_into(self, buffer: torch.Tensor, offset: int) -> None:
         """Fill ``buffer`` (uint8, contiguous) from ``offset`` of the file.
 
@@ -65,15 +77,13 @@ def opened(path: Path, unreadable: Unreadable) -> Iterator[Opened]:
         os.close(fd)
 
 
-def buffer_of(nbytes: int) -> torch.Tensor:
-    """Return an uninitialized uint8 buffer of ``nbytes`` bytes."""
-    import torch
-
-    return torch.empty(nbytes, dtype=torch.uint8)
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a uint8 tensor, to read from or write to."""
+    return memoryview(tensor.numpy())  # type: ignore[arg-type]
 
 
 def _read_into(fd: int, buffer: torch.Tensor, offset: int) -> None:
-    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
+    view = bytes_of(buffer)
     while view:
         count = os.preadv(fd, [view], offset)
         if count == 0:
@@ -91,9 +101,7 @@ def copy_file(source: Opened, target: Path) -> None:
     end = source.size
     with target.open("wb") as file:
         for at in range(0, end, _STEP_BYTES):
-            buffer = buffer_of(min(_STEP_BYTES, end - at))
-            source.read_into(buffer, at)
-            file.write(memoryview(buffer.numpy()))  # type: ignore[arg-type]
+            file.write(bytes_of(source.read(at, min(_STEP_BYTES, end - at))))
 
 
 def same_bytes(one: Opened, other: Opened, begin: int, end: int, shift: int = 0) -> bool:
@@ -101,7 +109,7 @@ def same_bytes(one: Opened, other: Opened, begin: int, end: int, shift: int = 0)
     import torch
 
     step = min(end - begin, _STEP_BYTES)
-    left, right = buffer_of(step), buffer_of(step)
+    left, right = (torch.empty(step, dtype=torch.uint8) for _ in range(2))
     for at in range(begin, end, step or 1):
         count = min(step, end - at)
         one.read_into(left[:count], at)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from graftkit.merging.arithmetic.compute import Chunk, Scratch, chunks_of, row_bytes
+from graftkit.merging.arithmetic.compute import Scratch, chunks_of
 from graftkit.merging.errors import base_unreadable
-from graftkit.merging.io.direct_writer import AlignedBuffer, DirectWriter, direct_writer, write_buffers
+from graftkit.merging.io.direct_writer import DirectWriter, direct_writer, write_buffers
 from graftkit.merging.io.read import Opened, opened
 from graftkit.merging.io.shard_layout import ShardLayout
 from graftkit.merging.plan import MergePlan
@@ -45,7 +46,7 @@ class WorkerPools:
     writers: ThreadPoolExecutor
     verifiers: ThreadPoolExecutor
     scratch: Scratch
-    buffers: tuple[AlignedBuffer, ...]
+    buffers: tuple[torch.Tensor, ...]
 
 
 @contextmanager
@@ -55,16 +56,16 @@ def worker_pools() -> Iterator[WorkerPools]:
 
     before = torch.get_num_threads()
     try:
-        with _pool(workers()) as writers, _pool(workers()) as verifiers:
+        with _pool() as writers, _pool() as verifiers:
             yield WorkerPools(writers, verifiers, Scratch(chunk_elements()), write_buffers())
     finally:
         torch.set_num_threads(before)
 
 
-def _pool(count: int) -> ThreadPoolExecutor:
+def _pool() -> ThreadPoolExecutor:
     import torch
 
-    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(workers(), initializer=torch.set_num_threads, initargs=(1,))
 
 
 def workers() -> int:
@@ -102,47 +103,42 @@ def write_shard(
         ordered = OrderedWriter(target)
 
         def write(number: int, piece: _Piece) -> None:
-            with ordered.stop_on_error():
-                data = piece.read(source, pools.scratch)
-                ordered.append(number, data)
-                on_bytes(data.numel())
+            data = piece.read(source, pools.scratch)
+            ordered.append(number, data)
+            on_bytes(data.numel())
 
         pieces = sorted(_pieces(plan, layout, pools.scratch.elements), key=lambda piece: piece.at)
         futures = [pools.writers.submit(write, *numbered) for numbered in enumerate(pieces)]
         wait_for_all(futures, ordered.stop)
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Consecutive bytes of the output.
 
     Attributes:
         at: their position in the output.
-        source: the rows to merge, or the byte range of the base's file to copy.
+        read: returns them, from the base's file, in a buffer that the thread's next piece will reuse.
     """
 
     at: int
-    source: Chunk | tuple[int, int]
-
-    def read(self, base: Opened, scratch: Scratch) -> torch.Tensor:
-        """Return the bytes, in a buffer that the thread's next piece will reuse."""
-        import torch
-
-        if isinstance(self.source, Chunk):
-            return self.source.merge(base, scratch)
-        begin, end = self.source
-        raw = scratch.take("raw", end - begin, torch.uint8)
-        base.read_into(raw, begin)
-        return raw
+    read: Callable[[Opened, Scratch], torch.Tensor]
 
 
 def _pieces(plan: MergePlan, layout: ShardLayout, elements: int) -> Iterator[_Piece]:
     for job in layout.jobs:
         for chunk in chunks_of(plan, job, elements):
-            yield _Piece(layout.at[job.name] + chunk.begin * row_bytes(job), chunk)
+            yield _Piece(layout.at[job.name] + chunk.begin * job.row_bytes, chunk.merge)
     for begin, end in layout.unchanged:
         for at in range(begin, end, _COPY_BYTES):
-            yield _Piece(at + layout.shift, (at, min(at + _COPY_BYTES, end)))
+            yield _Piece(at + layout.shift, partial(_copied, at, min(at + _COPY_BYTES, end)))
+
+
+def _copied(begin: int, end: int, source: Opened, scratch: Scratch) -> torch.Tensor:
+    import torch
+
+    raw = scratch.take("raw", end - begin, torch.uint8)
+    source.read_into(raw, begin)
+    return raw
 
 
 class OrderedWriter:
@@ -174,15 +170,6 @@ class OrderedWriter:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-
-    @contextmanager
-    def stop_on_error(self) -> Iterator[None]:
-        """Stop all threads if the block fails."""
-        try:
-            yield
-        except BaseException:
-            self.stop()
-            raise
 
 
 class StoppedError(Exception):

@@ -44,11 +44,6 @@ class StagingDir:
         """The folder that becomes the output."""
         return self.root / "files"
 
-    def finished(self, fingerprint: str) -> dict[str, Any]:
-        """Return the files that an earlier run of the same merge has finished -> what was recorded of them."""
-        recorded, files = self._ledger()
-        return files if recorded == fingerprint else {}
-
     def _ledger(self) -> tuple[str | None, dict[str, Any]]:
         """Return the ledger's fingerprint and its files, without those that have been removed since."""
         try:
@@ -58,11 +53,18 @@ class StagingDir:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None, {}
 
-    def start(self, fingerprint: str, finished: Mapping[str, Any]) -> None:
-        """Keep the finished files, and remove all others."""
+    def start(self, fingerprint: str) -> dict[str, Any]:
+        """Keep the files that an earlier run of the same merge has finished, and remove all others.
+
+        Returns:
+            The kept files -> what was recorded of them.
+        """
+        recorded, files = self._ledger()
+        finished = files if recorded == fingerprint else {}
         self.files.mkdir(exist_ok=True)
         self._keep(finished)
         self.record(fingerprint, finished)
+        return finished
 
     def _keep(self, finished: Mapping[str, Any]) -> None:
         for path in self.files.iterdir():

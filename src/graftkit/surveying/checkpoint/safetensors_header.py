@@ -216,9 +216,7 @@ def _check_layout(tensors: Mapping[str, StoredTensor], data: int, size: int | No
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != position or tensor.end < tensor.begin:
             span = f"{tensor.begin - data} to {tensor.end - data}"
-            raise malformed(
-                where, f"{name!r:.200} takes bytes {span} of the data, and must begin at {position - data}"
-            )
+            raise malformed(where, f"{name!r:.200} takes bytes {span}, and must begin at {position - data}")
         position = tensor.end
     if size is not None and position != size:
         state = "it is truncated" if position > size else "it has bytes that no tensor owns"
