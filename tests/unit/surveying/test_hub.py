@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.unit.survey.conftest import Answers, LocalHub
+    from tests.unit.surveying.conftest import Answers, LocalHub
 
 PROBE = ("HEAD", "config.json")
 GET = ("GET", "config.json")
