@@ -84,7 +84,8 @@ def rehearse(
     with quiet_transformers(), traceless:
         of_architecture = run(decidable(all_rules(), STATIC), CheckContext(given, chosen), on_progress=on_progress)
         of_model = run(_live_rules(), CheckContext(live, chosen), on_progress=on_progress)
-    return _joined(of_architecture, of_model)
+    # No rule is in both.
+    return Report(tuple(sorted((*of_architecture, *of_model), key=lambda finding: finding.code)))
 
 
 def _live_rules() -> tuple[Rule, ...]:
@@ -92,11 +93,6 @@ def _live_rules() -> tuple[Rule, ...]:
     rules = all_rules()
     static = decidable(rules, STATIC)
     return tuple(rule for rule in decidable(rules, LIVE) if rule not in static)
-
-
-def _joined(of_architecture: Report, of_model: Report) -> Report:
-    """Return one report, by code; no rule is in both."""
-    return Report(tuple(sorted((*of_architecture, *of_model), key=lambda finding: finding.code)))
 
 
 # Source: bitsandbytes.nn.Linear4bit.forward.

@@ -16,12 +16,10 @@ from graftkit.planning.config.build import config_dict
 from graftkit.planning.plan import Plan
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
+from graftkit.recipes.training import Training
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-    from graftkit.progress import Progress
-from graftkit.recipes.training import Training
 
 
 def verify(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -117,7 +116,7 @@ class Rule:
     def _sections(self) -> Mapping[str, str]:
         """Heading -> text, without line breaks in paragraphs and list items."""
         doc = self.doc or sys.modules[self.check.__module__].__doc__ or ""
-        parts = re.split(r"^## (.+)$", inspect.cleandoc(doc), flags=re.MULTILINE)
+        parts = re.split(r"^## (.+)$", doc, flags=re.MULTILINE)
         return {
             heading: re.sub(r"\n(?!\n|- )(?<!\n\n)\s*", " ", text.strip())
             for heading, text in zip(parts[1::2], parts[2::2], strict=True)

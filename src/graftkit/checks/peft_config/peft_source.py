@@ -11,8 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_PLAIN: Mapping[str, Any] = {kind.__name__: kind for kind in (bool, int, float, str, list, dict, tuple, set)}
-_TYPING: Mapping[str, Any] = {name: getattr(typing, name) for name in ("Any", "Optional", "Union")}
 _DATACLASS, _ENUM, _REGISTER = "dataclass", "Enum", "register_peft_method"
 # The base classes of a method's configuration, in the order in which they declare fields.
 _BASES = ("PeftConfigMixin", "PeftConfig")
@@ -32,7 +30,7 @@ def written_method(peft_type: str) -> tuple[str, Mapping[str, Any]] | None:
     """
     try:
         return _read(peft_type)
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError):
+    except (OSError, ValueError, SyntaxError, LookupError, NameError, TypeError):
         return None
 
 
@@ -47,10 +45,10 @@ def _read(peft_type: str) -> tuple[str, Mapping[str, Any]] | None:
     config = own[ast.unparse(registered["config_cls"])]
     if [ast.unparse(base) for base in config.bases] != [_BASES[-1]]:
         return None
-    names = {**_PLAIN, **_TYPING, **_stand_ins(types), **_stand_ins(own)}
-    fields: dict[str, Any] = {}
-    for cls in (*(shared[name] for name in _BASES), config):
-        fields |= {name: _type(annotation, names) for name, annotation in _fields(cls)}
+    classes = (*(shared[name] for name in _BASES), config)
+    annotations = {name: ast.unparse(annotation) for cls in classes for name, annotation in _fields(cls)}
+    names = {**vars(typing), **_stand_ins(types), **_stand_ins(own)}
+    fields = typing.get_type_hints(type(config.name, (), {"__annotations__": annotations}), names)
     # As register_peft_method does it.
     prefix = ast.literal_eval(registered["prefix"]) if "prefix" in registered else f"{method}_"
     return str(prefix), fields
@@ -104,25 +102,3 @@ def _stand_ins(classes: _Classes) -> dict[str, Any]:
     found: dict[str, Any] = {name: make_dataclass(name, ()) for name, cls in classes.items() if _is_dataclass(cls)}
     enums = (name for name, cls in classes.items() if any(ast.unparse(b).endswith(_ENUM) for b in cls.bases))
     return found | {name: enum.Enum(name, ()) for name in enums}
-
-
-def _type(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """Return the type that an annotation stands for.
-
-    Raises:
-        LookupError: it names an unknown type, or is an expression of an unknown form.
-    """
-    match node:
-        case ast.Constant(value=None):
-            return None
-        case ast.Name(id=name):
-            return names[name]
-        case ast.Tuple(elts=parts):
-            return tuple(_type(part, names) for part in parts)
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
-            return typing.Literal[ast.literal_eval(inner)]
-        case ast.Subscript(value=of, slice=inner):
-            return _type(of, names)[_type(inner, names)]
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return typing.Union[_type(left, names), _type(right, names)]  # noqa: UP007 (of values, not of names)
-    raise LookupError(ast.unparse(node))

@@ -37,9 +37,9 @@ class ResolvedTargets(RawPeftConfig):
     def modules(self) -> tuple[str, ...]:
         """The modules that PEFT targets, in the model's order, of any kind."""
         matches = target_matcher(self.fields)
-        named = [path for path in self.base.module_paths if matches(path)]
+        named = tuple(filter(matches, self.base.module_paths))
         tied = self._tied_along(named)
-        return tuple(path for path in self.base.module_paths if path in tied) if tied else tuple(named)
+        return tuple(path for path in self.base.module_paths if path in tied) if tied else named
 
     def _tied_along(self, named: Iterable[str]) -> frozenset[str]:
         """Return, for ``ensure_weight_tying``, the named modules, the input embeddings and what is tied to them.
@@ -86,7 +86,7 @@ class ResolvedTargets(RawPeftConfig):
         if not self.fields.get("exclude_modules"):
             return self.modules
         matches = target_matcher({**self.fields, "exclude_modules": None})
-        return tuple(path for path in self.base.module_paths if matches(path))
+        return tuple(filter(matches, self.base.module_paths))
 
     @cached_property
     def wrappers(self) -> tuple[str, ...]:
@@ -123,6 +123,10 @@ class ResolvedTargets(RawPeftConfig):
         if not found and not self.modules and not self.parameters:
             found.append(Refusal(RefusalKind.NOTHING, self.shown_targets, "the targets match nothing in the base"))
         return tuple(found)
+
+    def refusal(self, *kinds: RefusalKind) -> Refusal | None:
+        """Return the first refusal of these kinds, or None."""
+        return next((refusal for refusal in self.refusals if refusal.kind in kinds), None)
 
     @cached_property
     def _refused(self) -> Mapping[str, Refusal]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from graftkit.checks.peft_config.peft_source import written_method
 
-_KINDS = frozenset({bool, int, float, str, list, dict})
+# What the JSON types are called in messages.
 _WORDS: Mapping[type, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -98,7 +98,7 @@ def _kinds(hint: Any) -> frozenset[type]:
     plain = typing.get_origin(hint) or hint
     if plain is float:
         return frozenset({float, int})
-    if plain is types.NoneType or plain in _KINDS:
+    if plain in _WORDS:
         return frozenset({plain})
     return _saved_as(plain)
 

@@ -38,7 +38,6 @@ def test_an_unknown_method_is_none(name: str) -> None:
     ("before", "after"),
     [
         pytest.param("    r: int", "    r: Hertz", id="a type that is defined elsewhere"),
-        pytest.param("    r: int", '    r: "int"', id="a type in quotes"),
         pytest.param("    r: int", "    r: int | ", id="invalid Python"),
         pytest.param("@dataclass\nclass LoraConfig(", "class LoraConfig(", id="not a dataclass"),
         pytest.param("class LoraConfig(PeftConfig)", "class LoraConfig(Other)", id="another base"),

@@ -30,7 +30,7 @@ from graftkit.findings import Fix, Severity, Source
 
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
-    refusal = next((refusal for refusal in resolved.refusals if refusal.kind is RefusalKind.FUSED), None)
+    refusal = resolved.refusal(RefusalKind.FUSED)
     if refusal is None:
         return passed("names that PEFT fuses are named together")
     missing = _missing(resolved)

@@ -40,7 +40,7 @@ def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     experts = [site for site in resolved.base if site.role == "expert" and site.kind == "parameter"]
     missed = [site for site in experts if site.path not in resolved.adapted]
-    if any(refusal.kind is RefusalKind.FUSED for refusal in resolved.refusals):
+    if resolved.refusal(RefusalKind.FUSED) is not None:
         return unknown("PEFT refuses the fused names before it reaches the experts")
     if not missed:
         return passed(f"all {len(experts)} expert parameters are adapted" if experts else "there are none")

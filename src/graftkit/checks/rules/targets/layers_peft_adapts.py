@@ -32,9 +32,6 @@ from graftkit.checks.probes.modality_inputs import is_fed
 from graftkit.findings import Severity, Source
 from graftkit.text import some
 
-# Other rules report the other refusals.
-_OTHERS = frozenset({RefusalKind.CONFIG, RefusalKind.MODULE, RefusalKind.PARAMETER})
-
 
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
@@ -51,7 +48,8 @@ def _check(context: CheckContext) -> Observation:
             wrappers=len(resolved.wrappers),
             targets=len(resolved.modules),
         )
-    other = next((refusal for refusal in resolved.refusals if refusal.kind in _OTHERS), None)
+    # Other rules report the other refusals.
+    other = resolved.refusal(RefusalKind.CONFIG, RefusalKind.MODULE, RefusalKind.PARAMETER)
     if other is not None:
         in_config = other.kind is RefusalKind.CONFIG
         advice = "change the field it names" if in_config else "leave it out of the targets"

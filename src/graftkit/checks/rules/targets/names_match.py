@@ -21,8 +21,6 @@ Naming more layers trains more of them.
 
 from __future__ import annotations
 
-from typing import Any
-
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
 from graftkit.checks.peft_config.fixes import recipe_key
@@ -35,39 +33,40 @@ from graftkit.planning.matching import LONGEST_NAME
 from graftkit.surveying.roles import role_of
 from graftkit.text import some, suggest
 
-_NOTHING = frozenset({RefusalKind.NOTHING, RefusalKind.NO_DEFAULT})
 # Suggestions are looked up among all names of the model, which is slow for a list of thousands.
 _MOST_ADVISED = 20
 
 
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
-    nothing = next((refusal for refusal in resolved.refusals if refusal.kind in _NOTHING), None)
+    key = recipe_key(context, "target_modules")
+    nothing = resolved.refusal(RefusalKind.NOTHING, RefusalKind.NO_DEFAULT)
     if nothing is not None:
-        return failed(f"PEFT refuses: {nothing.why}", where=nothing.where, key=_key(context))
+        return failed(f"PEFT refuses: {nothing.why}", where=nothing.where, key=key)
     unmatched = _unmatched(resolved)
     wanted = {name: why for name, why in unmatched.items() if why}
     if wanted:
         name, why = next(iter(wanted.items()))
         message = f"{len(wanted)} of the target names match nothing, and PEFT does not warn: {some(wanted)}"
-        return failed(message, where=name, help=why, key=_key(context), unmatched=len(wanted))
+        return failed(message, where=name, help=why, key=key, unmatched=len(wanted))
     # A plan chooses its sites, and reports the layers it covers.
     thin = _thin(context, resolved) if context.given.plan is None else None
     if thin is not None:
         message = f"only {thin.reached} of {thin.layers} layers in the {thin.tower} tower carry an adapter"
         advice = "the other layers have other names: graft plan MODEL shows them"
-        figures: dict[str, Any] = {"layers": thin.layers, "reached": thin.reached}
         return failed(
-            message, where=thin.tower, help=advice, key=_key(context), severity=Severity.WARNING, **figures
+            message,
+            where=thin.tower,
+            help=advice,
+            key=key,
+            severity=Severity.WARNING,
+            layers=thin.layers,
+            reached=thin.reached,
         )
     if unmatched:
         message = f"{some(unmatched)} match nothing, and no linear of their kind is left without an adapter"
         return info(message, unmatched=len(unmatched))
     return passed("every target name matches")
-
-
-def _key(context: CheckContext) -> str | None:
-    return recipe_key(context, "target_modules")
 
 
 def _unmatched(resolved: ResolvedTargets) -> dict[str, str]:
@@ -104,18 +103,13 @@ def _advice(resolved: ResolvedTargets, name: str) -> str:
 def _thin(context: CheckContext, resolved: ResolvedTargets) -> LayerReach | None:
     """Return the first tower with adapters in fewer layers than the limit, where no layers were chosen."""
     text = resolved.targets if isinstance(resolved.targets, str) else " ".join(resolved.targets or ())
-    if any(part.isdigit() for part in text.replace("\\", ".").split(".")) or "layers_to_transform" in _set(
-        resolved
-    ):
+    numbered = any(part.isdigit() for part in text.replace("\\", ".").split("."))
+    if numbered or resolved.given.get("layers_to_transform") not in (None, [], ""):
         return None
     share = RULE.limit(context.settings, "layers")
     rows = layers_reached(resolved.base, resolved.adapted)
     fed = always_fed(resolved.base)
     return next((r for r in rows if r.tower in fed and 0 < r.reached < share * r.layers), None)
-
-
-def _set(resolved: ResolvedTargets) -> set[str]:
-    return {name for name, value in resolved.given.items() if value not in (None, [], "")}
 
 
 RULE = Rule(

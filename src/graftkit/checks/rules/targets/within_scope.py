@@ -37,7 +37,11 @@ from graftkit.surveying.sites import ModelMap, Site
 
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
-    stray = _unplanned(context, resolved) if context.given.plan is not None else _unasked(context, resolved)
+    if context.given.plan is not None:
+        planned = {attached.path for attached in context.plan.attached}
+        stray = [site for site in resolved.sites if site.path not in planned]
+    else:
+        stray = _unasked(context, resolved)
     figures: dict[str, Any] = {tower: len(sites) for tower, sites in resolved.by_tower.items()}
     if not stray:
         return passed(f"all {len(resolved.sites)} adapters are where they were asked for", **figures)
@@ -55,11 +59,6 @@ def _check(context: CheckContext) -> Observation:
         key=recipe_key(context, "target_modules"),
         **figures,
     )
-
-
-def _unplanned(context: CheckContext, resolved: ResolvedTargets) -> list[Site]:
-    planned = {attached.path for attached in context.plan.attached}
-    return [site for site in resolved.sites if site.path not in planned]
 
 
 def _unasked(context: CheckContext, resolved: ResolvedTargets) -> list[Site]:
