@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
+# PEFT's default, for a configuration that leaves ``r`` out. Source: peft.LoraConfig.
+DEFAULT_RANK = 8
 
 # A configuration that lists every module of a very large model by its full path has a few hundred kilobytes.
 _MAX_CONFIG_BYTES = 10_000_000
@@ -71,8 +73,11 @@ class AdapterFile:
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
 
-def read_adapter(folder: str | Path) -> AdapterFile:
+def read_adapter(folder: str | Path, *, allow_empty: bool = False) -> AdapterFile:
     """Read an adapter folder as PEFT's ``save_pretrained`` writes it, without executing or unpickling anything.
+
+    Args:
+        allow_empty: accept a weights file without tensors, which is an error otherwise.
 
     Raises:
         AdapterError: ``adapter-not-found`` (no such folder), ``adapter-config`` (``adapter_config.json`` is
@@ -87,15 +92,26 @@ def read_adapter(folder: str | Path) -> AdapterFile:
             help=f"name the folder that contains {CONFIG_NAME}",
             code="adapter-not-found",
         )
-    file = _read_folder(path)
-    if not file.tensors:
+    config, repeated_fields = _parsed_config(path / CONFIG_NAME)
+    weights = _checked_weights(path)
+    try:
+        header = read_header(weights)
+    except SourceError as error:
+        raise AdapterError(
+            "the adapter's weights cannot be read",
+            where=str(weights),
+            why=error.why or error.what,
+            help="fetch the file again, and compare its size with the original's",
+            code="adapter-weights",
+        ) from error
+    if not header.tensors and not allow_empty:
         raise AdapterError(
             "the adapter's weights file contains no tensors",
-            where=str(file.weights_path),
+            where=str(weights),
             help="save the adapter again, with the parameters gathered on one process",
             code="adapter-weights",
         )
-    return file
+    return AdapterFile(path, MappingProxyType(config), header, repeated_fields)
 
 
 def unreadable(file: AdapterFile) -> AdapterError | None:
@@ -113,31 +129,6 @@ def unreadable(file: AdapterFile) -> AdapterError | None:
             help="update safetensors, or fetch the file again",
             code="adapter-weights",
         )
-
-
-def without_tensors(folder: Path) -> AdapterFile | None:
-    """Return the adapter if its only fault is that the weights file holds no tensors, else None."""
-    try:
-        file = _read_folder(folder)
-    except AdapterError:
-        return None
-    return None if file.tensors else file
-
-
-def _read_folder(path: Path) -> AdapterFile:
-    config, repeated_fields = _parsed_config(path / CONFIG_NAME)
-    weights = _checked_weights(path)
-    try:
-        header = read_header(weights)
-    except SourceError as error:
-        raise AdapterError(
-            "the adapter's weights cannot be read",
-            where=str(weights),
-            why=error.why or error.what,
-            help="fetch the file again, and compare its size with the original's",
-            code="adapter-weights",
-        ) from error
-    return AdapterFile(path, MappingProxyType(config), header, repeated_fields)
 
 
 def read_config(path: Path) -> dict[str, Any]:

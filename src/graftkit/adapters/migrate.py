@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from graftkit._version import SCHEMA_VERSION
-from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, read_adapter
+from graftkit.adapters.file import CONFIG_NAME, DEFAULT_RANK, WEIGHTS_NAME, AdapterFile, read_adapter
 from graftkit.adapters.placement import TensorPlacement, place_tensors
 from graftkit.attaching.redirect import ModelPaths, renamed, retargeted
 from graftkit.errors import AdapterError
@@ -34,8 +34,6 @@ from graftkit.surveying.survey import survey
 RECORD_NAME = "graftkit_migration.json"
 # Other files to copy: model card, tokenizer, chat template.
 _COMPANIONS = frozenset({".md", ".json", ".jinja", ".txt", ".model"})
-# PEFT's default, for a configuration that leaves it out. Source: peft.LoraConfig.
-_DEFAULT_RANK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +215,12 @@ def _tool_name(path: str, placement: TensorPlacement, model_paths: ModelPaths, n
 
 
 def _rank(config: Any, path: str) -> Any:
-    return value_at(getattr(config, "rank_pattern", None), path, getattr(config, "r", _DEFAULT_RANK))
+    return value_at(getattr(config, "rank_pattern", None), path, getattr(config, "r", DEFAULT_RANK))
 
 
 def _with_ranks(config: SimpleNamespace, ranks: Mapping[str, int]) -> SimpleNamespace:
     """Spell out every rank, where no reading of the pattern explains the tensors."""
-    default = getattr(config, "r", _DEFAULT_RANK)
+    default = getattr(config, "r", DEFAULT_RANK)
     config.rank_pattern = {re.escape(path): rank for path, rank in ranks.items() if rank != default}
     return config
 

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftkit.modeling.unwrapping import base_layer_of
-from graftkit.planning.matching import as_whole_path, key_matches, rewritten_names, smallest_exact, value_at
+from graftkit.planning.matching import (
+    as_whole_path,
+    is_all_linear,
+    key_matches,
+    rewritten_names,
+    smallest_exact,
+    value_at,
+)
 from graftkit.surveying.kinds import LINEAR, TRANSPOSED, kind_of
 from graftkit.surveying.wrappers import wrappers_of
 
@@ -78,7 +85,7 @@ def redirected(config: _Config, model_paths: ModelPaths, matches: Matches) -> _C
         ``config`` itself where it names no wrapper, else a copy.
     """
     targets = getattr(config, "target_modules", None)
-    if not model_paths.inner or not targets or _is_all_linear(targets):
+    if not model_paths.inner or not targets or is_all_linear(targets):
         return config
     named = [path for path in model_paths.paths if matches(config, path)]
     named_by = {model_paths.inner[path]: path for path in named if path in model_paths.inner}
@@ -229,10 +236,6 @@ def _is_feedforward(feedforward: Any, name: str) -> bool:
 
 
 # ---- configurations and modules ----
-
-
-def _is_all_linear(targets: Any) -> bool:
-    return isinstance(targets, str) and targets.lower() == "all-linear"
 
 
 def _with_targets(config: _Config, targets: str | list[str], **changes: Any) -> _Config:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.adapters.file import AdapterFile, read_adapter, unreadable, without_tensors
+from graftkit.adapters.file import AdapterFile, read_adapter, unreadable
 from graftkit.checks.adapter_files.saved_adapter import TensorData
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
@@ -77,14 +77,14 @@ def _from_file(finding: Finding) -> Finding:
 
 def _inputs(adapter: str | Path | AdapterFile, *, data: bool) -> Inputs:
     if isinstance(adapter, AdapterFile):
-        refusal = unreadable(adapter) if data else None
-        readable = TensorData(adapter) if data and refusal is None else None
+        wanted = data and bool(adapter.tensors)
+        refusal = unreadable(adapter) if wanted else None
+        readable = TensorData(adapter) if wanted and refusal is None else None
         return Inputs(folder=adapter.folder, adapter=adapter, refusal=refusal, data=readable)
     folder = Path(adapter).expanduser()
     try:
-        return _inputs(read_adapter(folder), data=data)
+        return _inputs(read_adapter(folder, allow_empty=True), data=data)
     except AdapterError as error:
         if error.code not in _FINDINGS:
             raise
-        empty = without_tensors(folder)
-        return Inputs(folder=folder, adapter=empty, refusal=None if empty else error)
+        return Inputs(folder=folder, refusal=error)

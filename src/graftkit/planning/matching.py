@@ -131,6 +131,11 @@ def smallest_exact(planned: Sequence[str], paths: Sequence[str], *, regex_is_saf
     return sorted(planned)
 
 
+def is_all_linear(targets: object) -> bool:
+    """Check whether targets are PEFT's "all-linear", in any letter case."""
+    return isinstance(targets, str) and targets.lower() == "all-linear"
+
+
 def as_whole_path(targets: str | Iterable[str]) -> str:
     """Return a regular expression for the whole path that matches what ``targets`` do."""
     return targets if isinstance(targets, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, targets))})"

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from graftkit.adapters.file import AdapterFile
+from graftkit.adapters.file import DEFAULT_RANK, AdapterFile
 from graftkit.checks.peft_config.schema import declared
 from graftkit.checks.peft_config.validate import config_problems
 from graftkit.modeling.unwrapping import PEFT_PREFIX, without_base_layers
-from graftkit.planning.matching import suffixes, target_matcher, value_at
+from graftkit.planning.matching import is_all_linear, suffixes, target_matcher, value_at
 
 _CHUNK = 1 << 22
 # Below it, squares in single precision lose their digits.
 _TINY = 1e-15
 # Sources: peft.tuners.lora.layer (Linear, Conv, Embedding), one axis of each tensor is the rank.
 _RANK_AXES: Mapping[str, int] = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
-_DEFAULT_RANK = 8
 _DEFAULT_ALPHA = 8
 
 
@@ -79,7 +78,7 @@ class SavedAdapter:
     def targets(self) -> str | tuple[str, ...] | None:
         """``target_modules`` as PEFT matches it, or None where it leaves the choice to PEFT."""
         given = self.file.config.get("target_modules")
-        if given is None or given == "all-linear":
+        if given is None or is_all_linear(given):
             return None
         return given if isinstance(given, str) else tuple(given)
 
@@ -101,7 +100,7 @@ class SavedAdapter:
     @property
     def default_rank(self) -> int:
         """The rank of modules that no pattern names."""
-        return int(self.file.config.get("r", _DEFAULT_RANK))
+        return int(self.file.config.get("r", DEFAULT_RANK))
 
     def alpha(self, path: str) -> float:
         """Return a module's alpha according to the configuration.

@@ -14,11 +14,10 @@ from typing import Any
 from graftkit.checks.peft_config.validate import config_problems
 from graftkit.errors import PlanError
 from graftkit.planning.config.methods import Method, method_named
-from graftkit.planning.matching import rewritten_names, suffix_finder
+from graftkit.planning.matching import is_all_linear, rewritten_names, suffix_finder
 from graftkit.surveying.sites import ModelMap
 from graftkit.text import closest, some
 
-ALL_LINEAR = "all-linear"
 # Methods that adapt modules of any kind, norms above all, which the map does not list.
 _OF_ANY_MODULE = frozenset({"LN_TUNING"})
 # Quantizers whose layers are still an nn.Linear, which is what PEFT looks for under "all-linear".
@@ -169,7 +168,7 @@ class RawPeftConfig:
         names = self.expert_names
         if not names:
             return None
-        if _is_all_linear(state.target_modules):
+        if is_all_linear(state.target_modules):
             state.target_modules = sorted({p.rpartition(".")[2] for p in self.all_linear} | names)
         try:
             convert_peft_config_for_transformers(state, self._names_only, conversions=None)
@@ -208,7 +207,7 @@ class RawPeftConfig:
     def _expand(self, state: SimpleNamespace) -> None:
         from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
 
-        if _is_all_linear(state.target_modules):
+        if is_all_linear(state.target_modules):
             state.target_modules = list(self.all_linear)
         targets = state.target_modules
         layers = getattr(state, "layers_to_transform", None) is not None
@@ -245,7 +244,7 @@ class RawPeftConfig:
     @property
     def is_all_linear(self) -> bool:
         """Whether the targets are "all-linear"."""
-        return _is_all_linear(self.targets)
+        return is_all_linear(self.targets)
 
     @property
     def shown_targets(self) -> str:
@@ -286,10 +285,6 @@ def _condensed(targets: list[str], paths: Iterable[str]) -> list[str]:
     others = [path for path in paths if not near(path)]
     shorter = _find_minimal_target_modules(targets, others)
     return sorted(shorter) if len(shorter) < len(targets) else targets
-
-
-def _is_all_linear(targets: Any) -> bool:
-    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graftkit.adapters.file import AdapterFile, read_adapter, without_tensors
+from graftkit.adapters.file import AdapterFile, read_adapter
 from graftkit.checks.adapter_files.saved_adapter import TensorData
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import unknown
@@ -46,11 +46,8 @@ def check_checkpoint(folder: Path, model: PeftModel, settings: CheckSettings | N
 
 def _adapter(folder: Path) -> AdapterFile:
     try:
-        return read_adapter(folder)
+        return read_adapter(folder, allow_empty=True)
     except AdapterError as error:
-        empty = without_tensors(folder)
-        if empty is not None:
-            return empty
         raise TrainingError(
             "the checkpoint has no adapter that can be read",
             where=str(folder),
