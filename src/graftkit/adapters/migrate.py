@@ -177,7 +177,7 @@ def _fitted_config(
 
 
 def _model_paths(model_map: ModelMap) -> ModelPaths:
-    inner = {name: site.path for site in model_map if site.wrapper for name in site.names[1:]}
+    inner = {name: site.path for name, site in model_map.inner.items()}
     return ModelPaths(model_map.module_paths, inner, model_map.model.model_type)
 
 

@@ -141,8 +141,8 @@ def as_whole_path(targets: str | Iterable[str]) -> str:
     return targets if isinstance(targets, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, targets))})"
 
 
-def rewritten_names(model_type: str | None) -> frozenset[str]:
-    """Return the leaf names that PEFT takes for stacked experts on this model type, wherever they are.
+def rewritten_names(model_type: str | None) -> Mapping[str, str]:
+    """Return leaf name -> the experts' parameter that PEFT takes it for on this model type, wherever it stands.
 
     On these types PEFT turns such names, and any regular expression, into ``target_parameters`` before it
     matches: a dense ``mlp.gate_proj`` would be dropped, and a regular expression loses its scope.
@@ -153,8 +153,8 @@ def rewritten_names(model_type: str | None) -> frozenset[str]:
 
     pattern = conversion._MODEL_TO_CONVERSION_PATTERN.get(model_type)
     if conversion.get_checkpoint_conversion_mapping(model_type) is None:
-        return frozenset()
-    return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
+        return {}
+    return dict(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, {}))
 
 
 def suffixes(path: str) -> list[str]:

@@ -227,14 +227,19 @@ class ModelMap:
         return len(self.sites)
 
     @cached_property
-    def _by_path(self) -> dict[str, Site]:
+    def by_path(self) -> dict[str, Site]:
         return {site.path: site for site in self.sites}
+
+    @cached_property
+    def inner(self) -> dict[str, Site]:
+        """Wrapper's path -> the site of the linear inside it."""
+        return {name: site for site in self if site.wrapper for name in site.names[1:]}
 
     def __getitem__(self, path: str) -> Site:
         """Return the site at ``path``, its own or its wrapper's; KeyError where there is none."""
-        if path in self._by_path:
-            return self._by_path[path]
-        return next((s for s in self.sites if path in s.names), None) or self._by_path[path]
+        if path in self.by_path:
+            return self.by_path[path]
+        return next((s for s in self.sites if path in s.names), None) or self.by_path[path]
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -34,20 +34,15 @@ class BaseFit:
         return core in self._index.parameter_holders
 
     @cached_property
-    def inner(self) -> Mapping[str, str]:
-        """Path of a wrapper -> path of the linear inside it."""
-        return {name: site.path for site in self.base if site.wrapper for name in site.names[1:]}
-
-    @cached_property
     def wrapped(self) -> tuple[str, ...]:
         """The paths of the wrappers that the saved targets name."""
-        return tuple(name for name in self.inner if self.saved.targets and self.saved.matches(name))
+        return tuple(name for name in self.base.inner if self.saved.targets and self.saved.matches(name))
 
     @cached_property
     def planned(self) -> tuple[str, ...]:
         """The paths of the sites that the saved targets reach; a wrapper's name counts for the linear inside."""
         reached = [p for p in self.base.module_paths if self.saved.matches(p) and not self._rewritten(p)]
-        paths = {self.inner.get(path, path) for path in reached}
+        paths = {self.base.inner[path].path if path in self.base.inner else path for path in reached}
         return tuple(path for path in self.base.module_paths if path in paths and path in self.sites)
 
     def _rewritten(self, path: str) -> bool:
@@ -58,8 +53,8 @@ class BaseFit:
         return self.saved.file.peft_type == "LORA" and path.rpartition(".")[2] in self.rewritten
 
     @cached_property
-    def rewritten(self) -> frozenset[str]:
-        """The leaf names that PEFT takes for stacked experts on this base."""
+    def rewritten(self) -> Mapping[str, str]:
+        """Leaf name that PEFT takes for stacked experts on this base -> their parameter."""
         return rewritten_names(self.base.model.model_type)
 
     @cached_property

@@ -79,9 +79,9 @@ class RawPeftConfig:
         return self.peft_type == "LORA"
 
     @cached_property
-    def expert_names(self) -> frozenset[str]:
-        """Leaf names that PEFT takes for stacked experts on this model type; only LoRA has any."""
-        return rewritten_names(self.base.model.model_type) if self.is_lora else frozenset()
+    def expert_names(self) -> Mapping[str, str]:
+        """Leaf name -> the stacked experts' parameter that PEFT takes it for on this model type; of LoRA alone."""
+        return rewritten_names(self.base.model.model_type) if self.is_lora else {}
 
     @cached_property
     def _method(self) -> Method | None:
@@ -169,7 +169,7 @@ class RawPeftConfig:
         if not names:
             return None
         if is_all_linear(state.target_modules):
-            state.target_modules = sorted({p.rpartition(".")[2] for p in self.all_linear} | names)
+            state.target_modules = sorted({p.rpartition(".")[2] for p in self.all_linear}.union(names))
         try:
             convert_peft_config_for_transformers(state, self._names_only, conversions=None)
         except ValueError as error:
@@ -258,18 +258,10 @@ class RawPeftConfig:
 
     @cached_property
     def rewritten(self) -> Mapping[str, str]:
-        """Target, as written -> the expert parameter that PEFT takes it for.
-
-        Source: ``peft.utils.transformers_weight_conversion._convert_peft_config_moe``.
-        """
-        from peft.utils import transformers_weight_conversion as conversion
-
-        if not self.expert_names or not isinstance(self.targets, tuple):
-            return {}
-        pattern = conversion._MODEL_TO_CONVERSION_PATTERN[self.base.model.model_type]
-        mapping = conversion._MOE_TARGET_MODULE_MAPPING[pattern]
-        leaves = {target: target.rpartition(".")[2] for target in self.targets}
-        return {target: mapping[leaf] for target, leaf in leaves.items() if leaf in mapping}
+        """Target, as written -> the expert parameter that PEFT takes it for."""
+        listed = self.targets if isinstance(self.targets, tuple) else ()
+        leaves = {target: target.rpartition(".")[2] for target in listed}
+        return {target: self.expert_names[leaf] for target, leaf in leaves.items() if leaf in self.expert_names}
 
 
 def one_line(error: Exception) -> str:

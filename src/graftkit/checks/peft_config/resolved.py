@@ -25,15 +25,6 @@ class ResolvedTargets(RawPeftConfig):
     # ---- modules ----
 
     @cached_property
-    def _sites(self) -> Mapping[str, Site]:
-        return {site.path: site for site in self.base}
-
-    @cached_property
-    def inner(self) -> Mapping[str, Site]:
-        """Wrapper's path -> the site of the linear inside it."""
-        return {name: site for site in self.base if site.wrapper for name in site.names[1:]}
-
-    @cached_property
     def modules(self) -> tuple[str, ...]:
         """The modules that PEFT targets, in the model's order, of any kind."""
         matches = target_matcher(self.fields)
@@ -91,7 +82,7 @@ class ResolvedTargets(RawPeftConfig):
     @cached_property
     def wrappers(self) -> tuple[str, ...]:
         """The targeted modules that are wrappers around a linear."""
-        return tuple(path for path in self.modules if path in self.inner)
+        return tuple(path for path in self.modules if path in self.base.inner)
 
     @cached_property
     def saved_whole(self) -> Mapping[str, tuple[str, ...]]:
@@ -152,13 +143,13 @@ class ResolvedTargets(RawPeftConfig):
         return found
 
     def _module_refusal(self, path: str) -> Refusal | None:
-        if path in self.inner:
-            wrapper = self.inner[path].wrapper
+        if path in self.base.inner:
+            wrapper = self.base.inner[path].wrapper
             why = f"PEFT does not adapt a {wrapper.cls if wrapper else 'wrapper'}"
             return Refusal(RefusalKind.WRAPPER, path, why)
-        site = self._sites.get(path)
+        site = self.base.by_path.get(path)
         if site is None:
-            inside = self._sites.get(path.rpartition(".")[0])
+            inside = self.base.by_path.get(path.rpartition(".")[0])
             if inside is not None and inside.kind == "multihead_attention":
                 return None
             return Refusal(RefusalKind.MODULE, path, "it is not a layer that PEFT adapts")
@@ -197,9 +188,9 @@ class ResolvedTargets(RawPeftConfig):
 
     def site_of(self, parameter: str) -> Site | None:
         """Return the site whose weight a parameter is, or None."""
-        own = self._sites.get(parameter)
+        own = self.base.by_path.get(parameter)
         holder, _, name = parameter.rpartition(".")
-        return own if own is not None or name != "weight" else self._sites.get(holder)
+        return own if own is not None or name != "weight" else self.base.by_path.get(holder)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

@@ -62,7 +62,7 @@ def _untargeted(context: CheckContext) -> list[str]:
     by_wrapper: dict[str, str] = {}
     if context.given.base is not None and saved.prefix is not None:
         # A target that names the wrapper is for GK507 to report.
-        by_wrapper = {inner: name for name, inner in context.fit.inner.items()}
+        by_wrapper = {site.path: name for name, site in context.base.inner.items()}
     stray = (core for core in saved.modules if core not in saved.parameters)
     return [c for c in stray if not saved.matches(c) and not (c in by_wrapper and saved.matches(by_wrapper[c]))]
 

@@ -38,7 +38,7 @@ def _check(context: CheckContext) -> Observation:
         cls = next(site.wrapper.cls for site in fit.base if site.wrapper and named[0] in site.names)
         message = f"the targets name {len(named)} wrappers ({cls}), which stock PEFT refuses: {some(named)}"
         return failed(message, where=named[0], fix=_fix(context), wrappers=len(named))
-    return passed(f"the targets name none of the base's {len(fit.inner)} wrappers", wrappers=0)
+    return passed(f"the targets name none of the base's {len(fit.base.inner)} wrappers", wrappers=0)
 
 
 def _fix(context: CheckContext) -> Fix | None:

@@ -28,13 +28,14 @@ from graftkit.text import some
 
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
-    both = [path for path in resolved.wrappers if resolved.inner[path].path in resolved.targeted]
+    inner = resolved.base.inner
+    both = [path for path in resolved.wrappers if inner[path].path in resolved.targeted]
     if not both:
         return passed("no wrapper is named together with the linear inside it")
     return failed(
         f"the targets match {len(both)} linears and also their wrappers, which PEFT refuses: {some(both)}",
         where=both[0],
-        fix=retargeted(context, (path for path in resolved.modules if path not in resolved.inner), saved=True),
+        fix=retargeted(context, (path for path in resolved.modules if path not in inner), saved=True),
         key=recipe_key(context, "target_modules"),
         wrappers=len(both),
     )

@@ -37,12 +37,12 @@ def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     key = recipe_key(context, "target_modules")
     if resolved.wrappers:
-        wrapper = resolved.inner[resolved.wrappers[0]].wrapper
+        wrapper = resolved.base.inner[resolved.wrappers[0]].wrapper
         return failed(
             f"{len(resolved.wrappers)} of {len(resolved.modules)} targets are wrappers"
             f" ({wrapper.cls if wrapper else ''}), which PEFT refuses: {some(resolved.wrappers)}",
             where=resolved.wrappers[0],
-            help=f"name the linear inside, such as {resolved.inner[resolved.wrappers[0]].path}",
+            help=f"name the linear inside, such as {resolved.base.inner[resolved.wrappers[0]].path}",
             fix=retargeted(context, _inner(context, resolved), saved=True),
             key=key,
             wrappers=len(resolved.wrappers),
@@ -63,9 +63,9 @@ def _inner(context: CheckContext, resolved: ResolvedTargets) -> set[str]:
 
     All of them for a saved adapter, which has been trained, and where the targets also name linears in wrappers.
     """
-    meant = {resolved.inner[path].path if path in resolved.inner else path for path in resolved.modules}
+    meant = {resolved.base.inner[path].path if path in resolved.base.inner else path for path in resolved.modules}
     if context.given.folder is not None or any(
-        resolved.inner[path].path in resolved.targeted for path in resolved.wrappers
+        resolved.base.inner[path].path in resolved.targeted for path in resolved.wrappers
     ):
         return meant
     given = context.modalities or ()
