@@ -66,22 +66,22 @@ def rehearse(
     Raises:
         SourceError, BuildError: the model cannot be found, built or loaded.
     """
-    tell = on_progress or (lambda _progress: None)
-    tell(Progress("reading the architecture", 0, None))
+    report = on_progress or (lambda _progress: None)
+    report(Progress("reading the architecture", 0, None))
     origin = _ModelSource(recipe.fields.model if model is None else model, trust_remote_code, revision)
     given = static_inputs(origin.source, recipe=recipe, trust_remote_code=trust_remote_code, revision=revision)
     given = replace(given, processor=origin.processor())
     live = given
     if given.base is not None and given.recipe_refusal is None:
-        tell(Progress("building the twin" if on_twin else "loading the model", 0, None))
+        report(Progress("building the twin" if on_twin else "loading the model", 0, None))
         given = given if on_twin else replace(given, checkpoint=origin.folder())
         try:
             live = _with_live(given, recipe, origin.live(on_twin, seed), seed)
         except (PlanError, AttachError) as error:
             live = given = replace(given, recipe_refusal=error)
     chosen = settings or settings_of(recipe)
-    traceless = nullcontext() if live.model is None else restoring_state(live.model)
-    with quiet_transformers(), traceless:
+    unchanged = nullcontext() if live.model is None else restoring_state(live.model)
+    with quiet_transformers(), unchanged:
         of_architecture = run(decidable(all_rules(), STATIC), CheckContext(given, chosen), on_progress=on_progress)
         of_model = run(_live_rules(), CheckContext(live, chosen), on_progress=on_progress)
     # No rule is in both.

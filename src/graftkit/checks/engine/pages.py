@@ -58,10 +58,10 @@ def stale(folder: Path) -> list[str]:
     return sorted(differing | (present - wanted.keys()))
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Write the pages, or with ``--check`` report the stale ones and return 1."""
-    folder = Path(next(word for word in words if not word.startswith("-")))
-    if "--check" in words:
+    folder = Path(next(a for a in arguments if not a.startswith("-")))
+    if "--check" in arguments:
         behind = stale(folder)
         if behind:
             sys.stderr.write(f"stale pages in {folder}: {', '.join(behind)}; run `make docs`\n")

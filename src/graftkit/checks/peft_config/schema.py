@@ -13,8 +13,7 @@ from typing import Any
 
 from graftkit.checks.peft_config.peft_source import written_method
 
-# What the JSON types are called in messages.
-_WORDS: Mapping[type, str] = {
+_TYPE_NAMES: Mapping[type, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -61,8 +60,8 @@ def wrong_kinds(config: Mapping[str, Any], peft_type: str) -> dict[str, str]:
         kinds = method.fields.get(name)
         # PEFT's classes check nothing, and null in their fields is as good as false.
         if kinds and value is not None and type(value) not in kinds:
-            expected = " or ".join(_WORDS[kind] for kind in _WORDS if kind in kinds)
-            found[name] = f"{name} is {_WORDS[type(value)]}, not {expected}"
+            expected = " or ".join(_TYPE_NAMES[kind] for kind in _TYPE_NAMES if kind in kinds)
+            found[name] = f"{name} is {_TYPE_NAMES[type(value)]}, not {expected}"
     return found
 
 
@@ -98,7 +97,7 @@ def _kinds(hint: Any) -> frozenset[type]:
     plain = typing.get_origin(hint) or hint
     if plain is float:
         return frozenset({float, int})
-    if plain in _WORDS:
+    if plain in _TYPE_NAMES:
         return frozenset({plain})
     return _saved_as(plain)
 

@@ -37,12 +37,12 @@ def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     key = recipe_key(context, "target_modules")
     if resolved.wrappers:
-        wrapper = resolved.base.inner[resolved.wrappers[0]].wrapper
+        inner = resolved.base.inner[resolved.wrappers[0]]
         return failed(
             f"{len(resolved.wrappers)} of {len(resolved.modules)} targets are wrappers"
-            f" ({wrapper.cls if wrapper else ''}), which PEFT refuses: {some(resolved.wrappers)}",
+            f" ({inner.wrapper.cls if inner.wrapper else ''}), which PEFT refuses: {some(resolved.wrappers)}",
             where=resolved.wrappers[0],
-            help=f"name the linear inside, such as {resolved.base.inner[resolved.wrappers[0]].path}",
+            help=f"name the linear inside, such as {inner.path}",
             fix=retargeted(context, _inner(context, resolved), saved=True),
             key=key,
             wrappers=len(resolved.wrappers),

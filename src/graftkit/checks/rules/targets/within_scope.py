@@ -48,14 +48,15 @@ def _check(context: CheckContext) -> Observation:
     counted = Counter("routers" if site.role == "router" else site.tower for site in stray)
     places = ", ".join(f"{number} in {place}" for place, number in counted.most_common())
     message = f"{len(stray)} of {len(resolved.sites)} adapters are where none were asked for: {places}"
-    fed = [site for site in stray if _is_fed(context, resolved.base, site)]
+    fed = [site for site in stray if _in_fed_tower(context, resolved.base, site)]
+    knows_batches = context.given.plan is not None or context.modalities is not None
     if context.given.plan is None and len(fed) == len(stray):
         return info(message, where=stray[0].path, help="the batches feed them; leave them out to save", **figures)
     return failed(
         message,
         where=stray[0].path,
         # Mechanical only where it is known that the batches do not feed what would be left out.
-        fix=retargeted(context, _without(resolved, stray)) if _knows(context) and not fed else None,
+        fix=retargeted(context, _without(resolved, stray)) if knows_batches and not fed else None,
         key=recipe_key(context, "target_modules"),
         **figures,
     )
@@ -67,8 +68,8 @@ def _unasked(context: CheckContext, resolved: ResolvedTargets) -> list[Site]:
     Where PEFT rewrites targets it keeps only their last names, so that a regular expression loses its scope.
     """
     usual = always_fed(resolved.base) | resolved.mentioned
-    if _knows(context):
-        usual = frozenset(tower for tower in usual if _batches_feed(context, resolved.base, tower))
+    if context.modalities is not None:
+        usual = frozenset(tower for tower in usual if is_fed(resolved.base, tower, context.modalities))
     beyond = _beyond(resolved)
     return [
         site
@@ -83,18 +84,10 @@ def _beyond(resolved: ResolvedTargets) -> frozenset[str]:
     return resolved.targeted.difference(resolved.meant)
 
 
-def _knows(context: CheckContext) -> bool:
-    return context.given.plan is not None or context.modalities is not None
-
-
-def _batches_feed(context: CheckContext, base: ModelMap, tower: str) -> bool:
-    return is_fed(base, tower, context.modalities or ())
-
-
-def _is_fed(context: CheckContext, base: ModelMap, site: Site) -> bool:
+def _in_fed_tower(context: CheckContext, base: ModelMap, site: Site) -> bool:
     """Check whether a site is in an additional tower that the batches are known to feed."""
     additional = site.role != "router" and site.tower not in always_fed(base)
-    return additional and _batches_feed(context, base, site.tower)
+    return additional and is_fed(base, site.tower, context.modalities or ())
 
 
 def _without(resolved: ResolvedTargets, stray: list[Site]) -> list[str]:
