@@ -14,19 +14,14 @@ from graftkit.text import suggest
 
 
 @cache
-def areas() -> tuple[str, ...]:
-    """Return the folders of rules, by name."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg))
-
-
-@cache
 def all_rules() -> tuple[Rule, ...]:
     """Return every rule, by code.
 
     Raises:
         RuntimeError: two files have the same code.
     """
-    return _by_code([rule for area in areas() for rule in rules_of(area)])
+    areas = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
+    return _by_code([rule for area in areas for rule in rules_of(area)])
 
 
 @cache
@@ -37,9 +32,8 @@ def rules_of(area: str) -> tuple[Rule, ...]:
         RuntimeError: two files have the same code.
     """
     package = importlib.import_module(f"{__name__}.{area}")
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    rules = [importlib.import_module(f"{package.__name__}.{name}").RULE for name in names]
-    return _by_code(rules)
+    files = pkgutil.iter_modules(package.__path__, prefix=f"{package.__name__}.")
+    return _by_code([importlib.import_module(file.name).RULE for file in files])
 
 
 def check_settings(settings: CheckSettings) -> None:
@@ -49,13 +43,13 @@ def check_settings(settings: CheckSettings) -> None:
         RecipeError: ``settings``.
     """
     codes = [rule.code for rule in all_rules()]
-    named = (*settings.select, *settings.ignore, *settings.rules)
-    strange = next((n for n in named if not any(c.startswith(n) for c in codes)), None)
-    strange = strange or next((code for code in settings.rules if code not in codes), None)
-    if strange is not None:
-        guess = suggest(strange, codes)
+    given = (*settings.select, *settings.ignore, *settings.rules)
+    wrong = next((n for n in given if not any(c.startswith(n) for c in codes)), None)
+    wrong = wrong or next((code for code in settings.rules if code not in codes), None)
+    if wrong is not None:
+        guess = suggest(wrong, codes)
         raise RecipeError(
-            f"no rule's code begins with {strange!r}",
+            f"no rule's code begins with {wrong!r}",
             help=f"{guess} graft rules lists them" if guess else "graft rules lists them",
             code="settings",
         )
