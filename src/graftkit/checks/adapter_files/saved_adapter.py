@@ -115,8 +115,14 @@ class SavedAdapter:
         return float(self.file.config.get("lora_alpha", _DEFAULT_ALPHA))
 
     def rank_of_shape(self, name: str) -> int | None:
-        """Return the rank that a tensor's shape shows, or None where it shows none."""
+        """Return the rank that a tensor's shape shows, or None where it shows none.
+
+        A convolution's ``lora_B``, (out, r / groups, 1, …), shows it without its groups: ``lora_A`` tells there.
+        Source: ``peft.tuners.lora.layer._ConvNd.update_layer``.
+        """
         shape: tuple[int, ...] = self.file.tensors[name].shape
+        if ".lora_B." in name and len(shape) > 2:
+            return None
         axis = next((_RANK_AXES[part] for part in name.split(".") if part in _RANK_AXES), None)
         return shape[axis] if axis is not None and len(shape) > axis and all(shape) else None
 

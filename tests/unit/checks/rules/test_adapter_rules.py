@@ -264,6 +264,15 @@ def test_gk503_a_layer_that_was_not_trained(good: Path) -> None:
     assert "layers.1.mlp.down_proj" in str(found.where)
 
 
+@pytest.mark.rule_passes("GK504")
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups > 1")
+def test_gk504_convolutions_show_their_rank_in_lora_a(tmp_path: Path, groups: int) -> None:
+    base = nn.Sequential(nn.Conv1d(8, 8, 3, groups=groups))
+    folder = saved(base, tmp_path, LoraConfig(r=4, target_modules=["0"]))
+    assert finding(check(folder), "GK504").severity is OK
+
+
 @pytest.mark.rule_fails("GK504")
 @pytest.mark.parametrize(
     ("fields", "count"),
