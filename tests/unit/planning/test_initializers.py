@@ -95,6 +95,7 @@ def test_every_value_that_peft_takes_moves_the_base_where_its_row_says_so() -> N
     assert moved == {v: moves_base(v) for v in taken}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="LoftQ quantizes on a GPU")
 def test_loftq_moves_the_base() -> None:
     model = base("loftq").cuda()
