@@ -10,12 +10,11 @@ from functools import cached_property
 from types import SimpleNamespace
 
 from graftkit.checks.peft_config.raw import RawPeftConfig, Refusal, RefusalKind, one_line
-from graftkit.checks.probes.modality_inputs import own_names
 from graftkit.planning.config.extras import saved_modules
 from graftkit.planning.config.methods import refusal_of
 from graftkit.planning.config.options import not_on_parameters
 from graftkit.planning.matching import key_matches, suffix_finder, target_matcher, value_at
-from graftkit.surveying.sites import Obstacle, Site
+from graftkit.surveying.sites import ModelMap, Obstacle, Site
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ class ResolvedTargets(RawPeftConfig):
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets or ()
         named = (*targets, *(self.given.get("target_parameters") or ()))
         words = set(re.findall(r"\w+", " ".join(named)))
-        return frozenset(tower for tower, names in own_names(self.base).items() if names & words)
+        return frozenset(tower for tower, names in _own_names(self.base).items() if names & words)
 
     # ---- patterns ----
 
@@ -242,3 +241,16 @@ def _by_entry(entries: Iterable[str], paths: Iterable[str]) -> Mapping[str, tupl
         for entry in near(path):
             found[entry].append(path)
     return {entry: tuple(named) for entry, named in found.items()}
+
+
+def _own_names(base: ModelMap) -> dict[str, set[str]]:
+    """Return, by tower, the module names above its layers that no other tower has."""
+    names: dict[str, set[str]] = {}
+    for site in base:
+        parts = site.names[-1].split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
+        names.setdefault(site.tower, set()).update(parts[:at])
+    return {
+        tower: found.difference(*(other for name, other in names.items() if name != tower))
+        for tower, found in names.items()
+    }

@@ -1,4 +1,4 @@
-"""Which towers of a model a batch feeds, and the names that belong to one tower alone."""
+"""Which towers of a model a batch feeds."""
 
 from __future__ import annotations
 
@@ -20,16 +20,3 @@ def always_fed(base: ModelMap) -> frozenset[str]:
 def is_fed(base: ModelMap, tower: str, modalities: Iterable[str]) -> bool:
     """Check whether batches with these modalities feed a tower."""
     return tower in always_fed(base) or not _FED_BY.get(tower, _NOT_TEXT).isdisjoint(modalities)
-
-
-def own_names(base: ModelMap) -> dict[str, set[str]]:
-    """Return, by tower, the module names above its layers that no other tower has."""
-    names: dict[str, set[str]] = {}
-    for site in base:
-        parts = site.names[-1].split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
-        names.setdefault(site.tower, set()).update(parts[:at])
-    return {
-        tower: found.difference(*(other for name, other in names.items() if name != tower))
-        for tower, found in names.items()
-    }
