@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-distributed fuzz lint format docs bench clean
+.PHONY: demo test test-slow test-distributed test-peers fuzz lint format docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz and not distributed"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz and not distributed and not peers"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow"
@@ -19,6 +19,9 @@ test-slow: $(STAMP)
 test-distributed: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[distributed]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "distributed"
+
+test-peers: $(STAMP)
+	$(BIN)/python -m pytest -m "peers" tests/peers
 
 # GRAFTKIT_FUZZ_EXAMPLES says how many mutations each test tries.
 fuzz: $(STAMP)
