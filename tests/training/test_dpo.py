@@ -10,8 +10,8 @@ from tests.training.proof import loads_in_stock_peft
 from tests.training.small import preferences, save_model, trained_tokenizer, write_recipe
 
 import graftkit as gk
+from graftkit.data.load import load_data
 from graftkit.training.arguments import trainer_arguments
-from graftkit.training.data.load import load_data
 from graftkit.training.model import load_base
 from graftkit.training.trainers.dpo import dpo_trainer
 from graftkit.training.trainers.inputs import TrainerInputs

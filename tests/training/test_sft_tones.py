@@ -12,7 +12,7 @@ from tests.training.small import QUICK
 from tests.training.tones import write_tones
 
 from graftkit.demo.processor import known_to_transformers
-from graftkit.training.data.audio_collator import AudioCollator
+from graftkit.training.trainers.audio_collator import AudioCollator
 
 ARGS = {
     "max_steps": 150,

@@ -29,6 +29,7 @@ FLOORS = (
     ("twins",),
     ("planning",),
     ("recipes",),
+    ("data",),
     ("attaching",),
     ("adapters",),
     ("merging",),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.attach import check_against_plan
 from graftkit.checks.check import check
+from graftkit.data.load import load_data
 from graftkit.errors import TrainingError
 from graftkit.findings import Report
 from graftkit.progress import Progress
@@ -18,7 +19,6 @@ from graftkit.training.arguments import trainer_arguments
 from graftkit.training.checkpointing.checkpoints import checkpoint_to_resume
 from graftkit.training.checkpointing.interrupt import SaveOnInterrupt
 from graftkit.training.checkpointing.resume import check_resumable, train_from
-from graftkit.training.data.load import load_data
 from graftkit.training.distributed.fsdp2 import check_attachable, check_sharding
 from graftkit.training.distributed.launch_checks import (
     check_checkpointing,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftkit.data.load import Data
 from graftkit.recipes.recipe import Recipe
-from graftkit.training.data.load import Data
 from graftkit.training.model import LoadedBase
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftkit.training.data.audio_collator import AudioCollator, read_audio_at
 from graftkit.training.trainers.assistant_mask import RestoreChatTemplate, check_template, template_for
+from graftkit.training.trainers.audio_collator import AudioCollator, read_audio_at
 from graftkit.training.trainers.inputs import TrainerInputs
 
 if TYPE_CHECKING:

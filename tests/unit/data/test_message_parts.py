@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from graftkit.training.data.message_parts import keep_json_texts
+from graftkit.data.message_parts import keep_json_texts
 
 datasets = pytest.importorskip("datasets")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from graftkit.data.audio_columns import file_columns
+from graftkit.data.audio_file import AudioFile
 from graftkit.errors import DataError
 from graftkit.families import IGNORED_LABEL
-from graftkit.training.data.audio_columns import file_columns
-from graftkit.training.data.audio_file import AudioFile
 
 if TYPE_CHECKING:
     import torch

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.training.data.test_audio_file import RATE, tone
+from tests.unit.data.test_audio_file import RATE, tone
 
+from graftkit.data.audio_columns import file_columns, resolve_audio_files
 from graftkit.errors import DataError
-from graftkit.training.data.audio_collator import read_audio_at
-from graftkit.training.data.audio_columns import file_columns, resolve_audio_files
+from graftkit.training.trainers.audio_collator import read_audio_at
 
 datasets = pytest.importorskip("datasets")
 soundfile = pytest.importorskip("soundfile")

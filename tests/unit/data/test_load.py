@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from graftkit.data.load import Data, load_data
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import read_recipe
-from graftkit.training.data.audio_collator import read_audio_at
-from graftkit.training.data.load import Data, load_data
+from graftkit.training.trainers.audio_collator import read_audio_at
 
 datasets = pytest.importorskip("datasets")
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.training.data.audio_file import AudioFile, audio_error
-from graftkit.training.data.message_parts import CONVERSATIONS
+from graftkit.data.audio_file import AudioFile, audio_error
+from graftkit.data.message_parts import CONVERSATIONS
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graftkit.data.audio_file import AudioFile
 from graftkit.errors import DataError, MissingDependencyError
-from graftkit.training.data.audio_file import AudioFile
 
 soundfile = pytest.importorskip("soundfile")
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.data.audio_columns import resolve_audio_files
+from graftkit.data.audio_folder import find_metadata, rename_file_columns, split_name
+from graftkit.data.message_parts import keep_json_texts
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import Recipe
 from graftkit.text import describe
-from graftkit.training.data.audio_columns import resolve_audio_files
-from graftkit.training.data.audio_folder import find_metadata, rename_file_columns, split_name
-from graftkit.training.data.message_parts import keep_json_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset

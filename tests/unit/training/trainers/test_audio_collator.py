@@ -13,10 +13,10 @@ import torch
 from datasets import load_dataset
 from tests.training.gemma import processor, template
 
+from graftkit.data.audio_columns import resolve_audio_files
 from graftkit.errors import DataError
-from graftkit.training.data.audio_collator import AudioCollator, read_audio_at
-from graftkit.training.data.audio_columns import resolve_audio_files
 from graftkit.training.trainers.assistant_mask import template_for
+from graftkit.training.trainers.audio_collator import AudioCollator, read_audio_at
 
 RATE = 16_000
 QUESTION = {"role": "user", "content": "Which tone?"}

@@ -1,0 +1,1 @@
+"""Data: the rows that a recipe names, as its trainer takes them."""
