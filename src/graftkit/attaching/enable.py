@@ -8,10 +8,13 @@ PEFT does all the work, and what it saves names inner linears, so that it loads 
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from graftkit.errors import AdapterError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -26,6 +29,8 @@ def enable() -> ExitStack:
 
     - A target (list entry, suffix, full path or regular expression) that matches a wrapper means the linear
       inside. ``rank_pattern`` and the like, ``exclude_modules`` and ``layers_to_transform`` follow.
+    - A saved adapter loads whole, or loading it is an error (``adapter-partly-loaded``): tensors that name
+      wrappers have no place in the model, and PEFT alone would drop them with a warning.
     - The rewritten configuration is a copy: yours stays as you wrote it, and ``model.peft_config`` holds the copy.
     - Everything else is as without it: "all-linear", targets that match inner linears, models without wrappers.
 
@@ -60,36 +65,57 @@ class _Switch:
 
     Two methods of ``BaseTuner`` are what every tuner passes through: the constructor, where some tuners match
     targets to size what they share before they inject (VeRA, VB-LoRA), and ``inject_adapter``, which alone is
-    called for an adapter added later.
+    called for an adapter added later. Saved adapters come in through ``load_adapter``, PEFT's or transformers'.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._lock = threading.Lock()
-        self._patched: dict[str, tuple[Any, Any]] = {}
+        self._patched: list[_Patched] = []
 
     def on(self) -> None:
-        from peft.tuners.tuners_utils import BaseTuner
-
         with self._lock:
             self.count += 1
-            if self._patched:
-                return
-            for name, patch in (("__init__", _at_construction), ("inject_adapter", _at_injection)):
-                original = vars(BaseTuner)[name]
-                self._patched[name] = original, patch(original)
-                setattr(BaseTuner, name, self._patched[name][1])
+            if not self._patched:
+                self._patched = [_patch(owner, name, patch) for owner, name, patch in _patches()]
 
     def off(self) -> None:
-        from peft.tuners.tuners_utils import BaseTuner
-
         with self._lock:
             self.count = max(0, self.count - 1)
             # Where something else patched on top, ours stays underneath and passes everything through.
-            if not self.count and all(vars(BaseTuner)[name] is ours for name, (_, ours) in self._patched.items()):
-                for name, (original, _) in self._patched.items():
-                    setattr(BaseTuner, name, original)
-                self._patched = {}
+            if not self.count and all(vars(p.owner)[p.name] is p.ours for p in self._patched):
+                for patched in self._patched:
+                    setattr(patched.owner, patched.name, patched.original)
+                self._patched = []
+
+
+class _Patched(NamedTuple):
+    """One function of a class, and what stands in its place."""
+
+    owner: type
+    name: str
+    original: Callable[..., Any]
+    ours: Callable[..., Any]
+
+
+def _patches() -> tuple[tuple[type, str, Callable[..., Any]], ...]:
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTuner
+    from transformers.integrations.peft import PeftAdapterMixin
+
+    return (
+        (BaseTuner, "__init__", _at_construction),
+        (BaseTuner, "inject_adapter", _at_injection),
+        (PeftModel, "load_adapter", _at_loading),
+        (PeftAdapterMixin, "load_adapter", _at_loading),
+    )
+
+
+def _patch(owner: type, name: str, patch: Callable[..., Any]) -> _Patched:
+    original = vars(owner)[name]
+    patched = _Patched(owner, name, original, patch(original))
+    setattr(owner, name, patched.ours)
+    return patched
 
 
 _SWITCH = _Switch()
@@ -115,6 +141,31 @@ def _at_injection(original: Callable[..., None]) -> Callable[..., None]:
         original(self, model, adapter_name, *args, **kwargs)
 
     return inject_adapter
+
+
+def _at_loading(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def load_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_enabled():
+            return original(self, *args, **kwargs)
+        from graftkit.attaching.loaded_whole import check_loaded_whole
+
+        given = signature.bind(self, *args, **kwargs).arguments
+        name = given.get("adapter_name") or "default"
+        source = given.get("model_id", given.get("peft_model_id"))
+        before = set(getattr(self, "peft_config", None) or ())
+        result = original(self, *args, **kwargs)
+        try:
+            check_loaded_whole(self, name, result, str(source))
+        except AdapterError:
+            if name not in before:
+                self.delete_adapter(name)
+            raise
+        return result
+
+    return load_adapter
 
 
 def _with_inner_names(tuner: Any, model: nn.Module, configs: Any, adapter_name: str) -> Any:

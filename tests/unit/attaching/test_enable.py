@@ -16,23 +16,32 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.integrations.peft import PeftAdapterMixin
 
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
 from graftkit.attaching.enable import disable, enable, is_enabled
 from graftkit.checks.probes.forward import logits_of
+from graftkit.errors import AdapterError
 
 E2B = "google/gemma-4-E2B-it"
 REFUSED = r"(?s)Target module .*is not supported"
 
 
+def in_place() -> tuple[Any, ...]:
+    """The functions of PEFT and transformers that stand where ``enable()`` puts its own."""
+    loading = (vars(owner)["load_adapter"] for owner in (PeftModel, PeftAdapterMixin))
+    return vars(BaseTuner)["__init__"], vars(BaseTuner)["inject_adapter"], *loading
+
+
 @pytest.fixture(autouse=True)
 def _off_again() -> Iterator[None]:
-    stock = (vars(BaseTuner)["__init__"], vars(BaseTuner)["inject_adapter"])
+    stock = in_place()
     yield
     assert not is_enabled()
-    assert (vars(BaseTuner)["__init__"], vars(BaseTuner)["inject_adapter"]) == stock
+    assert in_place() == stock
 
 
 class Clamped(nn.Module):
@@ -140,6 +149,9 @@ def test_every_tuner_takes_a_wrappers_name(make: Callable[..., Any], tmp_path: P
     adapted.eval().save_pretrained(tmp_path)
     x = torch.randn(2, 8)
     torch.testing.assert_close(PeftModel.from_pretrained(toy(), tmp_path).eval()(x), adapted(x), rtol=0, atol=0)
+    with enable():
+        again = PeftModel.from_pretrained(toy(), tmp_path).eval()
+    torch.testing.assert_close(again(x), adapted(x), rtol=0, atol=0)
 
 
 # ---- every spelling ----
@@ -289,17 +301,17 @@ def test_an_excluded_tower_in_a_regex_is_left_out(e2b: nn.Module) -> None:
 
 
 def test_counted_and_undone() -> None:
-    stock = (vars(BaseTuner)["__init__"], vars(BaseTuner)["inject_adapter"])
+    stock = in_place()
     enable()
     with enable() as inner:
         assert is_enabled()
-        assert vars(BaseTuner)["inject_adapter"] is not stock[1]
+        assert not any(ours is theirs for ours, theirs in zip(in_place(), stock, strict=True))
     inner.__exit__(None, None, None)
     assert is_enabled(), "leaving a block twice counted twice"
     disable()
     disable()
     assert not is_enabled()
-    assert (vars(BaseTuner)["__init__"], vars(BaseTuner)["inject_adapter"]) == stock
+    assert in_place() == stock
     with pytest.raises(ValueError, match=REFUSED):
         get_peft_model(toy(), LoraConfig(target_modules=["up"]))
 
@@ -412,6 +424,117 @@ def test_an_adapter_that_names_wrappers_loads(twin_of: Callable[[str], nn.Module
         again = PeftModel.from_pretrained(twin_of(E2B), tmp_path)
     batch = gk.example_batch(again.get_base_model())
     assert torch.equal(logits_of(again, batch), logits_of(adapted, batch))
+
+
+# ---- an adapter loads whole, or not at all ----
+
+
+def through_the_wrappers(base: nn.Module, folder: Path) -> Path:
+    """Save an adapter as tools do that put adapter layers in the wrappers' places."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    attached(base, config)[0].save_pretrained(folder)
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**fields, "target_modules": ["q_proj"]}))
+    edit_tensors(folder, lambda name: name.replace(".linear.lora_", ".lora_"))
+    return folder
+
+
+def edit_tensors(folder: Path, rename: Callable[[str], str | None]) -> None:
+    """Give every tensor another name; None drops it."""
+    file = folder / "adapter_model.safetensors"
+    named = {rename(name): tensor for name, tensor in load_file(file).items()}
+    save_file({name: tensor for name, tensor in named.items() if name is not None}, file, {"format": "pt"})
+
+
+def refused(load: Callable[[], Any]) -> AdapterError:
+    with enable(), pytest.raises(AdapterError) as caught:
+        load()
+    assert caught.value.code == "adapter-partly-loaded"
+    assert "gk.migrate" in str(caught.value.help)
+    return caught.value
+
+
+def test_tensors_that_name_wrappers_do_not_load(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    folder = through_the_wrappers(twin_of(E2B), tmp_path)
+    error = refused(lambda: PeftModel.from_pretrained(twin_of(E2B), folder))
+    assert error.where == str(folder)
+    refused(lambda: peft.PeftMixedModel.from_pretrained(twin_of(E2B), folder))
+    fresh: Any = twin_of(E2B)
+    refused(lambda: fresh.load_adapter(folder))
+    assert not adapted_sites(fresh)
+
+
+def test_a_second_adapter_that_does_not_load_is_taken_off(
+    twin_of: Callable[[str], nn.Module], tmp_path: Path
+) -> None:
+    folder = through_the_wrappers(twin_of(E2B), tmp_path)
+    adapted, sites = attached(twin_of(E2B), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    before = logits_of(adapted, gk.example_batch(adapted.get_base_model()))
+    refused(lambda: adapted.load_adapter(folder, "second"))
+    assert set(adapted.peft_config) == {"default"}
+    assert (adapted_sites(adapted), adapted_sites(adapted, "second")) == (sites, set())
+    assert torch.equal(logits_of(adapted, gk.example_batch(adapted.get_base_model())), before)
+
+
+def test_transformers_from_pretrained_of_an_adapters_folder(
+    twin_of: Callable[[str], nn.Module], tmp_path: Path
+) -> None:
+    base: Any = twin_of(E2B)
+    base.save_pretrained(tmp_path / "base")
+    folder = through_the_wrappers(twin_of(E2B), tmp_path / "adapter")
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    fields["base_model_name_or_path"] = str(tmp_path / "base")
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    refused(lambda: type(base).from_pretrained(folder))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        pytest.param(lambda name: None if ".0.gate" in name else name, id="missing"),
+        pytest.param(lambda name: name.replace(".0.gate", ".7.gate"), id="of another layer"),
+    ],
+)
+def test_any_adapter_that_is_not_whole(rename: Callable[[str], str | None], tmp_path: Path) -> None:
+    get_peft_model(toy(), LoraConfig(r=2, target_modules=["gate"])).save_pretrained(tmp_path)
+    edit_tensors(tmp_path, rename)
+    refused(lambda: PeftModel.from_pretrained(toy(), tmp_path))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"modules_to_save": ["norm"]}, id="modules saved whole"),
+        pytest.param({"use_dora": True, "rank_pattern": {"up": 4}}, id="dora"),
+    ],
+)
+def test_several_whole_adapters_load(options: dict[str, Any], tmp_path: Path) -> None:
+    adapted, sites = attached(toy(), LoraConfig(r=2, target_modules=["up", "gate"], **options))
+    adapted.save_pretrained(tmp_path)
+    # Its tensors, too, contain the name "default".
+    model, _ = attached(toy(), LoraConfig(r=2, target_modules=["down"]), adapter_name="not_default")
+    with enable():
+        for name in ("default", "second"):
+            model.load_adapter(tmp_path, name)
+            assert adapted_sites(model, name) == sites
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+@pytest.mark.parametrize("targets", [["q_proj"], "all-linear"], ids=str)
+def test_transformers_loads_several_whole_adapters(
+    twin_of: Callable[[str], nn.Module], targets: Any, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False, modules_to_save=["embed_vision"])
+    adapted, sites = attached(twin_of(E2B), config)
+    adapted.save_pretrained(tmp_path)
+    fresh: Any = twin_of(E2B)
+    with enable():
+        fresh.load_adapter(tmp_path)
+        fresh.load_adapter(tmp_path, "second")
+    assert adapted_sites(fresh) == adapted_sites(fresh, "second") == sites
+    fresh.set_adapter("default")
+    batch = gk.example_batch(twin_of(E2B))
+    assert torch.equal(logits_of(fresh, batch), logits_of(adapted, batch))
 
 
 LOADER = """
