@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graftkit.errors import AdapterError
@@ -28,11 +29,14 @@ def enable() -> ExitStack:
     PEFT and of transformers, mixed models, and trainers that call these. What changes:
 
     - A target (list entry, suffix, full path or regular expression) that matches a wrapper means the linear
-      inside. ``rank_pattern`` and the like, ``exclude_modules`` and ``layers_to_transform`` follow.
+      inside. ``rank_pattern`` and the like, and ``layers_to_transform`` follow.
+    - An entry of ``exclude_modules`` that names a module excludes everything inside it, such as a tower's layers.
+      It becomes a regular expression, which stock PEFT reads in the same way. That of a saved adapter is read as
+      when it was trained.
     - A saved adapter loads whole, or loading it is an error (``adapter-partly-loaded``): tensors that name
       wrappers have no place in the model, and PEFT alone would drop them with a warning.
     - The rewritten configuration is a copy: yours stays as you wrote it, and ``model.peft_config`` holds the copy.
-    - Everything else is as without it: "all-linear", targets that match inner linears, models without wrappers.
+    - Everything else is as without it: "all-linear", targets that match inner linears.
 
     Calls are counted: each ``enable()`` needs its own ``disable()``, or the end of its ``with`` block::
 
@@ -65,7 +69,7 @@ class _Switch:
 
     Two methods of ``BaseTuner`` are what every tuner passes through: the constructor, where some tuners match
     targets to size what they share before they inject (VeRA, VB-LoRA), and ``inject_adapter``, which alone is
-    called for an adapter added later. Saved adapters come in through ``load_adapter``, PEFT's or transformers'.
+    called for an adapter added later. Saved adapters come in through ``from_pretrained`` and ``load_adapter``.
     """
 
     def __init__(self) -> None:
@@ -94,24 +98,26 @@ class _Patched(NamedTuple):
 
     owner: type
     name: str
-    original: Callable[..., Any]
-    ours: Callable[..., Any]
+    original: Any
+    ours: Any
 
 
-def _patches() -> tuple[tuple[type, str, Callable[..., Any]], ...]:
-    from peft import PeftModel
+def _patches() -> tuple[tuple[type, str, Callable[[Any], Any]], ...]:
+    from peft import PeftMixedModel, PeftModel
     from peft.tuners.tuners_utils import BaseTuner
     from transformers.integrations.peft import PeftAdapterMixin
 
     return (
         (BaseTuner, "__init__", _at_construction),
         (BaseTuner, "inject_adapter", _at_injection),
+        (PeftModel, "from_pretrained", _at_reading),
+        (PeftMixedModel, "from_pretrained", _at_reading),
         (PeftModel, "load_adapter", _at_loading),
         (PeftAdapterMixin, "load_adapter", _at_loading),
     )
 
 
-def _patch(owner: type, name: str, patch: Callable[..., Any]) -> _Patched:
+def _patch(owner: type, name: str, patch: Callable[[Any], Any]) -> _Patched:
     original = vars(owner)[name]
     patched = _Patched(owner, name, original, patch(original))
     setattr(owner, name, patched.ours)
@@ -119,6 +125,18 @@ def _patch(owner: type, name: str, patch: Callable[..., Any]) -> _Patched:
 
 
 _SWITCH = _Switch()
+
+# Whether a saved adapter is being loaded: its layers are then those of its tensors.
+_LOADING = ContextVar("loading", default=False)
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    before = _LOADING.set(True)
+    try:
+        yield
+    finally:
+        _LOADING.reset(before)
 
 
 def _at_construction(original: Callable[..., None]) -> Callable[..., None]:
@@ -143,6 +161,15 @@ def _at_injection(original: Callable[..., None]) -> Callable[..., None]:
     return inject_adapter
 
 
+def _at_reading(original: classmethod[Any, Any, Any]) -> classmethod[Any, Any, Any]:
+    @functools.wraps(original.__func__)
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        with _loading():
+            return original.__func__(cls, *args, **kwargs)
+
+    return classmethod(from_pretrained)
+
+
 def _at_loading(original: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(original)
 
@@ -156,7 +183,8 @@ def _at_loading(original: Callable[..., Any]) -> Callable[..., Any]:
         name = given.get("adapter_name") or "default"
         source = given.get("model_id", given.get("peft_model_id"))
         before = set(getattr(self, "peft_config", None) or ())
-        result = original(self, *args, **kwargs)
+        with _loading():
+            result = original(self, *args, **kwargs)
         try:
             check_loaded_whole(self, name, result, str(source))
         except AdapterError:
@@ -178,8 +206,8 @@ def _with_inner_names(tuner: Any, model: nn.Module, configs: Any, adapter_name: 
 
 
 def _redirected(tuner: Any, model: nn.Module, config: PeftConfig) -> PeftConfig:
-    from graftkit.attaching.redirect import ModelPaths, redirected
+    from graftkit.attaching.redirect import ModelPaths, excluding_whole, redirected
 
-    if not getattr(config, "target_modules", None):
-        return config
-    return redirected(config, ModelPaths.of(model), tuner._check_target_module_exists)
+    model_paths = ModelPaths.of(model)
+    meant = config if _LOADING.get() else excluding_whole(config, model_paths)
+    return redirected(meant, model_paths, tuner._check_target_module_exists)

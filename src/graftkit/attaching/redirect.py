@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from graftkit.modeling.unwrapping import base_layer_of
 from graftkit.planning.matching import (
     as_whole_path,
+    inside_of,
     is_all_linear,
     key_matches,
     rewritten_names,
     smallest_exact,
     value_at,
+    whole_modules,
 )
 from graftkit.surveying.kinds import LINEAR, TRANSPOSED, kind_of
 from graftkit.surveying.wrappers import wrappers_of
@@ -66,6 +68,23 @@ class ModelPaths:
 def _is_linear(module: nn.Module) -> bool:
     """Check whether a module is a linear, quantized or not, or an adapter layer around one."""
     return kind_of(base_layer_of(module)) in {LINEAR, TRANSPOSED}
+
+
+def excluding_whole(config: _Config, model_paths: ModelPaths) -> _Config:
+    """Return a configuration that excludes what lies inside the modules that ``exclude_modules`` lists.
+
+    PEFT excludes only modules whose path ends with an entry: no layer of a tower that is named. As a regular
+    expression the entries stand for the modules and everything inside them.
+
+    Returns:
+        ``config`` itself where nothing lies inside what it lists, or it has a regular expression; else a copy.
+    """
+    entries = getattr(config, "exclude_modules", None)
+    if not entries or isinstance(entries, str):
+        return config
+    if not any(inside_of(entry, model_paths.paths) for entry in entries):
+        return config
+    return _with(config, exclude_modules=whole_modules(entries))
 
 
 def redirected(config: _Config, model_paths: ModelPaths, matches: Matches) -> _Config:

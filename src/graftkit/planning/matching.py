@@ -141,6 +141,16 @@ def as_whole_path(targets: str | Iterable[str]) -> str:
     return targets if isinstance(targets, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, targets))})"
 
 
+def inside_of(name: str, paths: Iterable[str]) -> list[str]:
+    """Return the paths inside a module that ``name`` is, or that ends with it after a dot."""
+    return [path for path in paths if f".{name}." in f".{path}"]
+
+
+def whole_modules(names: Iterable[str]) -> str:
+    """Return a regular expression for the modules that end with one of these names, and everything inside them."""
+    return rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(names)))})(?:\..*)?"
+
+
 def rewritten_names(model_type: str | None) -> Mapping[str, str]:
     """Return leaf name -> the experts' parameter that PEFT takes it for on this model type, wherever it stands.
 

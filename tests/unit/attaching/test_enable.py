@@ -33,7 +33,8 @@ REFUSED = r"(?s)Target module .*is not supported"
 def in_place() -> tuple[Any, ...]:
     """The functions of PEFT and transformers that stand where ``enable()`` puts its own."""
     loading = (vars(owner)["load_adapter"] for owner in (PeftModel, PeftAdapterMixin))
-    return vars(BaseTuner)["__init__"], vars(BaseTuner)["inject_adapter"], *loading
+    reading = (vars(owner)["from_pretrained"] for owner in (PeftModel, peft.PeftMixedModel))
+    return vars(BaseTuner)["__init__"], vars(BaseTuner)["inject_adapter"], *loading, *reading
 
 
 @pytest.fixture(autouse=True)
@@ -282,19 +283,42 @@ def test_all_excluded_is_pefts_own_error() -> None:
         get_peft_model(toy(), LoraConfig(target_modules=["up"], exclude_modules=["up"]))
 
 
-def test_an_excluded_tower_in_a_list_excludes_nothing_as_in_peft(e2b: nn.Module) -> None:
-    config = LoraConfig(r=2, target_modules=["q_proj"], exclude_modules=["vision_tower"])
-    # PEFT excludes the module of that name, which is no target, and none inside it.
-    _, sites = attached(e2b, config)
-    assert any("vision_tower" in site for site in sites)
+TOWERS = ["vision_tower", "audio_tower"]
 
 
-def test_an_excluded_tower_in_a_regex_is_left_out(e2b: nn.Module) -> None:
-    _, sites = attached(
-        e2b, LoraConfig(r=2, target_modules=["q_proj"], exclude_modules=r".*(vision|audio)_tower.*")
-    )
+@pytest.mark.parametrize("excluded", [TOWERS, r".*(vision|audio)_tower.*"], ids=["list", "regex"])
+@pytest.mark.parametrize("targets", [["q_proj"], "all-linear", r".*\.(q_proj|v_proj)(\.linear)?"], ids=str)
+def test_excluded_towers_are_left_out(
+    twin_of: Callable[[str], nn.Module], targets: Any, excluded: Any, tmp_path: Path
+) -> None:
+    adapted, sites = attached(twin_of(E2B), LoraConfig(r=2, target_modules=targets, exclude_modules=excluded))
     assert sites
     assert not any("_tower" in site for site in sites)
+    adapted.save_pretrained(tmp_path)
+    assert adapted_sites(PeftModel.from_pretrained(twin_of(E2B), tmp_path)) == sites
+
+
+def test_an_exclusion_means_the_same_without_wrappers(twin_of: Callable[[str], nn.Module]) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], exclude_modules=["layers.0"])
+    _, sites = attached(twin_of("llama"), config)
+    assert sites == {"model.layers.1.self_attn.q_proj"}
+    assert set(config.exclude_modules) == {"layers.0"}, "the user's configuration was changed"
+
+
+def test_a_trained_adapter_whose_exclusion_did_nothing_loads_whole(
+    twin_of: Callable[[str], nn.Module], tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2, target_modules="all-linear", exclude_modules=TOWERS, init_lora_weights=False)
+    adapted = get_peft_model(twin_of(E2B), config)
+    assert any("_tower" in site for site in adapted_sites(adapted)), "PEFT excludes them by now"
+    adapted.save_pretrained(tmp_path)
+    with enable():
+        loaded = PeftModel.from_pretrained(twin_of(E2B), tmp_path)
+        loaded.load_adapter(tmp_path, "second")
+        fresh: Any = twin_of(E2B)
+        fresh.load_adapter(tmp_path)
+    sites = adapted_sites(adapted)
+    assert adapted_sites(loaded) == adapted_sites(loaded, "second") == adapted_sites(fresh) == sites
 
 
 # ---- the switch ----

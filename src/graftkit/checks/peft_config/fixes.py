@@ -48,8 +48,13 @@ def config_fix(
 
 
 def retargeted(context: CheckContext, modules: Iterable[str], *, saved: bool = False) -> Fix | None:
-    """Return a fix that makes ``target_modules`` name exactly these modules, and the experts it names now."""
+    """Return a fix that makes ``target_modules`` name exactly these modules, and the experts it names now.
+
+    None while ``exclude_modules`` does not exclude what it means: that is fixed first, and leaves other targets.
+    """
     resolved, wanted = context.resolved, set(modules)
+    if context.given.folder is None and resolved.not_excluded:
+        return None
     planned = [path for path in resolved.base.module_paths if path in wanted]
     rewrites = bool(resolved.expert_names)
     # Where PEFT takes names for experts, a regular expression names experts too, and a list cannot replace it.

@@ -13,7 +13,7 @@ from graftkit.checks.peft_config.raw import RawPeftConfig, Refusal, RefusalKind,
 from graftkit.planning.config.extras import saved_modules
 from graftkit.planning.config.methods import refusal_of
 from graftkit.planning.config.options import not_on_parameters
-from graftkit.planning.matching import key_matches, suffix_finder, target_matcher, value_at
+from graftkit.planning.matching import inside_of, key_matches, suffix_finder, target_matcher, value_at
 from graftkit.surveying.sites import ModelMap, Obstacle, Site
 
 
@@ -77,6 +77,14 @@ class ResolvedTargets(RawPeftConfig):
             return self.modules
         matches = target_matcher({**self.fields, "exclude_modules": None})
         return tuple(filter(matches, self.base.module_paths))
+
+    @cached_property
+    def not_excluded(self) -> Mapping[str, tuple[str, ...]]:
+        """Entry of a list ``exclude_modules`` -> the targets inside the modules it names, which PEFT adapts."""
+        entries = self.given.get("exclude_modules") or ()
+        listed = () if isinstance(entries, str) else entries
+        inside = {entry: tuple(inside_of(entry, self.modules)) for entry in listed}
+        return {entry: paths for entry, paths in inside.items() if paths}
 
     @cached_property
     def wrappers(self) -> tuple[str, ...]:

@@ -567,6 +567,31 @@ def test_gk111_a_list_that_excludes_no_tower(twin_of: Twins, tmp_path: Path) -> 
     assert after == {p for p in before if "_tower." not in p}
 
 
+@pytest.mark.parametrize("targets", [SEVEN, r".*\.(q_proj|v_proj)(\.linear)?"], ids=["names", "regex"])
+def test_gk111_is_fixed_before_targets_are(twin_of: Twins, tmp_path: Path, targets: Any) -> None:
+    model = twin_of(E2B)
+    config = {"target_modules": targets, "exclude_modules": ["vision_tower", "audio_tower"]}
+    file, base = written(tmp_path, config), gk.survey(model)
+    report, applied = fix_all(lambda: from_recipe(file, base, OURS), recipe=file)
+    assert [finding.code for finding in applied] == ["GK111"]
+    assert {
+        finding.code: finding.severity for finding in report if finding.code in {"GK101", "GK111", "GK112"}
+    } == {"GK101": OK, "GK111": OK, "GK112": OK}
+    stock = read_recipe(file).fields.adapter.peft_config
+    assert stock is not None
+    assert stock["target_modules"] == targets
+    adapted = adapted_sites(attach(model, stock))
+    assert adapted
+    assert not any("_tower" in path for path in adapted)
+
+
+def test_gk111_an_exclusion_that_works_in_one_tower_alone(twin_of: Twins, tmp_path: Path) -> None:
+    model, config = twin_of(E2B), {"target_modules": "all-linear", "exclude_modules": ["q_proj"]}
+    assert any("q_proj.linear" in path for path in adapted_sites(attach(model, config)))
+    after = adapted_sites(attach(model, fixed(model, config, "GK111", tmp_path)))
+    assert after == {p for p in adapted_sites(attach(model, config)) if "q_proj" not in p}
+
+
 @pytest.mark.parametrize(
     ("excluded", "verdict"),
     [
