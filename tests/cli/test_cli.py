@@ -104,6 +104,12 @@ def _empty(folder: Path) -> str:
             "input_layernorm",
             id="only norms",
         ),
+        pytest.param(
+            ["plan", "mixtral", "-t", "attention,mlp", "--strict"],
+            "target-unmatched",
+            "experts",
+            id="no such role",
+        ),
         pytest.param(["plan", "llama", "--rank", "0"], "rank-invalid", "r=16", id="rank 0"),
         pytest.param(["plan", "llama", "--rank", "many"], "usage", "--help", id="rank is no number"),
         pytest.param(["plan"], "usage", "--help", id="no model"),

@@ -66,6 +66,10 @@ PeftOption = Annotated[
 AllowUnmatched = Annotated[
     bool, typer.Option("--allow-unmatched", help="List targets that match nothing instead of failing.")
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Fail over a role that the model lacks or that cannot be adapted."),
+]
 
 
 def peft_options(pairs: list[str] | None) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What a plan does with one site: adapt it through one of PEFT's fields, or leave it alone for a reason."""
+"""What a plan does with each site, adapt it or leave it alone, and which of the targets it could not meet."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -74,3 +75,49 @@ class Skipped:
 
     def to_dict(self) -> dict[str, Any]:
         return {"path": self.site.path, "reason": self.reason}
+
+
+class Shortfall(Enum):
+    """Why a target reaches nothing. The value is the reason that people read, with blanks for the facts."""
+
+    ABSENT = "the model has no such weights in {scope}"
+    ROLE_UNCLEAR = "no weight in {scope} is known to be that; what {names} do is not known"
+    STACKED_EXPERTS = "its MLPs are stacked experts, which 'experts' names"
+    OUT_OF_SCOPE = "only in {towers}, outside the scope"
+    NOT_ADAPTABLE = "no adapter can go on its {count} weights: {reasons}"
+    NOT_BY_METHOD = "{method} cannot adapt its {count} weights: {reasons}"
+
+    def of(self, target: str, sites: Sequence[Site] = (), **facts: object) -> Unmet:
+        """Return the finding that ``target`` is not met, with the facts in its reason."""
+        return Unmet(
+            target, self, self.value.format(count=len(sites), **facts), tuple(site.path for site in sites)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Unmet:
+    """One of the user's targets that adapts nothing, and why.
+
+    Attributes:
+        target: as the user wrote it.
+        reason: the cause as a sentence for people.
+        sites: the paths of the weights that it means and that cannot be adapted; ``Plan.skipped`` has why each.
+    """
+
+    target: str
+    cause: Shortfall
+    reason: str
+    sites: tuple[str, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        """Whether the model has weights that the target means, in scope."""
+        return bool(self.sites)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "cause": self.cause.name.lower(),
+            "reason": self.reason,
+            "sites": list(self.sites),
+        }

@@ -15,9 +15,10 @@ from graftkit.planning.config.hyperparameters import check_values, field_values,
 from graftkit.planning.config.methods import Method, method_named, refusal_of
 from graftkit.planning.cost import Memory, memory_of, planned_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
-from graftkit.planning.decisions import Attached, LeftAlone, Skipped
+from graftkit.planning.decisions import Attached, LeftAlone, Shortfall, Skipped, Unmet
 from graftkit.planning.quantization import QuantizationPlan, plan_quantization
 from graftkit.planning.selection.select import read_intent, select
+from graftkit.planning.selection.target_names import is_role
 from graftkit.planning.text import plan_text
 from graftkit.planning.trials.small_layer import check_initializer, refusal_when_quantized
 from graftkit.surveying.sites import ModelMap, Site
@@ -38,7 +39,8 @@ class Plan:
         peft_config: a stock PEFT configuration, exact for this model.
         attached: the sites it adapts.
         skipped: the other sites, each with a reason.
-        unmatched: targets that named nothing (only where that was allowed).
+        unmet: the targets that adapt nothing, and why: roles that the architecture lacks or that cannot be
+            adapted, and where that was allowed names.
         targets: what the user asked for, as written.
         scope: the towers it was resolved in.
         method: the method's name.
@@ -51,7 +53,7 @@ class Plan:
     peft_config: PeftConfig
     attached: tuple[Attached, ...] = field(repr=False)
     skipped: tuple[Skipped, ...] = field(repr=False)
-    unmatched: tuple[str, ...]
+    unmet: tuple[Unmet, ...]
     targets: tuple[str, ...]
     scope: tuple[str, ...]
     method: str
@@ -63,6 +65,11 @@ class Plan:
     def quantization_config(self) -> BitsAndBytesConfig | None:
         """The configuration to load the base with, naming what to skip; None where none was asked for."""
         return self.quantization.config if self.quantization else None
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """The targets that name nothing in scope, as the user wrote them."""
+        return tuple(unmet.target for unmet in self.unmet if not unmet.exists)
 
     @cached_property
     def layers(self) -> tuple[LayerReach, ...]:
@@ -85,6 +92,7 @@ class Plan:
             "attached": [a.to_dict() for a in self.attached],
             "skipped": [s.to_dict() for s in self.skipped],
             "unmatched": list(self.unmatched),
+            "unmet": [unmet.to_dict() for unmet in self.unmet],
             "coverage": [row.to_dict() for row in self.coverage],
             "layers": [asdict(row) for row in self.layers],
             "trainable_params": self.trainable_params,
@@ -109,6 +117,7 @@ def plan(
     dropout: float | None = None,
     quantization: str | None = None,
     allow_unmatched: bool = False,
+    strict: bool = False,
     **options: Any,
 ) -> Plan:
     """Turn what the user means into a PEFT configuration that does exactly that on this model.
@@ -125,7 +134,9 @@ def plan(
         dropout: on the adapter's input, 0 to 1; None means none.
         quantization: "4bit" or "8bit" to plan for a base that bitsandbytes quantizes: ``Plan.quantization`` then
             says what stays in 16 bit and what that costs, ``Plan.quantization_config`` what to load it with.
-        allow_unmatched: list targets that name nothing in ``Plan.unmatched`` instead of failing.
+        allow_unmatched: pass over names that reach nothing, and list them in ``Plan.unmet``, instead of failing.
+        strict: fail over a role that this model lacks, or that no adapter can go on, which is passed over and
+            listed in ``Plan.unmet`` otherwise.
         options: further fields of PEFT's configuration class (``options:`` in a recipe). Keys of ``rank_pattern``
             and the like may be towers, roles or the names ``targets`` takes; the rest is passed on as it is.
 
@@ -138,8 +149,8 @@ def plan(
     hyperparameters = field_values(chosen_method, r, alpha, dropout)
     model_map = model if isinstance(model, ModelMap) else survey(model)
     intent = read_intent(model_map, targets, scope)
-    selection = select(model_map, intent, allow_unmatched=allow_unmatched)
-    attached, refused = _accepted(chosen_method, selection.attached)
+    selection = select(model_map, intent, allow_unmatched=allow_unmatched, strict=strict)
+    attached, refused, unmet = _accepted(chosen_method, selection.attached, strict=strict)
     skipped = {s.path: s for s in (*selection.skipped, *refused)}
     config = build_config(model_map, attached, chosen_method, hyperparameters, options)
     check_initializer(config, [a.site for a in attached if a.via == "target_modules"])
@@ -151,7 +162,7 @@ def plan(
         peft_config=config,
         attached=attached,
         skipped=tuple(skipped[site.path] for site in model_map if site.path in skipped),
-        unmatched=selection.unmatched,
+        unmet=(*selection.unmet, *unmet),
         targets=intent.targets,
         scope=intent.scope,
         method=method,
@@ -161,27 +172,39 @@ def plan(
     )
 
 
-def _accepted(method: Method, chosen: Sequence[Attached]) -> tuple[tuple[Attached, ...], list[Skipped]]:
-    """Split the chosen sites into those that the method can adapt, and the others.
+def _accepted(
+    method: Method, chosen: Sequence[Attached], *, strict: bool
+) -> tuple[tuple[Attached, ...], list[Skipped], list[Unmet]]:
+    """Split the chosen sites into those that the method can adapt, and the others, with the roles it cannot.
 
     Raises:
-        PlanError: ``method-kind`` when the method can adapt nothing that one of the targets names.
+        PlanError: ``method-kind`` when the method can adapt nothing that one of the targets names; where that is a
+            role, only if strict or nothing is left.
     """
     refusals = {a.path: _refusal(method, a) for a in chosen}
+    accepted = tuple(a for a in chosen if not refusals[a.path])
+    unmet = []
     for target in dict.fromkeys(a.target for a in chosen):
         named = [a for a in chosen if a.target == target]
-        if all(refusals[a.path] for a in named):
-            raise PlanError(
-                f"{method.name} cannot adapt {_kind(named[0].site)} sites",
-                where=some([a.path for a in named], 1),
-                why=refusals[named[0].path],
-                help="leave them out of the targets, or use method='lora'",
-                code="method-kind",
-            )
+        if any(refusals[a.path] is None for a in named):
+            continue
+        if strict or not accepted or not is_role(target):
+            raise _no_method(method, named, refusals[named[0].path])
+        reasons = "; ".join(dict.fromkeys(str(refusals[a.path]) for a in named))
+        sites = [a.site for a in named]
+        unmet.append(Shortfall.NOT_BY_METHOD.of(target, sites, method=method.name, reasons=reasons))
     refused = [a.site for a in chosen if refusals[a.path]]
-    return (
-        tuple(a for a in chosen if not refusals[a.path]),
-        [LeftAlone.NOT_BY_METHOD.skip(site, method=method.name, kind=_kind(site)) for site in refused],
+    skipped = [LeftAlone.NOT_BY_METHOD.skip(site, method=method.name, kind=_kind(site)) for site in refused]
+    return accepted, skipped, unmet
+
+
+def _no_method(method: Method, named: Sequence[Attached], why: str | None) -> PlanError:
+    return PlanError(
+        f"{method.name} cannot adapt {_kind(named[0].site)} sites",
+        where=some([a.path for a in named], 1),
+        why=why,
+        help="leave them out of the targets, or use method='lora'",
+        code="method-kind",
     )
 
 

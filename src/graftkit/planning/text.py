@@ -58,6 +58,5 @@ def _targets(plan: Mapping[str, Any]) -> str:
     lines = [
         f"{name} = {value if isinstance(value, str) else sorted(value)}" for name, value in fields.items() if value
     ]
-    if plan["unmatched"]:
-        lines.append(f"unmatched: {', '.join(plan['unmatched'])}")
+    lines += [f"passed over: {unmet['target']}: {unmet['reason']}" for unmet in plan["unmet"]]
     return "\n".join(lines)

@@ -51,6 +51,9 @@ class AdapterSection(BaseModel):
     alpha: float | None = Field(default=None, description="Numerator of the scale.")
     dropout: float | None = Field(default=None, description="Dropout on the adapter's input, 0 to 1.")
     allow_unmatched: bool = Field(default=False, description="List targets that match nothing instead of failing.")
+    strict: bool = Field(
+        default=False, description="Fail over a role that the model lacks or that cannot be adapted."
+    )
     options: dict[_Option, Any] = Field(default={}, description="Further fields of PEFT's configuration class.")
     peft_config: dict[str, Any] | None = Field(
         default=None,

@@ -11,13 +11,15 @@ _NAMES_OF_ROLE = {
     "attention.qkv": "qkv_proj qkv query_key_value c_attn wqkv in_proj_qkv",
     "attention.kv": "kv_proj kv_a_proj_with_mqa kv_b_proj kv_a_proj kv",
     "mlp.gate": "gate_proj w1 wi_0 gate",
-    "mlp.up": "up_proj w3 wi_1 fc1 wi linear_fc1 c_fc dense_h_to_4h intermediate lin1",
-    "mlp.down": "down_proj w2 fc2 linear_fc2 dense_4h_to_h lin2 ffw_layer_2",
+    "mlp.up": "up_proj w3 wi_1 fc1 wi linear_fc1 c_fc dense_h_to_4h intermediate lin1 intermediate_query ffn",
+    "mlp.down": "down_proj w2 fc2 linear_fc2 dense_4h_to_h lin2 ffw_layer_2 ffn_output",
     "mlp.gate_up": "gate_up_proj input_linear",
     "router": "router",
     "ssm": "in_proj x_proj dt_proj conv1d",
 }
 _ROLES = {name: role for role, names in _NAMES_OF_ROLE.items() for name in names.split()}
+# Every role that a site can have.
+ROLES = frozenset(_NAMES_OF_ROLE) | {"attention", "mlp", "expert", "embedding", "lm_head", "conv", "other"}
 _ATTENTION_WORDS = ("attn", "attention")
 _SSM_WORDS = ("mamba", "ssm", "linear_attn", "recurrent", "rglru")
 _MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward", "dense_relu_dense", "densereludense", "ffw", "ff")
@@ -72,9 +74,10 @@ def _reconcile(role: str, place: str | None) -> str:
 
 def _fallback(parts: list[str], place: str | None) -> str:
     # A closing projection is often just "proj"; BERT-like layers have attention.output.dense and output.dense.
-    if parts[-1] in {"proj", "c_proj"} or "output" in parts[-2:]:
+    is_output = not {"output", "output_query"}.isdisjoint(parts[-2:])
+    if parts[-1] in {"proj", "c_proj"} or is_output:
         closing = {"attention": "attention.o", "mlp": "mlp.down"}
-        return closing.get(place or ("mlp" if "output" in parts[-2:] else ""), "other")
+        return closing.get(place or ("mlp" if is_output else ""), "other")
     return place or "other"
 
 

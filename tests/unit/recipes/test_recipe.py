@@ -32,6 +32,7 @@ def test_a_model_is_all_it_takes(tmp_path: Path) -> None:
         "alpha": None,
         "dropout": None,
         "allow_unmatched": False,
+        "strict": False,
     }
 
 

@@ -22,6 +22,7 @@ def plan(
     quantization: options.Quantization = None,
     option: options.PeftOption = None,
     allow_unmatched: options.AllowUnmatched = False,
+    strict: options.Strict = False,
     write: Annotated[
         Path | None, typer.Option("--write", "-w", help="Write the PEFT configuration to this file.")
     ] = None,
@@ -52,6 +53,7 @@ def plan(
             dropout=dropout,
             quantization=quantization,
             allow_unmatched=allow_unmatched,
+            strict=strict,
             **options.peft_options(option),
         )
         if write is not None:

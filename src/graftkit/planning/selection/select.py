@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from graftkit.errors import PlanError
-from graftkit.planning.decisions import Attached, LeftAlone, Skipped
-from graftkit.planning.matching import ends_with, rewritten_names
-from graftkit.planning.selection.target_names import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, sites_meant
+from graftkit.planning.decisions import Attached, LeftAlone, Skipped, Unmet
+from graftkit.planning.matching import rewritten_names
+from graftkit.planning.selection.shortfalls import objection_to, roles_present, unmet_by, unmet_error
+from graftkit.planning.selection.target_names import ALL_LINEAR, ROLE_TARGETS, is_role, sites_meant
 from graftkit.surveying.sites import ModelMap, Site
-from graftkit.text import some, suggest
+from graftkit.text import suggest
 
 
 @dataclass(frozen=True)
@@ -72,49 +73,63 @@ class Selection:
     Attributes:
         attached: the sites to adapt, in the map's order.
         skipped: the other sites, in the map's order.
-        unmatched: targets that name nothing this model has in scope.
+        unmet: the targets that reach nothing.
     """
 
     attached: tuple[Attached, ...]
     skipped: tuple[Skipped, ...]
-    unmatched: tuple[str, ...]
+    unmet: tuple[Unmet, ...]
 
 
-def select(model_map: ModelMap, intent: Intent, *, allow_unmatched: bool = False) -> Selection:
+def select(
+    model_map: ModelMap, intent: Intent, *, allow_unmatched: bool = False, strict: bool = False
+) -> Selection:
     """Choose the sites that ``intent`` means, and the PEFT field that reaches each of them.
 
+    A role that the model lacks, or that no adapter can go on, is passed over as long as something is adapted.
+
+    Args:
+        allow_unmatched: pass over names that reach nothing, too.
+        strict: do not pass over roles.
+
     Raises:
-        PlanError: ``target-unmatched`` when a target names nothing in scope (unless allowed),
-            ``target-not-adaptable`` when it names only what no adapter can go on, ``plan-empty``.
+        PlanError: ``target-unmatched`` when a target names nothing in scope, ``target-not-adaptable`` when it
+            names only what no adapter can go on, ``plan-empty`` when several targets are all passed over.
     """
     towers = [[site for site in model_map if site.tower == tower] for tower in intent.scope]
     answers: dict[str, tuple[str, str]] = {}
-    unmatched: list[str] = []
+    unmet: list[Unmet] = []
     for target in intent.targets:
         # Tower by tower: a name that one tower spells differently still means that tower's own layer.
         matched = [(site, how) for sites in towers for site, how in sites_meant(target, sites)]
-        if not matched:
-            unmatched.append(target)
-        elif all(_objection(site) for site, _ in matched) and not allow_unmatched:
-            raise _not_adaptable(target, [site for site, _ in matched])
+        shortfall = unmet_by(target, [site for site, _ in matched], model_map, intent.scope)
+        if shortfall is not None:
+            unmet.append(shortfall)
         for site, how in matched:
             answers.setdefault(site.path, (target, how))
-    if unmatched and not allow_unmatched:
-        raise _unmatched(unmatched[0], model_map, intent)
-    chosen = [site for site in model_map if site.path in answers and _objection(site) is None]
+    for shortfall in unmet:
+        if strict if is_role(shortfall.target) else not allow_unmatched:
+            raise unmet_error(shortfall, model_map, intent.scope)
+    chosen = [site for site in model_map if site.path in answers and objection_to(site) is None]
     if not chosen:
-        raise PlanError(
-            "nothing would be adapted",
-            where=model_map.model.name,
-            why=f"no adaptable site in {', '.join(intent.scope)} matches {', '.join(intent.targets)}",
-            help="graft survey shows every site and why some cannot be adapted",
-            code="plan-empty",
-        )
+        raise _empty(unmet, model_map, intent)
     fields = _fields(model_map, chosen)
     return Selection(
         attached=tuple(Attached(site, fields[site.path], *answers[site.path]) for site in chosen),
         skipped=tuple(_skipped(site, intent) for site in model_map if site.path not in fields),
-        unmatched=tuple(unmatched),
+        unmet=tuple(unmet),
+    )
+
+
+def _empty(unmet: Sequence[Unmet], model_map: ModelMap, intent: Intent) -> PlanError:
+    if len(intent.targets) == 1:
+        return unmet_error(unmet[0], model_map, intent.scope)
+    return PlanError(
+        "nothing would be adapted",
+        where=model_map.model.name,
+        why="; ".join(f"{shortfall.target}: {shortfall.reason}" for shortfall in unmet),
+        help=f"ask for what it has: {roles_present(model_map, intent.scope)}; graft survey lists every weight",
+        code="plan-empty",
     )
 
 
@@ -128,79 +143,8 @@ def _fields(model_map: ModelMap, chosen: Sequence[Site]) -> dict[str, str]:
 def _skipped(site: Site, intent: Intent) -> Skipped:
     if site.tower not in intent.scope:
         return LeftAlone.OUT_OF_SCOPE.skip(site, tower=site.tower)
-    if (objection := _objection(site)) is not None:
+    if (objection := objection_to(site)) is not None:
         return objection
     if ALL_LINEAR in intent.targets and site.is_linear:
         return LeftAlone.NOT_IN_ALL_LINEAR.skip(site, kind="routers" if site.role == "router" else "heads")
     return (LeftAlone.STACKED_EXPERTS if site.role == "expert" else LeftAlone.NOT_REQUESTED).skip(site)
-
-
-def _objection(site: Site) -> Skipped | None:
-    """Return why no adapter goes on this site even when it is asked for, or None."""
-    if not site.adaptable:
-        return LeftAlone.NOT_ADAPTABLE.skip(site, reason=site.reason)
-    return LeftAlone.TIED.skip(site, other=site.tied_to[0]) if site.tied_to else None
-
-
-# ---- errors ----
-
-
-def _not_adaptable(target: str, matched: Sequence[Site]) -> PlanError:
-    objection = _objection(matched[0])
-    return PlanError(
-        f"target {target!r} names only what no adapter can go on",
-        where=some([site.path for site in matched], 1),
-        why=objection.reason if objection else None,
-        help="train whole modules with modules_to_save, single tokens with trainable_token_indices, or untie"
-        if matched[0].tied_to
-        else "leave it out of the targets",
-        code="target-not-adaptable",
-    )
-
-
-def _unmatched(target: str, model_map: ModelMap, intent: Intent) -> PlanError:
-    outside = [s for s in model_map if s.tower not in intent.scope]
-    towers = sorted({site.tower for site, _ in sites_meant(target, outside)})
-    if towers:
-        return PlanError(
-            f"target {target!r} matches nothing in scope",
-            where=f"scope {', '.join(intent.scope)}",
-            why=f"it exists only outside it, in {', '.join(towers)}",
-            help=f"add {towers[0]!r} to the scope, or leave {target!r} out",
-            code="target-unmatched",
-        )
-    modules = [p for p in model_map.module_paths if ends_with(p, target)]
-    if modules:
-        return PlanError(
-            f"target {target!r} names no weight that an adapter could go on",
-            where=modules[0],
-            why="it is a module without a weight matrix (a norm, a container, an activation)",
-            help=f"name a linear inside it; this model has {_some_names(model_map, intent)}",
-            code="target-not-adaptable",
-        )
-    if target in USUAL_NAMES and any(s.role == "expert" and s.tower in intent.scope for s in model_map):
-        return PlanError(
-            f"target {target!r} matches no module in this model",
-            where=model_map.model.name,
-            why="its MLPs are stacked experts, which module names do not reach",
-            help="use 'experts' in the targets instead",
-            code="target-unmatched",
-        )
-    known = _known_names(model_map, intent)
-    candidates = [name for name in (*known, *ROLE_TARGETS, ALL_LINEAR) if name != target]
-    return PlanError(
-        f"target {target!r} matches nothing in this model",
-        where=model_map.model.name,
-        why=f"its names are {_some_names(model_map, intent)}",
-        help=suggest(target, candidates, 3) or "graft survey lists every name",
-        code="target-unmatched",
-    )
-
-
-def _known_names(model_map: ModelMap, intent: Intent) -> list[str]:
-    in_scope = [s for s in model_map if s.tower in intent.scope]
-    return list(dict.fromkeys(name.rpartition(".")[2] for s in in_scope for name in s.names))
-
-
-def _some_names(model_map: ModelMap, intent: Intent) -> str:
-    return some([n for n in _known_names(model_map, intent) if not n.isdigit()], 12)

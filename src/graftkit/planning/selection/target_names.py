@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from graftkit.errors import PlanError
 from graftkit.planning.matching import ends_with
+from graftkit.surveying.roles import ROLES
 from graftkit.surveying.sites import Site
 
 ALL_LINEAR = "all-linear"
@@ -34,6 +35,11 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "up_proj": ("mlp.up", "mlp.gate_up"),
     "down_proj": ("mlp.down",),
 }
+
+
+def is_role(target: str) -> bool:
+    """Check whether a target is a word that means the same on every model, not one model's own name."""
+    return target == ALL_LINEAR or target in ROLE_TARGETS or target in ROLES
 
 
 def sites_meant(target: str, sites: Sequence[Site]) -> list[tuple[Site, str]]:

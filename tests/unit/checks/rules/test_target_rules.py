@@ -693,3 +693,19 @@ def test_gk114_a_key_that_means_nothing_has_no_fix(twin_of: Twins, tmp_path: Pat
     found = next(iter(report))
     assert (found.severity, found.fix) == (ERROR, None)
     assert found.file is not None
+
+
+@pytest.mark.rule_fails("GK117")
+def test_gk117_a_role_whose_weights_are_tied(twin_of: Twins) -> None:
+    plan = gk.plan(twin_of("gemma2"), targets=["attention", "embeddings"])
+    found = observed.seen("GK117", plan=plan)
+    assert (found.severity, found.where) == (WARNING, "model.embed_tokens")
+    assert found.evidence == {"embeddings": "not_adaptable"}
+
+
+@pytest.mark.rule_passes("GK117")
+def test_gk117_a_role_that_the_model_lacks_is_information(twin_of: Twins) -> None:
+    model = twin_of("mixtral")
+    found = observed.seen("GK117", plan=gk.plan(model, targets=["attention", "mlp", "experts"]))
+    assert (found.severity, found.evidence) == (INFO, {"mlp": "stacked_experts"})
+    assert observed.seen("GK117", plan=gk.plan(model, targets=["attention", "experts"])).severity is OK
