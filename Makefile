@@ -20,8 +20,10 @@ test-distributed: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[distributed]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "distributed"
 
+# The package index brings PEFT's own tests.
 test-peers: $(STAMP)
-	$(BIN)/python -m pytest -m "peers" tests/peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[peers]"
+	$(BIN)/python -m pytest -rP -m "peers" tests/peers
 
 # GRAFTKIT_FUZZ_EXAMPLES says how many mutations each test tries.
 fuzz: $(STAMP)

@@ -1,0 +1,5 @@
+"""A pytest plugin: the whole run happens under ``graftkit.enable()``."""
+
+import graftkit
+
+graftkit.enable()

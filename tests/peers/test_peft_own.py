@@ -1,0 +1,50 @@
+"""PEFT's own tests come out the same, one by one, whether ``enable()`` is on or not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.peers.peft_suite import fetch_suite, outcomes, start
+
+pytestmark = [pytest.mark.peers, pytest.mark.slow]
+
+# Hand-written models with every tuner and option, several tuners on one model, every initializer, the matching of
+# targets, and expert parameters.
+MODULES = [
+    "test_custom_models",
+    "test_mixed",
+    "test_initialization",
+    "test_tuners_utils",
+    "test_target_parameters",
+]
+MOST = 0.75  # of a module's tests; the others want a model of the hub, a GPU, or a package that is not installed
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fetch_suite(tmp_path_factory.mktemp("peft"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_comes_out_the_same_under_enable(module: str, suite: Path, tmp_path: Path) -> None:
+    plain, enabled = run_both(suite, [f"tests/{module}.py"], tmp_path)
+    print(f"{module}: {dict(Counter(plain.values()))} plain, {dict(Counter(enabled.values()))} under enable()")
+
+    assert Counter(plain.values())["passed"] > MOST * len(plain) > 0
+    assert plain.keys() == enabled.keys()
+    differing = [test for test in plain if plain[test] != enabled[test]]
+    # Some of PEFT's tests draw numbers without a seed: what differs is asked once more, by itself.
+    again_plain, again_enabled = run_both(suite, differing, tmp_path / "again") if differing else ({}, {})
+    assert again_plain == again_enabled
+
+
+def run_both(suite: Path, tests: list[str], folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the outcomes without and with ``enable()``, from two processes that run side by side."""
+    folder.mkdir(exist_ok=True)
+    logs = folder / "plain.jsonl", folder / "enabled.jsonl"
+    running = [start(suite, tests, logs[0]), start(suite, tests, logs[1], "graftkit_enabled")]
+    for process in running:
+        process.wait()
+    return outcomes(logs[0]), outcomes(logs[1])
