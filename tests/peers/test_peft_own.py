@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("module", MODULES)
 def test_comes_out_the_same_under_enable(module: str, suite: Path, tmp_path: Path) -> None:
     plain, enabled = run_both(suite, [f"tests/{module}.py"], tmp_path)
-    print(f"{module}: {dict(Counter(plain.values()))} plain, {dict(Counter(enabled.values()))} under enable()")
+    counts = f"{dict(Counter(plain.values()))} plain, {dict(Counter(enabled.values()))} under enable()"
+    sys.stdout.write(f"{module}: {counts}\n")
 
     assert Counter(plain.values())["passed"] > MOST * len(plain) > 0
     assert plain.keys() == enabled.keys()
