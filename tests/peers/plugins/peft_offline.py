@@ -1,4 +1,4 @@
-"""A pytest plugin: PEFT's tests fail at once where they want a model of the hub, instead of asking for a minute."""
+"""A pytest plugin: PEFT's tests fail at once where they want a model of the hub; asking for it takes a minute."""
 
 from collections import defaultdict
 
