@@ -7,9 +7,9 @@ from copy import deepcopy
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from graftkit.attaching.same_model import check_same_model
 from graftkit.errors import AttachError
 from graftkit.modeling.unwrapping import base_model_of
-from graftkit.planning.decisions import Attached
 from graftkit.planning.plan import Plan
 from graftkit.text import some
 
@@ -33,15 +33,15 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
         options: passed to ``get_peft_model``.
 
     Raises:
-        AttachError: before anything is touched: ``attach-already-adapted`` for a ``PeftModel``,
-            ``attach-other-model`` when the model lacks planned sites;
+        AttachError: before anything is touched: ``attach-already-adapted`` for a ``PeftModel`` or its base,
+            ``attach-other-model`` when the model lacks planned sites, or they have other shapes;
             ``attach-refused`` when PEFT raises; ``attach-postcondition`` when PEFT attached something else than
             was planned.
     """
     from peft import get_peft_model
 
     _check_plain(model)
-    _check_same_model(model, plan)
+    check_same_model(model, plan)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # PEFT edits the configuration it is given (sets become lists, targets are narrowed): the plan keeps its own.
     try:
@@ -128,8 +128,12 @@ def _tuner_layers(module: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _carries(layer: Any, adapter_name: str) -> bool:
+    return adapter_name in _adapters_of(layer)
+
+
+def _adapters_of(layer: Any) -> set[str]:
     containers = (getattr(layer, name, None) for name in layer.adapter_layer_names)
-    return any(adapter_name in container for container in containers if container is not None)
+    return {name for container in containers if container is not None for name in container}
 
 
 def _refused(error: Exception, model: nn.Module) -> AttachError:
@@ -142,35 +146,21 @@ def _refused(error: Exception, model: nn.Module) -> AttachError:
 
 
 def _check_plain(model: nn.Module) -> None:
+    """Check that no layer carries an adapter, also where the model is the base of a PeftModel, or has its own."""
     from peft import PeftModel
 
-    if isinstance(model, PeftModel):
-        raise AttachError(
-            "this model carries an adapter already",
-            why="attaching once more would put one PeftModel inside another",
-            help="model.add_adapter(name, plan.peft_config), or model.unload() first",
-            code="attach-already-adapted",
-        )
-
-
-def _check_same_model(model: nn.Module, plan: Plan) -> None:
-    missing = [a.path for a in plan.attached if not _has(model, a)]
-    if missing:
-        raise AttachError(
-            f"the model lacks {len(missing)} of {len(plan.attached)} planned sites",
-            where=missing[0],
-            why=f"the plan was made for {plan.model.model.cls}, this is {type(model).__name__}",
-            help="plan again for this model: gk.plan(model, …)",
-            code="attach-other-model",
-        )
-
-
-def _has(model: nn.Module, attached: Attached) -> bool:
-    find = model.get_parameter if attached.site.kind == "parameter" else model.get_submodule
-    try:
-        return find(attached.path) is not None
-    except AttributeError:
-        return False
+    base = base_model_of(model)
+    carried = {name for _, layer in _tuner_layers(base, "") for name in _adapters_of(layer)}
+    if not carried and not isinstance(model, PeftModel):
+        return
+    named = f"it has {some(sorted(carried))} in its layers" if carried else "it is a PeftModel"
+    raise AttachError(
+        "this model carries an adapter already",
+        why=f"{named}: attaching once more would replace an adapter, or wrap one PeftModel in another",
+        help="peft_model.add_adapter(name, plan.peft_config) attaches a second one; peft_model.unload() gives the "
+        "plain model",
+        code="attach-already-adapted",
+    )
 
 
 def _has_extras(plan: Plan) -> bool:

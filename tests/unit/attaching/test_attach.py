@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
 import graftkit as gk
@@ -49,6 +51,40 @@ def test_a_plan_for_another_model_is_refused_before_anything_is_touched(
         gk.attach(model, gk.plan("google/gemma-4-E2B-it"))
     assert caught.value.code == "attach-other-model"
     assert not adapted_sites(model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "missing"),
+    [
+        pytest.param("hidden_size", 128, 0, id="wider"),
+        pytest.param("intermediate_size", 96, 0, id="other feed-forward"),
+        pytest.param("num_hidden_layers", 1, 7, id="fewer layers"),
+    ],
+)
+def test_a_plan_for_another_size_of_the_same_class_is_refused(
+    twin_of: Callable[[str], Any], field: str, value: int, missing: int
+) -> None:
+    planned = twin_of("llama")
+    config = copy.deepcopy(planned.config)
+    setattr(config, field, value)
+    model = type(planned)(config)
+    plan = gk.plan(planned, r=2, scope=["language"])
+    sites = gk.survey(model).by_path
+    others = [a.site for a in plan.attached if a.path in sites and sites[a.path].shape != a.site.shape]
+    with pytest.raises(AttachError) as caught:
+        gk.attach(model, plan)
+    error = caught.value
+    assert error.code == "attach-other-model"
+    assert len([a for a in plan.attached if a.path not in sites]) == missing
+    if others:
+        assert error.where == others[0].path
+        assert all(str(list(s.shape)) in str(error.why) for s in (others[0], sites[others[0].path]))
+        assert f"{len(others)} of {len(plan.attached)}" in str(error.why)
+    if missing:
+        assert f"{missing} of {len(plan.attached)}" in str(error.why)
+    assert "scope=['language']" in str(error.help)
+    assert not adapted_sites(model)
+    assert adapted_sites(gk.attach(model, gk.plan(model, r=2))), "the model was changed"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +161,30 @@ def test_attaching_twice_is_refused(twin_of: Callable[[str], nn.Module]) -> None
     model = twin_of("llama")
     plan = gk.plan(model, r=2)
     adapted = gk.attach(model, plan)
+    before = adapted.state_dict()
+    # The base, too, has the adapter in its layers.
+    for again in (adapted, model):
+        with pytest.raises(AttachError) as caught:
+            gk.attach(again, plan, adapter_name="second")
+        assert caught.value.code == "attach-already-adapted"
+        assert "default" in str(caught.value.why)
+    assert adapted.state_dict().keys() == before.keys()
+    assert gk.attach(adapted.unload(), plan)
+
+
+def test_an_adapter_that_transformers_attached_is_noticed(twin_of: Callable[[str], Any]) -> None:
+    model = twin_of("llama")
+    plan = gk.plan(model, r=2)
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), adapter_name="own")
     with pytest.raises(AttachError) as caught:
-        gk.attach(adapted, plan)
+        gk.attach(model, plan)
+    assert caught.value.code == "attach-already-adapted"
+    assert "own" in str(caught.value.why)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_prompt_tuning_is_an_adapter_too(twin_of: Callable[[str], nn.Module]) -> None:
+    adapted = get_peft_model(twin_of("llama"), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+    with pytest.raises(AttachError) as caught:
+        gk.attach(adapted, gk.plan("llama"))
     assert caught.value.code == "attach-already-adapted"
