@@ -14,8 +14,9 @@ CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
 def keep_json_texts(rows: Dataset) -> Dataset:
     """Turn texts that are valid JSON, such as "6" or "true", into a text part each.
 
-    In a column of mixed content ``datasets`` would return a number or a boolean for them. A text that is one JSON
-    string loses its quotes: ``datasets`` stores it as it stores the same text without them.
+    In a column of mixed content (texts and parts, or texts and the mappings that tools answer) ``datasets`` would
+    return a number, a boolean or a mapping for them. A mapping or a list stays what it is in a tool's message. A
+    text that is one JSON string loses its quotes: ``datasets`` stores it as it stores the same text without them.
     Source: ``datasets.Json.encode_example``.
     """
     for name in CONVERSATIONS:
@@ -37,32 +38,34 @@ def _kept(rows: Dataset, name: str) -> Dataset:
 
     # As stored, content is the text of its JSON.
     stored = rows.select_columns([name]).with_format("arrow")[:][name].to_pylist()
-    contents = [message["content"] for messages in stored for message in messages or ()]
-    if not any(_is_parts(content) for content in contents) or not any(_is_misread(c) for c in contents):
+    if not any(_is_misread(message) for messages in stored for message in messages or ()):
         return rows
-    values = [
-        None if messages is None else [{**m, "content": _as_part(m["content"])} for m in messages]
-        for messages in stored
-    ]
+    values = [None if messages is None else [_with_text(message) for message in messages] for messages in stored]
     made = Dataset.from_dict({name: values}, features=Features({name: rows.features[name]}))
     return concatenate_datasets([rows.remove_columns(name), made], axis=1)
 
 
-def _as_part(content: str | None) -> Any:
-    return [{"type": "text", "text": content}] if _is_misread(content) else content
+def _with_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not _is_misread(message):
+        return message
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
-def _is_parts(content: str | None) -> bool:
+def _is_misread(message: Mapping[str, Any]) -> bool:
+    """Check whether ``datasets`` would return the text of a stored message as something else."""
+    if (content := message["content"]) is None:
+        return False
     value = _decoded(content)
+    if message.get("role") == "tool" and isinstance(value, (Mapping, list)):
+        return False
+    return not isinstance(value, str) and not _is_parts(value)
+
+
+def _is_parts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(part, Mapping) for part in value)
 
 
-def _is_misread(content: str | None) -> bool:
-    """Check whether ``datasets`` would return a text as something else."""
-    return content is not None and not isinstance(_decoded(content), str) and not _is_parts(content)
-
-
-def _decoded(content: str | None) -> Any:
+def _decoded(content: str) -> Any:
     from datasets import Json
 
     return Json().decode_example(content)

@@ -24,6 +24,10 @@ def conversation(answer: Any, content: Any = PARTS) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}], "n": 1}
 
 
+def answered(result: Any, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "tool", "content": result}, {"role": "assistant", "content": answer}]}
+
+
 def text_of(content: Any) -> Any:
     """Return the text of a content, a string or a list of parts."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
@@ -38,6 +42,15 @@ def test_a_text_that_is_json_comes_back_as_it_was_written(tmp_path: Path, answer
     assert [row["n"] for row in rows] == [1, 1]
 
 
+@pytest.mark.parametrize("answer", ["6", "true", "null", '{"a": 1}', "[1]", "words"])
+def test_so_does_one_beside_what_a_tool_answers(tmp_path: Path, answer: str) -> None:
+    """No message has parts; the tool's mapping alone makes the column one of JSON."""
+    rows = keep_json_texts(read(tmp_path, [answered({"degrees": 6}, answer), answered("true", "plain")]))
+    assert text_of(rows[0]["messages"][1]["content"]) == answer
+    assert rows[0]["messages"][0]["content"] == {"degrees": 6}
+    assert text_of(rows[1]["messages"][0]["content"]) == "true"
+
+
 def test_datasets_alone_reads_a_number(tmp_path: Path) -> None:
     """The installed version of ``datasets`` still has the cause; without it the module is not needed."""
     assert read(tmp_path, [conversation("6")])[0]["messages"][1]["content"] == 6
@@ -49,7 +62,8 @@ def test_datasets_alone_reads_a_number(tmp_path: Path) -> None:
         pytest.param(conversation("6", "which?"), id="plain texts"),
         pytest.param(conversation([{"type": "text", "text": "6"}]), id="parts alone"),
         pytest.param(conversation("words"), id="nothing that is JSON"),
-        pytest.param(conversation({"degrees": 6}, "how warm?"), id="a tool's answer"),
+        pytest.param(answered({"degrees": 6}, "warm"), id="a tool's answer"),
+        pytest.param(answered([{"degrees": 6}, 7], "warm"), id="a tool's list"),
         pytest.param({"text": "6"}, id="no messages"),
     ],
 )
