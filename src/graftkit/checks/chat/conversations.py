@@ -8,6 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from graftkit.checks.engine.context import UndecidableError
 from graftkit.text import first_line
 
 # Texts that no template contains.
@@ -59,25 +60,39 @@ def render(processor: Any, messages: Sequence[Message]) -> str:
     return text
 
 
-def _rendered(processor: Any, messages: Sequence[Message], template: str | None) -> tuple[str, Sequence[Message]]:
-    """Return the text, and the messages in the form that the template takes."""
+def apply_template(processor: Any, messages: Sequence[Message], template: str | None, **options: Any) -> Any:
+    """Return what the tokenizer's ``apply_chat_template`` returns: the text, unless the options say otherwise.
+
+    Raises:
+        TemplateRefusalError: the template, or the tokenizer, refuses these messages.
+    """
     from jinja2 import TemplateError
 
+    options = {"tokenize": False, **options}
+    try:
+        return tokenizer_of(processor).apply_chat_template(list(messages), chat_template=template, **options)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise TemplateRefusalError(first_line(error)) from error
+
+
+def _rendered(processor: Any, messages: Sequence[Message], template: str | None) -> tuple[str, Sequence[Message]]:
+    """Return the text, and the messages in the form that the template takes."""
     plain = [message["content"] for message in messages if message["content"]]
-    refusal: Exception | None = None
+    refusal: TemplateRefusalError | None = None
     best: tuple[str, Sequence[Message]] | None = None
     for form in (messages, [_in_parts(message) for message in messages]):
         try:
-            text = tokenizer_of(processor).apply_chat_template(form, chat_template=template, tokenize=False)
-        except (TemplateError, TypeError) as error:
+            text: str = apply_template(processor, form, template)
+        except TemplateRefusalError as error:
             refusal = refusal or error
             continue
         if all(content in text for content in plain):
             return text, form
         best = best or (text, form)
-    if best is None:
-        raise TemplateRefusalError(first_line(refusal)) from refusal
-    return best
+    if best is not None:
+        return best
+    assert refusal is not None
+    raise refusal
 
 
 def _in_parts(message: Message) -> Message:
@@ -111,10 +126,20 @@ class Rendered:
         inside = [learned for (left, right), learned in tokens if left < end and right > start]
         return sum(inside) / len(inside) if inside else 0.0
 
-    def share_of(self, content: str) -> float:
-        """Return :meth:`share` for a text that occurs once."""
+    def span_of(self, content: str) -> tuple[int, int]:
+        """Return the start and end of a text that occurs once.
+
+        Raises:
+            UndecidableError: the template drops or rewrites it.
+        """
         start = self.text.find(content)
-        return self.share(start, start + len(content)) if start >= 0 else 0.0
+        if start < 0:
+            raise UndecidableError(f"the template does not render {content!r} as it is written (see GK208)")
+        return start, start + len(content)
+
+    def share_of(self, content: str) -> float:
+        """Return :meth:`share` for a text that occurs once. Raises as :meth:`span_of`."""
+        return self.share(*self.span_of(content))
 
 
 def everything_learned(processor: Any) -> Rendered:
@@ -131,12 +156,10 @@ def answers_learned(processor: Any, template: str) -> Rendered:
         TemplateRefusalError: the template refuses the sample.
     """
     text, form = _rendered(processor, sample(), template)
-    tokenizer = tokenizer_of(processor)
-    encoded = tokenizer.apply_chat_template(
-        form, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    encoded = apply_template(processor, form, template, **options)
     mask = tuple(bool(flag) for flag in encoded["assistant_masks"])
-    return Rendered(text, _spans(tokenizer, text), mask)
+    return Rendered(text, _spans(tokenizer_of(processor), text), mask)
 
 
 def _spans(tokenizer: Any, text: str) -> tuple[tuple[int, int], ...]:

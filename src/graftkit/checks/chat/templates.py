@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.chat.conversations import (
     Message,
     TemplateRefusalError,
+    apply_template,
     assistant,
     sample,
     template_of,
     tokenizer_of,
     user,
 )
+from graftkit.surveying.sources.local_processor import local_processor
 
 if TYPE_CHECKING:
     from graftkit.checks.engine.context import CheckContext
+
+
+def as_trained(processor: Any, args: Mapping[str, Any]) -> Any | None:
+    """Return the processor with the template and the end token that a recipe's arguments give it.
+
+    None if the template is that of another model, which is not on this machine.
+    Source: ``trl.trainer.sft_trainer.SFTTrainer.__init__``.
+    """
+    if args.get("eos_token") is not None:
+        tokenizer_of(processor).eos_token = args["eos_token"]
+    path = args.get("chat_template_path")
+    if path is None:
+        return processor
+    if Path(path).is_file() and str(path).endswith((".jinja", ".j2")):
+        processor.chat_template = Path(path).read_text(encoding="utf-8")
+        return processor
+    other = local_processor(path)
+    if other is not None:
+        processor.chat_template = template_of(other)
+    return None if other is None else processor
 
 
 def marked_template(processor: Any) -> str:
@@ -70,16 +93,18 @@ def trained_template(context: CheckContext) -> str:
     Raises:
         TemplateRefusalError, ImportError: as :func:`found_template`.
     """
-    find = marked_template if context.given.recipe is None else found_template
+    recipe = context.given.recipe
+    # TRL reads a template that the user names, and graftkit then looks for no other.
+    find = marked_template if recipe is None or recipe.args.get("chat_template_path") else found_template
     return find(context.processor)
 
 
 def _equivalent(processor: Any, conversations: Sequence[Sequence[Message]]) -> str | None:
     """Return a training template of TRL's that renders the conversations as the processor's own does, or None."""
     own = template_of(processor)
-    rendered = [_rendered(processor, own, conversation) for conversation in conversations]
+    rendered = [_text_or_none(processor, own, conversation) for conversation in conversations]
     for template in _training_templates() if rendered[0] is not None else ():
-        if all(_rendered(processor, template, t) == r for t, r in zip(conversations, rendered, strict=True)):
+        if all(_text_or_none(processor, template, t) == r for t, r in zip(conversations, rendered, strict=True)):
             return template
     return None
 
@@ -99,14 +124,10 @@ def _samples() -> Iterable[Sequence[Message]]:
     yield [user("  spaces \n"), assistant("  and\n\nlines ")]
 
 
-def _rendered(processor: Any, template: str | None, conversation: Sequence[Message]) -> str | None:
+def _text_or_none(processor: Any, template: str | None, conversation: Sequence[Message]) -> str | None:
     """Return the text, or None if the template refuses the conversation."""
-    from jinja2 import TemplateError
-
     try:
-        text: str = tokenizer_of(processor).apply_chat_template(
-            list(conversation), chat_template=template, tokenize=False
-        )
-    except (TemplateError, TypeError, ValueError):
+        text: str = apply_template(processor, conversation, template)
+    except TemplateRefusalError:
         return None
     return text

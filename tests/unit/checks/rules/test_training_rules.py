@@ -357,6 +357,26 @@ def test_gk204_types_that_mark_no_image(twin_of: Twins) -> None:
 
 
 @pytest.mark.rule_fails("GK204")
+def test_gk204_types_that_mark_text_as_an_image(twin_of: Twins) -> None:
+    model = twin_of(A4B)
+    batch = gk.example_batch(model)
+    batch["mm_token_type_ids"] = torch.ones_like(batch["mm_token_type_ids"])
+    found = seen("GK204", model=adapted(model), batch=batch)
+    assert found.severity is ERROR
+    assert found.evidence["difference"] > 0.01
+
+
+def test_gk204_unknown_where_the_batch_does_not_show_the_effect(twin_of: Twins) -> None:
+    """The image is one token long, and last: with the types and without, it sees the same tokens."""
+    model = twin_of(A4B)
+    batch = gk.example_batch(model)
+    ids, types = batch["input_ids"][:1], batch["mm_token_type_ids"][:1]
+    text, image = ids[types == 0][:6], ids[types == 1][:1]
+    batch = {"input_ids": torch.cat((text, image))[None]}
+    assert seen("GK204", model=adapted(model), batch=batch).severity is UNKNOWN
+
+
+@pytest.mark.rule_fails("GK204")
 def test_gk204_the_refusal_of_the_model_is_reported(twin_of: Twins) -> None:
     model = twin_of("qwen3_5")
     batch = gk.example_batch(model)
@@ -560,6 +580,27 @@ def test_gk207_unknown_without_a_mask_or_an_end() -> None:
     processor = tokenizer(shipped("gemma4"))
     assert seen("GK207", processor=processor, training=ANSWERS_ONLY).severity is UNKNOWN
     assert seen("GK207", processor=processor, training=Training()).severity is OK
+
+
+@pytest.mark.parametrize("code", ["GK206", "GK207"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param(MARKED.replace("{% generation %}{{ message['content'] +", "{% generation %}{{"), id="drops"),
+        pytest.param(
+            MARKED.replace("message['content'] + '<|im_end|>' }}{%", "message['content'] | upper }}{%"),
+            id="rewrites",
+        ),
+        pytest.param(
+            MARKED.replace("'\n' + message['content']", "message['content'].index('!')"), id="ValueError"
+        ),
+    ],
+)
+def test_answers_that_the_template_does_not_render_are_unknown(code: str, template: str) -> None:
+    for training in (ANSWERS_ONLY, Training()):
+        found = seen(code, processor=tokenizer(template), training=training)
+        assert found.severity is UNKNOWN or (code, template.count("index")) == ("GK206", 1), found
+        assert "error" not in found.evidence
 
 
 def test_gk208_thoughts_that_are_not_rendered() -> None:

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.checks.probes.forward import difference, logits_of, tolerance
 from graftkit.findings import Severity
 from graftkit.text import first_line
@@ -51,7 +51,7 @@ def _check(context: CheckContext) -> Observation:
     if types is None or not types.any():
         return passed("the batch has only text tokens", key=key)
     given = context.batch.get(key)
-    if given is not None and bool((given.cpu()[types > 0] > 0).all()):
+    if given is not None and bool(((given.cpu() > 0) == (types > 0)).all()):
         return passed(f"the batch has {key}", key=key)
     return _compared(context, key, types, config)
 
@@ -76,17 +76,32 @@ def _compared(context: CheckContext, key: str, types: Tensor, config: Any) -> Ob
     right = logits_of(context.model, {**context.batch, key: types})
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     evidence: dict[str, Any] = {"key": key, _FLAG: getattr(text, _FLAG, None)}
+    fault = f"the batch has no {key}" if key not in context.batch else f"{key} marks other tokens than the images'"
     try:
         seen = logits_of(context.model, context.batch)
     except ValueError as error:
-        return failed(f"the batch has no {key}: {first_line(error)}", where=key, **evidence)
+        return failed(f"{fault}: {first_line(error)}", where=key, **evidence)
     apart, allowed = difference(right, seen), tolerance(context.model)
     evidence |= {"difference": apart, "tolerance": allowed}
-    if apart <= allowed:
+    if apart > allowed:
+        return failed(f"{fault}, and with the right types the logits differ by {apart:.1e}", where=key, **evidence)
+    if not _reads(context, key, right, types):
         return passed(f"the logits do not depend on {key}", **evidence)
-    return failed(
-        f"the batch has no {key}, and without it the logits differ by {apart:.1e}", where=key, **evidence
-    )
+    return unknown(f"{fault}; the model reads it, and this batch does not show what it does", **evidence)
+
+
+def _reads(context: CheckContext, key: str, right: Tensor, types: Tensor) -> bool:
+    """Check whether the logits depend on the types at all: on none, or on those of an image in every token."""
+    import torch
+
+    for other in (torch.zeros_like(types), torch.ones_like(types)):
+        try:
+            seen = logits_of(context.model, {**context.batch, key: other})
+        except Exception:  # a model that reads them may fail in any way on types that fit no image
+            return True
+        if difference(right, seen) > tolerance(context.model):
+            return True
+    return False
 
 
 RULE = Rule(

@@ -71,9 +71,10 @@ class _Ends:
 
     @classmethod
     def of(cls, seen: Rendered, processor: Any) -> _Ends:
+        """Find the ends. Raises UndecidableError if the template drops or rewrites an answer."""
         tokenizer = tokenizer_of(processor)
         specials = _specials(tokenizer)
-        places = tuple(_end(seen.text, answer, specials) for answer in ANSWERS)
+        places = tuple(_end(seen.text, seen.span_of(answer)[1], specials) for answer in ANSWERS)
         return cls(seen, places, getattr(tokenizer, "eos_token", None))
 
     @property
@@ -107,9 +108,8 @@ def _specials(tokenizer: Any) -> list[str]:
     return sorted((token for token in known if token.strip()), key=len, reverse=True)
 
 
-def _end(text: str, answer: str, specials: list[str]) -> tuple[int, int] | None:
-    """Return the span of the special token that follows an answer after at most white space, or None."""
-    start = text.index(answer) + len(answer)
+def _end(text: str, start: int, specials: list[str]) -> tuple[int, int] | None:
+    """Return the span of the special token that follows ``start`` after at most white space, or None."""
     start += len(text[start:]) - len(text[start:].lstrip())
     found = next((token for token in specials if text.startswith(token, start)), None)
     return None if found is None else (start, start + len(found))

@@ -1,0 +1,32 @@
+"""A model's processor or tokenizer, if it is on this machine."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from graftkit.surveying.sources.quiet import quiet_transformers
+
+
+def local_processor(source: Any, *, trust_remote_code: bool = False, revision: str | None = None) -> Any | None:
+    """Return the processor of a model, else its tokenizer; None without one. Nothing is downloaded.
+
+    Args:
+        source: a hub id or a folder; nothing else has a processor.
+        trust_remote_code: let the processor's own code run.
+        revision: branch, tag or commit of a hub id.
+    """
+    from transformers import AutoProcessor, AutoTokenizer
+
+    if not isinstance(source, (str, Path)):
+        return None
+    for loader in (AutoProcessor, AutoTokenizer):
+        with suppress(Exception), quiet_transformers():
+            return loader.from_pretrained(
+                str(source),
+                trust_remote_code=trust_remote_code,
+                revision=revision or "main",
+                local_files_only=True,
+            )
+    return None
