@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from graftkit.adapters.file import CONFIG_NAME, read_config
+from graftkit.checks.chat.templates import as_trained
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules
@@ -21,10 +23,22 @@ from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import training_of
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.load_config import load_config
+from graftkit.surveying.sources.local_processor import local_processor
 from graftkit.surveying.survey import survey
 
 # The inputs that need no live model, no batch and no tensors of an adapter.
-STATIC = ("environment", "config", "base", "peft_config", "plan", "recipe", "training", "processor", "checkpoint")
+STATIC = (
+    "environment",
+    "config",
+    "base",
+    "peft_config",
+    "plan",
+    "recipe",
+    "training",
+    "rows",
+    "processor",
+    "checkpoint",
+)
 
 
 def doctor(
@@ -76,18 +90,29 @@ def static_inputs(
     revision: str | None = None,
 ) -> Inputs:
     """Return the inputs that need no live model. Arguments and errors as in :func:`doctor`."""
-    given = Inputs(
-        environment=environment()["packages"],
-        recipe=recipe,
-        training=training_of(recipe) if recipe else None,
-    )
     source = model if model is not None or recipe is None else recipe.fields.model
+    given = Inputs(environment=environment()["packages"])
+    if recipe is not None:
+        found = local_processor(source, trust_remote_code=trust_remote_code, revision=revision)
+        given = replace(
+            given,
+            recipe=recipe,
+            training=training_of(recipe),
+            rows=partial(_rows, recipe),
+            processor=None if found is None else as_trained(found, recipe.args),
+        )
     if source is not None:
         given = _with_model(given, source, trust_remote_code, revision)
     if adapter is not None:
         folder = Path(adapter).expanduser()
         return replace(given, folder=folder, peft_config=read_config(folder / CONFIG_NAME))
     return given if recipe is None else _with_plan(given, recipe)
+
+
+def _rows(recipe: Recipe) -> Any:
+    from graftkit.data.load import load_data
+
+    return load_data(recipe).train
 
 
 def _with_model(given: Inputs, source: Any, trust_remote_code: bool, revision: str | None) -> Inputs:

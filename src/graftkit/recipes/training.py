@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from graftkit.errors import RecipeError
 from graftkit.recipes.recipe import Recipe
+from graftkit.recipes.row_options import RowOptions
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Training:
         modalities: of the batches, or None for all that the model takes.
         assistant_only: whether the template's generation marks decide which tokens the loss is on.
         find_unused: DDP's ``find_unused_parameters``, or None for its default.
+        rows: how rows become sequences.
     """
 
     trainer: str = "sft"
@@ -47,6 +49,7 @@ class Training:
     modalities: tuple[str, ...] | None = None
     assistant_only: bool = False
     find_unused: bool | None = None
+    rows: RowOptions = field(default_factory=RowOptions)
 
 
 def training_of(recipe: Recipe) -> Training:
@@ -75,6 +78,7 @@ def training_of(recipe: Recipe) -> Training:
         modalities=tuple(modalities) if modalities else None,
         assistant_only=bool(args.get("assistant_only_loss", False)),
         find_unused=args.get("ddp_find_unused_parameters"),
+        rows=RowOptions.of(args),
     )
 
 

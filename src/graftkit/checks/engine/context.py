@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from graftkit.errors import SourceError
+from graftkit.errors import GraftError, SourceError
 from graftkit.recipes.settings import CheckSettings
 from graftkit.text import some
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from graftkit.checks.peft_config.resolved import ResolvedTargets
     from graftkit.checks.probes.gradients import Gradients
     from graftkit.engines import Engine
-    from graftkit.errors import AdapterError, GraftError
+    from graftkit.errors import AdapterError
     from graftkit.merging.verify import Evidence
     from graftkit.planning.plan import Plan
     from graftkit.recipes.recipe import Recipe
@@ -58,6 +58,7 @@ class Inputs:
         engine: the engine that is to serve the adapter.
         model: the live adapted model.
         batch: one valid batch for it, labels included where it computes a loss.
+        rows: reads the rows that are trained on, as the trainer gets them: a dataset, or what is like one.
     """
 
     environment: Mapping[str, str | None] | None = None
@@ -78,6 +79,7 @@ class Inputs:
     engine: Engine | None = None
     model: PeftModel | None = None
     batch: Mapping[str, Any] | None = None
+    rows: Callable[[], Any] | None = None
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -140,6 +142,7 @@ class CheckContext:
     engine = _Input["Engine"]()
     model = _Input["PeftModel"]()
     batch = _Input[Mapping[str, Any]]()
+    rows = _Input[Callable[[], Any]]()
 
     @property
     def modalities(self) -> tuple[str, ...] | None:
@@ -170,6 +173,19 @@ class CheckContext:
             message = f"the configuration cannot be used: {some(resolved.problems)}"
             raise UndecidableError(message, problems=len(resolved.problems))
         return resolved
+
+    @cached_property
+    def training_rows(self) -> Any:
+        """The rows that are trained on.
+
+        Raises:
+            UndecidableError: they cannot be read.
+        """
+        try:
+            return self.rows()
+        except GraftError as error:
+            why = f": {error.why}" if error.why else ""
+            raise UndecidableError(f"{error.what}{why}", code=error.code) from error
 
     @cached_property
     def checkpoint_headers(self) -> Headers:

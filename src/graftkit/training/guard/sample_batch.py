@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from graftkit.data.sample_rows import spread_rows
 from graftkit.families import IGNORED_LABEL
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def preserve_random_state() -> Iterator[None]:
 
 def _chosen_rows(dataset: Any, rows: int) -> list[Any]:
     """Return rows that together have every kind of content that the candidates have."""
-    candidates = _candidates(dataset)
+    candidates = spread_rows(dataset, _CANDIDATES)
     chosen: list[Any] = []
     covered: set[str] = set()
     for row in candidates:
@@ -76,17 +77,6 @@ def _chosen_rows(dataset: Any, rows: int) -> list[Any]:
     rest = (row for row in candidates if not any(row is taken for taken in chosen))
     # A collator may change its rows, and a dataset that is a plain list would keep the change.
     return [dict(row) if isinstance(row, Mapping) else row for row in [*chosen, *rest][:rows]]
-
-
-def _candidates(dataset: Any) -> list[Any]:
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        size = len(dataset)
-        places = sorted({at * size // _CANDIDATES for at in range(_CANDIDATES)}) if size else []
-        return [dataset[place] for place in places]
-    if hasattr(dataset, "take"):  # a stream of the datasets library; take() starts it from its beginning
-        return list(dataset.take(_CANDIDATES))
-    inner = getattr(dataset, "dataset", None)
-    return _candidates(inner) if inner is not None else []
 
 
 def _kinds(row: Any) -> set[str]:
