@@ -89,6 +89,37 @@ def test_verify_a_recipe_on_the_twin_then_fix_it(tmp_path: Path) -> None:
     assert file.read_text() == RECIPE.replace("use_reentrant: true", "use_reentrant: false")
 
 
+def test_the_figures_are_the_same_in_every_process(tmp_path: Path) -> None:
+    """Neither the order of sets nor the number of threads shows in a figure; the adapter is random, and seeded."""
+    (tmp_path / "run.yaml").write_text(RECIPE)
+    command = ("verify", "--recipe", "run.yaml", "--twin", "--json", "--ignore", "GK103,GK115")
+    first, second = (
+        findings(graft(*command, cwd=tmp_path, PYTHONHASHSEED=seed, OMP_NUM_THREADS=seed)) for seed in ("1", "2")
+    )
+    assert {"GK201", "GK202", "GK203", "GK205", "GK210", "GK508", "GK601", "GK607"} <= first.keys()
+    assert first["GK210"]["evidence"]["gradient_difference"] > 1
+    assert first == second
+
+
+def test_so_are_those_of_a_twin_without_a_recipe(tmp_path: Path) -> None:
+    command = ("verify", "llama", "--twin", "--json", "-r", "4")
+    first, second = (graft(*command, cwd=tmp_path, PYTHONHASHSEED=seed, OMP_NUM_THREADS=seed) for seed in "12")
+    assert findings(first) == findings(second)
+
+
+def test_the_recipe_of_the_readme_has_the_fault_that_it_shows(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    recipe = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "use_reentrant" in block)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    command = ("verify", "--recipe", "recipe.yaml", "--twin", "--select", "GK202", "--json")
+    found = findings(graft(*command, cwd=tmp_path))["GK202"]
+    assert found["severity"] == "error"
+    figures = found["evidence"]["re-entrant"]
+    assert f"{figures['wrong']} of {figures['tensors']} adapter tensors" in page
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("E4B", "31B"))
+    assert findings(graft(*command, cwd=tmp_path))["GK202"]["severity"] == "ok"
+
+
 def test_a_recipe_and_other_words_do_not_go_together(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(RECIPE)
     assert refused("verify", "--recipe", "run.yaml", "--twin", "--rank", "8", cwd=tmp_path)["code"] == "usage"

@@ -14,10 +14,11 @@ from graftkit.checks.doctor import STATIC, settings_of, static_inputs
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
-from graftkit.checks.probes.live_adapter import restoring_state, sits_in_layers
+from graftkit.checks.probes.live_adapter import restoring_state, seeding, sits_in_layers
 from graftkit.checks.rules import all_rules
 from graftkit.errors import AttachError, BuildError, PlanError
 from graftkit.findings import Report
+from graftkit.modeling.threads import one_thread
 from graftkit.planning.quantization import plan_quantization
 from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe
@@ -57,7 +58,7 @@ def rehearse(
     Args:
         model: instead of the recipe's: a name that ``survey`` takes.
         on_twin: use a tiny random model of the same architecture instead of loading the weights.
-        seed: of the twin and of its batch.
+        seed: of the twin, of its fresh adapter and of its batch.
         settings: which rules, with which limits; those of the recipe if None.
         trust_remote_code: allow the model's own code to run.
         revision: branch, tag or commit of a hub id.
@@ -70,7 +71,6 @@ def rehearse(
     report(Progress("reading the architecture", 0, None))
     origin = _ModelSource(recipe.fields.model if model is None else model, trust_remote_code, revision)
     given = static_inputs(origin.source, recipe=recipe, trust_remote_code=trust_remote_code, revision=revision)
-    given = replace(given, processor=origin.processor())
     live = given
     if given.base is not None and given.recipe_refusal is None:
         report(Progress("building the twin" if on_twin else "loading the model", 0, None))
@@ -81,7 +81,7 @@ def rehearse(
             live = given = replace(given, recipe_refusal=error)
     chosen = settings or settings_of(recipe)
     unchanged = nullcontext() if live.model is None else restoring_state(live.model)
-    with quiet_transformers(), unchanged:
+    with quiet_transformers(), unchanged, one_thread() if on_twin else nullcontext():
         of_architecture = run(decidable(all_rules(), STATIC), CheckContext(given, chosen), on_progress=on_progress)
         of_model = run(_live_rules(), CheckContext(live, chosen), on_progress=on_progress)
     # No rule is in both.
@@ -111,22 +111,6 @@ class _ModelSource:
         options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
         return twin(self.source, seed=seed, **options) if on_twin else load_model(self.source, **options)
 
-    def processor(self) -> Any | None:
-        """Return the model's processor or tokenizer if it is on this machine; nothing is downloaded."""
-        from transformers import AutoProcessor, AutoTokenizer
-
-        if not isinstance(self.source, (str, Path)):
-            return None
-        for loader in (AutoProcessor, AutoTokenizer):
-            with suppress(Exception), quiet_transformers():
-                return loader.from_pretrained(
-                    str(self.source),
-                    trust_remote_code=self.trust_remote_code,
-                    revision=self.revision or "main",
-                    local_files_only=True,
-                )
-        return None
-
     def folder(self) -> Path | None:
         """Return the folder with the model's weights if it is on this machine."""
         if not isinstance(self.source, (str, Path)):
@@ -137,7 +121,8 @@ class _ModelSource:
 def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, seed: int) -> Inputs:
     """Return the inputs with the model in the state in which training would begin, and a batch for it."""
     training = training_of(recipe)
-    adapted = _adapted(model, recipe)
+    with seeding(model, seed):
+        adapted = _adapted(model, recipe)
     if not sits_in_layers(adapted):
         return given
     _prepare(adapted, training)

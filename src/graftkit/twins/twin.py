@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError, GraftError
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
+from graftkit.modeling.threads import one_thread
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import load_config
@@ -57,7 +58,7 @@ def twin(
     config, model_class = _resolve(source, trust_remote_code, revision)
     small = shrink(config, overrides)
     # fork_rng() restores the CPU's generator; other devices' are not touched.
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), one_thread(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = _build(model_class, small, dtype or torch.float32)
         redraw_weights(model, torch.Generator().manual_seed(seed))

@@ -12,9 +12,9 @@ from graftkit.checks.probes.forward import loss_of
 from graftkit.checks.probes.live_adapter import (
     adapted_layers,
     adapter_parameters,
-    fork_random_state,
     perturbing,
     restoring_gradients,
+    seeding,
 )
 from graftkit.modeling.module_mode import evaluating
 from graftkit.text import first_line
@@ -90,10 +90,7 @@ class Gradients:
 @contextmanager
 def checkpointing_in_eval(model: nn.Module, mode: Mode | None) -> Iterator[None]:
     """Run the block in evaluation mode, with layers recomputed in ``mode`` and from a fixed random state."""
-    import torch
-
-    with fork_random_state(model), evaluating(model), checkpointing(model, mode):
-        torch.manual_seed(0)
+    with seeding(model, 0), evaluating(model), checkpointing(model, mode):
         yield
 
 

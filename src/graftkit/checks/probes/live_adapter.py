@@ -110,6 +110,16 @@ def fork_random_state(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def seeding(model: nn.Module, seed: int) -> Iterator[None]:
+    """Run the block from a fixed random state; restore after it the one that was."""
+    import torch
+
+    with fork_random_state(model):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def restoring_gradients(model: nn.Module) -> Iterator[None]:
     """Start the block without gradients, and restore after it those that the model had."""
     found = [(parameter, parameter.grad) for parameter in model.parameters()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,7 +29,7 @@ def verify(
     r: options.R = None,
     alpha: options.Alpha = None,
     option: options.PeftOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the twin and of its example batch.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the twin, its adapter and its batch.")] = 0,
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,
     fix: reporting.Fix = False,
@@ -72,7 +73,10 @@ def verify(
                 "alpha": alpha,
                 **options.peft_options(option),
             }
-            report = _verify(live, request, seed, reporting.settings_for(select, ignore))
+            from graftkit.modeling.threads import one_thread
+
+            with one_thread() if twin else nullcontext():
+                report = _verify(live, request, seed, reporting.settings_for(select, ignore))
         else:
             raise _nothing_to_verify()
         reporting.conclude(output, report, f"graft verify {model or recipe}", fail_level, verbose=verbose)
@@ -90,12 +94,14 @@ def _live_model(name: str, twin_seed: int | None, access: dict[str, Any]) -> Any
 
 def _verify(model: Any, request: dict[str, Any], seed: int, settings: CheckSettings) -> Report:
     from graftkit.attaching.attach import attach
+    from graftkit.checks.probes.live_adapter import seeding
     from graftkit.checks.verify import verify as run_checks
     from graftkit.planning.plan import plan
     from graftkit.twins.example_batch import example_batch
 
     planned = plan(model, **request)
-    adapted = attach(model, planned)
+    with seeding(model, seed):
+        adapted = attach(model, planned)
     batch = example_batch(adapted.get_base_model(), seed=seed)
     with progress_bar() as on_progress:
         return run_checks(adapted, batch, plan=planned, settings=settings, on_progress=on_progress)
