@@ -6,7 +6,9 @@ Tools work around PEFT's refusal of wrappers in one of three ways, which differ 
 - replacement (FAI-RL): an adapter layer replaces the wrapper, so the tensors name the wrapper too;
 - shim: a module of the tool lies between the two, and appears in the tensors' names.
 
-In each case the tensors fit the inner linears. Only names change here, never values.
+In each case the tensors fit the inner linears. Only names change here, never values. An adapter that took the
+place of a wrapper that clamps may have been trained without the clamp, and then computes something else with it.
+Its tensors are named as those of one that was trained with it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,12 +26,13 @@ from typing import Any
 from graftkit._version import SCHEMA_VERSION
 from graftkit.adapters.file import CONFIG_NAME, DEFAULT_RANK, WEIGHTS_NAME, AdapterFile, read_adapter
 from graftkit.adapters.placement import TensorPlacement, place_tensors
+from graftkit.adapters.trained_bounds import METADATA_KEY, TrainedBounds, trained_bounds
 from graftkit.attaching.redirect import ModelPaths, renamed, retargeted
 from graftkit.errors import AdapterError
 from graftkit.files import atomic_folder, overlap, write_text
 from graftkit.planning.matching import value_at
 from graftkit.surveying.checkpoint.safetensors_header import header_bytes
-from graftkit.surveying.sites import ModelMap
+from graftkit.surveying.sites import ModelMap, Site
 from graftkit.surveying.survey import survey
 
 RECORD_NAME = "graftkit_migration.json"
@@ -64,6 +68,9 @@ class Migration:
         out: the folder it was written to, or None.
         tensors: number of tensors in the adapter.
         config: the complete new configuration.
+        bounds: whether the bounds of the base's wrappers were in place while the adapter was trained; None where
+            it adapts none of them, or nothing speaks against it.
+        wrappers: the paths of the wrappers whose linears it adapts.
     """
 
     adapter: str
@@ -73,10 +80,12 @@ class Migration:
     rewritten: tuple[Rewritten, ...] = field(repr=False)
     tensors: int
     config: Mapping[str, Any] = field(repr=False)
+    bounds: TrainedBounds | None = None
+    wrappers: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def changed(self) -> bool:
-        """Whether anything changes; if not, stock PEFT loads the adapter as it is."""
+        """Whether a name changes; if not, stock PEFT loads the adapter as it is."""
         return bool(self.renamed or self.rewritten)
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,31 +98,56 @@ class Migration:
             "tensors": self.tensors,
             "renamed": [asdict(item) for item in self.renamed],
             "rewritten": [asdict(item) for item in self.rewritten],
+            "bounds": self.bounds,
         }
 
     def __str__(self) -> str:
         head = f"{self.adapter} -> {self.out or 'nothing written'} (base {self.base})"
-        if not self.changed:
-            return f"{head}\nnothing to change: stock PEFT loads it as it is"
         lines = [f"{r.field}: {r.before} -> {r.after}\n  {r.why}" for r in self.rewritten]
         if self.renamed:
             first = self.renamed[0]
             count = f"{len(self.renamed)} of {self.tensors} tensors renamed"
             lines.append(f"{count}, {first.before} -> {first.after}\n  {first.why}")
+        if not self.changed:
+            lines.append("nothing to change: stock PEFT loads it as it is")
+        if self.bounds in _NOT_AS_TRAINED:
+            lines.append(f"{_BOUNDS_RULE}: {_NOT_AS_TRAINED[self.bounds]}")
         return "\n".join([head, *lines])
 
 
-def migrate(adapter: str | Path | AdapterFile, base: Any, out: str | Path | None = None) -> Migration:
+# The rule that says more about it: graft rules GK509.
+_BOUNDS_RULE = "GK509"
+_NOT_AS_TRAINED: Mapping[TrainedBounds | None, str] = {
+    TrainedBounds.UNKNOWN: "the adapter stood in the place of wrappers with bounds. If it was trained without "
+    "them, it computes something else on this base: state it by trained_without_clamp=True or False",
+    TrainedBounds.REMOVED: "the adapter was trained without the bounds of this base's wrappers, and computes what "
+    "was trained only without them: gk.unwrap(model, paths=migration.wrappers, allow_change=True)",
+}
+
+
+def migrate(
+    adapter: str | Path | AdapterFile,
+    base: Any,
+    out: str | Path | None = None,
+    *,
+    trained_without_clamp: bool | None = None,
+) -> Migration:
     """Fit an adapter's names to a base model, so that stock ``PeftModel.from_pretrained`` loads it.
 
     Targets become the smallest form that is exact for this base, tensors are renamed to inner paths, and patterns
     follow. Ranks are checked against the tensors. Tensor data is copied byte for byte, in its order, with the
     file's metadata, as are model card and tokenizer files; ``graftkit_migration.json`` records the changes.
 
+    Whether the wrappers' bounds were in place in training is added to the weights' metadata where it is stated or
+    in question, with a warning unless they were. ``check`` (GK509) and ``merge`` read it there.
+
     Args:
         adapter: an adapter folder.
         base: a ``ModelMap``, or anything ``survey`` takes.
         out: the folder to write; it may be an earlier migration, which is replaced. None: write nothing.
+        trained_without_clamp: True for an adapter that was trained with the plain linears in the wrappers' places;
+            such a one is served under ``gk.unwrap``, and cannot be merged. False where something clamped the sum
+            of linear and adapter. None: not known, also where the linears alone were clamped.
 
     Raises:
         AdapterError: ``adapter-does-not-fit`` when a tensor fits no site of the base, or two tensors the same one;
@@ -127,6 +161,8 @@ def migrate(adapter: str | Path | AdapterFile, base: Any, out: str | Path | None
     model_map = base if isinstance(base, ModelMap) else survey(base)
     placements = place_tensors(file, model_map)
     config = _fitted_config(file, model_map, placements)
+    by_module = {e.module: e.name_in_file for e in placements if e.module is not None}
+    carrying = tuple((name, model_map.by_path[module]) for module, name in by_module.items())
     result = Migration(
         adapter=str(file.folder),
         base=model_map.model.name,
@@ -135,10 +171,22 @@ def migrate(adapter: str | Path | AdapterFile, base: Any, out: str | Path | None
         rewritten=_differences(file.config, config),
         tensors=len(placements),
         config=config,
+        bounds=_bounds(file, carrying, trained_without_clamp),
+        wrappers=tuple(site.wrapper.path for _, site in carrying if site.wrapper is not None),
     )
     if target is not None:
         _write(file, result, target)
+        if result.bounds in _NOT_AS_TRAINED:
+            warnings.warn(f"{_BOUNDS_RULE}: {_NOT_AS_TRAINED[result.bounds]}", stacklevel=2)
     return result
+
+
+def _bounds(file: AdapterFile, carrying: Iterable[tuple[str, Site]], without: bool | None) -> TrainedBounds | None:
+    known = trained_bounds(file, carrying)
+    bounded = any(site.wrapper is not None and site.wrapper.bounded for _, site in carrying)
+    if without is None or not bounded:
+        return known
+    return TrainedBounds.REMOVED if without else TrainedBounds.KEPT
 
 
 def _check_apart(folder: Path, out: Path) -> Path:
@@ -255,7 +303,8 @@ def _write(file: AdapterFile, result: Migration, target: Path) -> None:
         for companion in _companions(file.folder):
             shutil.copyfile(companion, beside / companion.name)
         write_text(beside / CONFIG_NAME, json.dumps(dict(result.config), indent=2, sort_keys=True) + "\n")
-        _write_weights(file, {r.before: r.after for r in result.renamed}, beside / WEIGHTS_NAME)
+        names = {r.before: r.after for r in result.renamed}
+        _write_weights(file, names, result.bounds, beside / WEIGHTS_NAME)
         write_text(beside / RECORD_NAME, json.dumps(result.to_dict(), indent=2) + "\n")
         # Publish only what can be read back.
         read_adapter(beside)
@@ -270,14 +319,18 @@ def _companions(folder: Path) -> list[Path]:
     )
 
 
-def _write_weights(file: AdapterFile, names: Mapping[str, str], target: Path) -> None:
-    """Write the weights under other names: a new header, then the same data."""
-    if not names:
+def _write_weights(
+    file: AdapterFile, names: Mapping[str, str], bounds: TrainedBounds | None, target: Path
+) -> None:
+    """Write the weights under other names, and with other metadata: a new header, then the same data."""
+    stated = {} if bounds is None else {METADATA_KEY: str(bounds)}
+    metadata = {**file.header.metadata, **stated}
+    if not names and metadata == file.header.metadata:
         shutil.copyfile(file.weights_path, target)
         return
     header = {names.get(name, name): tensor for name, tensor in file.tensors.items()}
     data = len(file.header.raw)
     with file.weights_path.open("rb") as source, target.open("wb") as sink:
         source.seek(data)
-        sink.write(header_bytes(header, file.header.metadata, data))
+        sink.write(header_bytes(header, metadata, data))
         shutil.copyfileobj(source, sink, 1 << 20)

@@ -130,6 +130,10 @@ class ModuleIndex:
             return TensorPlacement(name, name)
         return self._on_site(name, core, tensor, stored)
 
+    def site_of(self, core: str) -> Site | None:
+        """Return the site that a module of the file belongs to, or None."""
+        return self._site(core)[0]
+
     def _on_site(self, name: str, core: str, tensor: list[str], stored: StoredTensor) -> TensorPlacement | str:
         found, why = self._site(core)
         if found is None:

@@ -8,6 +8,7 @@ parameters are named: for ``state_dict``, and so for every way to save, and for 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from graftkit.attaching.placed_wrappers import PlacedWrapper, name_inner_linears
 from graftkit.errors import AttachError
 from graftkit.modeling.module_mode import evaluating
 from graftkit.modeling.unwrapping import base_layer_of, base_model_of
+from graftkit.text import some
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 _PROBE_SCALE = 10.0
 
 
-def unwrap(model: nn.Module, *, allow_change: bool = False) -> Unwrapped:
+def unwrap(model: nn.Module, *, paths: Iterable[str] | None = None, allow_change: bool = False) -> Unwrapped:
     """Put each wrapper's inner linear in the wrapper's place while training runs.
 
     The result is a handle, and a context manager that puts the wrappers back at the end::
@@ -45,16 +47,19 @@ def unwrap(model: nn.Module, *, allow_change: bool = False) -> Unwrapped:
 
     Args:
         model: changed in place. Adapters it already carries stay where they are.
-        allow_change: unwrap although outputs change. The adapter is then trained on another model than the one it
-            will be used with.
+        paths: of the wrappers to take out; None takes out all.
+        allow_change: unwrap although outputs change. That is how to use an adapter that was trained without the
+            clamps. One that is trained so computes something else once the wrappers are back:
+            ``gk.migrate(…, trained_without_clamp=True)`` notes that in its file.
 
     Raises:
-        AttachError: ``unwrap-changes-outputs`` when a wrapper has finite bounds (or any other finite buffer), or
-            its output on random input differs from its linear's; ``unwrap-other-arguments`` when its callers may
-            pass it more than a linear takes. Nothing has been changed then.
+        AttachError: ``unwrap-no-wrapper`` when there is none at one of the paths; ``unwrap-changes-outputs`` when
+            a wrapper has finite bounds (or any other finite buffer), or its output on random input differs from
+            its linear's; ``unwrap-other-arguments`` when its callers may pass it more than a linear takes. Nothing
+            has been changed then.
     """
     base = base_model_of(model)
-    wrappers = tuple(placed_wrappers(base))
+    wrappers = tuple(placed_wrappers(base) if paths is None else _at(placed_wrappers(base), paths))
     for placed in wrappers:
         _refuse_other_arguments(placed)
         if not allow_change:
@@ -117,6 +122,21 @@ class Unwrapped:
                 placed.put_back()
             self._out = False
             name_inner_linears(self.model, self._placed)
+
+
+def _at(wrappers: Iterable[PlacedWrapper], paths: Iterable[str]) -> list[PlacedWrapper]:
+    by_path = {placed.path: placed for placed in wrappers}
+    wanted = list(dict.fromkeys(paths))
+    absent = [path for path in wanted if path not in by_path]
+    if absent:
+        raise AttachError(
+            f"{len(absent)} of {len(wanted)} paths are no wrapper's",
+            where=some(absent),
+            why=f"the model has {len(by_path)} wrappers: {some(by_path)}",
+            help="a wrapper's path ends where its linear's name begins; leave paths out for all of them",
+            code="unwrap-no-wrapper",
+        )
+    return [by_path[path] for path in wanted]
 
 
 def _refuse_other_arguments(placed: PlacedWrapper) -> None:

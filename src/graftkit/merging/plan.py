@@ -19,6 +19,7 @@ from graftkit.merging.checkpoint.block_map import Block, find_blocks, matrix_sha
 from graftkit.merging.checkpoint.shards import FLOATS, Shard
 from graftkit.merging.checkpoint.tied_weights import Ties, resolve_ties
 from graftkit.merging.checkpoint.weight_conversion import Group
+from graftkit.merging.unsupported import refuse_other_bounds
 from graftkit.surveying.checkpoint.safetensors_header import StoredTensor
 from graftkit.text import percent, size, table
 
@@ -165,12 +166,15 @@ def make_plan(base: Base, adapters: Sequence[WeightedAdapter], tied: str | None)
             ``"share"`` changes them all, ``"untie"`` gives the adapted one its own weight.
 
     Raises:
-        MergeError: as :func:`graftkit.merging.adapter.effects.read_effects` and
+        MergeError: as :func:`graftkit.merging.adapter.effects.read_effects`,
+            :func:`graftkit.merging.unsupported.refuse_other_bounds` and
             :func:`graftkit.merging.checkpoint.tied_weights.resolve_ties`;
             ``merge-missing-weight``: the base's files lack a weight that is adapted; ``merge-dtype``: its dtype is
             not floating-point.
     """
     effects = [read_effects(adapter.file, base.model, adapter.weight) for adapter in adapters]
+    for adapter, effect in zip(adapters, effects, strict=True):
+        refuse_other_bounds(adapter.file, base, effect.changes)
     ties = resolve_ties(base, effects, tied)
     jobs: dict[str, Job] = {}
     for param in sorted({p for e in effects for p in e.changes}):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile
-from graftkit.errors import MergeError
+from graftkit.adapters.trained_bounds import TrainedBounds, stated_bounds
+from graftkit.errors import MergeError, reraise_as
+from graftkit.merging.checkpoint.base import Base
+from graftkit.merging.errors import base_unreadable
+from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.planning.initializers import initializer_of
+from graftkit.surveying.checkpoint.scalars import read_scalars
 
 _Reason = tuple[str, str, str, str]
 
@@ -29,6 +35,39 @@ def refuse(file: AdapterFile, config: Any) -> None:
         if reason is not None:
             code, what, why, help = reason
             raise MergeError(what, where=str(file.folder), why=why, help=help, code=code)
+
+
+def refuse_other_bounds(file: AdapterFile, base: Base, params: Iterable[str]) -> None:
+    """Raise if an adapter was, or may have been, trained without the bounds that the base has around its linears.
+
+    Args:
+        params: the base's parameters that the adapter changes.
+
+    Raises:
+        MergeError: ``merge-trained-without-bounds``, ``merge-trained-bounds-unknown``.
+    """
+    bounds = stated_bounds(file)
+    if bounds is None or bounds is TrainedBounds.KEPT:
+        return
+    changed = tuple(params)
+    bounded = [w for w in bounded_wrappers(base.model) if any(p.startswith(f"{w.path}.") for p in changed)]
+    names = [f"{wrapper.path}.{name}" for wrapper in bounded for name in wrapper.bounds]
+    with reraise_as(base_unreadable, base.folder):
+        values = read_scalars(base.model, base.folder, names)
+    finite = [name for name, value in values.items() if math.isfinite(value)]
+    if not finite:
+        return
+    removed = bounds is TrainedBounds.REMOVED
+    raise MergeError(
+        f"the adapter {'was' if removed else 'may have been'} trained without bounds that this base has",
+        where=str(file.folder),
+        why=f"a merged linear stays within them, and computes something else than was trained: {finite[0]} is "
+        f"{values[finite[0]]:g}",
+        help="serve it unmerged under gk.unwrap(model, allow_change=True)"
+        if removed
+        else "find out how it was trained, and let gk.migrate(…, trained_without_clamp=True or False) state it",
+        code="merge-trained-without-bounds" if removed else "merge-trained-bounds-unknown",
+    )
 
 
 def _prompt(config: Any) -> _Reason | None:

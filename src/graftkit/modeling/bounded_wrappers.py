@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftkit.surveying.wrappers import bounds_of
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -29,18 +31,13 @@ class BoundedWrapper:
     def bounds(self) -> dict[str, Tensor]:
         """The bounds that a checkpoint stores, by name: 0-dim floating-point buffers."""
         transient = self.module._non_persistent_buffers_set
-        return {name: bound for name, bound in _scalars(self.module) if name not in transient}
+        return {name: bound for name, bound in bounds_of(self.module).items() if name not in transient}
 
 
 def bounded_wrappers(model: nn.Module) -> list[BoundedWrapper]:
     """Return every bounded wrapper of the model, in definition order."""
     found = ((path, module, _only_linear(module)) for path, module in model.named_modules())
     return [BoundedWrapper(path, module, layer) for path, module, layer in found if layer is not None]
-
-
-def _scalars(module: nn.Module) -> list[tuple[str, Tensor]]:
-    buffers = module.named_buffers(recurse=False)
-    return [(name, buffer) for name, buffer in buffers if buffer.ndim == 0 and buffer.is_floating_point()]
 
 
 def _only_linear(module: nn.Module) -> nn.Module | None:
@@ -50,7 +47,7 @@ def _only_linear(module: nn.Module) -> nn.Module | None:
     children = list(module.children())
     if len(children) != 1 or not isinstance(children[0], nn.Linear | BaseTunerLayer):
         return None
-    if isinstance(module, BaseTunerLayer) or not _scalars(module):
+    if isinstance(module, BaseTunerLayer) or not bounds_of(module):
         return None
     return children[0] if not any(True for _ in module.parameters(recurse=False)) else None
 

@@ -51,10 +51,13 @@ class Wrapper:
     Attributes:
         cls: its class name.
         path: its module path; of nested wrappers the outermost one's.
+        bounded: whether it stores bounds for what its linear takes and gives. False where all are known to be
+            infinite; without weights they are not known.
     """
 
     cls: str
     path: str
+    bounded: bool = False
 
     def levels(self, linear: str) -> tuple[str, ...]:
         """Return the paths of every wrapper around the linear at that path, the innermost first."""

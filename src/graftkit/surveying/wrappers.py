@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graftkit.surveying.sites import Wrapper
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def wrappers_of(model: nn.Module, linear_paths: frozenset[str]) -> dict[str, Wrapper]:
@@ -27,8 +28,21 @@ def wrappers_of(model: nn.Module, linear_paths: frozenset[str]) -> dict[str, Wra
         while (parent := outer.rpartition(".")[0]) and _wraps(modules[parent], owned):
             outer = parent
         if outer != path:
-            found[path] = Wrapper(type(modules[outer]).__name__, outer)
+            wrapper = Wrapper(type(modules[outer]).__name__, outer)
+            bounded = any(_may_clamp(modules[level]) for level in wrapper.levels(path))
+            found[path] = replace(wrapper, bounded=bounded)
     return found
+
+
+def bounds_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the bounds that a module holds, by name: 0-dim floating-point buffers."""
+    buffers = module.named_buffers(recurse=False)
+    return {name: buffer for name, buffer in buffers if buffer.ndim == 0 and buffer.is_floating_point()}
+
+
+def _may_clamp(wrapper: nn.Module) -> bool:
+    """Check for a bound that is finite, or not known."""
+    return any(bound.is_meta or bool(bound.isfinite()) for bound in bounds_of(wrapper).values())
 
 
 def _wraps(module: nn.Module, owned: set[int]) -> bool:

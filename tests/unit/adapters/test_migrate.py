@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 import graftkit as gk
 from graftkit.adapters.migrate import RECORD_NAME, migrate
+from graftkit.adapters.trained_bounds import METADATA_KEY, TrainedBounds
 from graftkit.attaching.enable import enable
 from graftkit.checks.probes.forward import logits_of
 from graftkit.errors import AdapterError, OutputError
@@ -60,6 +63,11 @@ def loaded(base: nn.Module, folder: Path) -> Any:
     return PeftModel.from_pretrained(copy.deepcopy(base), folder)
 
 
+def metadata(folder: Path) -> dict[str, str]:
+    with safe_open(str(folder / WEIGHTS), framework="pt") as file:
+        return dict(file.metadata())
+
+
 def same_tensors(a: Path, b: Path) -> bool:
     first, second = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
     return len(first) == len(second) and all(
@@ -88,12 +96,11 @@ def test_a_replacement(base: nn.Module, tmp_path: Path) -> None:
     expected = trained(base, tmp_path / "in", config)
     edit(tmp_path / "in", target_modules=["q_proj", "down_proj"], alpha_pattern={"q_proj": 16})
     rename(tmp_path / "in", *INNER_TO_WRAPPER)
-    result = migrate(tmp_path / "in", base, tmp_path / "out")
+    result = migrate(tmp_path / "in", base, tmp_path / "out", trained_without_clamp=False)
     assert torch.equal(logits_of(loaded(base, tmp_path / "out"), gk.example_batch(base)), expected)
     assert result.renamed
     assert all(".linear.lora_" in item.after and item.why for item in result.renamed)
-    with safe_open(str(tmp_path / "out" / WEIGHTS), framework="pt") as file:
-        assert file.metadata() == {"format": "pt"}
+    assert metadata(tmp_path / "out") == {"format": "pt", METADATA_KEY: "kept"}
     written = load_file(tmp_path / "out" / WEIGHTS)
     back = {item.after: item.before for item in result.renamed}
     read = load_file(tmp_path / "in" / WEIGHTS)
@@ -106,7 +113,7 @@ def test_a_shim(base: nn.Module, tmp_path: Path) -> None:
     expected = trained(base, tmp_path / "in", LoraConfig(r=2, target_modules=["q_proj"]))
     edit(tmp_path / "in", target_modules=r".*q_proj\.wrapped")
     rename(tmp_path / "in", ".linear.lora_", ".wrapped.lora_")
-    migrate(tmp_path / "in", base, tmp_path / "out")
+    migrate(tmp_path / "in", base, tmp_path / "out", trained_without_clamp=False)
     assert torch.equal(logits_of(loaded(base, tmp_path / "out"), gk.example_batch(base)), expected)
 
 
@@ -127,7 +134,7 @@ def test_other_tuners(base: nn.Module, tmp_path: Path, make: Callable[..., Any],
     fields = {"feedforward_modules": ["down_proj"]} if prefix == "ia3_" else {}
     edit(tmp_path / "in", target_modules=targets, **fields)
     rename(tmp_path / "in", f".linear.{prefix}", f".{prefix}")
-    migrate(tmp_path / "in", base, tmp_path / "out")
+    migrate(tmp_path / "in", base, tmp_path / "out", trained_without_clamp=False)
     assert torch.equal(logits_of(loaded(base, tmp_path / "out"), gk.example_batch(base)), expected)
 
 
@@ -211,6 +218,84 @@ def test_the_record_and_the_companions(base: nn.Module, tmp_path: Path) -> None:
     # Again: an earlier migration is replaced, and it is stock by now.
     assert not migrate(tmp_path / "out", base).changed
     migrate(tmp_path / "in", base, tmp_path / "out")
+
+
+# ---- trained with the clamps, or without ----
+
+
+def in_place_of_wrappers(base: nn.Module, folder: Path) -> Path:
+    trained(base, folder, LoraConfig(r=2, target_modules=["q_proj"]))
+    edit(folder, target_modules=["q_proj"])
+    rename(folder, *INNER_TO_WRAPPER)
+    return folder
+
+
+def bounds_are(base: nn.Module, value: float) -> nn.Module:
+    model = copy.deepcopy(base)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("put_min", "put_max")):
+            buffer.fill_(-value if name.endswith("min") else value)
+    return model
+
+
+def test_names_in_the_place_of_wrappers_leave_the_clamp_unknown(base: nn.Module, tmp_path: Path) -> None:
+    folder = in_place_of_wrappers(base, tmp_path / "in")
+    with pytest.warns(UserWarning, match="GK509"):
+        result = migrate(folder, base, tmp_path / "out")
+    assert result.bounds is TrainedBounds.UNKNOWN
+    assert result.to_dict()["bounds"] == "unknown"
+    assert metadata(tmp_path / "out") == {"format": "pt", METADATA_KEY: "unknown"}
+    # By now the names are the linears' own: only the metadata knows.
+    assert migrate(tmp_path / "out", base).bounds is TrainedBounds.UNKNOWN
+    assert migrate(folder, base).bounds is TrainedBounds.UNKNOWN, "no warning where nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("without", "bounds"), [(True, TrainedBounds.REMOVED), (False, TrainedBounds.KEPT)], ids=["without", "with"]
+)
+def test_what_the_user_knows_is_stated_and_can_be_changed(
+    base: nn.Module, tmp_path: Path, without: bool, bounds: TrainedBounds
+) -> None:
+    folder = in_place_of_wrappers(base, tmp_path / "in")
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        result = migrate(folder, base, tmp_path / "one", trained_without_clamp=without)
+        again = migrate(tmp_path / "one", base, tmp_path / "two", trained_without_clamp=not without)
+    assert len(raised) == 1, "one of the two was trained without the clamp"
+    assert result.bounds is bounds
+    assert again.bounds is not bounds
+    assert metadata(tmp_path / "one")[METADATA_KEY] == bounds
+    assert metadata(tmp_path / "two")[METADATA_KEY] == again.bounds
+    assert same_tensors(tmp_path / "one", tmp_path / "two")
+    assert result.wrappers
+    assert {f"{path}.linear" for path in result.wrappers} == {
+        site.path for site in gk.survey(base) if site.wrapper and site.path.endswith("q_proj.linear")
+    }
+
+
+def test_an_adapter_on_inner_linears_can_be_stated_too(base: nn.Module, tmp_path: Path) -> None:
+    trained(base, tmp_path / "in", LoraConfig(r=2, target_modules=["q_proj"]))
+    assert migrate(tmp_path / "in", base).bounds is None
+    with pytest.warns(UserWarning, match="GK509"):
+        result = migrate(tmp_path / "in", base, tmp_path / "out", trained_without_clamp=True)
+    assert (result.changed, result.bounds) == (False, TrainedBounds.REMOVED)
+    assert metadata(tmp_path / "out")[METADATA_KEY] == "removed"
+    assert same_tensors(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("without", [None, True])
+def test_a_base_without_finite_bounds_has_no_clamp(base: nn.Module, tmp_path: Path, without: bool | None) -> None:
+    folder, unbounded = in_place_of_wrappers(base, tmp_path / "in"), bounds_are(base, math.inf)
+    result = migrate(folder, unbounded, tmp_path / "out", trained_without_clamp=without)
+    assert result.bounds is None
+    assert metadata(tmp_path / "out") == {"format": "pt"}
+
+
+def test_bounds_that_no_weights_tell_may_be_finite(base: nn.Module, tmp_path: Path) -> None:
+    folder = in_place_of_wrappers(base, tmp_path / "in")
+    with torch.device("meta"):
+        empty = type(base)(base.config)
+    assert migrate(folder, empty).bounds is TrainedBounds.UNKNOWN
 
 
 # ---- refusals leave nothing behind ----

@@ -48,6 +48,26 @@ def test_finite_bounds_are_refused_and_nothing_is_touched(e2b: nn.Module) -> Non
     assert wrappers_in(e2b) == count > 0
 
 
+def test_some_wrappers_alone(e2b: nn.Module) -> None:
+    paths = [site.wrapper.path for site in gk.survey(e2b) if site.wrapper][1:3]
+    count = wrappers_in(e2b)
+    with unwrap(e2b, paths=paths, allow_change=True) as handle:
+        assert handle.wrappers == tuple(paths)
+        assert wrappers_in(e2b) == count - 2
+        assert all(isinstance(e2b.get_submodule(path), nn.Linear) for path in paths)
+    assert wrappers_in(e2b) == count
+
+
+def test_a_path_without_a_wrapper_is_refused_and_nothing_is_touched(unbounded: nn.Module) -> None:
+    path = next(site.wrapper.path for site in gk.survey(unbounded) if site.wrapper)
+    count = wrappers_in(unbounded)
+    with pytest.raises(AttachError) as caught:
+        unwrap(unbounded, paths=[path, f"{path}.linear"])
+    assert caught.value.code == "unwrap-no-wrapper"
+    assert caught.value.where == f"{path}.linear"
+    assert wrappers_in(unbounded) == count
+
+
 def test_outputs_are_the_same_bit_for_bit_and_the_same_wrappers_return(unbounded: nn.Module) -> None:
     batch = gk.example_batch(unbounded)
     before = logits_of(unbounded, batch)

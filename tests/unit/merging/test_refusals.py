@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
+from graftkit.adapters.trained_bounds import METADATA_KEY
 from graftkit.errors import GraftError
 from graftkit.merging.merge import plan_merge
 
@@ -186,6 +187,55 @@ def test_a_weight_that_no_file_holds_is_refused(made: Bench, adapter: Path) -> N
     del tensors["model.layers.1.self_attn.q_proj.weight"]
     save_file(tensors, path, {"format": "pt"})
     assert refusal(made, adapter).code == "merge-missing-weight"
+
+
+# ---- trained without the clamps of the base ----
+
+
+@pytest.fixture
+def clamped(bench: Callable[..., Bench]) -> Bench:
+    return bench("google/gemma-4-E2B-it")
+
+
+def stating(made: Bench, bounds: str | None) -> Path:
+    """An adapter on inner linears of towers, whose file states how it was trained."""
+    config = LoraConfig(r=2, target_modules=r".*_tower.*q_proj\.linear", init_lora_weights=False)
+    adapter = made.adapter(config)
+    path = adapter / "adapter_model.safetensors"
+    stated = {} if bounds is None else {METADATA_KEY: bounds}
+    save_file(load_file(path), path, {"format": "pt", **stated})
+    return adapter
+
+
+@pytest.mark.parametrize(
+    ("bounds", "code"),
+    [("removed", "merge-trained-without-bounds"), ("unknown", "merge-trained-bounds-unknown")],
+)
+def test_an_adapter_trained_without_the_clamps_is_refused(clamped: Bench, bounds: str, code: str) -> None:
+    adapter = stating(clamped, bounds)
+    error = refusal(clamped, adapter)
+    assert error.code == code
+    assert error.where == str(adapter)
+    # Where the base's bounds are infinite nothing is clamped, and the merge is exact.
+    path = clamped.base / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name.endswith(("put_min", "put_max")):
+            tensor.fill_(torch.inf)
+    save_file(tensors, path, {"format": "pt"})
+    assert plan_merge(clamped.base, adapter).jobs
+
+
+@pytest.mark.parametrize("bounds", ["kept", "nonsense", None])
+def test_an_adapter_trained_with_the_clamps_is_merged(clamped: Bench, bounds: str | None) -> None:
+    assert plan_merge(clamped.base, stating(clamped, bounds)).jobs
+
+
+def test_an_adapter_beside_the_clamps_is_merged(clamped: Bench) -> None:
+    config = LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    path = clamped.adapter(config) / "adapter_model.safetensors"
+    save_file(load_file(path), path, {"format": "pt", METADATA_KEY: "removed"})
+    assert plan_merge(clamped.base, path.parent).jobs
 
 
 @pytest.mark.parametrize("place", ["base", "adapter", "base/inside", "."], ids=str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -76,6 +78,28 @@ class Holder(nn.Module):
 def test_wrappers_are_found_by_structure(part: nn.Module, path: str, wrapper: tuple[str, str] | None) -> None:
     site = gk.survey(Holder(part))[path]
     assert (site.wrapper and (site.wrapper.cls, site.wrapper.path)) == wrapper
+
+
+@pytest.mark.parametrize(
+    ("make", "bounded"),
+    [
+        pytest.param(lambda: Clamped(), True, id="finite"),
+        pytest.param(lambda: Outer(), True, id="finite in an inner level"),
+        pytest.param(lambda: with_bound(torch.tensor(torch.inf)), False, id="infinite"),
+        pytest.param(lambda: with_bound(torch.empty((), device="meta")), True, id="not known"),
+        pytest.param(lambda: with_bound(torch.tensor(3)), False, id="a counter"),
+    ],
+)
+def test_a_wrapper_knows_whether_it_may_clamp(make: Callable[[], nn.Module], bounded: bool) -> None:
+    site = next(site for site in gk.survey(Holder(make())) if site.wrapper)
+    assert site.wrapper is not None
+    assert site.wrapper.bounded is bounded
+
+
+def with_bound(value: torch.Tensor) -> nn.Module:
+    wrapper = Clamped()
+    wrapper.bound = value
+    return wrapper
 
 
 def test_a_wrapped_site_answers_to_every_name_around_it() -> None:

@@ -29,6 +29,12 @@ class BaseFit:
         """Sites by each of their names: their own path and those of their wrappers."""
         return self._index.sites
 
+    @cached_property
+    def adapted(self) -> tuple[tuple[str, Site], ...]:
+        """Module in the file, and the site that it belongs to; those that belong to none are left out."""
+        found = ((core, self._index.site_of(core)) for core in self.saved.modules)
+        return tuple((core, site) for core, site in found if site is not None)
+
     def holds_parameters(self, core: str) -> bool:
         """Check whether the module holds parameters that can be adapted, such as stacked experts."""
         return core in self._index.parameter_holders

@@ -29,7 +29,7 @@ from graftkit.errors import AdapterError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ERROR, WARNING, INFO = gk.Severity.ERROR, gk.Severity.WARNING, gk.Severity.INFO
 OK, UNKNOWN = gk.Severity.OK, gk.Severity.UNKNOWN
-ALL = {"GK401", "GK501", "GK502", "GK503", "GK504", "GK505", "GK506", "GK507", "GK604"}
+ALL = {"GK401", "GK501", "GK502", "GK503", "GK504", "GK505", "GK506", "GK507", "GK509", "GK604"}
 E2B = "google/gemma-4-E2B-it"
 TARGETS = ["q_proj", "down_proj"]
 
@@ -78,7 +78,7 @@ def good(llama: nn.Module, tmp_path: Path) -> Path:
 # ---- good adapters ----
 
 
-@pytest.mark.rule_passes("GK401", "GK501", "GK502", "GK503", "GK504", "GK505", "GK507")
+@pytest.mark.rule_passes("GK401", "GK501", "GK502", "GK503", "GK504", "GK505", "GK507", "GK509")
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -126,7 +126,7 @@ def test_what_stock_peft_saves_passes(llama: nn.Module, tmp_path: Path, config: 
 
 def test_without_a_base_what_needs_it_is_unknown(good: Path) -> None:
     report = check(good)
-    assert not_ok(report) == dict.fromkeys(("GK501", "GK502", "GK507"), UNKNOWN)
+    assert not_ok(report) == dict.fromkeys(("GK501", "GK502", "GK507", "GK509"), UNKNOWN)
     assert finding(report, "GK501").evidence["missing"] == ("base",)
 
 
@@ -365,6 +365,48 @@ def test_gk507_has_no_fix_where_tensors_need_new_names(e2b: nn.Module, tmp_path:
     assert (found.severity, found.fix) == (ERROR, None)
 
 
+@pytest.fixture
+def in_place(e2b: nn.Module, tmp_path: Path) -> Path:
+    """An adapter whose layers stood where the wrappers are."""
+    folder = saved(e2b, tmp_path / "in place", LoraConfig(r=2, target_modules=r".*_tower.*\.q_proj\.linear"))
+    edit(folder, target_modules=r".*_tower.*\.q_proj")
+    rename(folder, ".q_proj.linear.", ".q_proj.")
+    return folder
+
+
+@pytest.mark.rule_fails("GK509")
+def test_gk509_names_in_the_place_of_wrappers_do_not_tell(e2b: nn.Module, in_place: Path) -> None:
+    found = finding(check(in_place, e2b), "GK509")
+    assert (found.severity, found.evidence["bounded"]) == (WARNING, 4)
+    assert str(found.where).endswith("q_proj.linear")
+    assert "trained_without_clamp" in str(found.help)
+
+
+@pytest.mark.rule_fails("GK509")
+@pytest.mark.rule_passes("GK509")
+@pytest.mark.filterwarnings("ignore:GK509")
+@pytest.mark.parametrize(
+    ("without", "expected"),
+    [
+        pytest.param(None, {"GK509": WARNING}, id="not known"),
+        pytest.param(True, {"GK509": ERROR}, id="without"),
+        pytest.param(False, {}, id="with"),
+    ],
+)
+def test_gk509_reads_what_a_migration_states(
+    e2b: nn.Module, in_place: Path, tmp_path: Path, without: bool | None, expected: dict[str, gk.Severity]
+) -> None:
+    gk.migrate(in_place, e2b, tmp_path / "out", trained_without_clamp=without)
+    assert not_ok(check(tmp_path / "out", e2b)) == expected
+    # In each case the unmigrated one fails, and without bounds in the base both pass.
+    assert finding(check(in_place, e2b), "GK509").severity is WARNING
+    for buffer in e2b.buffers():
+        if buffer.ndim == 0:
+            buffer.fill_(torch.inf)
+    assert finding(check(tmp_path / "out", e2b), "GK509").severity is OK
+    assert finding(check(in_place, e2b), "GK509").severity is OK
+
+
 # ---- files that were broken, or made to do harm ----
 
 
@@ -454,7 +496,7 @@ def test_without_a_configuration_it_is_no_adapter(good: Path, content: bytes) ->
 def test_a_method_without_modules_is_unknown_where_it_must_be(llama: nn.Module, tmp_path: Path) -> None:
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     get_peft_model(llama, config).save_pretrained(tmp_path)
-    assert not_ok(check(tmp_path, llama)) == {"GK501": UNKNOWN, "GK502": UNKNOWN}
+    assert not_ok(check(tmp_path, llama)) == dict.fromkeys(("GK501", "GK502", "GK509"), UNKNOWN)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

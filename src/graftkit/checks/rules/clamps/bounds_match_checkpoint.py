@@ -23,17 +23,15 @@ Reloading changes only the bounds. An adapter that was trained without them has 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, info, passed
 from graftkit.findings import Severity
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
-from graftkit.surveying.checkpoint.headers import read_headers
-from graftkit.surveying.checkpoint.keys import checkpoint_keys
+from graftkit.surveying.checkpoint.scalars import read_scalars
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +46,7 @@ def _check(context: CheckContext) -> Observation:
     }
     if not loaded:
         return passed("the model has no bounds around its linears")
-    stored = _stored(base, context.checkpoint, loaded)
+    stored = read_scalars(base, context.checkpoint, loaded)
     bounds = [_Bound(name, value, stored.get(name)) for name, value in loaded.items()]
     rounding = RULE.limit(context.settings, "rounding")
     found = {name: [bound for bound in bounds if is_wrong(bound, rounding)] for name, is_wrong in _FAULTS.items()}
@@ -102,24 +100,6 @@ _FAULTS: Mapping[str, Callable[[_Bound, float], bool]] = {
     "lost": lambda bound, _: bound.is_lost,
     "not the checkpoint's": lambda bound, rounding: bound.error > rounding,
 }
-
-
-def _stored(base: nn.Module, folder: Path, names: Iterable[str]) -> dict[str, float]:
-    """Return the bounds that the files have, by name."""
-    from safetensors import safe_open
-
-    headers = read_headers(folder)
-    keys = checkpoint_keys(base, list(names))
-    # A model without a head is saved without the first part of its names.
-    on_disk = {name: (*keys[name], name, name.partition(".")[2]) for name in names}
-    found = {name: next((key for key in known if key in headers), "") for name, known in on_disk.items()}
-    scalars = {name: key for name, key in found.items() if key and math.prod(headers[key].shape) == 1}
-    values: dict[str, float] = {}
-    for file in {headers[key].file for key in scalars.values()}:
-        with safe_open(folder / file, framework="pt") as opened:
-            in_file = {name: key for name, key in scalars.items() if headers[key].file == file}
-            values |= {name: float(opened.get_tensor(key)) for name, key in in_file.items()}
-    return values
 
 
 RULE = Rule(

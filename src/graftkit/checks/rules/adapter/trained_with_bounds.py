@@ -1,0 +1,68 @@
+"""Check that the adapter was trained with the bounds of the base's wrappers in place.
+
+## Why it matters
+
+With a wrapper's bounds around it, an adapter that was trained without them computes something else, and nothing
+raises: not loading, not merging.
+
+## Example
+
+A tool redirects `q_proj` to the linear inside, and PEFT puts its layer where the wrapper was: the clamp is gone.
+The tensors are called `q_proj.lora_A`, as those of a tool that clamps the sum of linear and adapter.
+
+## How safe that is
+
+Where the tensors name the linears inside, the wrappers were there; whether their bounds were those of the base
+cannot be seen in a file. `gk.migrate(…, trained_without_clamp=…)` writes what you know into the metadata of the
+weights. It changes no value: use under `gk.unwrap` gives the outputs that were trained.
+
+## Sources
+
+- https://github.com/huggingface/peft/issues/3129
+- https://github.com/huggingface/peft/pull/3130
+"""
+
+from __future__ import annotations
+
+from graftkit.adapters.trained_bounds import TrainedBounds, trained_bounds
+from graftkit.checks.engine.context import CheckContext
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
+from graftkit.findings import Severity
+from graftkit.text import some
+
+
+def _check(context: CheckContext) -> Observation:
+    if context.saved.prefix is None:
+        return unknown(f"adapters of type {some([context.adapter.peft_type])} have no tensors in a model's layers")
+    adapted = context.fit.adapted
+    bounded = [site for _, site in adapted if site.wrapper is not None and site.wrapper.bounded]
+    bounds = trained_bounds(context.adapter, adapted)
+    if bounds is TrainedBounds.REMOVED:
+        return failed(
+            f"{len(bounded)} adapted linears have bounds in this base, and were trained without them",
+            where=bounded[0].path,
+            help="use it under gk.unwrap(model, allow_change=True), with paths= where other wrappers were kept",
+            bounded=len(bounded),
+        )
+    if bounds is TrainedBounds.UNKNOWN:
+        return failed(
+            f"{len(bounded)} adapted linears have bounds in this base, and may have been trained without them",
+            where=bounded[0].path,
+            severity=Severity.WARNING,
+            bounded=len(bounded),
+        )
+    if not bounded:
+        return passed("it adapts no linear that has bounds", bounded=0)
+    stated = "and its file says that the bounds were kept" if bounds else "by the linears' own names"
+    return passed(f"it adapts {len(bounded)} linears inside wrappers with bounds, {stated}", bounded=len(bounded))
+
+
+RULE = Rule(
+    code="GK509",
+    title="the adapter was trained inside the bounds of the base's wrappers",
+    severity=Severity.ERROR,
+    needs=("adapter", "base"),
+    check=_check,
+    help="if you know how it was trained: gk.migrate(adapter, base, out, trained_without_clamp=True or False)",
+    since="0.1.0",
+)
