@@ -1,8 +1,9 @@
 """``enable()``: stock PEFT accepts the plain names of wrapped linears.
 
-PEFT refuses a target that is a wrapper around a linear. While enabled, such a target means the linear inside.
-The configuration is rewritten where every tuner takes it in, before PEFT matches anything; from there on stock
-PEFT does all the work, and what it saves names inner linears, so that it loads where graftkit is not installed.
+PEFT refuses a target that is a wrapper around a linear, or a module composed of several. While enabled, such a
+target means the linears inside. The configuration is rewritten where every tuner takes it in, before PEFT matches
+anything; from there on stock PEFT does all the work, and what it saves names inner linears, so that it loads where
+graftkit is not installed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graftkit.errors import AdapterError
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -30,6 +32,9 @@ def enable() -> ExitStack:
 
     - A target (list entry, suffix, full path or regular expression) that matches a wrapper means the linear
       inside. ``rank_pattern`` and the like, and ``layers_to_transform`` follow.
+    - A target that matches a module composed of linears (a norm and a linear, a gate and a value, a whole MLP)
+      means each linear inside, which is logged as a warning. One that matches a block of such modules stays PEFT's
+      error, with a pointer to :func:`graftkit.plan`.
     - An entry of ``exclude_modules`` that names a module excludes everything inside it, such as a tower's layers.
       It becomes a regular expression, which stock PEFT reads in the same way. That of a saved adapter is read as
       when it was trained.
@@ -154,9 +159,14 @@ def _at_construction(original: Callable[..., None]) -> Callable[..., None]:
 def _at_injection(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        if is_enabled():
-            self.peft_config.update(_with_inner_names(type(self), model, self.peft_config, adapter_name))
-        original(self, model, adapter_name, *args, **kwargs)
+        if not is_enabled():
+            return original(self, model, adapter_name, *args, **kwargs)
+        self.peft_config.update(_with_inner_names(type(self), model, self.peft_config, adapter_name))
+        try:
+            return original(self, model, adapter_name, *args, **kwargs)
+        except ValueError as error:
+            _point_to_a_plan(error, type(self), model, self.peft_config.get(adapter_name))
+            raise
 
     return inject_adapter
 
@@ -194,6 +204,19 @@ def _at_loading(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return load_adapter
+
+
+def _point_to_a_plan(error: ValueError, tuner: Any, model: nn.Module, config: Any) -> None:
+    """Add to PEFT's error what helps where the targets name a block of modules."""
+    from graftkit.attaching.redirect import ModelPaths, holding_others
+
+    if not getattr(config, "target_modules", None):
+        return
+    blocks = holding_others(config, ModelPaths.of(model), tuner._check_target_module_exists)
+    if blocks:
+        error.add_note(
+            f"{some(blocks)}: a block of modules. gk.plan(model, targets=…) names the linears you mean in it."
+        )
 
 
 def _with_inner_names(tuner: Any, model: nn.Module, configs: Any, adapter_name: str) -> Any:

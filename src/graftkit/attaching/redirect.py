@@ -1,11 +1,12 @@
-"""A wrapper's name -> the linear inside, in every field of a PEFT configuration that names modules."""
+"""A wrapper's name -> the linears inside, in every field of a PEFT configuration that names modules."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftkit.modeling.unwrapping import base_layer_of
@@ -20,12 +21,14 @@ from graftkit.planning.matching import (
     whole_modules,
 )
 from graftkit.surveying.kinds import LINEAR, TRANSPOSED, kind_of
-from graftkit.surveying.wrappers import wrappers_of
+from graftkit.surveying.wrappers import composites_of, wrappers_of
+from graftkit.text import some
 
 if TYPE_CHECKING:
     from torch import nn
 
 _Config = TypeVar("_Config")
+_log = logging.getLogger(__name__)
 
 # Fields that take targets away again.
 _NO_FILTERS: Mapping[str, None] = {"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}
@@ -42,12 +45,14 @@ class ModelPaths:
         paths: every path, without the insides of adapter layers: PEFT never matches those.
         inner: path of a wrapper (every level, where they nest) -> path of the linear inside it. A linear that
             carries an adapter already counts as the linear it is.
+        composites: path of a module composed of linears -> the paths of those linears.
         model_type: transformers' model type, or None.
     """
 
     paths: tuple[str, ...]
     inner: Mapping[str, str]
     model_type: str | None
+    composites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelPaths:
@@ -62,7 +67,12 @@ class ModelPaths:
             if not _accepted_by_peft(modules[level])
         }
         model_type = getattr(getattr(model, "config", None), "model_type", None)
-        return cls(tuple(path for path in modules if path), inner, model_type)
+        paths = tuple(path for path in modules if path)
+        return cls(paths, inner, model_type, composites_of(model, linears))
+
+    def inside(self, name: str) -> tuple[str, ...]:
+        """Return the linears inside the wrapper or composite at a path; none where it is neither."""
+        return (self.inner[name],) if name in self.inner else self.composites.get(name, ())
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -88,12 +98,13 @@ def excluding_whole(config: _Config, model_paths: ModelPaths) -> _Config:
 
 
 def redirected(config: _Config, model_paths: ModelPaths, matches: Matches) -> _Config:
-    """Return a configuration whose targets are inner linears where the given one names their wrappers.
+    """Return a configuration whose targets are inner linears where the given one names the modules around them.
 
     Exactly those modules are targeted that the given configuration targets, each wrapper replaced by the linear
-    inside it. A wrapper is left out where ``exclude_modules`` names it or its linear, and where
-    ``layers_to_transform`` leaves its layer out. Patterns ("rank_pattern" and the like) and IA3's
-    ``feedforward_modules`` that name a redirected wrapper name its linear afterwards.
+    inside it, and each composite by all of its linears, which is logged. A wrapper is left out where
+    ``exclude_modules`` names it or its linear, and where ``layers_to_transform`` leaves its layer out. Patterns
+    ("rank_pattern" and the like) and IA3's ``feedforward_modules`` that name a redirected wrapper name its linear
+    afterwards.
 
     Args:
         config: any PEFT configuration. It is never changed.
@@ -104,21 +115,51 @@ def redirected(config: _Config, model_paths: ModelPaths, matches: Matches) -> _C
         ``config`` itself where it names no wrapper, else a copy.
     """
     targets = getattr(config, "target_modules", None)
-    if not model_paths.inner or not targets or is_all_linear(targets):
+    if not (model_paths.inner or model_paths.composites) or not targets or is_all_linear(targets):
         return config
     named = [path for path in model_paths.paths if matches(config, path)]
-    named_by = {model_paths.inner[path]: path for path in named if path in model_paths.inner}
+    around = _modules_around(named, targets, model_paths)
+    named_by = {linear: path for path in around for linear in model_paths.inside(path)}
     if not named_by:
         return config
-    kept = {path: path for path in named if path not in model_paths.inner}
+    kept = {path: path for path in named if path not in around}
     allowed = {path: name for path, name in named_by.items() if matches(_with_targets(config, [path]), path)}
     names = {**allowed, **kept}
     if not names:
         # Everything is excluded, which PEFT reports.
         return _with_targets(config, sorted(named_by))
     planned = [path for path in model_paths.paths if path in names]
+    composed = [path for path in planned if names[path] in model_paths.composites]
+    if composed:
+        _log.warning(
+            "%s in target_modules: PEFT adapts linears, so that the %d inside get adapters: %s",
+            some(dict.fromkeys(names[path] for path in composed)),
+            len(composed),
+            some(composed),
+        )
     exact = retargeted(config, planned, model_paths, matches)
     return renamed(exact, {path: names[path] for path in planned})
+
+
+def _modules_around(named: Sequence[str], targets: Any, model_paths: ModelPaths) -> Mapping[str, None]:
+    """Return which of the named modules stand for linears inside them, outer ones first.
+
+    Not a composite that a regular expression matches together with only some of its linears: whether the others
+    are meant cannot be known, and PEFT refuses it.
+    """
+    linears = {model_paths.inner.get(path, path) for path in named}
+
+    def is_clear(path: str) -> bool:
+        inside = model_paths.composites.get(path, ())
+        return not isinstance(targets, str) or linears.isdisjoint(inside) or linears.issuperset(inside)
+
+    return {path: None for path in named if model_paths.inside(path) and is_clear(path)}
+
+
+def holding_others(config: Any, model_paths: ModelPaths, matches: Matches) -> tuple[str, ...]:
+    """Return the targeted modules that hold other modules, which PEFT cannot adapt."""
+    holders = {path.rpartition(".")[0] for path in model_paths.paths}
+    return tuple(path for path in model_paths.paths if path in holders and matches(config, path))
 
 
 def retargeted(config: _Config, planned: Sequence[str], model_paths: ModelPaths, matches: Matches) -> _Config:
@@ -158,7 +199,7 @@ def _without_layer_filter(
     """Return the planned paths, and those of the same name in every other layer."""
     open_to_all = _with(config, layers_to_transform=None, layers_pattern=None)
     named = (path for path in model_paths.paths if matches(open_to_all, path))
-    every = {model_paths.inner.get(path, path) for path in named} | set(planned)
+    every = {linear for path in named for linear in model_paths.inside(path) or (path,)} | set(planned)
     return [path for path in model_paths.paths if path in every]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.surveying import kinds
 from graftkit.surveying.obstacles import objection
 from graftkit.surveying.quantized import features_of, quantization_of
-from graftkit.surveying.roles import role_of
+from graftkit.surveying.roles.by_name import is_projection, role_of
 from graftkit.surveying.sites import Note, Obstacle, Site
 from graftkit.surveying.structure import ModelStructure
 
@@ -34,15 +34,28 @@ def _sites(structure: ModelStructure) -> Iterator[Site]:
 def _module_site(structure: ModelStructure, path: str, module: Any) -> Site:
     kind = structure.kind_at[path]
     shape, wrapper = _shape(module, kind), structure.wrappers.get(path)
-    site = Site(path, structure.tower_of(path), "other", kind, shape, wrapper=wrapper)
-    mixer = path.rpartition(".")[0] in structure.state_spaces
-    is_head = any(module is head for head in structure.output_layers)
+    composites = structure.composites.get(path, ())
+    site = Site(path, structure.tower_of(path), "other", kind, shape, wrapper=wrapper, composites=composites)
     return replace(
         site,
-        role="lm_head" if is_head else role_of(site.names, kind, in_state_space=mixer),
+        role=_module_role(structure, site, module),
         objection=objection(path, module, kind, structure.family_above(path)),
         quantized=quantization_of(module),
         groups=module.groups if kind == kinds.CONV else 1,
+    )
+
+
+def _module_role(structure: ModelStructure, site: Site, module: Any) -> str:
+    if any(module is head for head in structure.output_layers):
+        return "lm_head"
+    if site.path in structure.routing.routers:
+        return "router"
+    stands_for = next((c.path for c in site.composites if is_projection(c.path)), None)
+    return role_of(
+        site.names if stands_for is None else (stands_for,),
+        site.kind,
+        in_state_space=site.path.rpartition(".")[0] in structure.state_spaces,
+        beside_experts=site.path in structure.routing.beside_experts,
     )
 
 
@@ -59,7 +72,7 @@ def _parameter_sites(structure: ModelStructure, path: str, module: nn.Module) ->
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.ndim < 2 or name.endswith("bias"):
             continue
-        role = _parameter_role(structure, path, module, parameter)
+        role = _parameter_role(structure, f"{path}.{name}", module, parameter)
         against = Obstacle.LOOSE_PARAMETER.because() if role == "other" else None
         shape = tuple(parameter.shape)
         yield Site(f"{path}.{name}", structure.tower_of(path), role, kinds.PARAMETER, shape, against)
@@ -67,11 +80,12 @@ def _parameter_sites(structure: ModelStructure, path: str, module: nn.Module) ->
 
 def _parameter_role(structure: ModelStructure, path: str, module: nn.Module, parameter: nn.Parameter) -> str:
     """Return a bare parameter's role: experts are stacked in three dimensions, a router has a row for each."""
-    words = f"{path.rpartition('.')[2]} {type(module).__name__}".lower()
+    words = f"{path.split('.')[-2]} {type(module).__name__}".lower()
     counted = parameter.shape[0] in structure.expert_counts
-    if parameter.ndim == 3 and (counted or "expert" in words):
+    if path in structure.routing.stacks or (parameter.ndim == 3 and (counted or "expert" in words)):
         return "expert"
-    if parameter.ndim == 2 and counted and ("router" in words or "gate" in words):
+    is_router = parameter.ndim == 2 and counted and ("router" in words or "gate" in words)
+    if path in structure.routing.routers or is_router:
         return "router"
     return "other"
 

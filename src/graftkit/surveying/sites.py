@@ -69,6 +69,22 @@ class Wrapper:
 
 
 @dataclass(frozen=True, slots=True)
+class Composite:
+    """A module that is composed of linears, with weights beside them or not: its name means all of them.
+
+    Attributes:
+        cls: its class name.
+        path: its module path.
+    """
+
+    cls: str
+    path: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"class": self.cls, "path": self.path}
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """One weight that an adapter can, or cannot, attach to.
 
@@ -86,6 +102,8 @@ class Site:
         quantized: the quantizer that packed the weight, or None. ``shape`` is then the unpacked one.
         note: what else an adapter here would reach, or None.
         groups: of a convolution.
+        composites: the modules composed of this linear and others (a gate and a value, an MLP), the innermost
+            first.
     """
 
     path: str
@@ -100,6 +118,7 @@ class Site:
     quantized: str | None = None
     note: Note | None = None
     groups: int = 1
+    composites: tuple[Composite, ...] = ()
 
     @property
     def adaptable(self) -> bool:
@@ -142,6 +161,7 @@ class Site:
             "adaptable": self.adaptable,
             "reason": self.reason,
             "wrapper": self.wrapper.to_dict() if self.wrapper else None,
+            "composites": [composite.to_dict() for composite in self.composites],
             "tied_to": list(self.tied_to),
             "checkpoint_keys": list(self.checkpoint_keys),
             "quantized": self.quantized,
@@ -237,6 +257,15 @@ class ModelMap:
     def inner(self) -> dict[str, Site]:
         """Wrapper's path -> the site of the linear inside it."""
         return {name: site for site in self if site.wrapper for name in site.names[1:]}
+
+    @cached_property
+    def composites(self) -> dict[str, tuple[Site, ...]]:
+        """Composite's path -> the sites of the linears inside it."""
+        found: dict[str, list[Site]] = {}
+        for site in self.sites:
+            for composite in site.composites:
+                found.setdefault(composite.path, []).append(site)
+        return {path: tuple(sites) for path, sites in found.items()}
 
     def __getitem__(self, path: str) -> Site:
         """Return the site at ``path``, its own or its wrapper's; KeyError where there is none."""

@@ -1,7 +1,9 @@
-"""Modules that wrap one linear, found by structure, not by name."""
+"""Modules that wrap one linear, or are composed of a few, found by structure, not by name."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -45,9 +47,56 @@ def _may_clamp(wrapper: nn.Module) -> bool:
     return any(bound.is_meta or bool(bound.isfinite()) for bound in bounds_of(wrapper).values())
 
 
+def composites_of(model: nn.Module, linear_paths: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    """Find the modules that are composed of linears: a norm and a linear, a gate and a value, a whole MLP.
+
+    All of a composite's matrices are those of ``linear_paths`` inside it, its class defines its forward, and each
+    of its children holds one linear at most, or the only child with linears is a composite itself. So a block that
+    is made of other blocks (a layer of attention and MLP) is none, and a wrapper of one linear is none.
+
+    Returns:
+        Path of a composite -> the paths of its linears, in the model's order.
+    """
+    modules = dict(model.named_modules())
+    inside: dict[str, list[str]] = defaultdict(list)
+    for path in modules:
+        if path in linear_paths:
+            for parent in _parents(path):
+                inside[parent].append(path)
+    others = {parent for path in _other_matrices(model, linear_paths) for parent in (path, *_parents(path))}
+    wrapped = {
+        level for path, wrapper in wrappers_of(model, linear_paths).items() for level in wrapper.levels(path)
+    }
+    found: dict[str, tuple[str, ...]] = {}
+    for path in sorted(inside.keys() - others - wrapped - linear_paths, key=lambda path: -path.count(".")):
+        children = Counter(".".join(linear.split(".")[: path.count(".") + 2]) for linear in inside[path])
+        is_one = max(children.values()) == 1 or (len(children) == 1 and next(iter(children)) in found)
+        if is_one and _has_forward(modules[path]):
+            found[path] = tuple(inside[path])
+    return {path: found[path] for path in modules if path in found}
+
+
+def _other_matrices(model: nn.Module, linear_paths: frozenset[str]) -> Iterable[str]:
+    """Yield the modules that own a matrix and are neither one of the linears nor a part of one (an adapter)."""
+    for path, module in model.named_modules():
+        if linear_paths.isdisjoint((path, *_parents(path))) and any(
+            parameter.ndim > 1 for parameter in module.parameters(recurse=False)
+        ):
+            yield path
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+
+
 def _wraps(module: nn.Module, owned: set[int]) -> bool:
+    return _has_forward(module) and bool(owned) and {id(p) for p in module.parameters()} == owned
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Check whether a module computes something itself: a plain container does not."""
     from torch import nn
 
-    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        return False
-    return bool(owned) and {id(p) for p in module.parameters()} == owned
+    is_container = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+    return not is_container and type(module).forward is not nn.Module.forward

@@ -273,9 +273,10 @@ def test_targets_that_stock_peft_takes_stay(twin_of: Callable[[str], nn.Module],
     assert sites == adapted_sites(stock)
 
 
-def test_a_container_is_still_refused() -> None:
-    with enable(), pytest.raises(ValueError, match=REFUSED):
-        get_peft_model(toy(), LoraConfig(target_modules=["up", "layers.0"]))
+def test_a_block_is_still_refused_with_a_pointer_to_a_plan() -> None:
+    with enable(), pytest.raises(ValueError, match=REFUSED) as caught:
+        get_peft_model(toy(), LoraConfig(target_modules=["up", "model"]))
+    assert "gk.plan" in "".join(caught.value.__notes__)
 
 
 def test_all_excluded_is_pefts_own_error() -> None:

@@ -30,7 +30,7 @@ class RefusalKind(Enum):
     CONFIG = "the configuration class refuses its fields"
     FUSED = "only some of the names that PEFT fuses into one parameter"
     NO_DEFAULT = "no targets, and PEFT has no default ones for the model type"
-    WRAPPER = "a wrapper around a linear"
+    WRAPPER = "a wrapper around a linear, or a module composed of several"
     MODULE = "a module that PEFT does not adapt"
     MIXER = "a module whose weight a fused kernel reads"
     PARAMETER = "a parameter that PEFT does not adapt"

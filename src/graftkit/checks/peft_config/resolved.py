@@ -92,6 +92,24 @@ class ResolvedTargets(RawPeftConfig):
         return tuple(path for path in self.modules if path in self.base.inner)
 
     @cached_property
+    def composites(self) -> tuple[str, ...]:
+        """The targeted modules that are composed of linears."""
+        return tuple(path for path in self.modules if path in self.base.composites)
+
+    def linears_meant(self, path: str) -> tuple[str, ...]:
+        """Return the linears that a targeted module stands for: itself, or those inside it.
+
+        Of a composite none where the targets name linears inside it too: they say which.
+        """
+        if path in self.base.inner:
+            return (self.base.inner[path].path,)
+        if path not in self.base.composites:
+            return (path,)
+        inside = self.base.composites[path]
+        named = any(not self.targeted.isdisjoint(site.names) for site in inside)
+        return () if named else tuple(site.path for site in inside)
+
+    @cached_property
     def saved_whole(self) -> Mapping[str, tuple[str, ...]]:
         """Entry of ``modules_to_save`` -> the modules that it trains whole."""
         return {name: tuple(saved_modules(self.base, name)) for name in self.given.get("modules_to_save") or ()}
@@ -154,6 +172,9 @@ class ResolvedTargets(RawPeftConfig):
             wrapper = self.base.inner[path].wrapper
             why = f"PEFT does not adapt a {wrapper.cls if wrapper else 'wrapper'}"
             return Refusal(RefusalKind.WRAPPER, path, why)
+        if path in self.base.composites:
+            cls = next(c.cls for c in self.base.composites[path][0].composites if c.path == path)
+            return Refusal(RefusalKind.WRAPPER, path, f"PEFT does not adapt a {cls}")
         site = self.base.by_path.get(path)
         if site is None:
             inside = self.base.by_path.get(path.rpartition(".")[0])

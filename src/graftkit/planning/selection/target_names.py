@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from graftkit.errors import PlanError
 from graftkit.planning.matching import ends_with
-from graftkit.surveying.roles import ROLES
+from graftkit.surveying.roles.by_name import ROLES
 from graftkit.surveying.sites import Site
 
 ALL_LINEAR = "all-linear"
@@ -80,9 +80,15 @@ def _as_name(target: str, sites: Sequence[Site]) -> tuple[list[Site], str]:
     # One of the usual names means a module. Stacked experts share some of those names but not all of them, and
     # half an expert is never meant: they are asked for by role.
     named = [s for s in sites if s.kind != "parameter" or target not in USUAL_NAMES]
-    matched = [s for s in named if any(ends_with(name, target) for name in s.names)]
-    wrapped = any(s.wrapper for s in matched)
-    return matched, f"named {target}" + (" (the wrapper's inner linear, where wrapped)" if wrapped else "")
+    matched = [s for s in named if any(ends_with(name, target) for name in _names(s))]
+    wrapped = " (the wrapper's inner linear, where wrapped)" if any(s.wrapper for s in matched) else ""
+    composed = {c.cls for s in matched for c in s.composites if ends_with(c.path, target)}
+    inside = f" (each linear inside, where it is a {' or '.join(sorted(composed))})" if composed else ""
+    return matched, f"named {target}{wrapped}{inside}"
+
+
+def _names(site: Site) -> tuple[str, ...]:
+    return (*site.names, *(composite.path for composite in site.composites))
 
 
 def _as_usual_name(target: str, sites: Sequence[Site]) -> tuple[list[Site], str]:
@@ -107,4 +113,14 @@ def _as_regex(target: str, sites: Sequence[Site]) -> tuple[list[Site], str]:
             help="PEFT matches a regular expression against the whole module path",
             code="target-regex",
         ) from error
-    return [s for s in sites if any(pattern.fullmatch(name) for name in s.names)], f"matches {target}"
+    named = {s.path for s in sites if any(map(pattern.fullmatch, s.names))}
+    composed = {c.path for s in sites for c in s.composites if _is_aimed_at(pattern, c.path)}
+    # Where a pattern matches some of its linears, they say which are meant.
+    composed -= {c.path for s in sites if s.path in named for c in s.composites}
+    matched = [s for s in sites if s.path in named or any(c.path in composed for c in s.composites)]
+    return matched, f"matches {target}"
+
+
+def _is_aimed_at(pattern: re.Pattern[str], path: str) -> bool:
+    """Check whether a pattern matches a module, and not the one that holds it, as "all but some" does."""
+    return pattern.fullmatch(path) is not None and pattern.fullmatch(path.rpartition(".")[0]) is None

@@ -32,7 +32,7 @@ from graftkit.checks.peft_config.fixes import more_parameters, recipe_key
 from graftkit.checks.peft_config.raw import RefusalKind
 from graftkit.checks.peft_config.resolved import ResolvedTargets
 from graftkit.findings import Severity, Source
-from graftkit.surveying.roles import role_of
+from graftkit.surveying.roles.by_name import role_of
 from graftkit.text import percent
 
 

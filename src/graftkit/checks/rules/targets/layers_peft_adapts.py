@@ -1,4 +1,4 @@
-"""Every target must be a layer that PEFT adapts, which a wrapper around a linear is not.
+"""Every target must be a layer that PEFT adapts, which a wrapper around a linear, or a block of several, is not.
 
 ## Why it matters
 
@@ -7,7 +7,8 @@
 ## Example
 
 `target_modules: ["q_proj"]` on a model whose vision tower keeps its linears inside wrappers: "Target module
-…(…) is not supported", for text-only training too.
+…(…) is not supported", for text-only training too. The same for a module of a norm and a linear, or of a gate and
+a value, whose own name stands in `target_modules`.
 
 ## How safe that is
 
@@ -36,16 +37,19 @@ from graftkit.text import some
 def _check(context: CheckContext) -> Observation:
     resolved = context.resolved
     key = recipe_key(context, "target_modules")
-    if resolved.wrappers:
-        inner = resolved.base.inner[resolved.wrappers[0]]
+    around = (*resolved.wrappers, *resolved.composites)
+    if around:
+        why = resolved.refusal(RefusalKind.WRAPPER)
+        meant = _inner(context, resolved)
         return failed(
-            f"{len(resolved.wrappers)} of {len(resolved.modules)} targets are wrappers"
-            f" ({inner.wrapper.cls if inner.wrapper else ''}), which PEFT refuses: {some(resolved.wrappers)}",
-            where=resolved.wrappers[0],
-            help=f"name the linear inside, such as {inner.path}",
-            fix=retargeted(context, _inner(context, resolved), saved=True),
+            f"{len(around)} of {len(resolved.modules)} targets are modules around linears: {some(around)}"
+            f" ({why.why if why else ''})",
+            where=around[0],
+            help=f"name the linears inside, such as {min(meant)}",
+            fix=retargeted(context, meant, saved=True),
             key=key,
             wrappers=len(resolved.wrappers),
+            composites=len(resolved.composites),
             targets=len(resolved.modules),
         )
     # Other rules report the other refusals.
@@ -63,7 +67,7 @@ def _inner(context: CheckContext, resolved: ResolvedTargets) -> set[str]:
 
     All of them for a saved adapter, which has been trained, and where the targets also name linears in wrappers.
     """
-    meant = {resolved.base.inner[path].path if path in resolved.base.inner else path for path in resolved.modules}
+    meant = {linear for path in resolved.modules for linear in resolved.linears_meant(path)}
     if context.given.folder is not None or any(
         resolved.base.inner[path].path in resolved.targeted for path in resolved.wrappers
     ):

@@ -30,7 +30,7 @@ from graftkit.checks.probes.modality_inputs import always_fed
 from graftkit.findings import Severity, Source
 from graftkit.planning.coverage import LayerReach, layers_reached
 from graftkit.planning.matching import LONGEST_NAME
-from graftkit.surveying.roles import role_of
+from graftkit.surveying.roles.by_name import role_of
 from graftkit.text import some, suggest
 
 # Suggestions are looked up among all names of the model, which is slow for a list of thousands.

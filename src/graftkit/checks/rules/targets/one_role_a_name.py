@@ -25,7 +25,7 @@ from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.peft_config.fixes import recipe_key
 from graftkit.findings import Severity, Source
-from graftkit.surveying.roles import role_of
+from graftkit.surveying.roles.by_name import role_of
 from graftkit.surveying.sites import Site
 from graftkit.text import some
 

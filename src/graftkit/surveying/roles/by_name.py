@@ -1,4 +1,4 @@
-"""What a weight does in its layer: from its own name, then its wrappers', then its neighbours."""
+"""What a weight does in its layer by its names: its own, then its wrappers', then its neighbours'."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ _NAMES_OF_ROLE = {
     "attention.qkv": "qkv_proj qkv query_key_value c_attn wqkv in_proj_qkv",
     "attention.kv": "kv_proj kv_a_proj_with_mqa kv_b_proj kv_a_proj kv",
     "mlp.gate": "gate_proj w1 wi_0 gate",
-    "mlp.up": "up_proj w3 wi_1 fc1 wi linear_fc1 c_fc dense_h_to_4h intermediate lin1 intermediate_query ffn",
-    "mlp.down": "down_proj w2 fc2 linear_fc2 dense_4h_to_h lin2 ffw_layer_2 ffn_output",
+    "mlp.up": "up_proj w3 wi_1 fc1 wi linear_fc1 c_fc dense_h_to_4h intermediate lin1 intermediate_query ffn"
+    " pwconv1 pointwise_conv1",
+    "mlp.down": "down_proj w2 fc2 linear_fc2 dense_4h_to_h lin2 ffw_layer_2 ffn_output pwconv2 pointwise_conv2",
     "mlp.gate_up": "gate_up_proj input_linear",
     "router": "router",
     "ssm": "in_proj x_proj dt_proj conv1d",
@@ -25,7 +26,15 @@ _SSM_WORDS = ("mamba", "ssm", "linear_attn", "recurrent", "rglru")
 _MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward", "dense_relu_dense", "densereludense", "ffw", "ff")
 
 
-def role_of(names: tuple[str, ...], kind: str, *, in_state_space: bool = False) -> str:
+def is_projection(path: str) -> bool:
+    """Check whether a module has a linear's usual name, so that it stands where a linear would."""
+    leaf = path.lower().rpartition(".")[2]
+    return leaf.endswith("_proj") and leaf in _ROLES
+
+
+def role_of(
+    names: tuple[str, ...], kind: str, *, in_state_space: bool = False, beside_experts: bool = False
+) -> str:
     """Return the role of the weight that goes by ``names``.
 
     A q/k/v/o name counts as attention only where no mixer of another kind (state space, recurrence) is its
@@ -35,13 +44,15 @@ def role_of(names: tuple[str, ...], kind: str, *, in_state_space: bool = False) 
         names: the site's paths: its own, then its wrappers', outwards.
         kind: the site's kind.
         in_state_space: whether its parent is a state-space mixer by structure, whatever its name.
+        beside_experts: whether it stands beside experts, where a "gate" is a router.
     """
     if kind in {"embedding", "conv"}:
         return kind
     parts = names[-1].lower().split(".")
     leaves = [name.lower().rpartition(".")[2] for name in names]
     place = "ssm" if in_state_space else _enclosing_part(parts[:-1])
-    if _has(parts[-2:], ("router",)) or (leaves[-1] in {"gate", "router"} and place != "attention"):
+    is_gate = leaves[-1] == "gate" and beside_experts and place != "attention"
+    if _has(parts[-2:], ("router",)) or is_gate:
         return "router"
     for leaf in leaves:
         if (role := _ROLES.get(leaf)) is not None:
