@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NotRequired, Required, TypedDict
 
 from graftkit.report.chart import Curve
+from graftkit.report.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,6 +117,7 @@ class ReportData(TypedDict, total=False):
     towers: Sequence[TowerMap]
     towers_note: str
     charts: Sequence[Chart]
+    histograms: Sequence[Histogram]
     samples: Sequence[Sample]
     samples_note: str
     checks: Sequence[Check]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from graftkit.files import refuse_read_only, write_text
 from graftkit.report.chart import draw_curves
 from graftkit.report.data import Check, ReportData, Verdict
+from graftkit.report.histogram import draw_histogram
 from graftkit.report.sample_image import draw_sample
 from graftkit.report.tower_grid import STATE_TEXT, draw_towers
 from graftkit.text import size
@@ -31,7 +32,8 @@ def render_report(data: ReportData) -> str:
 
     Raises:
         KeyError: an item lacks a required field.
-        ValueError: a state or verdict is not one of those listed, or a curve has no finite point.
+        ValueError: a state or verdict is not one of those listed, a curve has no finite point, or a
+            histogram no bin.
     """
     template = _environment().get_template("report.html.j2")
     return template.render(
@@ -39,6 +41,7 @@ def render_report(data: ReportData) -> str:
         states=STATE_TEXT,
         rows=draw_towers(data.get("towers", ())),
         charts=[(chart, draw_curves(chart["curves"])) for chart in data.get("charts", ())],
+        histograms=[(given, draw_histogram(given)) for given in data.get("histograms", ())],
         samples=[draw_sample(sample) for sample in data.get("samples", ())],
         tally=_tally(data.get("checks", ())),
     )

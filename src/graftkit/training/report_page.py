@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.env import environment
+from graftkit.findings import Finding
 from graftkit.report.chart import Curve
 from graftkit.report.data import Chart, ReportData, SavedFile
 from graftkit.report.findings_page import checks_of
+from graftkit.report.histogram import Histogram
 from graftkit.report.html import write_report
 from graftkit.report.model_pages import towers_of
 from graftkit.surveying.sites import ModelMap
@@ -39,6 +41,7 @@ def write_page(result: TrainingResult, model_map: ModelMap, curves: Mapping[str,
         subtitle=f"{result.steps} steps in {result.seconds:.0f} s"
         + (", interrupted" if result.interrupted else ""),
         charts=[chart for chart in charts if chart["curves"]],
+        histograms=_lengths(result.findings),
         checks=checks_of(result.findings),
         files=_files(result.folder),
         versions=environment()["packages"],
@@ -58,6 +61,27 @@ def _logged(result: TrainingResult) -> Iterable[Chart]:
         found = [name for pattern in names for name in _matching(pattern, result.history)]
         curves = [Curve(label=name, points=result.curve(name)) for name in dict.fromkeys(found)]
         yield Chart(title=title, unit=unit, curves=[curve for curve in curves if curve["points"]])
+
+
+def _lengths(findings: Iterable[Finding]) -> list[Histogram]:
+    """Return the lengths of the rows as GK214 found them before the first step; none where it could not."""
+    found = next((f.evidence for f in findings if f.code == "GK214" and "lengths" in f.evidence), None)
+    if found is None:
+        return []
+    limit, longest = found["max_length"], found["longest"]
+    sample = "" if found["rows"] == found["rows_in_data"] else ", a sample"
+    end = "nothing is cut" if limit is None else f"max_length is {limit:,}, {found['cut']:,} rows are cut"
+    return [
+        Histogram(
+            title="Length of the rows",
+            unit="tokens",
+            width=found["lengths"]["width"],
+            counts=found["lengths"]["counts"],
+            limit=limit,
+            limit_label=f"max_length {limit}",
+            note=f"{found['rows']:,} rows{sample}; the longest has {longest:,} tokens; {end}.",
+        )
+    ]
 
 
 def _matching(pattern: str, history: Iterable[Mapping[str, Any]]) -> Iterable[str]:

@@ -81,6 +81,7 @@ def train(
     on_progress(Progress("preparing the trainer", 2, 3))
     run = _Run.prepare(TrainerInputs(recipe, base, data, args, callbacks), started)
     check_parallelism(run.trainer)
+    _check_rows_are_left(run.trainer, recipe)
     if base.plan is not None:
         check_against_plan(run.trainer.model, base.plan)
     run.train(checkpoint)
@@ -105,7 +106,7 @@ class _Run:
 
     @classmethod
     def prepare(cls, inputs: TrainerInputs, started: float) -> _Run:
-        guard = Guard(inputs.base.plan, settings=inputs.recipe.fields.checks)
+        guard = Guard(inputs.base.plan, settings=inputs.recipe.fields.checks, rows=inputs.data.train)
         interrupt = SaveOnInterrupt()
         trainer = _make_trainer(replace(inputs, callbacks=(guard, interrupt, *inputs.callbacks)))
         return cls(inputs, trainer, guard, interrupt, started)
@@ -173,6 +174,19 @@ def _make_trainer(inputs: TrainerInputs) -> Trainer:
             help="change in the recipe what the trainer names",
             code="trainer-refused",
         ) from error
+
+
+def _check_rows_are_left(trainer: Any, recipe: Recipe) -> None:
+    """Refuse data of which TRL dropped every row: of each, nothing to learn is left after the cut."""
+    if len(trainer.train_dataset):
+        return
+    raise TrainingError(
+        "no row keeps a token to learn",
+        where=recipe.document.where(("args", "max_length")),
+        why="TRL cut the rows at max_length, and dropped those of which nothing is learned: all of them",
+        help="graft doctor says how long the rows are; args: {max_length: null} cuts none",
+        code="nothing-to-learn",
+    )
 
 
 def _raise_first_error(result: TrainingResult) -> None:

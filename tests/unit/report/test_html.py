@@ -12,6 +12,7 @@ import pytest
 from graftkit.errors import OutputError
 from graftkit.report import chart
 from graftkit.report.chart import draw_curves
+from graftkit.report.histogram import HistogramPlot, draw_histogram
 from graftkit.report.html import render_report, write_report
 from graftkit.report.tower_grid import draw_towers
 
@@ -49,6 +50,17 @@ FULL: dict[str, Any] = {
                 {"label": "language only", "points": [(5, 2.3), (200, 0.4)]},
                 {"label": "both", "points": [(5, 2.2), (200, 0.1)]},
             ],
+        }
+    ],
+    "histograms": [
+        {
+            "title": "Length of the rows",
+            "unit": "tokens",
+            "width": 50,
+            "counts": [3, 0, 2],
+            "limit": 120,
+            "limit_label": "max_length 120",
+            "note": "5 rows",
         }
     ],
     "samples": [
@@ -110,7 +122,7 @@ def test_every_section_is_shown() -> None:
     for words in ("81.4 %", "94.7 %", "ValueError: <no> & such", "GK202", "off by 0.4", "365 kB", "2.13.0"):
         assert words in page.text
     assert {a["id"] for a in page.all("h2")} == {a["aria-labelledby"] for a in page.all("section")}
-    assert len(page.all("section")) == 9
+    assert len(page.all("section")) == 10
 
 
 def sections(data: Any) -> set[str | None]:
@@ -127,6 +139,7 @@ SECTIONS = {
     **{key: key for key in ("summary", "figures", "quote", "samples", "checks", "files")},
     "towers": "model",
     "charts": "chart-1",
+    "histograms": "histogram-1",
 }
 
 
@@ -230,7 +243,33 @@ def test_curves_stay_inside_the_axes_and_skip_what_is_no_number() -> None:
     assert all(picture.top <= y <= picture.bottom for y in numbers[1::2])
 
 
+def histogram(counts: list[int], limit: int | None) -> HistogramPlot:
+    return draw_histogram({**FULL["histograms"][0], "counts": counts, "limit": limit})
+
+
+def test_bars_are_as_high_as_their_counts_and_stop_at_the_axes() -> None:
+    plot = histogram([3, 0, 2], 120)
+    assert [bar.label for bar in plot.bars] == ["0 to 49 tokens: 3", "100 to 149 tokens: 2"]
+    high, low = plot.bars
+    assert high.height / low.height == pytest.approx(1.5, abs=0.01)
+    assert all(plot.top <= bar.y and bar.y + bar.height == pytest.approx(plot.bottom) for bar in plot.bars)
+    assert low.x + low.width <= plot.right
+    assert plot.limit is not None
+    assert low.x < plot.limit < low.x + low.width
+    assert plot.limit == pytest.approx(low.x + low.width * 20 / 50, abs=0.2)
+
+
+def test_a_limit_far_beyond_the_bars_is_not_drawn() -> None:
+    assert histogram([3], 1024).limit is None
+    assert histogram([3], None).limit is None
+    assert "limit" not in {
+        line.get("class") for line in Page(render_report({**FULL, "histograms": []})).all("line")
+    }
+    assert "limit" in {line.get("class") for line in Page(render_report(FULL)).all("line")}
+
+
 BAD = {
+    "empty-histogram": ({"histograms": [{**FULL["histograms"][0], "counts": []}]}, "Length of the rows"),
     "state": ({"towers": [{"name": "x", "sites": [{"path": "p", "state": "odd", "params": 1}]}]}, "odd"),
     "verdict": ({"checks": [{"code": "C", "title": "t", "verdict": "fine", "evidence": ""}]}, "fine"),
     "empty-curve": (

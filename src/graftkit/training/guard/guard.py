@@ -28,7 +28,8 @@ from graftkit.training.guard.errors import (
     wrong_checkpoint,
 )
 from graftkit.training.guard.log_findings import log_findings
-from graftkit.training.guard.preflight import run_preflight
+from graftkit.training.guard.preflight import row_options, run_preflight
+from graftkit.training.guard.row_counter import RowCounter, clipped
 from graftkit.training.guard.saved_check import check_checkpoint
 from graftkit.training.guard.step_monitor import StepMonitor, StepStats, curves_of
 from graftkit.training.guard.tensor_stats import TensorActivity
@@ -52,7 +53,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     The run is then the same as without the guard, bit for bit.
 
     On the steps that log, it measures gradients, updates and the share of clamped activations per tower, and stops
-    the run if the loss, a gradient or a weight is no longer finite, or if gradients change nothing. In half
+    the run if the loss, a gradient or a weight is no longer finite, or if gradients change nothing. It counts the
+    rows that are as long as ``max_length``, and those without a token to learn. In half
     precision with a loss scale (fp16) a gradient may overflow: the trainer then skips the step.
 
     At every save, the file is read back and compared with the adapter in memory, bit for bit. For parameters that
@@ -61,13 +63,20 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """
 
     def __init__(
-        self, plan: Plan | None = None, *, settings: CheckSettings | None = None, every: int | None = None
+        self,
+        plan: Plan | None = None,
+        *,
+        settings: CheckSettings | None = None,
+        every: int | None = None,
+        rows: Any = None,
     ) -> None:
         """
         Args:
             plan: what was attached; the rules then also report what a configuration misses or reaches beyond it.
             settings: which rules, with which limits.
             every: measure every so many steps; None for the steps that log.
+            rows: the training data as the trainer gets it, before it tokenizes and cuts it. With it GK214 says
+                what ``max_length`` takes; without it, which rows are as long as that, and how many were dropped.
 
         Raises:
             RecipeError: ``settings``: they name an unknown rule.
@@ -76,10 +85,13 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._settings = settings or CheckSettings()
         check_settings(self._settings)
         self._every = every
+        self._rows = rows
         self._before = Report(())
         self._during: dict[str, Finding] = {}
         self._saved = Report(())
         self._monitor: StepMonitor | None = None
+        self._counter: RowCounter | None = None
+        self._clipped: list[float] = []
         self._learns = True
         self._last_good: Path | None = None
         self._last_save: int | None = None
@@ -110,10 +122,12 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             raise no_adapter(given.get("model"))
         if self._monitor is not None:  # an earlier run may have ended within a step
             self._monitor.stop()
+        self._stop_counting()
         self._before, self._during, self._saved, self._last_save = Report(()), {}, Report(()), None
         self._last_good = last_complete_checkpoint(Path(args.output_dir)) if state.global_step else None
         check_on_first_process(lambda: self._check_before(model, args, given))
         self._monitor = StepMonitor(model, hooks=not args.torch_compile)
+        self._counter, self._clipped = None if args.torch_compile else RowCounter(model, row_options(args)), []
 
     def on_step_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Prepare to measure the step, where it is one to be measured."""
@@ -160,6 +174,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         if self._monitor is None:
             return
         logged = {n: v for n in ("loss", "grad_norm") if isinstance(v := (logs or {}).get(n), (int, float))}
+        if isinstance(share := (logs or {}).get("completions/clipped_ratio"), (int, float)):
+            self._clipped.append(share)
         skipped = ("grad_norm",) if args.fp16 else ()
         nonfinite = tuple(n for n, v in logged.items() if not math.isfinite(v) and n not in skipped)
         if nonfinite:
@@ -184,17 +200,39 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         Raises:
             TrainingError: ``saved-adapter``: they differ.
         """
+        self._stop_counting()
         if self._monitor is None:
             return
         if self._last_save == state.global_step and not args.load_best_model_at_end:
             self._check_checkpoint(args, state, self._monitor.model)
         if state.is_world_process_zero and self._monitor.activity.steps >= _PATIENCE:
             self._report_once(_rule("GK203"), _observed(self._monitor.activity))
+        if state.is_world_process_zero and (rows := self._counted()) is not None:
+            self._report_once(_rule("GK214"), rows)
+
+    def _stop_counting(self) -> None:
+        if self._counter is not None:
+            self._counter.stop()
+
+    def _counted(self) -> Observation | None:
+        """Return what was seen of the rows, or of the completions, of this process; None where nothing was."""
+        allowed = _rule("GK214").limit(self._settings, "clipped")
+        if self._clipped or self._counter is None:
+            return clipped(self._clipped, allowed)
+        before = [f for f in self._before if f.code == "GK214" and f.severity is Severity.OK]
+        whole = any(f.evidence.get("rows") == f.evidence.get("rows_in_data") for f in before)
+        return self._counter.observed(none_is_cut=whole)
 
     def _check_before(self, model: PeftModel, args: Any, given: Mapping[str, Any]) -> GraftError | None:
         processor, loader = given.get("processing_class"), given.get("train_dataloader")
         self._before = run_preflight(
-            model, args, plan=self._plan, settings=self._settings, processor=processor, loader=loader
+            model,
+            args,
+            plan=self._plan,
+            settings=self._settings,
+            processor=processor,
+            loader=loader,
+            rows=self._rows,
         )
         log_findings(self._before)
         return failed_preflight(self._before)

@@ -19,6 +19,7 @@ from graftkit.findings import Report
 from graftkit.modeling.sharding import is_sharded
 from graftkit.planning.config.build import config_dict
 from graftkit.planning.plan import Plan
+from graftkit.recipes.row_options import RowOptions
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.trainers import TrainerName
 from graftkit.recipes.training import Training
@@ -43,6 +44,7 @@ SUPPLIED = (
     "peft_config",
     "plan",
     "training",
+    "rows",
     "processor",
     "checkpoint",
     "model",
@@ -67,12 +69,19 @@ def run_preflight(
     settings: CheckSettings,
     processor: Any,
     loader: Any,
+    rows: Any = None,
 ) -> Report:
     """Run the rules on the model that is to be trained; leave it and all random states as they were.
 
     If the model's parameters are sharded over processes, what needs a forward pass stays unknown.
+
+    Args:
+        loader: the trainer's data loader.
+        rows: the data as it was before the trainer tokenized it; None for what the loader has.
     """
     inputs = _inputs_without_forward(model, args, plan, processor)
+    data = getattr(loader, "dataset", None) if rows is None else rows
+    inputs = replace(inputs, rows=None if data is None else lambda: data)
     if not can_run_alone(model):
         return run(rules_before_training(), CheckContext(inputs, settings))
     with restoring_state(model), without_autocast(model):
@@ -139,7 +148,13 @@ def _training(model: PeftModel, args: Any) -> Training:
         quantization=_quantization(model),
         assistant_only=bool(getattr(args, "assistant_only_loss", False)),
         find_unused=args.ddp_find_unused_parameters,
+        rows=row_options(args),
     )
+
+
+def row_options(args: Any) -> RowOptions:
+    """Return how the trainer made sequences of its rows; one without a ``max_length`` was given sequences."""
+    return RowOptions.of({"max_length": None, **vars(args)})
 
 
 def _quantization(model: PeftModel) -> str | None:

@@ -124,9 +124,9 @@ def test_the_default_is_that_of_trl() -> None:
 
 @pytest.mark.rule_fails("GK214")
 def test_it_is_an_error_when_more_rows_than_allowed_keep_nothing(tokenizer: Any) -> None:
-    rows = [{"prompt": "x" * 200, "completion": " y"}] * 2 + list(DATA["pairs"])
+    rows = [{"prompt": "x" * 200, "completion": " y"}] * 8 + list(DATA["pairs"])
     few = rule_on(rows, tokenizer, max_length=200)
-    assert few.evidence["nothing_left"] == 2
+    assert few.evidence["nothing_left"] == 8
     assert few.severity is ERROR
     allowed = CheckSettings(rules={"GK214": {"nothing_left": 0.1}})
     assert rule_on(rows, tokenizer, settings=allowed, max_length=200).severity is WARNING

@@ -58,8 +58,8 @@ def _check(context: CheckContext) -> Observation:
     if any(name in rows[0] for name in _AUDIO):
         return passed("rows with audio are not cut", rows=len(rows))
     prepared = prepared_sequences(rows)
-    if prepared is not None and training.trainer == TrainerName.SFT:
-        return _of_prepared(Cut.of(prepared, options), context, options)
+    if prepared is not None and (seen := _of_prepared(Cut.of(prepared, options), context)) is not None:
+        return seen
     found = Cut.of(prepared or _sequences(context, rows), options)
     return _verdict(found, options, context, _evidence(found, options, context))
 
@@ -136,14 +136,19 @@ def _help(found: Cut, *shares: float) -> str:
     return f"args: {{max_length: TOKENS}}, where {kept} of the rows whole; max_length: null cuts none"
 
 
-def _of_prepared(found: Cut, context: CheckContext, options: RowOptions) -> Observation:
-    """Decide on rows that the trainer has cut already: those of exactly its length, and those it dropped."""
+def _of_prepared(found: Cut, context: CheckContext) -> Observation | None:
+    """Decide on rows that the trainer has tokenized, by those it dropped and those that are as long as it cuts.
+
+    None for preferences of which none was dropped: TRL cuts them later.
+    """
+    options = context.training.rows
     evidence = _evidence(found, options, context)
     rows, limit = len(found.lengths), options.max_length
-    if limit is None or options.packing is not None:
+    preferences = context.training.trainer == TrainerName.DPO
+    if not preferences and (limit is None or options.packing is not None):
         return unknown("the rows were tokenized before; what was cut cannot be seen", **evidence)
     full, dropped = found.lengths.count(limit), _dropped(context.training_rows)
-    evidence |= {"cut": full, "dropped": dropped}
+    evidence |= {"dropped": dropped} if preferences else {"dropped": dropped, "cut": full}
     if dropped:
         total = dropped + (size_of(context.training_rows) or 0)
         severity = Severity.ERROR if dropped > RULE.limit(context.settings, "nothing_left") * total else None
@@ -152,6 +157,8 @@ def _of_prepared(found: Cut, context: CheckContext, options: RowOptions) -> Obse
             severity=severity,
             **evidence,
         )
+    if preferences:
+        return None
     if full == rows:
         return unknown(f"all rows have exactly {limit:,} tokens; whether they were cut cannot be seen", **evidence)
     if full:
@@ -180,7 +187,8 @@ RULE = Rule(
     settings={
         "rows": Setting(1000, "rows of the sample"),
         "rows_with_images": Setting(64, "rows of the sample where rows have images"),
-        "nothing_left": Setting(0.01, "largest share of rows without a token to learn that is a warning, 0 to 1"),
+        "nothing_left": Setting(0.05, "largest share of rows without a token to learn that is a warning, 0 to 1"),
+        "clipped": Setting(0.1, "largest accepted share of grpo's completions that end at their greatest length"),
     },
     source=Source.INTROSPECTION,
 )
