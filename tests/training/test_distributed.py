@@ -116,6 +116,14 @@ def test_launch_starts_processes_that_agree_with_one(tmp_path: Path, base: Path,
     assert done.stderr.count("loading the model") == 1
 
 
+@pytest.mark.parametrize("init", ["eva", "lora_ga"])
+def test_processes_compute_the_same_initial_values(tmp_path: Path, base: Path, init: str) -> None:
+    adapter = {"r": 4, "options": {"init_lora_weights": init}}
+    args = {"gradient_accumulation_steps": PROCESSES}
+    alone = train(read_recipe(recipe(tmp_path / "alone", base, BATCH // PROCESSES, adapter=adapter, args=args)))
+    agrees(launched_by_graft(recipe(tmp_path / "launched", base, adapter=adapter)), alone, base)
+
+
 def test_accelerate_launch_of_ddp(tmp_path: Path, base: Path, alone: TrainingResult) -> None:
     done = launched(recipe(tmp_path, base, args={"use_cpu": True}), "--multi_gpu")
     agrees(done, alone, base)

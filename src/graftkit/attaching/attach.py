@@ -26,6 +26,7 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
 
     Afterwards every planned site carries the adapter, no other module does, and only adapter tensors are
     trainable, as many elements as the plan said. Where that does not hold the adapter is taken off again.
+    EVA and LoRA-GA begin as plain LoRA until they are given data: see ``graftkit.initialize``.
 
     Args:
         model: the model the plan was made for. Like ``get_peft_model``, this changes it in place.

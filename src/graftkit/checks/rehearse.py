@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.attach import attach, attach_stock
+from graftkit.attaching.initial_values.compute import as_plain, compute_initial_values
 from graftkit.checks.doctor import STATIC, settings_of, static_inputs
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
@@ -21,6 +22,7 @@ from graftkit.findings import Report
 from graftkit.modeling.threads import one_thread
 from graftkit.planning.quantization import plan_quantization
 from graftkit.progress import Progress
+from graftkit.recipes.initializer import recipe_initializer
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training, training_of
@@ -76,25 +78,33 @@ def rehearse(
         report(Progress("building the twin" if on_twin else "loading the model", 0, None))
         given = given if on_twin else replace(given, checkpoint=origin.folder())
         try:
-            live = _with_live(given, recipe, origin.live(on_twin, seed), seed)
+            live = _with_live(given, recipe, origin.live(on_twin, seed), on_twin, seed)
         except (PlanError, AttachError) as error:
             live = given = replace(given, recipe_refusal=error)
     chosen = settings or settings_of(recipe)
     unchanged = nullcontext() if live.model is None else restoring_state(live.model)
     with quiet_transformers(), unchanged, one_thread() if on_twin else nullcontext():
-        of_architecture = run(decidable(all_rules(), STATIC), CheckContext(given, chosen), on_progress=on_progress)
+        of_architecture = run(_static_rules(), CheckContext(given, chosen), on_progress=on_progress)
         of_model = run(_live_rules(), CheckContext(live, chosen), on_progress=on_progress)
     # No rule is in both.
     return Report(tuple(sorted((*of_architecture, *of_model), key=lambda finding: finding.code)))
 
 
+def _static_rules() -> tuple[Rule, ...]:
+    """Return the rules that look neither at the live model nor at its batch."""
+    return tuple(rule for rule in decidable(all_rules(), STATIC) if set(rule.reads) <= set(STATIC))
+
+
 def _live_rules() -> tuple[Rule, ...]:
-    """Return the rules that need the live model or its batch."""
-    rules = all_rules()
-    static = decidable(rules, STATIC)
-    return tuple(rule for rule in decidable(rules, LIVE) if rule not in static)
+    """Return the rules that look at the live model or at its batch."""
+    static = _static_rules()
+    return tuple(rule for rule in decidable(all_rules(), LIVE) if rule not in static)
 
 
+# Example batches for an initializer that needs data, and the rows of each.
+_BATCHES, _ROWS = 2, 8
+# What a twin's small layers and random inputs may not give such an initializer, or no example batch is known for.
+_OF_TWINS = frozenset({"initialize-few", "initialize-rank", "initialize-unsettled", "twin"})
 # Source: bitsandbytes.nn.Linear4bit.forward.
 _REPACKING = "support_avx512bf16_for_cpu"
 
@@ -118,11 +128,11 @@ class _ModelSource:
         return local_folder(str(self.source), self.revision)
 
 
-def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, seed: int) -> Inputs:
+def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, on_twin: bool, seed: int) -> Inputs:
     """Return the inputs with the model in the state in which training would begin, and a batch for it."""
     training = training_of(recipe)
     with seeding(model, seed):
-        adapted = _adapted(model, recipe)
+        adapted = _adapted(model, recipe, training, on_twin, seed)
     if not sits_in_layers(adapted):
         return given
     _prepare(adapted, training)
@@ -133,11 +143,40 @@ def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, seed: int)
     return given
 
 
-def _adapted(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
+def _adapted(model: PreTrainedModel, recipe: Recipe, training: Training, on_twin: bool, seed: int) -> PeftModel:
     if recipe.fields.quantization is not None:
         model = _quantized(model, recipe.fields.quantization)
-    stock = recipe.fields.adapter.peft_config
-    return attach(model, recipe.plan(model)) if stock is None else attach_stock(model, stock)
+    row, stock = recipe_initializer(recipe), recipe.fields.adapter.peft_config
+    plan = recipe.plan(model) if stock is None else None
+    if row is None or not row.needs_data:
+        return attach(model, plan) if plan is not None else attach_stock(model, stock or {})
+    if plan is not None:
+        adapted = attach(model, replace(plan, peft_config=as_plain(plan.peft_config)))
+        _initialize(adapted, plan.peft_config, training, on_twin, seed)
+        return adapted
+    from peft import PeftConfig
+
+    stock = stock or {}
+    others = {name: value for name, value in stock.items() if name != f"{row.name}_config"}
+    adapted = attach_stock(model, {**others, "init_lora_weights": True})
+    _initialize(adapted, PeftConfig.from_peft_type(**stock), training, on_twin, seed)
+    return adapted
+
+
+def _initialize(adapted: PeftModel, config: Any, training: Training, on_twin: bool, seed: int) -> None:
+    """Give an attached plain LoRA the values that its initializer computes from example batches.
+
+    A twin may be too small for them: it is then left as it is, and GK213 says so.
+    """
+    base = adapted.get_base_model()
+    options: dict[str, Any] = {"batch_size": _ROWS, "modalities": training.modalities}
+    try:
+        batches = [example_batch(base, seed=at, **options) for at in range(seed, seed + _BATCHES)]
+        compute_initial_values(adapted, config, batches)
+    except (AttachError, BuildError) as error:
+        if not on_twin or error.code not in _OF_TWINS:
+            raise
+        adapted.peft_config["default"].init_lora_weights = config.init_lora_weights
 
 
 def _quantized(model: PreTrainedModel, bits: str) -> PreTrainedModel:

@@ -81,7 +81,7 @@ def verify(
         given = Inputs(
             plan=plan,
             base=plan.model if plan is not None else None,
-            peft_config=config_dict(plan.peft_config) if plan is not None else None,
+            peft_config=config_dict(plan.peft_config if plan is not None else model.active_peft_config),
             training=training,
             processor=processor,
             checkpoint=Path(checkpoint) if checkpoint is not None else None,

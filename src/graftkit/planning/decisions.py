@@ -20,6 +20,7 @@ class LeftAlone(Enum):
     STACKED_EXPERTS = "stacked experts: add 'experts' to the targets to adapt them"
     NOT_REQUESTED = "not requested"
     NOT_BY_METHOD = "{method} cannot adapt {kind} sites"
+    NO_RANK = "EVA gave it no rank: its inputs vary in fewer directions than those of other layers"
 
     def skip(self, site: Site, **facts: object) -> Skipped:
         """Return the decision to leave ``site`` alone, with the facts in its reason."""

@@ -36,6 +36,11 @@ class Initializer:
     any_kind: bool = False
     by_prefix: bool = False
 
+    @property
+    def needs_conversion(self) -> bool:
+        """Whether its adapter is only of use on the original base once it is saved as plain LoRA."""
+        return self.moves_base and self.rebuilt_on_load is False
+
 
 # First match wins. Sources: peft.tuners.lora.layer.LoraLayer.update_layer and the methods it calls (pissa_init …).
 INITIALIZERS = (

@@ -11,6 +11,7 @@ from typing import Any
 from graftkit.errors import RecipeError
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.row_options import RowOptions
+from graftkit.recipes.trainers import TrainerName
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Training:
         assistant_only: whether the template's generation marks decide which tokens the loss is on.
         find_unused: DDP's ``find_unused_parameters``, or None for its default.
         rows: how rows become sequences.
+        keeps_reference: whether the loss compares with the base, which is the model with its adapter switched off.
     """
 
     trainer: str = "sft"
@@ -50,6 +52,7 @@ class Training:
     assistant_only: bool = False
     find_unused: bool | None = None
     rows: RowOptions = field(default_factory=RowOptions)
+    keeps_reference: bool = False
 
 
 def training_of(recipe: Recipe) -> Training:
@@ -79,7 +82,17 @@ def training_of(recipe: Recipe) -> Training:
         assistant_only=bool(args.get("assistant_only_loss", False)),
         find_unused=args.get("ddp_find_unused_parameters"),
         rows=RowOptions.of(args),
+        keeps_reference=keeps_reference(recipe.fields.trainer, args.get("beta")),
     )
+
+
+def keeps_reference(trainer: TrainerName, beta: Any) -> bool:
+    """Check whether a trainer's loss compares with the base.
+
+    Args:
+        beta: the weight of that comparison, or None for TRL's default: 0.1 for DPO, 0 for GRPO.
+    """
+    return trainer == TrainerName.DPO or (trainer == TrainerName.GRPO and bool(beta))
 
 
 def checkpointing_argument(args: Mapping[str, Any], suffix: str, default: Any) -> tuple[Any, str]:

@@ -13,6 +13,7 @@ from graftkit.checks.check import check
 from graftkit.data.load import load_data
 from graftkit.errors import TrainingError
 from graftkit.findings import Report
+from graftkit.planning.plan import Plan
 from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.training.arguments import trainer_arguments
@@ -27,6 +28,8 @@ from graftkit.training.distributed.launch_checks import (
 )
 from graftkit.training.distributed.sharding import save_full_adapter
 from graftkit.training.guard.guard import Guard
+from graftkit.training.initialization.kept import convert_to_plain_lora
+from graftkit.training.initialization.start import check_start, start_from_initializer
 from graftkit.training.model import load_base
 from graftkit.training.report_page import write_page
 from graftkit.training.result import TrainingResult
@@ -73,19 +76,25 @@ def train(
     checkpoint = checkpoint_to_resume(Path(args.output_dir)) if resume else None
     if checkpoint is not None:
         check_resumable(checkpoint, args)
-    on_progress(Progress("reading the data", 0, 3))
+    check_start(recipe, args, checkpoint)
+    on_progress(Progress("reading the data", 0, 4))
     data = load_data(recipe)
-    on_progress(Progress("loading the model", 1, 3))
+    on_progress(Progress("loading the model", 1, 4))
     base = load_base(recipe, data.modalities, trust_remote_code=trust_remote_code)
     check_attachable(base)
-    on_progress(Progress("preparing the trainer", 2, 3))
+    on_progress(Progress("preparing the trainer", 2, 4))
     run = _Run.prepare(TrainerInputs(recipe, base, data, args, callbacks), started)
     check_parallelism(run.trainer)
     _check_rows_are_left(run.trainer, recipe)
     if base.plan is not None:
         check_against_plan(run.trainer.model, base.plan)
+    on_progress(Progress("initializing the adapter", 3, 4))
+    start = start_from_initializer(run.trainer, base, checkpoint)
+    run = run.with_plan(start.plan)
     run.train(checkpoint)
     save_full_adapter(run.trainer, run.folder)
+    if start.moved is not None and run.is_first_process:
+        convert_to_plain_lora(run.folder, start.moved)
     result = run.result(run.evaluate(), Report((*run.guard.report, *run.check_saved())))
     run.write_report(result)
     # A launcher that sees one process end may end the others.
@@ -110,6 +119,10 @@ class _Run:
         interrupt = SaveOnInterrupt()
         trainer = _make_trainer(replace(inputs, callbacks=(guard, interrupt, *inputs.callbacks)))
         return cls(inputs, trainer, guard, interrupt, started)
+
+    def with_plan(self, plan: Plan | None) -> _Run:
+        """Return the run with the plan of what is adapted."""
+        return replace(self, inputs=replace(self.inputs, base=replace(self.inputs.base, plan=plan)))
 
     def train(self, checkpoint: Path | None) -> None:
         """Train to the end; the report of a run that was stopped says why."""

@@ -118,6 +118,7 @@ def test_eva_starts_from_nothing_until_it_gets_data() -> None:
     attached("eva", model)
     assert not model.site.lora_B["default"].weight.any()
     assert [row.name for row in INITIALIZERS if row.needs_data] == ["eva", *COLLECTED]
+    assert [row.name for row in INITIALIZERS if row.needs_conversion] == ["pissa_niter", *COLLECTED]
 
 
 @pytest.mark.parametrize(

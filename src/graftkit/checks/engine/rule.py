@@ -95,6 +95,7 @@ class Rule:
         needs: names of the `Inputs` it cannot do without; a missing one makes the rule "unknown".
         help: the usual next step.
         since: the first version of graftkit with the rule.
+        reads: names of the `Inputs` that it also looks at where they are given.
         settings: name -> limit that ``[tool.graftkit.rules.CODE]`` and recipes may change.
         source: where its findings come from.
         doc: Markdown with the sections "Why it matters", "Example", "How safe that is" and "Sources"; None for the
@@ -108,6 +109,7 @@ class Rule:
     check: Callable[[CheckContext], Observation]
     help: str
     since: str
+    reads: tuple[str, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
     source: Source = Source.PROBE
     doc: str | None = None

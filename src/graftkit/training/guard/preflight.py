@@ -22,7 +22,7 @@ from graftkit.planning.plan import Plan
 from graftkit.recipes.row_options import RowOptions
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.trainers import TrainerName
-from graftkit.recipes.training import Training
+from graftkit.recipes.training import Training, keeps_reference
 from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.local import local_folder
@@ -137,8 +137,9 @@ def _training(model: PeftModel, args: Any) -> Training:
     classes = {kind.__name__ for kind in type(args).__mro__}
     # Set both by the argument `deepspeed` and by accelerate's own configuration.
     deepspeed = getattr(args, "deepspeed_plugin", None)
+    trainer = next((name for name in TrainerName if name.config_class in classes), TrainerName.SFT)
     return Training(
-        trainer=next((name for name in TrainerName if name.config_class in classes), TrainerName.SFT),
+        trainer=trainer,
         checkpointing=bool(args.activation_checkpointing),
         packing=bool(getattr(args, "packing", False) or getattr(args, "padding_free", False)),
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
@@ -149,6 +150,7 @@ def _training(model: PeftModel, args: Any) -> Training:
         assistant_only=bool(getattr(args, "assistant_only_loss", False)),
         find_unused=args.ddp_find_unused_parameters,
         rows=row_options(args),
+        keeps_reference=keeps_reference(trainer, getattr(args, "beta", None)),
     )
 
 

@@ -39,14 +39,38 @@ def real_batch(loader: Any, model: PeftModel, processor: Any, *, rows: int) -> d
         consuming it.
     """
     with preserve_random_state():
-        chosen = _chosen_rows(loader.dataset, rows)
-        if not chosen:
-            return None
-        collated = loader.collate_fn(chosen)
-        if isinstance(collated, Mapping):
-            return _accepted(_unpacked(_with_labels(collated)), model)
-        if isinstance(collated, Sequence) and collated and "prompt" in collated[0]:
-            return _accepted(_from_prompts(collated, processor), model)
+        chosen = _chosen_rows(loader.dataset, rows, _CANDIDATES)
+        made = _model_inputs(loader, chosen, processor) if chosen else None
+    return None if made is None else _accepted(_unpacked(made), model)
+
+
+def real_batches(loader: Any, model: PeftModel, processor: Any, *, rows: int, most: int) -> list[dict[str, Any]]:
+    """Return batches as ``real_batch`` does, of rows that are spread over the data; packed rows stay whole.
+
+    They are the same in every process, and the first one has every kind of content that the rows have. None of
+    them lets the model keep a cache, as TRL's losses do not.
+
+    Args:
+        rows: rows a batch, at most.
+        most: rows in all, at most.
+
+    Returns:
+        An empty list if the data cannot be read without consuming it.
+    """
+    with preserve_random_state():
+        chosen = _chosen_rows(loader.dataset, most, most)
+        parts = [chosen[start : start + rows] for start in range(0, len(chosen), rows)]
+        made = [_model_inputs(loader, part, processor) for part in parts]
+    return [_accepted({**batch, "use_cache": False}, model) for batch in made if batch is not None]
+
+
+def _model_inputs(loader: Any, rows: list[Any], processor: Any) -> dict[str, Any] | None:
+    """Return what the trainer makes of the rows, with labels; None for batches of an unknown kind."""
+    collated = loader.collate_fn(rows)
+    if isinstance(collated, Mapping):
+        return _with_labels(collated)
+    if isinstance(collated, Sequence) and collated and "prompt" in collated[0]:
+        return _from_prompts(collated, processor)
     return None
 
 
@@ -65,16 +89,16 @@ def preserve_random_state() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _chosen_rows(dataset: Any, rows: int) -> list[Any]:
-    """Return rows that together have every kind of content that the candidates have."""
-    candidates = spread_rows(dataset, _CANDIDATES)
+def _chosen_rows(dataset: Any, rows: int, candidates: int) -> list[Any]:
+    """Return rows that together have every kind of content that so many candidates have, those kinds first."""
+    found = spread_rows(dataset, candidates)
     chosen: list[Any] = []
     covered: set[str] = set()
-    for row in candidates:
+    for row in found:
         if len(chosen) < rows and not _kinds(row) <= covered:
             chosen.append(row)
             covered |= _kinds(row)
-    rest = (row for row in candidates if not any(row is taken for taken in chosen))
+    rest = (row for row in found if not any(row is taken for taken in chosen))
     # A collator may change its rows, and a dataset that is a plain list would keep the change.
     return [dict(row) if isinstance(row, Mapping) else row for row in [*chosen, *rest][:rows]]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.data.load import Data
 from graftkit.recipes.recipe import Recipe
+from graftkit.training.initialization.start import config_to_attach
 from graftkit.training.model import LoadedBase
 
 if TYPE_CHECKING:
@@ -37,6 +38,6 @@ class TrainerInputs:
             "train_dataset": self.data.train,
             "eval_dataset": self.data.held_out,
             "processing_class": self.base.processor,
-            "peft_config": self.base.peft_config,
+            "peft_config": config_to_attach(self.base.peft_config),
             "callbacks": list(self.callbacks),
         }

@@ -115,13 +115,13 @@ def sft(
     )
 
 
-def dpo(folder: Path, model: nn.Module, guard: TrainerCallback | None) -> DPOTrainer:
+def dpo(folder: Path, model: nn.Module, guard: TrainerCallback | None, **options: Any) -> DPOTrainer:
     return DPOTrainer(
         model=model,
         args=DPOConfig(output_dir=str(folder), activation_checkpointing_kwargs={"use_reentrant": False}, **COMMON),
         train_dataset=preferences(),
         processing_class=tokenizer(),
-        peft_config=gk.plan(model, targets="attention", r=2, dropout=0.1).peft_config,
+        peft_config=gk.plan(model, targets="attention", r=2, dropout=0.1, **options).peft_config,
         callbacks=[guard] if guard else [],
     )
 
@@ -254,6 +254,49 @@ def test_an_adapted_tower_that_the_data_does_not_feed_is_refused(tmp_path: Path,
     assert caught.value.code == "guard"
     assert "vision" in str(caught.value.help)
     assert "GK203" in error_codes(guard)
+
+
+@pytest.mark.parametrize("init", ["eva", "lora_ga"])
+@pytest.mark.parametrize("attached", [True, False], ids=["gk.attach", "by the trainer"])
+def test_an_initializer_without_its_data_is_refused_before_the_first_step(
+    tmp_path: Path, twin_of: TwinOf, init: str, attached: bool
+) -> None:
+    model = twin_of("qwen3")
+    plan = gk.plan(model, targets="attention", r=2, init_lora_weights=init)
+    recorder, guard = Recorder(), Guard(plan)
+    optimizer = (lambda m: torch.optim.AdamW(m.parameters())) if attached else None
+    trainer = sft(tmp_path, model, guard, plan=plan, callbacks=(recorder,), optimizer=optimizer)
+    with pytest.raises(TrainingError) as caught:
+        trainer.train()
+    assert caught.value.code == "guard"
+    assert error_codes(guard) == {"GK213"}
+    assert recorder.steps == 0
+
+
+@pytest.mark.parametrize("init", ["eva", "corda", "lora_ga"])
+def test_an_initializer_that_has_had_its_data_is_let_pass(tmp_path: Path, twin_of: TwinOf, init: str) -> None:
+    model = twin_of("qwen3")
+    plan = gk.plan(model, targets="attention", r=2, init_lora_weights=init)
+    batches = [gk.example_batch(model, seed=seed, batch_size=4) for seed in range(2)]
+    adapted = gk.initialize(model, plan, batches)
+    guard = Guard(plan)
+    SFTTrainer(
+        model=adapted,
+        args=SFTConfig(output_dir=str(tmp_path), **COMMON),
+        train_dataset=texts(),
+        processing_class=tokenizer(),
+        callbacks=[guard],
+    ).train()
+    assert not guard.report.errors
+    assert "GK213" in {finding.code for finding in guard.report}
+
+
+def test_a_moved_base_is_refused_as_a_reference(tmp_path: Path, twin_of: TwinOf) -> None:
+    guard = Guard()
+    with pytest.raises(TrainingError) as caught:
+        dpo(tmp_path, twin_of("qwen3"), guard, init_lora_weights="pissa").train()
+    assert caught.value.code == "guard"
+    assert "GK213" in error_codes(guard)
 
 
 def test_a_model_without_an_adapter_is_refused(tmp_path: Path, twin_of: TwinOf) -> None:
