@@ -124,6 +124,13 @@ def test_what_stock_peft_saves_passes(llama: nn.Module, tmp_path: Path, config: 
     assert not not_ok(report), str(report)
 
 
+def test_a_tower_excluded_from_all_linear_passes(e2b: nn.Module, tmp_path: Path) -> None:
+    """PEFT saves the names of every linear, and some of them are in the excluded towers alone."""
+    config = LoraConfig(r=2, target_modules="all-linear", exclude_modules=r".*(vision|audio)_tower.*")
+    report = check(saved(e2b, tmp_path, config), e2b)
+    assert not not_ok(report), str(report)
+
+
 def test_without_a_base_what_needs_it_is_unknown(good: Path) -> None:
     report = check(good)
     assert not_ok(report) == dict.fromkeys(("GK501", "GK502", "GK507", "GK509"), UNKNOWN)

@@ -68,10 +68,14 @@ def _untargeted(context: CheckContext) -> list[str]:
 
 
 def _expected(context: CheckContext, targets: list[str]) -> list[str]:
-    """Return the targets that the base has, or may have, modules for: lists are shared between model families."""
-    if not targets or context.given.base is None or isinstance(context.saved.targets, str):
+    """Return the targets that the base has, or may have, modules for which the filters do not exclude.
+
+    Lists are shared between model families.
+    """
+    saved = context.saved
+    if not targets or context.given.base is None or isinstance(saved.targets, str):
         return targets
-    known = {suffix for path in context.base.module_paths for suffix in suffixes(path)}
+    known = {suffix for path in context.base.module_paths if saved.matches(path) for suffix in suffixes(path)}
     return [target for target in targets if target in known]
 
 

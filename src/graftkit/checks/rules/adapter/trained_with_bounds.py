@@ -1,4 +1,4 @@
-"""Check that the adapter was trained with the bounds of the base's wrappers in place.
+"""Nothing may show that the adapter was trained without the bounds of the base's wrappers.
 
 ## Why it matters
 
@@ -12,9 +12,9 @@ The tensors are called `q_proj.lora_A`, as those of a tool that clamps the sum o
 
 ## How safe that is
 
-Where the tensors name the linears inside, the wrappers were there; whether their bounds were those of the base
-cannot be seen in a file. `gk.migrate(…, trained_without_clamp=…)` writes what you know into the metadata of the
-weights. It changes no value: use under `gk.unwrap` gives the outputs that were trained.
+`gk.migrate(…, trained_without_clamp=…)` writes what you know into the metadata of the weights, and changes no
+value. Under `gk.unwrap` the adapter then gives the outputs that were trained. Where the tensors name the linears
+inside, there were wrappers in training; that their bounds were those of the base is in no file, and not checked.
 
 ## Sources
 
@@ -53,13 +53,13 @@ def _check(context: CheckContext) -> Observation:
         )
     if not bounded:
         return passed("it adapts no linear that has bounds", bounded=0)
-    stated = "and its file says that the bounds were kept" if bounds else "by the linears' own names"
-    return passed(f"it adapts {len(bounded)} linears inside wrappers with bounds, {stated}", bounded=len(bounded))
+    reason = "its file says that they were kept" if bounds else "its tensors name the linears inside the wrappers"
+    return passed(f"it adapts {len(bounded)} linears that have bounds, and {reason}", bounded=len(bounded))
 
 
 RULE = Rule(
     code="GK509",
-    title="the adapter was trained inside the bounds of the base's wrappers",
+    title="nothing shows that the adapter was trained without the bounds of the base's wrappers",
     severity=Severity.ERROR,
     needs=("adapter", "base"),
     check=_check,
