@@ -45,6 +45,7 @@ def plan_page(plan: Plan) -> ReportData:
                 "value": count(plan.trainable_params),
                 "note": f"{percent(plan.trainable_params / max(info.params, 1))} of the model",
             },
+            *_passed_over(plan),
         ],
         towers=towers_of(plan.model, plan),
         command=f"graft plan {info.name} --format html",
@@ -63,6 +64,10 @@ def towers_of(model_map: ModelMap, plan: Plan | None = None) -> list[TowerMap]:
         for tower in model_map.towers
         if tower.sites
     ]
+
+
+def _passed_over(plan: Plan) -> list[Figure]:
+    return [{"label": f"{unmet.target}, passed over", "value": "0", "note": unmet.reason} for unmet in plan.unmet]
 
 
 def _figure(label: str, number: int, model_map: ModelMap) -> Figure:

@@ -207,6 +207,19 @@ def test_gk101_the_fix_names_the_intended_towers(
 
 
 @pytest.mark.rule_fails("GK101")
+def test_gk101_a_module_composed_of_linears(twin_of: Twins, tmp_path: Path) -> None:
+    model, config = twin_of("llama"), {"target_modules": ["mlp", "q_proj"]}
+    with pytest.raises(ValueError, match="is not supported"):
+        attach(model, config)
+    found = seen("GK101", model, config)
+    assert (found.severity, found.evidence["wrappers"]) == (ERROR, 0)
+    assert found.evidence["composites"] == sum(path.endswith(".mlp") for path, _ in model.named_modules())
+    sites = adapted_sites(attach(model, fixed(model, config, "GK101", tmp_path)))
+    names = {path.rpartition(".")[2] for path in sites}
+    assert names == {"gate_proj", "up_proj", "down_proj", "q_proj"}
+
+
+@pytest.mark.rule_fails("GK101")
 @pytest.mark.parametrize("name", ["moshi", "kyutai_speech_to_text"])
 def test_gk101_wrappers_of_other_families(twin_of: Twins, name: str) -> None:
     model, config = twin_of(name), {"target_modules": ["q_proj", "o_proj"]}
