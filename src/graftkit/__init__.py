@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graftkit.errors import GraftError
     from graftkit.findings import Finding, Report, Severity
     from graftkit.merging.merge import merge
+    from graftkit.merging.rekey import rekey
     from graftkit.planning.plan import Plan, plan
     from graftkit.recipes.recipe import read_recipe
     from graftkit.surveying.sites import ModelMap, Site
@@ -54,6 +55,7 @@ __all__ = [
     "migrate",
     "plan",
     "read_recipe",
+    "rekey",
     "survey",
     "train",
     "twin",
@@ -82,6 +84,7 @@ _HOME = {
     "migrate": "adapters.migrate",
     "plan": "planning.plan",
     "read_recipe": "recipes.recipe",
+    "rekey": "merging.rekey",
     "survey": "surveying.survey",
     "train": "training.run",
     "twin": "twins.twin",

@@ -31,6 +31,7 @@ from graftkit.attaching.redirect import ModelPaths, renamed, retargeted
 from graftkit.errors import AdapterError
 from graftkit.files import atomic_folder, overlap, write_text
 from graftkit.planning.matching import value_at
+from graftkit.surveying.checkpoint.complete import check_complete
 from graftkit.surveying.checkpoint.safetensors_header import header_bytes
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.surveying.survey import survey
@@ -154,11 +155,12 @@ def migrate(
             ``adapter-in-place`` when ``out`` and the adapter's folder overlap; the codes of
             ``read_adapter``.
         OutputError: ``out`` cannot be written.
-        SourceError, BuildError: the base cannot be surveyed.
+        SourceError, BuildError: the base cannot be surveyed, or its files lack weights (``weights-incomplete``).
     """
     file = adapter if isinstance(adapter, AdapterFile) else read_adapter(adapter)
     target = None if out is None else _check_apart(file.folder, Path(out))
     model_map = base if isinstance(base, ModelMap) else survey(base)
+    check_complete(model_map.checkpoint, model_map.model.name)
     placements = place_tensors(file, model_map)
     config = _fitted_config(file, model_map, placements)
     by_module = {e.module: e.name_in_file for e in placements if e.module is not None}

@@ -22,7 +22,9 @@ from graftkit.surveying.survey import survey
 # Errors that a rule reports as a finding: the folder is an adapter's, with wrong weights.
 _FINDINGS = frozenset({"adapter-pickle", "adapter-weights"})
 # The inputs that files on disk give.
-_SUPPLIED = frozenset({"folder", "adapter", "base", "engine", "data"})
+_SUPPLIED = frozenset({"folder", "adapter", "base", "base_files", "engine", "data"})
+# A rule that files decide needs one of these.
+_FILES = frozenset({"folder", "adapter", "base_files"})
 
 
 def check(
@@ -57,7 +59,8 @@ def check(
     engine = engine_named(target) if isinstance(target, str) else target
     given = replace(_inputs(adapter, data=data), engine=engine)
     if base is not None:
-        given = replace(given, base=base if isinstance(base, ModelMap) else survey(base))
+        model_map = base if isinstance(base, ModelMap) else survey(base)
+        given = replace(given, base=model_map, base_files=model_map.checkpoint)
     context = CheckContext(given, settings or CheckSettings())
     report = run(rules_on_files(served=engine is not None), context)
     return Report(tuple(_from_file(finding) for finding in report))
@@ -65,9 +68,9 @@ def check(
 
 def rules_on_files(*, served: bool) -> tuple[Rule, ...]:
     """Return the rules that files can decide; those on serving only where ``served``."""
-    areas = ("adapter", "saving", "serving") if served else ("adapter", "saving")
+    areas = ("environment", "adapter", "saving", *(("serving",) if served else ()))
     every = (rule for area in areas for rule in rules_of(area))
-    return tuple(r for r in every if _SUPPLIED.issuperset(r.needs) and {"folder", "adapter"} & set(r.needs))
+    return tuple(r for r in every if _SUPPLIED.issuperset(r.needs) and not _FILES.isdisjoint(r.needs))
 
 
 def _from_file(finding: Finding) -> Finding:

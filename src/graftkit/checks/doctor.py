@@ -31,6 +31,7 @@ STATIC = (
     "environment",
     "config",
     "base",
+    "base_files",
     "peft_config",
     "plan",
     "recipe",
@@ -117,7 +118,7 @@ def _rows(recipe: Recipe) -> Any:
 
 def _with_model(given: Inputs, source: Any, trust_remote_code: bool, revision: str | None) -> Inputs:
     if isinstance(source, ModelMap):
-        return replace(given, base=source)
+        return replace(given, base=source, base_files=source.checkpoint)
     from torch import nn
 
     if isinstance(source, nn.Module):
@@ -131,7 +132,8 @@ def _with_model(given: Inputs, source: Any, trust_remote_code: bool, revision: s
         return replace(given, config=error.config)
     # Read before the model is built: its class may write into its configuration.
     config = loaded.config.to_dict()
-    return replace(given, base=survey(loaded), config=config)
+    base = survey(loaded)
+    return replace(given, base=base, base_files=base.checkpoint, config=config)
 
 
 def _with_plan(given: Inputs, recipe: Recipe) -> Inputs:

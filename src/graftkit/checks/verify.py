@@ -17,6 +17,10 @@ from graftkit.planning.plan import Plan
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training
+from graftkit.surveying.checkpoint.comparison import Checkpoint
+from graftkit.surveying.checkpoint.local_weights import local_checkpoint
+from graftkit.surveying.sources.build import build_on_meta
+from graftkit.surveying.sources.load_config import LoadedConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -81,6 +85,7 @@ def verify(
         given = Inputs(
             plan=plan,
             base=plan.model if plan is not None else None,
+            base_files=None if checkpoint is None else _base_files(model, checkpoint),
             peft_config=config_dict(plan.peft_config if plan is not None else model.active_peft_config),
             training=training,
             processor=processor,
@@ -90,6 +95,17 @@ def verify(
         )
         context = CheckContext(given, settings or CheckSettings())
         return run(decidable(all_rules(), given.names), context, on_progress=on_progress)
+
+
+def _base_files(model: PeftModel, folder: str | Path) -> Checkpoint | None:
+    """Compare the folder that the base was loaded from with the base's class."""
+    from transformers import PreTrainedModel
+
+    base: Any = model.get_base_model()
+    if not isinstance(base, PreTrainedModel):
+        return None
+    loaded = LoadedConfig(base.config, "directory", str(folder))
+    return local_checkpoint(loaded, build_on_meta(base.config, type(base)))
 
 
 def contract() -> CheckSettings:

@@ -13,7 +13,20 @@ from collections.abc import Sequence
 import typer
 
 from graftkit._version import __version__
-from graftkit.cli.commands import check, check_merged, demo, doctor, env, merge, plan, rules, survey, train, verify
+from graftkit.cli.commands import (
+    check,
+    check_merged,
+    demo,
+    doctor,
+    env,
+    merge,
+    plan,
+    rekey,
+    rules,
+    survey,
+    train,
+    verify,
+)
 from graftkit.cli.output import INTERRUPTED, Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError
 
@@ -37,6 +50,7 @@ for command in (
     check.check,
     check_merged.check_merged,
     merge.merge,
+    rekey.rekey,
     rules.rules,
     env.env,
 ):

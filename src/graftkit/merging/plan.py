@@ -142,6 +142,7 @@ class MergePlan:
                 any(isinstance(p.change, PeftLayer) for p in job.parts) for job in self.jobs.values()
             ),
             "unknown_keys": len(self.base.groups.unknown),
+            "missing_buffers": len(self.base.compared.absent.buffers),
             "untied": list(self.ties.untied),
         }
 

@@ -53,5 +53,9 @@ class MergeReport:
         ]
         if self.resumed:
             lines.append(f"{len(self.resumed)} files were reused from an interrupted run")
+        if plan["missing_buffers"]:
+            lines.append(
+                f"{plan['missing_buffers']} buffers of the class are neither in the base's files nor in these"
+            )
         lines.append("not verified" if self.evidence is None else str(self.evidence))
         return "\n".join(lines)

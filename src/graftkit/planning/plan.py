@@ -21,6 +21,7 @@ from graftkit.planning.selection.select import read_intent, select
 from graftkit.planning.selection.target_names import is_role
 from graftkit.planning.text import plan_text
 from graftkit.planning.trials.small_layer import check_initializer, refusal_when_quantized
+from graftkit.surveying.checkpoint.complete import check_complete
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.surveying.survey import survey
 from graftkit.text import some
@@ -142,12 +143,12 @@ def plan(
 
     Raises:
         PlanError: the request cannot be met exactly; its code says why.
-        SourceError, BuildError: the model cannot be surveyed.
+        SourceError, BuildError: the model cannot be surveyed, or its files lack weights (``weights-incomplete``).
     """
     check_values(r, alpha, dropout)
     chosen_method = method_named(method)
     hyperparameters = field_values(chosen_method, r, alpha, dropout)
-    model_map = model if isinstance(model, ModelMap) else survey(model)
+    model_map = model if isinstance(model, ModelMap) else _survey(model)
     intent = read_intent(model_map, targets, scope)
     selection = select(model_map, intent, allow_unmatched=allow_unmatched, strict=strict)
     attached, refused, unmet = _accepted(chosen_method, selection.attached, strict=strict)
@@ -170,6 +171,12 @@ def plan(
         memory=memory_of(base_bytes, trainable),
         quantization=quantized,
     )
+
+
+def _survey(model: Any) -> ModelMap:
+    found = survey(model)
+    check_complete(found.checkpoint, found.model.name)
+    return found
 
 
 def _accepted(

@@ -10,6 +10,7 @@ from graftkit.surveying import kinds
 from graftkit.surveying.checkpoint.comparison import compare
 from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.surveying.checkpoint.keys import checkpoint_keys
+from graftkit.surveying.checkpoint.local_weights import local_checkpoint
 from graftkit.surveying.find_sites import find_sites
 from graftkit.surveying.quantized import logical_size
 from graftkit.surveying.sites import ModelInfo, ModelMap, Site, Tower
@@ -35,8 +36,8 @@ def survey(
             directory with one, a transformers model type, a hub id, or what ``load_config`` returned.
         trust_remote_code: let the model's own code from the hub or directory run.
         revision: branch, tag or commit of a hub id.
-        headers: also read the weight files' safetensors headers, never the weights, and say in
-            ``ModelMap.checkpoint`` which keys the class does not know and which it misses.
+        headers: fetch the safetensors headers of a hub's weight files, never the weights, to compare them with
+            the class (``ModelMap.checkpoint``). Those of files on this machine are always read.
 
     Raises:
         SourceError: the source names no model, or no weight files where headers are asked for.
@@ -53,8 +54,8 @@ def survey(
     model = build_on_meta(loaded.config, model_class_of(loaded))
     found = _map(model, loaded.name, loaded.origin)
     if headers:
-        found = replace(found, checkpoint=compare(model, read_headers(loaded.name, revision=revision)))
-    return found
+        return replace(found, checkpoint=compare(model, read_headers(loaded.name, revision=revision)))
+    return replace(found, checkpoint=local_checkpoint(loaded, model))
 
 
 def _map(model: nn.Module, name: str, origin: str) -> ModelMap:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.text import count, size, table
+from graftkit.text import count, size, some, table
 
 
 def survey_text(survey: Mapping[str, Any]) -> str:
@@ -36,7 +36,20 @@ def _row(site: Mapping[str, Any]) -> tuple[str, ...]:
 def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{number} {dtype}" for dtype, number in checkpoint["dtypes"].items())
     lines = [f"checkpoint: {checkpoint['tensors']} tensors ({kinds}), {size(checkpoint['bytes'])}"]
-    for label, keys in (("unknown to the class", checkpoint["unknown"]), ("missing", checkpoint["missing"])):
-        if keys:
-            lines.append(f"  {len(keys)} {label}: {', '.join(keys[:3])}" + (" …" if len(keys) > 3 else ""))
+    labels = {
+        "unknown": "unknown to the class",
+        "missing": "missing weights, which would be random",
+        "missing_heads": "missing weights of a new head",
+        "missing_buffers": "missing buffers, which keep the class's values",
+        "mismatched": "of another shape",
+    }
+    lines += [
+        f"  {len(checkpoint[field])} {label}: {some(checkpoint[field])}"
+        for field, label in labels.items()
+        if checkpoint[field]
+    ]
+    if checkpoint["renamed"]:
+        lines.append(f"  {len(checkpoint['renamed'])} of them only have another name: graft rekey writes a copy")
+    if checkpoint["undecided"]:
+        lines.append(f"  not compared with the class: {checkpoint['undecided']}")
     return "\n".join(lines)

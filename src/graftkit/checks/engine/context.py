@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from graftkit.planning.plan import Plan
     from graftkit.recipes.recipe import Recipe
     from graftkit.recipes.training import Training
+    from graftkit.surveying.checkpoint.comparison import Checkpoint
     from graftkit.surveying.checkpoint.headers import Headers
     from graftkit.surveying.sites import ModelMap
 
@@ -43,6 +44,7 @@ class Inputs:
         environment: package -> installed version, None where it is not installed.
         config: the model's configuration as a mapping, sub-configurations nested.
         base: the map of the base model.
+        base_files: what the base's weight files hold, against what its class expects.
         peft_config: the fields of the stock PEFT configuration in question.
         plan: the plan that this configuration was made from.
         recipe_refusal: why the recipe cannot be planned or attached.
@@ -64,6 +66,7 @@ class Inputs:
     environment: Mapping[str, str | None] | None = None
     config: Mapping[str, Any] | None = None
     base: ModelMap | None = None
+    base_files: Checkpoint | None = None
     peft_config: Mapping[str, Any] | None = None
     plan: Plan | None = None
     recipe_refusal: GraftError | None = None
@@ -129,6 +132,7 @@ class CheckContext:
     environment = _Input[Mapping[str, "str | None"]]()
     config = _Input[Mapping[str, Any]]()
     base = _Input["ModelMap"]()
+    base_files = _Input["Checkpoint"]()
     peft_config = _Input[Mapping[str, Any]]()
     plan = _Input["Plan"]()
     recipe = _Input["Recipe"]()

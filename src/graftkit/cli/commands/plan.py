@@ -40,9 +40,11 @@ def plan(
         from graftkit.planning.plan import plan as make_plan
         from graftkit.report.html import render_report
         from graftkit.report.model_pages import plan_page
+        from graftkit.surveying.checkpoint.complete import check_complete
         from graftkit.surveying.survey import survey
 
         model_map = survey(model, trust_remote_code=trust_remote_code, revision=revision)
+        check_complete(model_map.checkpoint, model)
         made = make_plan(
             model_map,
             targets=options.split(targets) or "all-linear",

@@ -13,6 +13,8 @@ from graftkit.cli.progress import progress_bar
 from graftkit.errors import GraftError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from graftkit.findings import Report
     from graftkit.recipes.settings import CheckSettings
 
@@ -64,7 +66,10 @@ def verify(
 
             report = reporting.run_and_fix(output, check, fix, recipe=recipe)
         elif model is not None:
+            from graftkit.surveying.sources.local import local_folder
+
             live = _live_model(model, seed if twin else None, access)
+            folder = None if twin else local_folder(model, revision)
             request = {
                 "targets": options.split(targets) or "all-linear",
                 "scope": options.split(scope),
@@ -76,7 +81,7 @@ def verify(
             from graftkit.modeling.threads import one_thread
 
             with one_thread() if twin else nullcontext():
-                report = _verify(live, request, seed, reporting.settings_for(select, ignore))
+                report = _verify(live, request, folder, seed, reporting.settings_for(select, ignore))
         else:
             raise _nothing_to_verify()
         reporting.conclude(output, report, f"graft verify {model or recipe}", fail_level, verbose=verbose)
@@ -92,7 +97,9 @@ def _live_model(name: str, twin_seed: int | None, access: dict[str, Any]) -> Any
     return load_model(name, **access)
 
 
-def _verify(model: Any, request: dict[str, Any], seed: int, settings: CheckSettings) -> Report:
+def _verify(
+    model: Any, request: dict[str, Any], folder: Path | None, seed: int, settings: CheckSettings
+) -> Report:
     from graftkit.attaching.attach import attach
     from graftkit.checks.probes.live_adapter import seeding
     from graftkit.checks.verify import verify as run_checks
@@ -104,7 +111,9 @@ def _verify(model: Any, request: dict[str, Any], seed: int, settings: CheckSetti
         adapted = attach(model, planned)
     batch = example_batch(adapted.get_base_model(), seed=seed)
     with progress_bar() as on_progress:
-        return run_checks(adapted, batch, plan=planned, settings=settings, on_progress=on_progress)
+        return run_checks(
+            adapted, batch, plan=planned, checkpoint=folder, settings=settings, on_progress=on_progress
+        )
 
 
 def _nothing_to_verify() -> GraftError:

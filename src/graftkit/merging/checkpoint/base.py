@@ -11,7 +11,9 @@ from graftkit.errors import MergeError, SourceError, reraise_as
 from graftkit.merging.checkpoint.shards import Weights, read_weights
 from graftkit.merging.checkpoint.weight_conversion import Groups, group_weights
 from graftkit.merging.errors import base_unreadable
-from graftkit.surveying.checkpoint.headers import cached_weights
+from graftkit.surveying.checkpoint.comparison import Checkpoint, compare
+from graftkit.surveying.checkpoint.complete import check_complete
+from graftkit.surveying.checkpoint.headers import cached_weights, read_headers
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import load_config
@@ -49,6 +51,11 @@ class Base:
         return group_weights(self.model, self.weights.shard_of)
 
     @cached_property
+    def compared(self) -> Checkpoint:
+        """The weight files against the model's class."""
+        return compare(self.model, read_headers(self.folder))
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all parameters and saved buffers."""
         return {name: tuple(t.shape) for name, t in self.model.state_dict(keep_vars=True).items()}
@@ -71,17 +78,28 @@ class Base:
 
 
 def read_base(source: str | Path, *, trust_remote_code: bool = False, revision: str | None = None) -> Base:
-    """Read the base from a directory or a hub id.
+    """Read the base from a directory or a hub id, and refuse one that lacks weights of its class.
+
+    Raises:
+        SourceError: ``weights-incomplete``; as :func:`open_base`.
+        MergeError: ``merge-quantized-base``.
+    """
+    base = open_base(source, trust_remote_code=trust_remote_code, revision=revision)
+    _check_not_quantized(base.model.config, base.folder)
+    check_complete(base.compared, str(source))
+    return base
+
+
+def open_base(source: str | Path, *, trust_remote_code: bool = False, revision: str | None = None) -> Base:
+    """Read a base from a directory or a hub id, whether or not its weights load into its class.
 
     Raises:
         SourceError: as :func:`graftkit.surveying.sources.load_config.load_config` and
             :func:`graftkit.surveying.checkpoint.headers.read_headers`; ``weights-not-local`` where the
             hub's weights are not in the cache and cannot be downloaded.
-        MergeError: ``merge-quantized-base``.
     """
     folder = _folder(source, revision)
     loaded = load_config(folder, trust_remote_code=trust_remote_code)
-    _check_not_quantized(loaded.config, folder)
     model = build_on_meta(loaded.config, model_class_of(loaded))
     return Base(read_weights(folder), model)
 

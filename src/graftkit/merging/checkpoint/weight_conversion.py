@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import MergeError
+from graftkit.surveying.checkpoint.keys import KeyReader
 from graftkit.text import some
 
 if TYPE_CHECKING:
@@ -92,66 +93,43 @@ class Groups:
 
 
 def group_weights(model: PreTrainedModel, names: Iterable[str]) -> Groups:
-    """Group the checkpoint's names as ``from_pretrained`` would convert them.
+    """Group the checkpoint's names as ``from_pretrained`` would convert them."""
+    from transformers.core_model_loading import dot_natural_key
 
-    Source: ``transformers.core_model_loading.convert_and_load_state_dict_in_model``.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    sorter = _Sorter(model, renamings, converters, model.state_dict(keep_vars=True))
+    reader = KeyReader.of(model)
     gathered: dict[str, dict[str, str]] = {}
     unknown = []
     for name in sorted(names, key=dot_natural_key):
-        target, pattern = sorter.target_of(name)
+        target, pattern = reader.target_of(name)
         if target is None:
             unknown.append(name)
         else:
             gathered.setdefault(target, {})[name] = pattern
-    groups = [sorter.group(target, disk) for target, disk in gathered.items()]
+    groups = [_group(reader, target, disk) for target, disk in gathered.items()]
     return Groups(MappingProxyType({p: g for g in groups for p in g.params}), tuple(unknown))
 
 
-@dataclass(frozen=True)
-class _Sorter:
-    model: Any
-    renamings: list[Any]
-    converters: list[Any]
-    known: dict[str, Any]
+def _group(reader: KeyReader, target: str, disk: dict[str, str]) -> Group:
+    from transformers.core_model_loading import apply_renamings
 
-    def target_of(self, name: str) -> tuple[str | None, str]:
-        from transformers.core_model_loading import rename_source_key
+    inner = {name: apply_renamings(name, reader.renamings) for name in disk}
+    pattern = next(iter(disk.values()))
+    converter = next((c for c in reader.converters if pattern and pattern in c.source_patterns), None)
+    if converter is None:
+        # Of two names for one parameter, the later one wins on loading; both are kept equal.
+        return Group(MappingProxyType(disk), (target,), None, target, MappingProxyType(inner))
+    params = _params(reader, converter, target)
+    return Group(MappingProxyType(disk), params, converter, target, MappingProxyType(inner))
 
-        prefix = self.model.base_model_prefix
-        target, pattern = rename_source_key(name, self.renamings, self.converters, prefix, self.known)
-        if target not in self.known and name in self.known:
-            # It must not be renamed; at most the prefix is added.
-            target, pattern = rename_source_key(name, [], [], prefix, self.known)
-        return (target if target in self.known else None), pattern or ""
 
-    def group(self, target: str, disk: dict[str, str]) -> Group:
-        from transformers.core_model_loading import apply_renamings
-
-        inner = {name: apply_renamings(name, self.renamings) for name in disk}
-        pattern = next(iter(disk.values()))
-        converter = next((c for c in self.converters if pattern and pattern in c.source_patterns), None)
-        if converter is None:
-            # Of two names for one parameter, the later one wins on loading; both are kept equal.
-            return Group(MappingProxyType(disk), (target,), None, target, MappingProxyType(inner))
-        params = self._params(converter, target)
-        return Group(MappingProxyType(disk), params, converter, target, MappingProxyType(inner))
-
-    def _params(self, converter: Any, target: str) -> tuple[str, ...]:
-        """Return the parameters that one run of the converter makes: the target, and its siblings by pattern."""
-        first = converter.target_patterns[0]
-        plain = first.replace(r"\1", "")
-        if len(converter.target_patterns) == 1 or plain not in target:
-            return (target,)
-        siblings = (target.replace(plain, p.replace(r"\1", ""), 1) for p in converter.target_patterns)
-        return tuple(name for name in siblings if name in self.known)
+def _params(reader: KeyReader, converter: Any, target: str) -> tuple[str, ...]:
+    """Return the parameters that one run of the converter makes: the target, and its siblings by pattern."""
+    first = converter.target_patterns[0]
+    plain = first.replace(r"\1", "")
+    if len(converter.target_patterns) == 1 or plain not in target:
+        return (target,)
+    siblings = (target.replace(plain, p.replace(r"\1", ""), 1) for p in converter.target_patterns)
+    return tuple(name for name in siblings if name in reader.known)
 
 
 def _single(made: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -91,8 +91,8 @@ def _read_into(fd: int, buffer: torch.Tensor, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def copy_file(source: Opened, target: Path) -> None:
-    """Write a file's bytes to ``target``.
+def copy_file(source: Opened, target: Path, *, begin: int = 0, head: bytes = b"") -> None:
+    """Write ``head`` and a file's bytes, from ``begin`` on, to ``target``.
 
     Raises:
         GraftError: the source cannot be read.
@@ -100,7 +100,8 @@ def copy_file(source: Opened, target: Path) -> None:
     """
     end = source.size
     with target.open("wb") as file:
-        for at in range(0, end, _STEP_BYTES):
+        file.write(head)
+        for at in range(begin, end, _STEP_BYTES):
             file.write(bytes_of(source.read(at, min(_STEP_BYTES, end - at))))
 
 

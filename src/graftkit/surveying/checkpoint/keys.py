@@ -1,7 +1,9 @@
-"""Names in memory -> keys on disk, through transformers' own conversion mapping."""
+"""Names in memory <-> keys on disk, through transformers' own conversion mapping."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,19 +15,26 @@ def checkpoint_keys(model: nn.Module, names: list[str]) -> dict[str, tuple[str, 
 
     A fused parameter (stacked experts, a joined gate and up projection) is spread over several keys. A model
     that transformers does not convert keeps its names.
+    """
+    return {name: tuple(stored) for name, stored in stored_shapes(model, names).items()}
+
+
+def stored_shapes(model: nn.Module, names: Iterable[str]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return, for each parameter or buffer of ``names``, the checkpoint keys that hold it and their shapes.
 
     Source: ``transformers.core_model_loading.revert_weight_conversion``, which ``save_pretrained`` uses; it is
     run on meta tensors of the right shape, one parameter at a time.
     """
     from transformers import PreTrainedModel
 
+    tensors = model.state_dict(keep_vars=True)
+    unchanged = {name: {name: tuple(tensors[name].shape)} for name in names}
     if not isinstance(model, PreTrainedModel):
-        return {name: (name,) for name in names}
+        return unchanged
     stand_in = _StandIn(model)
     if not stand_in._weight_conversions:
-        return {name: (name,) for name in names}
-    tensors = model.state_dict(keep_vars=True)
-    return {name: _revert(stand_in, name, tensors[name].shape) for name in names}
+        return unchanged
+    return {name: _revert(stand_in, name, tensors[name].shape) for name in unchanged}
 
 
 class _StandIn:
@@ -46,9 +55,55 @@ class _StandIn:
         return getattr(self._model, name)
 
 
-def _revert(stand_in: _StandIn, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+def _revert(stand_in: _StandIn, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
     reverted = revert_weight_conversion(stand_in, {name: torch.empty(shape, device="meta")})
-    return tuple(reverted)
+    return {key: tuple(tensor.shape) for key, tensor in reverted.items()}
+
+
+@dataclass(frozen=True)
+class KeyReader:
+    """Reads a checkpoint's keys as ``from_pretrained`` does: key on disk -> name in memory.
+
+    Attributes:
+        prefix: of the base model inside a model with a head.
+        renamings, converters: transformers' own for this model.
+        known: the model's parameters and saved buffers by name.
+    """
+
+    prefix: str
+    renamings: list[Any] = field(repr=False)
+    converters: list[Any] = field(repr=False)
+    known: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, model: Any) -> KeyReader:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        mapping = get_model_conversion_mapping(model)
+        return cls(
+            prefix=model.base_model_prefix,
+            renamings=[entry for entry in mapping if isinstance(entry, WeightRenaming)],
+            converters=[entry for entry in mapping if isinstance(entry, WeightConverter)],
+            known=model.state_dict(keep_vars=True),
+        )
+
+    def target_of(self, key: str) -> tuple[str | None, str]:
+        """Return the name that a key is loaded under, and the pattern of the converter that it goes through.
+
+        The name is None where the class does not load it; of several names that a converter makes, it is the
+        first. The pattern is "" where only the name differs.
+
+        Source: ``transformers.core_model_loading.convert_and_load_state_dict_in_model``.
+        """
+        from transformers.core_model_loading import rename_source_key
+
+        known: Any = self.known
+        target, pattern = rename_source_key(key, self.renamings, self.converters, self.prefix, known)
+        if target not in known and key in known:
+            # It must not be renamed; at most the prefix is added.
+            target, pattern = rename_source_key(key, [], [], self.prefix, known)
+        return (target if target in known else None), pattern or ""

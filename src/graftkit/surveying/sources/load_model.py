@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
-from graftkit.surveying.sources.load_config import load_config
+from graftkit.surveying.checkpoint.comparison import sort_absent
+from graftkit.surveying.checkpoint.complete import incomplete
+from graftkit.surveying.checkpoint.local_weights import local_checkpoint
+from graftkit.surveying.sources.build import build_on_meta
+from graftkit.surveying.sources.load_config import LoadedConfig, load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.text import first_line
 
@@ -25,14 +30,19 @@ def load_model(
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        SourceError: ``name`` names no model.
+        SourceError: ``name`` names no model; ``weights-incomplete``: its files lack weights of the class, and
+            transformers made up random ones.
         BuildError: ``weights-missing``: there is a configuration, and no weights that load into its class.
     """
     loaded = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
     model_class = model_class_of(loaded)
     try:
-        return model_class.from_pretrained(
-            name, config=loaded.config, revision=revision or "main", **{"dtype": "auto", **options}
+        model, report = model_class.from_pretrained(
+            name,
+            config=loaded.config,
+            revision=revision or "main",
+            output_loading_info=True,
+            **{"dtype": "auto", **options},
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise BuildError(
@@ -42,3 +52,13 @@ def load_model(
             help="name a directory that holds the weights, or check only the architecture, with --twin",
             code="weights-missing",
         ) from error
+    absent = sort_absent(model, report["missing_keys"])
+    if absent.weights:
+        raise incomplete(absent, name, renamed=_renamed(loaded, model_class))
+    return model
+
+
+def _renamed(loaded: LoadedConfig, model_class: type[PreTrainedModel]) -> Mapping[str, str]:
+    """Return the other names that the files have for the weights, if that is all that is wrong."""
+    found = local_checkpoint(loaded, build_on_meta(loaded.config, model_class))
+    return found.renamed if found else {}

@@ -1,19 +1,28 @@
-"""transformers without its advice."""
+"""transformers without its advice and its progress bars."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' warnings about random weights and token ids out of the terminal."""
+    """Keep transformers' warnings about random weights and token ids, and its bars, out of the terminal."""
+    from transformers.utils.logging import set_tqdm_hook
+
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.ERROR)
+    hook = set_tqdm_hook(_without_bar)
     try:
         yield
     finally:
+        set_tqdm_hook(hook)
         logger.setLevel(before)
+
+
+def _without_bar(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return make(*args, **{**kwargs, "disable": True})

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
+from safetensors.torch import load_file, save_file
 from tests.unit.checks.observed import seen
+from torch import nn
 
 import graftkit as gk
 from graftkit.checks.rules.environment.versions_work_together import COMBINATIONS
 from graftkit.env import environment
 from graftkit.errors import ModelTypeError
 from graftkit.families import all_families
+from graftkit.surveying.checkpoint.comparison import Absent, Checkpoint
 
 ERROR, INFO, OK, UNKNOWN = gk.Severity.ERROR, gk.Severity.INFO, gk.Severity.OK, gk.Severity.UNKNOWN
+WARNING = gk.Severity.WARNING
 HERE = environment()["packages"]
 
 
@@ -59,6 +63,48 @@ def test_gk001_advice(fields: dict[str, Any], verdict: gk.Severity, advice: str)
 @pytest.mark.rule_passes("GK001")
 def test_gk001_passes_on_what_is_known() -> None:
     assert seen("GK001", config={"model_type": "llama"}, environment=HERE).severity is OK
+
+
+# ---- GK003 ----
+
+
+def _compared(**fields: Any) -> Checkpoint:
+    return Checkpoint(tensors=9, bytes=9, dtypes=(("F32", 9),), unknown=(), **fields)
+
+
+@pytest.mark.rule_fails("GK003")
+def test_gk003_weights_under_another_name(e2b: nn.Module, tmp_path: Path) -> None:
+    """The keys of transformers#45388."""
+    e2b.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bare = {key.replace(".linear.weight", ".weight"): tensor for key, tensor in tensors.items()}
+    save_file(bare, tmp_path / "model.safetensors", {"format": "pt"})
+    found = seen("GK003", base_files=gk.survey(str(tmp_path)).checkpoint)
+    wrapped = sum(key.endswith(".linear.weight") for key in tensors)
+    assert found.severity is ERROR
+    assert (found.evidence["missing"], found.evidence["renamed"]) == (wrapped, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("files", "verdict"),
+    [
+        pytest.param(_compared(absent=Absent(weights=("a.weight",))), ERROR, id="a weight"),
+        pytest.param(_compared(mismatched=("a.weight",)), ERROR, id="another shape"),
+        pytest.param(_compared(absent=Absent(heads=("score.weight",))), WARNING, id="a new head"),
+        pytest.param(_compared(absent=Absent(buffers=("a.input_min",))), WARNING, id="a buffer"),
+        pytest.param(_compared(undecided="it is quantized"), UNKNOWN, id="not compared"),
+    ],
+)
+def test_gk003_verdicts(files: Checkpoint, verdict: gk.Severity) -> None:
+    found = seen("GK003", base_files=files)
+    assert found.severity is verdict
+    assert found.help or verdict is UNKNOWN
+
+
+@pytest.mark.rule_passes("GK003")
+def test_gk003_passes_on_what_was_saved(e2b: nn.Module, tmp_path: Path) -> None:
+    e2b.save_pretrained(tmp_path)
+    assert seen("GK003", base_files=gk.survey(str(tmp_path)).checkpoint).severity is OK
 
 
 # ---- GK002 ----

@@ -1,0 +1,39 @@
+"""The weight files of a model that are on this machine, compared with its class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graftkit.errors import SourceError
+from graftkit.surveying.checkpoint.comparison import Checkpoint, compare
+from graftkit.surveying.checkpoint.headers import cached_weights, read_headers
+from graftkit.surveying.sources.load_config import LoadedConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def local_checkpoint(loaded: LoadedConfig, model: PreTrainedModel) -> Checkpoint | None:
+    """Compare a model's weight files with its class; None where no safetensors files of it are on this machine.
+
+    Files that cannot be read are not compared, which ``Checkpoint.undecided`` says.
+    """
+    try:
+        folder = _folder(loaded)
+        return None if folder is None else compare(model, read_headers(folder))
+    except SourceError as error:
+        return None if error.code == "weights-not-found" else _unreadable(error)
+
+
+def _folder(loaded: LoadedConfig) -> Path | None:
+    if loaded.origin == "directory":
+        return Path(loaded.name)
+    if loaded.origin not in {"hub", "cache"}:
+        return None
+    cached = cached_weights(loaded.name, loaded.revision)
+    return None if cached is None else cached.path.parent
+
+
+def _unreadable(error: SourceError) -> Checkpoint:
+    return Checkpoint(0, 0, (), (), undecided=f"{error.what}: {error.why}")
