@@ -124,6 +124,42 @@ def test_bad_input(tmp_path: Path, args: list[Any], code: str, name: str) -> Non
     assert name in json.dumps(error)
 
 
+@pytest.fixture
+def config_only(tmp_path: Path) -> Path:
+    """A hub cache with the model's configuration, and none of its weights."""
+    commit = "0" * 40
+    repository = tmp_path / "home" / "hub" / "models--tiny--llama"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64}
+    (repository / "snapshots" / commit / "config.json").write_text(json.dumps(config))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    "away", [{"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}]
+)
+@pytest.mark.parametrize(
+    "args",
+    [["verify", "tiny/llama"], ["rekey", "tiny/llama", "out"], ["survey", "tiny/llama", "--headers"]],
+    ids=lambda args: args[0],
+)
+def test_weights_that_are_not_here(
+    config_only: Path, tmp_path: Path, args: list[str], away: dict[str, str]
+) -> None:
+    """The repository may well have them: what is missing is the hub."""
+    done = graft(*args, "--json", cwd=tmp_path, HF_HOME=str(config_only), **away)
+    error = fields_of(done)["error"]
+    assert (done.returncode, error["code"], error["where"]) == (2, "weights-not-local", "tiny/llama")
+    assert "hf download tiny/llama" in error["help"]
+
+
+def test_weights_of_a_model_that_graftkit_only_knows_the_shape_of(tmp_path: Path) -> None:
+    error = fields_of(graft("verify", E2B, "--json", HF_HOME=str(tmp_path)))["error"]
+    assert (error["code"], error["where"]) == ("weights-not-local", E2B)
+
+
 def test_an_error_for_people_goes_to_stderr() -> None:
     done = graft("plan", "llama", "--rank", "0")
     assert done.returncode == 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
+from tests.unit.merging.conftest import Bench
 
 from graftkit.adapters.trained_bounds import METADATA_KEY
 from graftkit.errors import GraftError
@@ -17,8 +18,6 @@ from graftkit.merging.merge import plan_merge
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.unit.merging.conftest import Bench
 
 
 @pytest.fixture
@@ -144,14 +143,27 @@ def test_experts_in_an_unknown_layout_are_refused(
     assert refusal(made, adapter).code == "merge-does-not-fit"
 
 
-def test_a_base_whose_experts_are_not_all_there_is_refused(bench: Callable[..., Bench]) -> None:
+@pytest.mark.parametrize(
+    ("parameter", "lost", "code"),
+    [
+        # The others are stacked, to another shape than the class has.
+        pytest.param("down_proj", "w2", "weights-incomplete", id="of a stack"),
+        # What is left cannot be joined at all.
+        pytest.param("gate_up_proj", "w1", "merge-layout", id="of two stacks that are joined"),
+    ],
+)
+def test_a_base_whose_experts_are_not_all_there_is_refused(
+    bench: Callable[..., Bench], parameter: str, lost: str, code: str
+) -> None:
     made = bench("mixtral")
-    adapter = made.adapter(LoraConfig(r=2, target_parameters=["mlp.experts.down_proj"], init_lora_weights=False))
+    adapter = made.adapter(
+        LoraConfig(r=2, target_parameters=[f"mlp.experts.{parameter}"], init_lora_weights=False)
+    )
     path = made.base / "model.safetensors"
-    kept = {name: t for name, t in load_file(path).items() if ".0.block_sparse_moe.experts.3.w2." not in name}
+    kept = {n: t for n, t in load_file(path).items() if f".0.block_sparse_moe.experts.3.{lost}." not in n}
     assert len(kept) == len(load_file(path)) - 1
     save_file(kept, path, {"format": "pt"})
-    assert refusal(made, adapter).code == "merge-layout"
+    assert refusal(made, adapter).code == code
 
 
 def test_prompts_are_refused(made: Bench) -> None:
@@ -186,6 +198,19 @@ def test_a_weight_that_no_file_holds_is_refused(made: Bench, adapter: Path) -> N
     tensors = load_file(path)
     del tensors["model.layers.1.self_attn.q_proj.weight"]
     save_file(tensors, path, {"format": "pt"})
+    assert refusal(made, adapter).code == "weights-incomplete"
+
+
+def test_a_new_head_that_no_file_holds_is_refused(made: Bench) -> None:
+    """A head may be absent from a base, but then nothing can be merged into it."""
+    from transformers import LlamaForSequenceClassification
+
+    model = LlamaForSequenceClassification(made.model.config)
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapter = Bench(made.folder, model).adapter(config)
+    path = made.base / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "architectures": ["LlamaForSequenceClassification"]}))
     assert refusal(made, adapter).code == "merge-missing-weight"
 
 

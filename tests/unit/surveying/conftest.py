@@ -221,6 +221,7 @@ def _repositories() -> dict[str, Repo]:
         "tiny/llama-twice": Repo(dict(llama)),
         "tiny/llama-v2": Repo(dict(llama), revisions=("v2",)),
         "tiny-legacy": Repo(dict(llama)),
+        "tiny/nested": Repo({"part/config.json": _json(LLAMA)}),
         "tiny/closed": Repo(remote_files()),
         "tiny/open": Repo(remote_files()),
         "tiny/gated": Repo(llama, refusal=(403, "GatedRepo")),
@@ -310,6 +311,10 @@ def config_file(source):
     from graftkit.surveying.sources.hub_config import fetch_config
     return {"commit": fetch_config(source).commit}
 
+def nested_file(source, filename):
+    from graftkit.surveying.sources.hub import fetch
+    return {"commit": fetch(source, filename, max_bytes=2**20).commit}
+
 answers = {}
 for name, (action, arguments, options) in json.load(sys.stdin).items():
     start = time.monotonic()
@@ -370,6 +375,7 @@ _HUB_CASES: Cases = {
     "no-revision": ("load", ["tiny/llama-v2"], {"revision": "v3"}),
     "legacy": ("load", ["tiny-legacy"], {}),
     "legacy-fetch": ("fetch", ["tiny-legacy", "config.json"], {}),
+    "nested": ("nested_file", ["tiny/nested", "part/config.json"], {}),
     "closed": ("load", ["tiny/closed"], {}),
     **{name: ("load", [f"tiny/{name}"], {}) for name in _TINY},
     "spelling": ("load", ["no such id/really"], {}),
@@ -395,6 +401,7 @@ _AWAY_CASES: Cases = {
     "cached-revision": ("load", ["tiny/llama-v2"], {"revision": "v2"}),
     "other-revision": ("load", ["tiny/llama"], {"revision": "v2"}),
     "legacy": ("load", ["tiny-legacy"], {}),
+    "nested": ("nested_file", ["tiny/nested", "part/config.json"], {}),
     "closed": ("load", ["tiny/closed"], {}),
     "open": ("load", ["tiny/open"], {"trust_remote_code": True}),
     "unknown": ("load", ["tiny/never-fetched"], {}),

@@ -279,5 +279,5 @@ def test_without_a_hub_the_cached_weights_are_read(away: str, request: pytest.Fi
     answers: Answers = request.getfixturevalue(away)
     assert set(answers["weights"]["tensors"]) == {"a", "b"}
     assert answers["weights"]["bytes"] == 32
-    assert answers["weights-index-only"]["code"] == "hub-offline"
-    assert answers["weights-unknown"]["code"] == "hub-offline"
+    assert answers["weights-index-only"]["code"] == "weights-not-local"
+    assert answers["weights-unknown"]["code"] == "weights-not-local"

@@ -107,6 +107,13 @@ def _check_away(answers: Answers, local_hub: LocalHub) -> None:
     assert (legacy["origin"], legacy["name"]) == ("cache", "tiny-legacy")
 
 
+def test_a_file_in_a_folder_has_the_commit_of_its_repository(
+    online: Answers, offline: Answers, local_hub: LocalHub
+) -> None:
+    commit = local_hub.repos["tiny/nested"].commit
+    assert (online["nested"]["commit"], offline["nested"]["commit"]) == (commit, commit)
+
+
 def test_offline_nothing_is_asked_for(offline: Answers, local_hub: LocalHub) -> None:
     _check_away(offline, local_hub)
     assert offline["unknown"]["why"] == "offline mode is on (HF_HUB_OFFLINE)"

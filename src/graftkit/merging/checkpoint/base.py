@@ -16,6 +16,7 @@ from graftkit.surveying.checkpoint.complete import check_complete
 from graftkit.surveying.checkpoint.headers import cached_weights, read_headers
 from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import build_on_meta
+from graftkit.surveying.sources.hub_errors import weights_not_local
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.ties import tied_names
@@ -125,17 +126,17 @@ def _folder(source: str | Path, revision: str | None) -> Path:
 def _fetched(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    refusal = hub.why_not_asked(repo_id, revision)
+    if refusal is not None and refusal.code == "hub-offline":
+        raise weights_not_local(repo_id, revision, refusal.why) from refusal
+    # A repository without a configuration is fetched, to say what it holds instead.
+    if refusal is not None and refusal.code != "hub-no-file":
+        raise refusal
     try:
         patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.md"]
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise SourceError(
-            "the base's weights are not on this machine",
-            where=repo_id,
-            why=describe(error),
-            help=f"fetch them with `hf download {repo_id}`, or name a folder",
-            code="weights-not-local",
-        ) from error
+        raise weights_not_local(repo_id, revision, describe(error)) from error
 
 
 def _check_not_quantized(config: PretrainedConfig, folder: Path) -> None:

@@ -19,6 +19,7 @@ from graftkit.surveying.checkpoint.safetensors_header import (
     read_header,
 )
 from graftkit.surveying.sources import hub
+from graftkit.surveying.sources.hub_errors import weights_not_local
 from graftkit.surveying.sources.local import existing_path
 
 SINGLE = "model.safetensors"
@@ -74,8 +75,9 @@ def read_headers(source: str | Path, *, revision: str | None = None) -> Headers:
 
     Raises:
         SourceError: ``weights-header`` (a file is truncated or malformed, or the index names what is not
-            there), ``weights-not-found`` (no safetensors files), ``not-found``, or one of the hub's codes
-            (see :func:`graftkit.surveying.sources.hub.file_metadata`).
+            there), ``weights-not-found`` (no safetensors files), ``weights-not-local`` (the hub cannot be
+            reached, and they are not all in the cache), ``not-found``, or one of the hub's codes (see
+            :func:`graftkit.surveying.sources.hub.file_metadata`).
     """
     text = str(source)
     path = existing_path(text)
@@ -117,8 +119,11 @@ def _from_hub(repo_id: str, revision: str | None) -> Headers:
     try:
         return _from_hub_online(repo_id, revision)
     except SourceError as error:
-        if error.code != "hub-offline" or (cached := cached_weights(repo_id, revision)) is None:
+        if error.code != "hub-offline":
             raise
+        cached = cached_weights(repo_id, revision)
+        if cached is None:
+            raise weights_not_local(repo_id, revision, error.why) from error
         return _from_directory(cached.path.parent, cached.commit)
 
 

@@ -61,7 +61,14 @@ def from_cache(repo_id: str, filename: str, revision: str | None = None) -> HubF
         return None
     found = try_to_load_from_cache(repo_id, filename, revision=revision)
     # Otherwise it is None, or a marker that the hub once said there is no such file.
-    return HubFile(Path(found), Path(found).parent.name, validated=False) if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    return HubFile(Path(found), _commit_of(Path(found), filename), validated=False)
+
+
+def _commit_of(path: Path, filename: str) -> str:
+    """Return the commit that a cached file belongs to: the name of the folder that ``filename`` starts from."""
+    return path.parents[filename.count("/")].name
 
 
 def file_metadata(repo_id: str, filename: str, revision: str | None = None) -> HfFileMetadata:
@@ -87,6 +94,15 @@ def file_metadata(repo_id: str, filename: str, revision: str | None = None) -> H
     if metadata.commit_hash is None:
         raise offline(repo_id, filename, revision, f"what answers at {constants.ENDPOINT} is not a hub")
     return metadata
+
+
+def why_not_asked(repo_id: str, revision: str | None = None) -> SourceError | None:
+    """Ask the hub for a model once, and return the error where it does not answer or refuses, else None."""
+    try:
+        file_metadata(repo_id, "config.json", revision)
+    except SourceError as error:
+        return error
+    return None
 
 
 def _answer_seconds() -> float:
@@ -141,7 +157,7 @@ def _download(repo_id: str, filename: str, revision: str | None) -> HubFile:
             help="free space there, or set HF_HOME to a directory that can be written",
             code="hub-cache",
         ) from error
-    return HubFile(path, path.parent.name, validated=True)
+    return HubFile(path, _commit_of(path, filename), validated=True)
 
 
 def read_prefix(repo_id: str, filename: str, revision: str, length: int) -> tuple[bytes, int | None]:

@@ -57,6 +57,18 @@ def offline(repo_id: str, filename: str, revision: str | None, why: str) -> Sour
     )
 
 
+def weights_not_local(repo_id: str, revision: str | None, why: str | None) -> SourceError:
+    """Return the error for weights that are not, or not all, in the cache while the hub cannot be reached."""
+    command = f"hf download {repo_id}" + (f" --revision {revision}" if revision else "")
+    return SourceError(
+        "the model's weights are not in the cache, and the hub cannot be reached",
+        where=repo_id,
+        why=why,
+        help=f"fetch them once online with `{command}`, or name a folder that has them",
+        code="weights-not-local",
+    )
+
+
 def _not_found(repo_id: str, why: str) -> SourceError:
     return SourceError(
         "the hub has no such model",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import BuildError
+from graftkit.errors import BuildError, SourceError
 from graftkit.surveying.checkpoint.comparison import sort_absent
 from graftkit.surveying.checkpoint.complete import incomplete
 from graftkit.surveying.checkpoint.local_weights import local_checkpoint
+from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import build_on_meta
+from graftkit.surveying.sources.hub_errors import weights_not_local
 from graftkit.surveying.sources.load_config import LoadedConfig, load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.text import first_line
@@ -30,21 +32,26 @@ def load_model(
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        SourceError: ``name`` names no model; ``weights-incomplete``: its files lack weights of the class, and
-            transformers made up random ones.
+        SourceError: ``name`` names no model; ``weights-not-local``, or another of the hub's codes, where the hub
+            does not send its weights and they are not in the cache; ``weights-incomplete``: its files lack
+            weights of the class, and transformers made up random ones.
         BuildError: ``weights-missing``: there is a configuration, and no weights that load into its class.
     """
     loaded = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
     model_class = model_class_of(loaded)
+    refusal = _hub_refusal(loaded, revision)
     try:
         model, report = model_class.from_pretrained(
             name,
             config=loaded.config,
             revision=revision or "main",
             output_loading_info=True,
-            **{"dtype": "auto", **options},
+            **{"dtype": "auto", "local_files_only": refusal is not None, **options},
         )
     except (OSError, ValueError, RuntimeError) as error:
+        # Where no weights are found at all; what is found and broken raises another error.
+        if refusal is not None and isinstance(error, OSError):
+            raise refusal from error
         raise BuildError(
             "the model's weights cannot be loaded",
             where=name,
@@ -56,6 +63,16 @@ def load_model(
     if absent.weights:
         raise incomplete(absent, name, renamed=_renamed(loaded, model_class))
     return model
+
+
+def _hub_refusal(loaded: LoadedConfig, revision: str | None) -> SourceError | None:
+    """Return why the hub cannot send the weights; None where it can, or they come from a folder."""
+    if loaded.origin not in {"cache", "family data"}:
+        return None
+    refusal = hub.why_not_asked(loaded.name, revision)
+    if refusal is None or refusal.code != "hub-offline":
+        return refusal
+    return weights_not_local(loaded.name, revision, refusal.why)
 
 
 def _renamed(loaded: LoadedConfig, model_class: type[PreTrainedModel]) -> Mapping[str, str]:

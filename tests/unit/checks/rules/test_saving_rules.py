@@ -121,7 +121,7 @@ def test_gk603_passes_where_they_are_copied(shipped: Path) -> None:
 
 
 def test_gk603_unknown_without_the_base_files(shipped: Path, tmp_path: Path) -> None:
-    assert seen("GK603", base=gk.survey(shipped), checkpoint=shipped).severity is UNKNOWN
+    assert seen("GK603", base=gk.survey(shipped / "config.json"), checkpoint=shipped).severity is UNKNOWN
     assert seen("GK603", base=gk.survey(shipped, headers=True), checkpoint=tmp_path).severity is UNKNOWN
 
 
@@ -195,7 +195,8 @@ def test_gk604_passes_once_converted(llama: nn.Module, tmp_path: Path) -> None:
     with_effect(model).save_pretrained(
         tmp_path / "out", path_initial_model_for_weight_conversion=tmp_path / "start"
     )
-    report = check(tmp_path / "out", llama)
+    llama.save_pretrained(tmp_path / "base")
+    report = check(tmp_path / "out", tmp_path / "base")
     assert {found.severity for found in by_code(report).values()} == {OK}, str(report)
     loaded = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "out").eval()
     assert torch.allclose(loaded(**batch).logits, model(**batch).logits, atol=1e-4)
