@@ -65,6 +65,17 @@ def test_no_row_left_is_said_so(tmp_path: Path, base: Path) -> None:
     assert stopped.value.code == "nothing-to-learn"
 
 
+def test_doctor_downloads_no_data(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import config
+
+    recipe = recipe_for(tmp_path, base, PAIRS, max_length=80)
+    (tmp_path / "run.jsonl").unlink()
+    for offline, code in ((True, "data-unreadable"), (False, "data-not-local")):
+        monkeypatch.setattr(config, "HF_HUB_OFFLINE", offline)
+        (told,) = truncation(gk.doctor(recipe=recipe))
+        assert (told.severity, told.evidence["code"]) == (Severity.UNKNOWN, code)
+
+
 def test_doctor_reads_the_template_that_the_recipe_names(tmp_path: Path) -> None:
     """The model's own has no marks; with the recipe's, what the assistant says is learned."""
     base = save_model(tmp_path / "base", letters())

@@ -14,7 +14,7 @@ from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules
 from graftkit.env import environment
-from graftkit.errors import ModelTypeError, PlanError
+from graftkit.errors import DataError, ModelTypeError, PlanError
 from graftkit.findings import Report
 from graftkit.planning.config.build import config_dict
 from graftkit.progress import Progress
@@ -111,8 +111,23 @@ def static_inputs(
 
 
 def _rows(recipe: Recipe) -> Any:
+    """Read the recipe's training data, unless that would download it."""
+    from datasets import config
+
     from graftkit.data.load import load_data
 
+    path = recipe.fields.data.path
+    if (
+        path is not None
+        and not (recipe.path.parent / Path(path).expanduser()).exists()
+        and not config.HF_HUB_OFFLINE
+    ):
+        raise DataError(
+            f"the data {path} is not a local file or folder",
+            why="a check downloads nothing; training reads and checks it",
+            help="HF_HUB_OFFLINE=1 reads it from the cache, if it is there",
+            code="data-not-local",
+        )
     return load_data(recipe).train
 
 

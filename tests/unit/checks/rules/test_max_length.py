@@ -208,6 +208,24 @@ def test_a_cut_image_stops_the_trainer_and_is_an_error(kind: str) -> None:
     assert loss(media + 1).isfinite()
 
 
+@pytest.mark.rule_fails("GK214")
+def test_a_cut_image_of_a_preference_is_an_error_too() -> None:
+    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+
+    processor = gemma.processor(gemma.template())
+    digits = load_digit_split().held_out.select(range(4))
+    rows = [
+        {**{key: row[key] for key in ("images", "prompt")}, "chosen": row["completion"], "rejected": "not this"}
+        for row in digits
+    ]
+    collated = DataCollatorForVisionPreference(processor)([dict(row) for row in rows])
+    found = rule_on(rows, processor, "dpo")
+    assert found.evidence["longest"] == collated["attention_mask"].sum(1).max()
+    media = (collated["input_ids"] == processor.image_token_id).any(0).nonzero().max().item()
+    assert rule_on(rows, processor, "dpo", max_length=media).evidence["lost_media"] == len(rows)
+    assert rule_on(rows, processor, "dpo", max_length=media + 1).evidence["lost_media"] == 0
+
+
 # ---- what cannot be known ----
 
 
