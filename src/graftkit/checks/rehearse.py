@@ -131,7 +131,7 @@ class _ModelSource:
 def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, on_twin: bool, seed: int) -> Inputs:
     """Return the inputs with the model in the state in which training would begin, and a batch for it."""
     training = training_of(recipe)
-    with seeding(model, seed):
+    with seeding(model, seed), one_thread() if on_twin else nullcontext():
         adapted = _adapted(model, recipe, training, on_twin, seed)
     if not sits_in_layers(adapted):
         return given
