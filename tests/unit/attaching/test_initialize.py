@@ -16,6 +16,7 @@ from graftkit.attaching.initialize import initialize
 from graftkit.checks.probes.forward import difference, logits_of
 from graftkit.errors import AttachError, MissingDependencyError
 from graftkit.planning.initializers import INITIALIZERS
+from graftkit.planning.matching import matched_by
 
 DATA_DRIVEN = [row.name for row in INITIALIZERS if row.needs_data]
 
@@ -29,7 +30,7 @@ def tensors(adapted: nn.Module, part: str) -> dict[str, torch.Tensor]:
 
 
 def plan_for(model: Any, init: Any, scope: Any = ("language", "vision", "audio"), **options: Any) -> gk.Plan:
-    return gk.plan(model, targets=["attention"], scope=list(scope), r=2, init_lora_weights=init, **options)
+    return gk.plan(model, targets=["attention"], scope=list(scope), init_lora_weights=init, **{"r": 2, **options})
 
 
 @pytest.mark.parametrize("init", DATA_DRIVEN)
@@ -80,6 +81,37 @@ def test_eva_may_move_ranks_between_layers(e2b: nn.Module) -> None:
     assert adapted_sites(adapted) <= {a.path for a in plan.attached}
     assert adapted.peft_config["default"].rank_pattern
     assert not plan.peft_config.rank_pattern
+
+
+def test_eva_s_targets_name_no_layer_that_it_took_the_adapter_off(e2b: nn.Module) -> None:
+    """Of 20 targets and more PEFT makes suffixes, which reach such layers again."""
+    plan = gk.plan(e2b, scope="all", r=1, init_lora_weights="eva", eva_config={"rho": 4.0, "tau": 0.5})
+    adapted = initialize(e2b, plan, batches(e2b, 3, batch_size=4))
+    kept = adapted_sites(adapted)
+    assert 20 <= len(kept) < len(plan.attached)
+    targets = adapted.peft_config["default"].target_modules
+    plain = adapted.unload()
+    assert set(matched_by(targets, [name for name, _ in plain.named_modules()])) == kept
+
+
+def test_a_base_that_cannot_hold_the_difference_is_left_as_it_was(twin_of: Callable[[str], nn.Module]) -> None:
+    """LoRA-GA takes the gradient's directions out, however large the scale makes them."""
+    model = twin_of("llama").to(torch.bfloat16)
+    data, before = batches(model), state(model)
+    with pytest.raises(AttachError) as caught:
+        initialize(model, plan_for(model, "lora_ga", ["language"], alpha=2**14), data)
+    assert caught.value.code == "initialize-rounding"
+    assert same(before, state(model))
+
+
+def test_a_rank_beyond_the_layer_is_refused(twin_of: Callable[[str], nn.Module]) -> None:
+    """LoRA-GA needs two directions for each rank; PEFT would make factors of other shapes."""
+    model = twin_of("llama")
+    before = state(model)
+    with pytest.raises(AttachError) as caught:
+        initialize(model, plan_for(model, "lora_ga", ["language"], r=64), batches(model))
+    assert caught.value.code == "initialize-rank"
+    assert same(before, state(model))
 
 
 @pytest.mark.parametrize("init", [True, "pissa"])

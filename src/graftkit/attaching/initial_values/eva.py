@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.initial_values.layers import PlainLora, check_reached, inputs_of
+from graftkit.attaching.initial_values.layers import PlainLora, check_reached, inputs_of, name_targets
 from graftkit.errors import AttachError
 from graftkit.modeling.device import on_device_of
 from graftkit.modeling.module_mode import evaluating
@@ -40,6 +40,7 @@ def eva(lora: PlainLora, batches: Sequence[Mapping[str, Any]]) -> None:
     )
     for path, layer in lora.layers.items():
         lora.keep_state(layer, dtypes[path])
+    name_targets(lora)
 
 
 def _counted_forward(batches: int, options: Mapping[str, Any]) -> Callable[[Any, Mapping[str, Any]], Any]:

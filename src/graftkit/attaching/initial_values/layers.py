@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import AttachError
 from graftkit.modeling.device import on_device_of
 from graftkit.modeling.module_mode import evaluating
+from graftkit.planning.matching import smallest_exact
 from graftkit.text import some
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+
+# Largest error of a moved base weight, relative to its norm: bfloat16 itself rounds to about a third of it.
+_MOST_LOST = 2**-8
 
 
 @dataclass(frozen=True)
@@ -90,19 +95,51 @@ class PlainLora:
             layer.update_layer(self.adapter, r=rank, lora_alpha=alpha, config=self.config)
             base.weight.data = weight
             self.keep_state(layer, dtype)
-        for layer in self.layers.values():
-            self.move_base(layer)
+        self.move_base()
         self.set_initializer()
 
-    def move_base(self, layer: Any) -> None:
-        """Take what the adapter adds out of the base weight, so that the output stays the same."""
-        weight = layer.get_base_layer().weight
-        weight.data = (weight.data.float() - layer.get_delta_weight(self.adapter).float()).to(weight.dtype)
+    def move_base(self) -> None:
+        """Take what the adapter adds out of every base weight, so that the output stays the same.
+
+        Raises:
+            AttachError: ``initialize-rounding``: the type of a weight cannot hold the difference; none is moved.
+        """
+        for path in self.layers:
+            self._moved(path)
+        for path, linear in self.linears.items():
+            linear.get_parameter("weight").data = self._moved(path)
+
+    def _moved(self, path: str) -> Tensor:
+        weight = self.linears[path].get_parameter("weight").data
+        added = self.layers[path].get_delta_weight(self.adapter).detach().float()
+        moved: Tensor = (weight.float() - added).to(weight.dtype)
+        lost = float((moved.float() + added - weight.float()).norm() / weight.float().norm())
+        if not lost <= _MOST_LOST:
+            raise AttachError(
+                f"{self.config.init_lora_weights} would round away {100 * lost:.1g} % of a base weight",
+                where=path,
+                why=f"what it takes out of the weight is large, and {weight.dtype} cannot hold the difference",
+                help="load the base in float32 (args: {model_init_kwargs: {dtype: float32}}), lower alpha, or "
+                "scale LoRA-GA down: lora_ga_config: {scale: unit}",
+                code="initialize-rounding",
+            )
+        return moved
 
     def keep_state(self, layer: Any, dtype: Any) -> None:
         """Give the tensors that PEFT has just made the type they had before, and the layer's mode."""
         for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout):
             modules[self.adapter].to(dtype).train(layer.training)
+
+
+def name_targets(lora: PlainLora) -> None:
+    """Name exactly the layers that have a rank in the configuration that PEFT saves.
+
+    PEFT shortens a list of 20 targets and more without regard to those that EVA took off the layers without a rank
+    (``peft.tuners.lora.eva._load_eva_state_dict``): loading the adapter would attach to them again.
+    """
+    paths = [path for path, _ in lora.base.named_modules() if "base_layer" not in path.split(".")]
+    kept = [path for path in lora.layers if hasattr(lora.base.get_submodule(path), "lora_A")]
+    lora.model.peft_config[lora.adapter].target_modules = smallest_exact(kept, paths, regex_is_safe=False)
 
 
 def check_reached(reached: Mapping[str, int | bool]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from graftkit.attaching.initial_values.layers import PlainLora, check_unquantized
+from graftkit.attaching.initial_values.layers import PlainLora, check_unquantized, name_targets
 from graftkit.modeling.unwrapping import PEFT_PREFIX
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def restore_moved_base(model: PeftModel, config: LoraConfig, initial: Mapping[st
     lora = PlainLora.of(model, config, "default")
     check_unquantized(lora)
     set_peft_model_state_dict(model, dict(initial))
-    for layer in lora.layers.values():
-        lora.move_base(layer)
+    lora.move_base()
     lora.set_initializer()
 
 
@@ -48,3 +47,4 @@ def restore_ranks(model: PeftModel, config: LoraConfig, saved: Mapping[str, Tens
     initialize_lora_eva_weights(model, eva_state_dict=values)
     for path, layer in lora.layers.items():
         lora.keep_state(layer, dtypes[path])
+    name_targets(lora)
