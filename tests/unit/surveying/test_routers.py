@@ -78,6 +78,10 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     ),
     "another input width is none": (lambda: block(pick=linear(inputs=7), pool=Stacked()), set()),
     "a scale of each channel is no expert": (lambda: block(pick=linear(1, 9), pool=Scales()), set()),
+    "a convolution is no expert": (
+        lambda: block(pick=linear(), conv=nn.ConvTranspose1d(EXPERTS, WIDTH, 3)),
+        set(),
+    ),
     "experts unlike each other": (
         lambda: block(pick=linear(), pool=nn.ModuleList([*branches()[1:], linear()])),
         set(),

@@ -43,6 +43,10 @@ class _Experts:
     widths: frozenset[int]
 
     @property
+    def is_in_a_layer(self) -> bool:
+        return any(part.isdigit() for part in self.path.split("."))
+
+    @property
     def blocks(self) -> Iterator[str]:
         """The modules around them, inwards out, up to the layer: past a number lie other layers' experts."""
         path = self.path
@@ -63,7 +67,10 @@ def find_routing(
         kind_at: the kind of each module that is a site.
         expert_counts: how many experts the configurations name.
     """
-    groups = [*_stacked(modules, kind_at), *_listed(modules, kind_at, expert_counts), *_named(modules)]
+    counted = [*_stacked(modules, kind_at), *_listed(modules, kind_at)]
+    # At the top of a model, as many modules alike are its layers. Only a configuration calls them experts there.
+    groups = [group for group in counted if group.is_in_a_layer or group.number in expert_counts]
+    groups += _named(modules)
     around: dict[str, list[_Experts]] = defaultdict(list)
     for group in groups:
         for block in group.blocks:
@@ -86,29 +93,21 @@ def find_routing(
 
 
 def _stacked(modules: Mapping[str, nn.Module], kind_at: Mapping[str, str]) -> Iterator[_Experts]:
-    """Yield bare parameters of three dimensions, the first of which counts experts."""
+    """Yield bare parameters of three dimensions, the first of which may count experts."""
     for path, module in modules.items():
-        if path in kind_at:
+        if path in kind_at or type(module).__module__.startswith("torch.nn."):
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and min(parameter.shape) > 1:  # not a scale with axes to broadcast along
                 yield _Experts(f"{path}.{name}".lstrip("."), parameter.shape[0], frozenset(parameter.shape[1:]))
 
 
-def _listed(
-    modules: Mapping[str, nn.Module], kind_at: Mapping[str, str], expert_counts: frozenset[int]
-) -> Iterator[_Experts]:
-    """Yield lists of modules alike that are made of linears and come back to their input's width.
-
-    So does a list of layers, at the top of a model. Experts are inside a layer, or the configuration counts them.
-    """
+def _listed(modules: Mapping[str, nn.Module], kind_at: Mapping[str, str]) -> Iterator[_Experts]:
+    """Yield lists of modules alike that are made of linears and come back to their input's width."""
     from torch import nn
 
     for path, module in modules.items():
         if not isinstance(module, nn.ModuleList | nn.ModuleDict) or len(module) < 2:
-            continue
-        inside_a_layer = any(part.isdigit() for part in path.split("."))
-        if not (inside_a_layer or len(module) in expert_counts):
             continue
         members = [f"{path}.{name}" for name, _ in module.named_children()]
         shapes = [_linears(member, modules, kind_at) for member in members]
