@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.peers.peft_suite import fetch_suite, outcomes, start
 
-pytestmark = [pytest.mark.peers, pytest.mark.slow]
+pytestmark = pytest.mark.peers
 
 # Hand-written models with every tuner and option, several tuners on one model, every initializer, the matching of
 # targets, and expert parameters.
@@ -20,6 +21,9 @@ MODULES = [
     "test_tuners_utils",
     "test_target_parameters",
 ]
+# With low_cpu_mem_usage PEFT builds MonteCLoRA's samplers at the first forward pass, after it dropped the trained ones
+# of the file: under enable() that is an error.
+LOADED_IN_PART = re.compile(r"(test_load_model_low_cpu_mem_usage|test_adapter_dtype_autocast\[True).*Monteclora")
 MOST = 0.75  # of a module's tests; the others want a model of the hub, a GPU, or a package that is not installed
 
 
@@ -38,8 +42,10 @@ def test_comes_out_the_same_under_enable(module: str, suite: Path, tmp_path: Pat
     assert plain.keys() == enabled.keys()
     differing = [test for test in plain if plain[test] != enabled[test]]
     # Some of PEFT's tests draw numbers without a seed: what differs is asked once more, by itself.
-    again_plain, again_enabled = run_both(suite, differing, tmp_path / "again") if differing else ({}, {})
-    assert again_plain == again_enabled
+    plain, enabled = run_both(suite, differing, tmp_path / "again") if differing else ({}, {})
+    assert {test: enabled[test] for test in plain if plain[test] != enabled[test]} == {
+        test: "failed in call: graftkit.errors.AdapterError" for test in differing if LOADED_IN_PART.search(test)
+    }
 
 
 def run_both(suite: Path, tests: list[str], folder: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -196,7 +196,8 @@ def _at_loading(original: Callable[..., Any]) -> Callable[..., Any]:
         with _loading():
             result = original(self, *args, **kwargs)
         try:
-            check_loaded_whole(self, name, result, str(source))
+            sizes_may_differ = bool(given.get("kwargs", {}).get("ignore_mismatched_sizes"))
+            check_loaded_whole(self, name, result, str(source), sizes_may_differ=sizes_may_differ)
         except AdapterError:
             if name not in before:
                 self.delete_adapter(name)

@@ -526,6 +526,27 @@ def test_any_adapter_that_is_not_whole(rename: Callable[[str], str | None], tmp_
     refused(lambda: PeftModel.from_pretrained(toy(), tmp_path))
 
 
+def test_prompts_load_as_without_it(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    adapted = get_peft_model(twin_of("llama"), config)
+    adapted.save_pretrained(tmp_path)
+    with enable():
+        again = PeftModel.from_pretrained(twin_of("llama"), tmp_path)
+    assert torch.equal(
+        again.prompt_encoder["default"].embedding.weight, adapted.prompt_encoder["default"].embedding.weight
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Some weights of PeftModel", "ignore:Found missing adapter keys")
+def test_tensors_of_another_size_may_stay_out_where_the_caller_accepts_it(tmp_path: Path) -> None:
+    get_peft_model(nn.Sequential(nn.Linear(4, 6)), LoraConfig(r=2, target_modules=["0"])).save_pretrained(tmp_path)
+    with enable(), pytest.raises(RuntimeError, match="size mismatch"):
+        PeftModel.from_pretrained(nn.Sequential(nn.Linear(4, 8)), tmp_path)
+    with enable():
+        loaded = PeftModel.from_pretrained(nn.Sequential(nn.Linear(4, 8)), tmp_path, ignore_mismatched_sizes=True)
+    assert adapted_sites(loaded) == {"0"}
+
+
 @pytest.mark.parametrize(
     "options",
     [
