@@ -40,7 +40,11 @@ Targets = Annotated[
 ]
 Scope = Annotated[
     list[str] | None,
-    typer.Option("--scope", "-s", help="Towers to adapt: language, vision, audio, …, all. Repeat or use commas."),
+    typer.Option(
+        "--scope",
+        "-s",
+        help="Towers to adapt (language, vision, audio, …, all), or modules by path. Repeat or use commas.",
+    ),
 ]
 MethodOption = Annotated[
     str, typer.Option("--method", "-m", help="lora, dora, rslora, or any method of PEFT by name.")

@@ -13,7 +13,7 @@ from graftkit.surveying.sites import Site
 class LeftAlone(Enum):
     """Why a plan leaves a site alone. The value is the reason that people read, with blanks for the facts."""
 
-    OUT_OF_SCOPE = "the {tower} tower is outside the scope"
+    OUT_OF_SCOPE = "outside the scope ({tower})"
     NOT_ADAPTABLE = "{reason}"
     TIED = "its weight is tied to {other}: merging an adapter on it would change both"
     NOT_IN_ALL_LINEAR = "all-linear leaves out {kind}: name it to adapt it"
@@ -122,3 +122,10 @@ class Unmet:
             "reason": self.reason,
             "sites": list(self.sites),
         }
+
+
+def objection_to(site: Site) -> Skipped | None:
+    """Return why no adapter goes on this site even when it is asked for, or None."""
+    if not site.adaptable:
+        return LeftAlone.NOT_ADAPTABLE.skip(site, reason=site.reason)
+    return LeftAlone.TIED.skip(site, other=site.tied_to[0]) if site.tied_to else None

@@ -43,7 +43,7 @@ class Plan:
         unmet: the targets that adapt nothing, and why: roles that the architecture lacks or that cannot be
             adapted, and where that was allowed names.
         targets: what the user asked for, as written.
-        scope: the towers it was resolved in.
+        scope: the towers, and the paths of modules, that it was resolved in.
         method: the method's name.
         trainable_params: elements that will be trained.
         memory: bytes that training needs besides activations.
@@ -127,7 +127,9 @@ def plan(
         model: a ``ModelMap``, or anything ``survey`` takes.
         targets: ``"all-linear"``, roles ("attention", "mlp", "experts", "embeddings", "head", "router"),
             module names (in a tower, the wrapper's name means its inner linear), or regular expressions.
-        scope: the towers to adapt ("language", "vision", "audio", …, or "all"). None: those every batch feeds.
+        scope: what to adapt: towers ("language", "vision", "audio", …, or "all"), or modules by their paths. None:
+            the towers that every batch feeds. Modules of no known tower are adapted where the scope has "unknown"
+            or their paths; a scope of towers alone is refused where the targets also name some of those.
         method: "lora", "dora", "rslora", or any method of PEFT that adapts layers, by its name in lower case.
         r: rank; None means 16 for LoRA and PEFT's default for other methods.
         alpha: numerator of the scale; None means ``r`` for LoRA, a scale of 1, and for other methods what keeps
@@ -165,7 +167,7 @@ def plan(
         skipped=tuple(skipped[site.path] for site in model_map if site.path in skipped),
         unmet=(*selection.unmet, *unmet),
         targets=intent.targets,
-        scope=intent.scope,
+        scope=intent.scope.names,
         method=method,
         trainable_params=trainable,
         memory=memory_of(base_bytes, trainable),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from graftkit.text import count, percent, size, table
@@ -17,14 +17,15 @@ def plan_text(plan: Mapping[str, Any], hyperparameters: str) -> str:
     model, scope = plan["model"], plan["scope"]
     method = f"{plan['method']} {hyperparameters}".strip()
     columns = ("tower", "role", ">sites", ">adapted", ">of weights", "left alone because")
-    rows = [*map(_row, _within(plan["coverage"], scope)), *_rows_outside(plan["coverage"], scope)]
+    towers = {*scope, *(row["tower"] for row in plan["coverage"] if row["adapted"])}
+    rows = [*map(_row, _within(plan["coverage"], towers)), *_rows_outside(plan["coverage"], towers)]
     sites = len(plan["attached"]) + len(plan["skipped"])
     total = (
         f"{len(plan['attached'])} of {sites} sites; {count(plan['trainable_params'])} trainable parameters "
         f"({percent(plan['trainable_params'] / max(model['params'], 1))} of the model); "
         f"about {size(plan['memory']['total'])} before activations"
     )
-    layers = _within(plan["layers"], scope)
+    layers = _within(plan["layers"], towers)
     reached = ", ".join(f"{row['reached']} of {row['layers']} {row['tower']} layers" for row in layers)
     return "\n\n".join(
         [
@@ -36,8 +37,8 @@ def plan_text(plan: Mapping[str, Any], hyperparameters: str) -> str:
     )
 
 
-def _within(rows: list[dict[str, Any]], scope: list[str]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["tower"] in scope]
+def _within(rows: list[dict[str, Any]], towers: Collection[str]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["tower"] in towers]
 
 
 def _row(row: Mapping[str, Any]) -> tuple[object, ...]:
@@ -45,9 +46,9 @@ def _row(row: Mapping[str, Any]) -> tuple[object, ...]:
     return (row["tower"], row["role"], row["sites"], row["adapted"], percent(row["share"]), "; ".join(because))
 
 
-def _rows_outside(coverage: list[dict[str, Any]], scope: list[str]) -> Iterator[tuple[object, ...]]:
+def _rows_outside(coverage: list[dict[str, Any]], towers: Collection[str]) -> Iterator[tuple[object, ...]]:
     """Yield one line for each tower out of scope: its roles all have the same reason."""
-    outside = [row for row in coverage if row["tower"] not in scope]
+    outside = [row for row in coverage if row["tower"] not in towers]
     for tower in dict.fromkeys(row["tower"] for row in outside):
         sites = sum(row["sites"] for row in outside if row["tower"] == tower)
         yield (tower, "all", sites, 0, percent(0), "outside the scope")

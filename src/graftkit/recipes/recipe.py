@@ -44,7 +44,7 @@ class AdapterSection(BaseModel):
 
     targets: str | list[str] = Field(default="all-linear", description="all-linear, a role, a name, a pattern.")
     scope: str | list[str] | None = Field(
-        default=None, description="Towers; null for those that every batch feeds."
+        default=None, description="Towers, or paths of modules; null for the towers that every batch feeds."
     )
     method: str = Field(default="lora", description="lora, dora, rslora, or any method of PEFT by name.")
     r: int | None = Field(default=None, description="Rank.")

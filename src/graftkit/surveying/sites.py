@@ -13,6 +13,9 @@ from graftkit._version import SCHEMA_VERSION
 from graftkit.surveying.checkpoint.comparison import Checkpoint
 from graftkit.surveying.text import survey_text
 
+# The tower of modules of which neither the model's structure nor names tell what feeds them.
+UNKNOWN_TOWER = "unknown"
+
 
 class Obstacle(Enum):
     """What stands against LoRA on a site. The value is the reason that people read, with blanks for the facts."""
@@ -90,7 +93,7 @@ class Site:
 
     Attributes:
         path: what PEFT matches targets against: the module's, or for ``kind == "parameter"`` the parameter's.
-        tower: "language", "vision", "audio", "projector", "head" or "other".
+        tower: "language", "vision", "audio", "projector", "head", "other", or "unknown" where nothing tells.
         role: "attention.q", "mlp.gate", "expert", "router", "embedding", "lm_head", "conv", "ssm", …
         kind: "linear", "conv1d_transposed" (transformers' Conv1D), "conv", "embedding",
             "multihead_attention" or "parameter".

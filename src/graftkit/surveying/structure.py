@@ -11,7 +11,8 @@ from graftkit.families import Family, family_of
 from graftkit.surveying import kinds
 from graftkit.surveying.roles.routers import Routing, find_routing
 from graftkit.surveying.sites import Composite, Wrapper
-from graftkit.surveying.towers import models_inside, tower_finder
+from graftkit.surveying.towers.declared import models_inside
+from graftkit.surveying.towers.find import tower_finder
 from graftkit.surveying.wrappers import composites_of, wrappers_of
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from graftkit.surveying.sources.load_config import LoadedConfig, load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.structure import ModelStructure
 from graftkit.surveying.ties import tied_names
-from graftkit.surveying.towers import fed_towers, modalities_taken
+from graftkit.surveying.towers.declared import fed_towers, modalities_taken
 from graftkit.surveying.without_adapters import without_adapters
 
 if TYPE_CHECKING:

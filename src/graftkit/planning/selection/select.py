@@ -6,28 +6,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from graftkit.errors import PlanError
-from graftkit.planning.decisions import Attached, LeftAlone, Skipped, Unmet
+from graftkit.planning.decisions import Attached, LeftAlone, Skipped, Unmet, objection_to
 from graftkit.planning.matching import rewritten_names
-from graftkit.planning.selection.shortfalls import objection_to, roles_present, unmet_by, unmet_error
+from graftkit.planning.selection.scope import Scope, read_scope, refuse_to_guess
+from graftkit.planning.selection.shortfalls import roles_present, unmet_by, unmet_error
 from graftkit.planning.selection.target_names import ALL_LINEAR, ROLE_TARGETS, is_role, sites_meant
 from graftkit.surveying.sites import ModelMap, Site
-from graftkit.text import suggest
 
 
 @dataclass(frozen=True)
 class Intent:
-    """The targets as the user wrote them, and the towers to adapt."""
+    """The targets as the user wrote them, and where to look for them."""
 
     targets: tuple[str, ...]
-    scope: tuple[str, ...]
+    scope: Scope
 
 
 def read_intent(model_map: ModelMap, targets: str | Iterable[str], scope: str | Iterable[str] | None) -> Intent:
     """Check targets and scope against the model.
-
-    Without a scope, the towers that every batch feeds are meant: the language tower, and the tower of the
-    main input where that is not text (a speech recogniser's encoder). Towers that a text-only batch leaves
-    unfed have to be asked for.
 
     Raises:
         PlanError: ``targets-empty`` or ``scope-missing``.
@@ -39,31 +35,7 @@ def read_intent(model_map: ModelMap, targets: str | Iterable[str], scope: str | 
             help=f"targets={ALL_LINEAR!r}, a list of names, or roles: {', '.join(ROLE_TARGETS)}",
             code="targets-empty",
         )
-    if scope is None:
-        return Intent(wanted, fed_towers(model_map))
-    present = tuple(tower.name for tower in model_map.towers)
-    named = (scope,) if isinstance(scope, str) else tuple(scope)
-    if named == ("all",):
-        return Intent(wanted, present)
-    missing = next((name for name in named if name not in present), None)
-    if missing is not None:
-        raise PlanError(
-            f"this model has no {missing!r} tower",
-            where=model_map.model.name,
-            why=f"its towers are {', '.join(present)}",
-            help=suggest(missing, present) or f"scope={list(present)}, or leave scope out",
-            code="scope-missing",
-        )
-    return Intent(wanted, named)
-
-
-def fed_towers(model_map: ModelMap) -> tuple[str, ...]:
-    """Return the towers that every batch feeds, and the head."""
-    present = [tower.name for tower in model_map.towers]
-    fed = [t for t in present if t == "language" or t in model_map.model.fed_towers]
-    others = [t for t in present if t not in {"head", "projector"}]
-    # The head can be adapted by name; "all-linear" leaves it out whatever the scope.
-    return (*(fed or others), *(t for t in present if t == "head"))
+    return Intent(wanted, read_scope(model_map, scope))
 
 
 @dataclass(frozen=True)
@@ -93,10 +65,15 @@ def select(
         strict: do not pass over roles.
 
     Raises:
-        PlanError: ``target-unmatched`` when a target names nothing in scope, ``target-not-adaptable`` when it
+        PlanError: ``tower-unknown`` when the targets also name modules of no known tower and the scope only
+            towers, ``target-unmatched`` when a target names nothing in scope, ``target-not-adaptable`` when it
             names only what no adapter can go on, ``plan-empty`` when several targets are all passed over.
     """
-    towers = [[site for site in model_map if site.tower == tower] for tower in intent.scope]
+    refuse_to_guess(model_map, intent.scope, intent.targets)
+    in_scope = [site for site in model_map if site in intent.scope]
+    towers = [
+        [site for site in in_scope if site.tower == name] for name in dict.fromkeys(s.tower for s in in_scope)
+    ]
     answers: dict[str, tuple[str, str]] = {}
     unmet: list[Unmet] = []
     for target in intent.targets:
@@ -141,7 +118,7 @@ def _fields(model_map: ModelMap, chosen: Sequence[Site]) -> dict[str, str]:
 
 
 def _skipped(site: Site, intent: Intent) -> Skipped:
-    if site.tower not in intent.scope:
+    if site not in intent.scope:
         return LeftAlone.OUT_OF_SCOPE.skip(site, tower=site.tower)
     if (objection := objection_to(site)) is not None:
         return objection

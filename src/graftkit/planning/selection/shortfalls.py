@@ -6,21 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 from graftkit.errors import PlanError
-from graftkit.planning.decisions import LeftAlone, Shortfall, Skipped, Unmet
+from graftkit.planning.decisions import Shortfall, Skipped, Unmet, objection_to
 from graftkit.planning.matching import ends_with
+from graftkit.planning.selection.scope import Scope
 from graftkit.planning.selection.target_names import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, is_role, sites_meant
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import some, suggest
 
 
-def objection_to(site: Site) -> Skipped | None:
-    """Return why no adapter goes on this site even when it is asked for, or None."""
-    if not site.adaptable:
-        return LeftAlone.NOT_ADAPTABLE.skip(site, reason=site.reason)
-    return LeftAlone.TIED.skip(site, other=site.tied_to[0]) if site.tied_to else None
-
-
-def unmet_by(target: str, matched: Sequence[Site], model_map: ModelMap, scope: Sequence[str]) -> Unmet | None:
+def unmet_by(target: str, matched: Sequence[Site], model_map: ModelMap, scope: Scope) -> Unmet | None:
     """Return why a target reaches nothing that an adapter can go on; None where it does.
 
     Args:
@@ -31,17 +25,17 @@ def unmet_by(target: str, matched: Sequence[Site], model_map: ModelMap, scope: S
         return None
     if matched:
         return Shortfall.NOT_ADAPTABLE.of(target, matched, reasons=_reasons(objections))
-    outside = [site for site in model_map if site.tower not in scope]
+    outside = [site for site in model_map if site not in scope]
     if towers := sorted({site.tower for site, _ in sites_meant(target, outside)}):
         return Shortfall.OUT_OF_SCOPE.of(target, towers=", ".join(towers))
-    within = [site for site in model_map if site.tower in scope]
+    within = [site for site in model_map if site in scope]
     is_mlp = target in USUAL_NAMES or (is_role(target) and target.partition(".")[0] == "mlp")
     if is_mlp and any(site.role == "expert" for site in within):
         return Shortfall.STACKED_EXPERTS.of(target)
     unclear = dict.fromkeys(s.names[-1].rpartition(".")[2] for s in within if s.is_linear and s.role == "other")
     if is_role(target) and unclear:
-        return Shortfall.ROLE_UNCLEAR.of(target, scope=", ".join(scope), names=some(unclear))
-    return Shortfall.ABSENT.of(target, scope=", ".join(scope))
+        return Shortfall.ROLE_UNCLEAR.of(target, scope=str(scope), names=some(unclear))
+    return Shortfall.ABSENT.of(target, scope=str(scope))
 
 
 def _reasons(objections: Sequence[Skipped]) -> str:
@@ -54,7 +48,7 @@ def _reasons(objections: Sequence[Skipped]) -> str:
 # ---- errors ----
 
 
-def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Sequence[str]) -> PlanError:
+def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Scope) -> PlanError:
     """Return the error for a target that is not met.
 
     Its code is ``target-not-adaptable`` where the target names something that no adapter can go on, else
@@ -74,7 +68,7 @@ def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Sequence[str]) -> Plan
     if unmet.cause is Shortfall.OUT_OF_SCOPE:
         return PlanError(
             f"target {target!r} matches nothing in scope",
-            where=f"scope {', '.join(scope)}",
+            where=f"scope {scope}",
             why=unmet.reason,
             help=f"add that tower to the scope, or leave {target!r} out",
             code="target-unmatched",
@@ -90,7 +84,7 @@ def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Sequence[str]) -> Plan
     return _role_error(unmet, model_map, scope) if is_role(target) else _name_error(target, model_map, scope)
 
 
-def _role_error(unmet: Unmet, model_map: ModelMap, scope: Sequence[str]) -> PlanError:
+def _role_error(unmet: Unmet, model_map: ModelMap, scope: Scope) -> PlanError:
     return PlanError(
         f"nothing in this model is {unmet.target!r}",
         where=model_map.model.name,
@@ -100,13 +94,13 @@ def _role_error(unmet: Unmet, model_map: ModelMap, scope: Sequence[str]) -> Plan
     )
 
 
-def roles_present(model_map: ModelMap, scope: Sequence[str]) -> str:
+def roles_present(model_map: ModelMap, scope: Scope) -> str:
     """Return the role words that mean something adaptable in scope, as text."""
-    able = [site for site in model_map if site.tower in scope and objection_to(site) is None]
+    able = [site for site in model_map if site in scope and objection_to(site) is None]
     return ", ".join(role for role in (ALL_LINEAR, *ROLE_TARGETS) if sites_meant(role, able)) or "nothing"
 
 
-def _name_error(target: str, model_map: ModelMap, scope: Sequence[str]) -> PlanError:
+def _name_error(target: str, model_map: ModelMap, scope: Scope) -> PlanError:
     known = _known_names(model_map, scope)
     names = some([name for name in known if not name.isdigit()], 12)
     modules = [path for path in model_map.module_paths if ends_with(path, target)]
@@ -128,6 +122,6 @@ def _name_error(target: str, model_map: ModelMap, scope: Sequence[str]) -> PlanE
     )
 
 
-def _known_names(model_map: ModelMap, scope: Sequence[str]) -> list[str]:
-    in_scope = [site for site in model_map if site.tower in scope]
+def _known_names(model_map: ModelMap, scope: Scope) -> list[str]:
+    in_scope = [site for site in model_map if site in scope]
     return list(dict.fromkeys(name.rpartition(".")[2] for site in in_scope for name in site.names))

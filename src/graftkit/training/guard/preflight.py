@@ -27,7 +27,7 @@ from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.local import local_folder
 from graftkit.surveying.survey import survey
-from graftkit.surveying.towers import MODALITY_OF_INPUT
+from graftkit.surveying.towers.declared import MODALITY_OF_INPUT
 from graftkit.text import describe
 from graftkit.training.guard.sample_batch import real_batch
 

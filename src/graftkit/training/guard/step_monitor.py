@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.modeling.unwrapping import name_in_base
 from graftkit.report.chart import Curve
-from graftkit.surveying.towers import tower_finder
+from graftkit.surveying.towers.find import tower_finder
 from graftkit.training.guard.saturation import Saturation
 from graftkit.training.guard.tensor_stats import TensorActivity, TensorStats, changes_since, nonfinite, sample
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.modeling.sharding import is_sharded
 from graftkit.modeling.unwrapping import name_in_base
-from graftkit.surveying.towers import tower_finder
+from graftkit.surveying.towers.find import tower_finder
 from graftkit.training.distributed.collectives import sum_over_processes
 
 if TYPE_CHECKING:

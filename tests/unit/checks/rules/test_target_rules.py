@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from ruamel.yaml import YAML
 from tests.unit.checks import observed
 from tests.unit.checks.observed import RULES, checked
+from tests.unit.surveying.handmade import Composite, Encoder
 from torch import nn
 
 import graftkit as gk
@@ -33,7 +34,7 @@ OK, UNKNOWN = gk.Severity.OK, gk.Severity.UNKNOWN
 E2B, MOE = "google/gemma-4-E2B-it", "google/gemma-4-26B-A4B-it"
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 QV = ["q_proj", "v_proj"]
-OURS = [code for code in RULES if "GK101" <= code <= "GK114"]
+OURS = [code for code in RULES if "GK101" <= code <= "GK116" and code != "GK115"]
 Twins = Callable[[str], nn.Module]
 
 
@@ -120,9 +121,12 @@ GOOD: list[Any] = [
     "GK112",
     "GK113",
     "GK114",
+    "GK116",
 )
 @pytest.mark.parametrize(("name", "config"), [pytest.param(n, c, id=f"{n}: {title}") for n, c, title in GOOD])
-def test_gk101_to_gk114_passes_on_good_configurations(twin_of: Twins, name: str, config: dict[str, Any]) -> None:
+def test_the_rules_on_targets_pass_on_good_configurations(
+    twin_of: Twins, name: str, config: dict[str, Any]
+) -> None:
     model = twin_of(name)
     report = checked(OURS, peft_config=config, base=gk.survey(model))
     assert [f.code for f in report] == OURS
@@ -271,6 +275,59 @@ def test_gk101_what_else_peft_refuses(twin_of: Twins, config: dict[str, Any], wh
         attach(model, config)
     found = seen("GK101", model, config)
     assert (found.severity, found.where) == (ERROR, where)
+
+
+# ---- GK116, and what GK102 and GK211 make of modules of no known tower ----
+
+
+def features_and_text() -> nn.Module:
+    """Return a model of which nothing says what feeds ``a``."""
+    return Composite(Encoder(nn.Linear(40, 32), 32))
+
+
+@pytest.mark.rule_fails("GK116")
+def test_gk116_all_linear_where_a_tower_is_not_known() -> None:
+    model, config = features_and_text(), {"target_modules": "all-linear"}
+    reached = adapted_sites(attach(model, config))
+    found = seen("GK116", model, config)
+    assert (found.severity, found.where) == (WARNING, "a.stem")
+    assert found.evidence["adapted"] == sum(path.startswith("a.") for path in reached) == 13
+    text = Training(modalities=("text",))
+    for code in ("GK102", "GK211"):
+        only = {"target_modules": ["up", "down"]}  # of the blocks, which are no projector
+        assert seen(code, model, only, training=text).severity is UNKNOWN
+
+
+@pytest.mark.rule_passes("GK116")
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        pytest.param(features_and_text(), {"target_modules": r"c\.layers\..*\.[qv]"}, id="language alone"),
+        pytest.param(features_and_text(), {"target_modules": r"(a|c)\..*\.[qv]"}, id="named"),
+        pytest.param(
+            nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), {"target_modules": "all-linear"}, id="all alike"
+        ),
+    ],
+)
+def test_gk116_modules_that_are_named_or_all_alike(model: nn.Module, config: dict[str, Any]) -> None:
+    assert seen("GK116", model, config).severity is OK
+    assert seen("GK102", model, config).severity is OK
+
+
+@pytest.mark.parametrize(
+    ("scope", "severity"),
+    [
+        pytest.param(None, INFO, id="none given"),
+        pytest.param(["language", "unknown"], OK, id="with unknown"),
+        pytest.param(["c"], OK, id="by path"),
+    ],
+)
+def test_gk116_on_plans(scope: list[str] | None, severity: gk.Severity) -> None:
+    base = gk.survey(features_and_text())
+    plan = gk.plan(base, scope=scope, r=2)
+    found = seen("GK116", base, config_dict(plan.peft_config), plan=plan)
+    assert found.severity is severity
+    assert seen("GK102", base, config_dict(plan.peft_config), plan=plan).severity is OK
 
 
 # ---- GK102 ----

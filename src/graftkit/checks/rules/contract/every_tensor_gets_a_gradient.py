@@ -36,7 +36,7 @@ from graftkit.checks.probes.live_adapter import adapter_parameters
 from graftkit.findings import Fix, Severity
 from graftkit.modeling.unwrapping import name_in_base
 from graftkit.recipes.training import Training
-from graftkit.surveying.towers import tower_finder
+from graftkit.surveying.towers.find import tower_finder
 from graftkit.text import some
 
 

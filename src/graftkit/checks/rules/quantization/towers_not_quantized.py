@@ -29,7 +29,7 @@ from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.probes.modality_inputs import always_fed
 from graftkit.findings import Fix, Severity, Source
 from graftkit.planning.quantization import plan_quantization
-from graftkit.surveying.sites import ModelMap, Site
+from graftkit.surveying.sites import UNKNOWN_TOWER, ModelMap, Site
 
 # Where TRL takes loading options from.
 _IN_ARGS = "args.model_init_kwargs.quantization_config"
@@ -37,7 +37,8 @@ _IN_ARGS = "args.model_init_kwargs.quantization_config"
 
 def _check(context: CheckContext) -> Observation:
     fed_by_text = always_fed(context.base)
-    outside = [site for site in context.base if site.tower not in fed_by_text]
+    # Of a module of no known tower nothing says that it is outside the language model.
+    outside = [site for site in context.base if site.tower not in fed_by_text | {UNKNOWN_TOWER}]
     quantized = [site for site in outside if site.quantized]
     given = _bitsandbytes_options(context)
     if not quantized and given is None:

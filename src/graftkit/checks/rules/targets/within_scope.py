@@ -27,12 +27,12 @@ from collections import Counter
 from typing import Any
 
 from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed
+from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.checks.peft_config.fixes import recipe_key, retargeted
 from graftkit.checks.peft_config.resolved import ResolvedTargets
-from graftkit.checks.probes.modality_inputs import always_fed, is_fed
+from graftkit.checks.probes.modality_inputs import always_fed, is_fed, may_be_fed
 from graftkit.findings import Severity, Source
-from graftkit.surveying.sites import ModelMap, Site
+from graftkit.surveying.sites import UNKNOWN_TOWER, ModelMap, Site
 
 
 def _check(context: CheckContext) -> Observation:
@@ -43,6 +43,8 @@ def _check(context: CheckContext) -> Observation:
     else:
         stray = _unasked(context, resolved)
     figures: dict[str, Any] = {tower: len(sites) for tower, sites in resolved.by_tower.items()}
+    if not stray and (unclear := _of_no_known_tower(context, resolved)):
+        return unknown(f"nothing tells whether the batches feed {unclear} of the adapted modules", **figures)
     if not stray:
         return passed(f"all {len(resolved.sites)} adapters are where they were asked for", **figures)
     counted = Counter("routers" if site.role == "router" else site.tower for site in stray)
@@ -71,11 +73,19 @@ def _unasked(context: CheckContext, resolved: ResolvedTargets) -> list[Site]:
     if context.modalities is not None:
         usual = frozenset(tower for tower in usual if is_fed(resolved.base, tower, context.modalities))
     beyond = _beyond(resolved)
+    usual = usual.union(tower for tower in resolved.by_tower if may_be_fed(resolved.base, tower))
     return [
         site
         for site in resolved.sites
         if site.tower not in usual or site.path in beyond or (resolved.is_all_linear and site.role == "router")
     ]
+
+
+def _of_no_known_tower(context: CheckContext, resolved: ResolvedTargets) -> int:
+    """Count adapted sites of which neither a plan nor the targets' names say that they were meant."""
+    if context.given.plan is not None or UNKNOWN_TOWER in resolved.mentioned:
+        return 0
+    return sum(len(sites) for tower, sites in resolved.by_tower.items() if may_be_fed(resolved.base, tower))
 
 
 def _beyond(resolved: ResolvedTargets) -> frozenset[str]:

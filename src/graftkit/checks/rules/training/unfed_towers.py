@@ -23,8 +23,8 @@ Looking for unused parameters costs a little time a step; leaving the tower out 
 from __future__ import annotations
 
 from graftkit.checks.engine.context import CheckContext
-from graftkit.checks.engine.rule import Observation, Rule, failed, passed
-from graftkit.checks.probes.modality_inputs import is_fed
+from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
+from graftkit.checks.probes.modality_inputs import is_fed, may_be_fed
 from graftkit.findings import Fix, Severity, Source
 from graftkit.recipes.training import Training
 
@@ -38,6 +38,9 @@ def _check(context: CheckContext) -> Observation:
         return passed(f"ZeRO stage {training.zero_stage} does not wait as DDP does")
     towers = resolved.by_tower.items()
     unfed = {t: len(sites) for t, sites in towers if not is_fed(resolved.base, t, training.modalities)}
+    unclear = sum(unfed.pop(tower) for tower in list(unfed) if may_be_fed(resolved.base, tower))
+    if not unfed and unclear:
+        return unknown(f"nothing tells whether the batches feed {unclear} of the adapted modules")
     if not unfed:
         return passed("every adapted tower is fed")
     adapters = sum(unfed.values())

@@ -1,9 +1,11 @@
-"""Which tower a module belongs to: from the model's own sub-configurations and getters before any name."""
+"""What a transformers model says of its towers: in its sub-configurations, its getters and its classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from graftkit.surveying.sites import UNKNOWN_TOWER
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,28 +25,6 @@ MODALITY_OF_INPUT = {
     "input_values": "audio",
 }
 _TOWER_OF_MODALITY = {"text": "language", "image": "vision", "video": "vision", "audio": "audio"}
-
-
-def tower_finder(model: nn.Module) -> Callable[[str], str]:
-    """Return a function from module path to tower name for this model.
-
-    The deepest assignment above a path wins. Sources, in this order: the modules that own a
-    sub-configuration, ``get_encoder``/``get_decoder``, ``get_output_embeddings`` and the modules outside the
-    base model (heads); what lies between towers is the projector; a model without towers is one, named after
-    the modality it takes. In a module that only holds a model (a parallel wrapper, a reward model), the model
-    inside decides, and what is around it is its head.
-    """
-    found = [(prefix, _finder(inner)) for prefix, inner in models_inside(model)]
-    if found == [] or found[0][0] == "":
-        return found[0][1] if found else _finder(model)
-
-    def tower_of(path: str) -> str:
-        for prefix, inner in found:
-            if path == prefix or path.startswith(f"{prefix}."):
-                return inner(path[len(prefix) + 1 :])
-        return "head"
-
-    return tower_of
 
 
 def fed_towers(model: nn.Module) -> tuple[str, ...]:
@@ -72,36 +52,30 @@ def models_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
     return found
 
 
-def _finder(model: nn.Module) -> Callable[[str], str]:
-    assigned = _assign(model)
-    default = _default_tower(model, frozenset(assigned.values()) - {"head"})
+def stated_towers(module: Any) -> tuple[str, ...]:
+    """Return the towers of the modalities that a class says it takes: its main input's first, text last.
 
-    def tower_of(path: str) -> str:
-        while path:
-            if path in assigned:
-                return assigned[path]
-            path = path.rpartition(".")[0]
-        return default
-
-    return tower_of
-
-
-def _default_tower(model: nn.Module, towers: frozenset[str]) -> str:
-    """Return the tower of what no source claims.
-
-    Beside a language tower it is the projector. Without one, a model that has towers of other modalities and
-    takes text is itself the language model. A model without towers is one.
+    What a class only inherits from ``PreTrainedModel`` says nothing: it is the same for every model.
     """
-    if "language" in towers and len(towers) > 1:
-        return "projector"
-    taken = tuple(_towers_taken(model))
-    if towers and "language" in taken:
-        return "language"
-    return next(iter(taken), "language")
+    from transformers import PreTrainedModel
+
+    main = MODALITY_OF_INPUT.get(str(getattr(module, "main_input_name", "")))
+    if getattr(module, "input_modalities", None) not in (None, PreTrainedModel.input_modalities):
+        taken: tuple[str | None, ...] = modalities_taken(module)
+    elif main not in (None, MODALITY_OF_INPUT[PreTrainedModel.main_input_name]):
+        taken = (main,)
+    else:
+        return ()
+    ordered = sorted(taken, key=lambda modality: (modality != main, modality == "text"))
+    return tuple(dict.fromkeys(_TOWER_OF_MODALITY.get(m or "", UNKNOWN_TOWER) for m in ordered))
 
 
-def _assign(model: nn.Module) -> dict[str, str]:
-    assigned: dict[str, str] = {}
+def declared_towers(model: nn.Module) -> dict[str, str | None]:
+    """Return path -> tower of the modules that a transformers model says are towers, and of its heads.
+
+    The tower is None where nothing says which one it is.
+    """
+    assigned: dict[str, str | None] = {}
     for source in (_from_sub_configs, _from_encoder_decoder, _from_heads):
         for path, tower in source(model):
             assigned.setdefault(path, tower)
@@ -111,7 +85,7 @@ def _assign(model: nn.Module) -> dict[str, str]:
     return assigned
 
 
-def _from_sub_configs(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _from_sub_configs(model: nn.Module) -> Iterator[tuple[str, str | None]]:
     owners = dict(_sub_configs(getattr(model, "config", None)))
     if not owners:
         return
@@ -120,7 +94,7 @@ def _from_sub_configs(model: nn.Module) -> Iterator[tuple[str, str]]:
         config = getattr(module, "config", None)
         if path and id(config) in owners and id(config) != root_config and hasattr(module, "base_model"):
             named = owners[id(config)]
-            yield path, next(iter(_towers_taken(module)), named) if named == "other" else named
+            yield path, named if named != "other" else _main_tower(module)
 
 
 def _sub_configs(config: PretrainedConfig | None) -> Iterator[tuple[int, str]]:
@@ -141,7 +115,7 @@ def _tower_from_words(key: str, model_type: str) -> str:
     return "other"
 
 
-def _from_sub_models(model: nn.Module, towers: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _from_sub_models(model: nn.Module, towers: frozenset[str]) -> Iterator[tuple[str, str | None]]:
     """Yield complete sub-models beside assigned towers that share the root's configuration (a text decoder)."""
     from transformers import PreTrainedModel
 
@@ -150,10 +124,10 @@ def _from_sub_models(model: nn.Module, towers: frozenset[str]) -> Iterator[tuple
     for name, child in model.named_children():
         holds_tower = any(path.startswith(f"{name}.") for path in towers)
         if isinstance(child, PreTrainedModel) and name not in towers and not holds_tower:
-            yield name, next(iter(_towers_taken(child)), "language")
+            yield name, _main_tower(child)
 
 
-def _from_encoder_decoder(model: Any) -> Iterator[tuple[str, str]]:
+def _from_encoder_decoder(model: Any) -> Iterator[tuple[str, str | None]]:
     """Yield the encoder and the decoder, which may differ in modality (speech to text, image to text)."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return
@@ -162,7 +136,7 @@ def _from_encoder_decoder(model: Any) -> Iterator[tuple[str, str]]:
         module = getattr(model, getter)()
         path = paths.get(id(module), "")
         if path:
-            yield path, next(iter(_towers_taken(module)), "language")
+            yield path, _main_tower(module)
 
 
 def _from_heads(model: Any) -> Iterator[tuple[str, str]]:
@@ -178,9 +152,5 @@ def _from_heads(model: Any) -> Iterator[tuple[str, str]]:
             yield name, "head"
 
 
-def _towers_taken(module: Any) -> Iterator[str]:
-    """Yield the towers of the modalities a module takes: its main input's first, text last."""
-    main = MODALITY_OF_INPUT.get(getattr(module, "main_input_name", ""))
-    for modality in sorted(modalities_taken(module), key=lambda m: (m != main, m == "text")):
-        if modality in _TOWER_OF_MODALITY:
-            yield _TOWER_OF_MODALITY[modality]
+def _main_tower(module: nn.Module) -> str | None:
+    return next(iter(stated_towers(module)), None)
