@@ -113,8 +113,23 @@ class WithFeatures(nn.Module):
         return self.c(tokens, features)
 
 
-def test_features_as_wide_as_the_text_are_unknown() -> None:
-    assert towers_of(WithFeatures()) == {"a": "unknown", "c": "language"}
+class WithAnything(WithFeatures):
+    """The same, of which the forward does not say what it takes."""
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        return super().forward(batch["tokens"], batch["features"])
+
+
+class WithStrange(WithFeatures):
+    """The same, of which the forward takes something that is not the text."""
+
+    def forward(self, s: Tensor, tokens: Tensor) -> Tensor:
+        return super().forward(tokens, s)
+
+
+@pytest.mark.parametrize("build", [WithFeatures, WithAnything, WithStrange])
+def test_features_as_wide_as_the_text_are_unknown(build: Callable[[], nn.Module]) -> None:
+    assert towers_of(build()) == {"a": "unknown", "c": "language"}
     assert towers_of(rename(WithFeatures(), a="image_encoder")) == {"image_encoder": "vision", "c": "language"}
 
 
@@ -155,6 +170,22 @@ class GPT(nn.Module):
 def test_a_model_that_takes_text_alone_is_language_whatever_its_names() -> None:
     assert {site.tower for site in gk.survey(GPT())} == {"language"}
     assert {site.tower for site in gk.survey(nn.DataParallel(GPT()))} == {"language"}
+
+
+class Translator(nn.Module):
+    """Text in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.encoder, self.decoder = nn.Embedding(99, 32), blocks(32), blocks(32)
+        self.between, self.out = nn.Linear(32, 32), nn.Linear(32, 99)
+
+    def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
+        return self.out(self.tokens(src) + self.tokens(tgt))
+
+
+def test_text_in_two_places_is_language() -> None:
+    assert {site.tower for site in gk.survey(Translator())} == {"language"}
 
 
 class ViT(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 # Whole words, as snake_case and CamelCase write them; the first tower that has one wins.
 _WORDS = {
@@ -26,9 +26,11 @@ TOWER_OF_INPUT = {name: tower for tower, names in _INPUTS.items() for name in na
 _BESIDE_TEXT = (
     "input inputs ids id token tokens idx embeds mask masks attention position positions type types label labels"
     " target targets cache past use output outputs return logits to keep head kwargs args start end weights loss"
-    " causal num items in batch encoder decoder hidden states next sentence seq lens length lengths"
+    " causal num items in batch encoder decoder hidden states next sentence seq lens length lengths src tgt source"
 )
 _TEXT_WORDS = frozenset(_BESIDE_TEXT.split())
+# What may be anything, or several things.
+_ANYTHING = frozenset(("batch", "data", "example", "input", "inputs", "sample"))
 # An input of these words was computed elsewhere, from whatever it may be.
 _PRECOMPUTED = frozenset(("feature", "features", "feat", "feats", "embedding", "embeddings", "latents", "signal"))
 
@@ -53,9 +55,21 @@ def comes_with_text(argument: str) -> bool:
     return TOWER_OF_INPUT.get(argument) == "language" or _TEXT_WORDS.issuperset(words_of(argument))
 
 
+def may_be_anything(arguments: Collection[str]) -> bool:
+    """Check whether a forward's arguments say nothing of what it takes: one for all, or none that has a name."""
+    return _ANYTHING.issuperset(arguments)
+
+
 def is_precomputed(argument: str) -> bool:
     """Check whether an argument's name says that another model computed it."""
     return not _PRECOMPUTED.isdisjoint(words_of(argument))
+
+
+def is_text(argument: str) -> bool:
+    """Check whether an argument is tokens."""
+    return TOWER_OF_INPUT.get(argument) == "language" or not {"ids", "idx", "tokens"}.isdisjoint(
+        words_of(argument)
+    )
 
 
 def modalities_named(arguments: Iterable[str]) -> frozenset[str]:

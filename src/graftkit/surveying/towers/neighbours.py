@@ -9,6 +9,8 @@ from graftkit.surveying.towers.modules import NORM, Modules, ancestors, is_insid
 from graftkit.surveying.towers.names import (
     comes_with_text,
     is_precomputed,
+    is_text,
+    may_be_anything,
     modalities_named,
     tower_named,
     words_of,
@@ -101,14 +103,16 @@ class Neighbours:
 
     def _takes_unseen(self) -> bool:
         """Check whether the model's forward takes an input that no module is seen to take."""
-        seen = {*self._sources.values(), "projector"}
+        seen = {*self._sources.values(), *self._placed.values(), "projector"}
         named = {name: next(iter(modalities_named([name])), None) for name in self._arguments}
         others = [name for name, tower in named.items() if tower is None]
-        required = [name for name in others if self._arguments[name] and name != next(iter(self._arguments))]
+        strange = [name for name in others if self._arguments[name] and not comes_with_text(name)]
         return (
             not seen.issuperset(tower for tower in named.values() if tower)
             or any(is_precomputed(name) and tower_named(name) not in seen for name in others)
-            or not all(comes_with_text(name) for name in required)
+            # Where no argument is named as text, one of a name that says nothing is the text.
+            or len(strange) > (0 if any(map(is_text, self._arguments)) else 1)
+            or may_be_anything(self._arguments)
         )
 
     # ---- where to ----
@@ -119,11 +123,10 @@ class Neighbours:
             for child in waiting:
                 self._put(child, self._after_text(child))
             return
+        # In the order in which they were registered: what a head gives out is not what comes in.
         while ready := [c for c in waiting if self._tower_of(c) or not self._may_take_text(c)]:
-            # What it gives out may decide where the next one belongs.
-            told = next((child for child in ready if self._tower_of(child)), ready[0])
-            self._put(told, self._tower_of(told) or self._by_name(told) or UNKNOWN_TOWER)
-            waiting.remove(told)
+            self._put(ready[0], self._tower_of(ready[0]) or self._by_name(ready[0]) or UNKNOWN_TOWER)
+            waiting.remove(ready[0])
         # Structure first, then names; what these leave may be the one stack there is.
         for tower_of in (self._only_stack, self._by_name, self._only_stack):
             for place in list(waiting):
@@ -134,10 +137,15 @@ class Neighbours:
             self._put(place, UNKNOWN_TOWER)
 
     def _is_joint(self, container: str) -> bool:
-        """Check whether text and all else enter through one child: what is beside it takes them together."""
+        """Check whether text and all else enter through one child, so that what follows takes them together."""
+        from torch import nn
+
         inside = _towers_inside({path: tower for path, tower in {**self._placed, **self._sources}.items() if path})
         holders = [child for child in self._modules.children(container) if child in inside]
-        return len(holders) == 1 and _TEXT in inside[holders[0]] and len(inside[holders[0]]) > 1
+        if len(holders) != 1 or _TEXT not in inside[holders[0]]:
+            return False
+        one_stream = isinstance(self._modules.by_path[container], nn.Sequential)
+        return one_stream or (len(inside[holders[0]]) > 1 and not self._takes_unseen())
 
     def _tower_of(self, child: str) -> str | None:
         """Return the tower that the widths tell; None where they do not."""
