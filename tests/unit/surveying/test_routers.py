@@ -116,3 +116,9 @@ def test_all_linear_leaves_the_router_alone() -> None:
     plan = gk.plan(block(layers=nn.ModuleList([block(pick=linear(), pool=branches())])))
     assert not [a.path for a in plan.attached if a.path.endswith("pick")]
     assert len(plan.attached) == 2 * EXPERTS
+
+
+def test_a_list_of_what_also_stands_elsewhere_is_read() -> None:
+    shared = branches()
+    model = block(first=shared[0], again=shared, layers=nn.ModuleList([block(a=shared[1], pool=branches())]))
+    assert not [site.path for site in gk.survey(model) if site.role == "router"]

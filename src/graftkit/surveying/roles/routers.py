@@ -127,14 +127,21 @@ def _linears(
     path: str, modules: Mapping[str, nn.Module], kind_at: Mapping[str, str]
 ) -> tuple[tuple[int, int], ...] | None:
     """Return the shapes of the linears that a module is made of; None where it is made of anything else."""
+    if path not in modules:  # it has another name, under which it is listed
+        return None
     if kind_at.get(path) == kinds.LINEAR:
         return (_features(modules[path]),)
     own = [name for name, _ in modules[path].named_parameters(recurse=False)]
     children = [f"{path}.{name}" for name, _ in modules[path].named_children()]
-    with_weights = [child for child in children if any(True for _ in modules[child].parameters())]
+    with_weights = [child for child in children if _weighs(modules.get(child))]
     if own or any(kind_at.get(child) != kinds.LINEAR for child in with_weights):
         return None
     return tuple(_features(modules[child]) for child in with_weights)
+
+
+def _weighs(module: nn.Module | None) -> bool:
+    """Check whether a module has parameters, as far as is known."""
+    return module is None or next(module.parameters(), None) is not None
 
 
 # ---- what may be a router ----
