@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# Arguments of from_pretrained with which the files mean something else than by themselves.
+_OTHER_READING = frozenset({"key_mapping", "ignore_mismatched_sizes"})
+
+
 @dataclass(frozen=True)
 class LoadedBase:
     """A base model, and what a trainer needs to adapt it.
@@ -59,6 +63,9 @@ def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code:
         options["quantization_config"] = plan_quantization(model_map, recipe.fields.quantization).config
     model = load_model(name, trust_remote_code=trust_remote_code, **options)
     model_map = _as_quantized(model_map, model)
+    if not _OTHER_READING.isdisjoint(options):
+        # What loading missed is known, and what the files miss under their own names no longer counts.
+        model_map = replace(model_map, checkpoint=None)
     stock = recipe.fields.adapter.peft_config
     plan = None if stock else recipe.plan(model_map)
     return LoadedBase(

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from tests.training import gemma
 
 import graftkit as gk
-from graftkit.errors import BuildError, PlanError, TrainingError
+from graftkit.errors import BuildError, PlanError, SourceError, TrainingError
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.training.model import load_base
 
@@ -50,6 +51,22 @@ def test_other_data_gets_a_processor(tmp_path: Path, saved: Path, modality: str)
     assert base.processor.image_token_id
     assert base.plan is not None
     assert {found.site.tower for found in base.plan.attached} == {scope}
+
+
+def test_a_base_under_other_names_loads_with_a_mapping(tmp_path: Path) -> None:
+    base = gemma.save_base(tmp_path / "base", gemma.letters(), "qwen3")
+    tensors = load_file(base / "model.safetensors")
+    other = {key.replace("q_proj.weight", "q_proj.linear.weight"): tensor for key, tensor in tensors.items()}
+    save_file(other, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError) as caught:
+        load_base(recipe(tmp_path, base), TEXT)
+    assert caught.value.code == "weights-incomplete"
+    mapping = {"model_init_kwargs": {"key_mapping": {r"q_proj\.linear": "q_proj"}}}
+    loaded = load_base(recipe(tmp_path, base, args=mapping), TEXT)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(loaded.model.get_parameter(name), tensors[name])
+    # What is saved at the end is compared with what was loaded, not with the names in these files.
+    assert loaded.map.checkpoint is None
 
 
 def test_a_part_of_a_processor_is_refused(tmp_path: Path) -> None:
