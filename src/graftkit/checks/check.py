@@ -10,7 +10,7 @@ from graftkit.adapters.file import AdapterFile, read_adapter, unreadable
 from graftkit.checks.adapter_files.saved_adapter import TensorData
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
-from graftkit.checks.engine.runner import run
+from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import rules_of
 from graftkit.engines import Engine, engine_named
 from graftkit.errors import AdapterError
@@ -22,9 +22,7 @@ from graftkit.surveying.survey import survey
 # Errors that a rule reports as a finding: the folder is an adapter's, with wrong weights.
 _FINDINGS = frozenset({"adapter-pickle", "adapter-weights"})
 # The inputs that files on disk give.
-_SUPPLIED = frozenset({"folder", "adapter", "base", "base_files", "engine", "data"})
-# A rule that files decide needs one of these.
-_FILES = frozenset({"folder", "adapter", "base_files"})
+_SUPPLIED = frozenset({"folder", "adapter", "base", "engine", "data"})
 
 
 def check(
@@ -43,7 +41,8 @@ def check(
     Args:
         adapter: an adapter folder, or one that ``read_adapter`` has read.
         base: a ``ModelMap``, or anything ``survey`` takes. None: rules that need a base are "unknown"; the name
-            in the configuration is not looked up, since the adapter may be loaded on another base.
+            in the configuration is not looked up, since the adapter may be loaded on another base. Weight files
+            of the base that are on this machine must load into its class (GK003).
         target: the engine that is to serve it, as "vllm" or "vllm==0.32". None: no rules on serving.
         data: read the tensors as well, one at a time; otherwise only headers.
         settings: which rules, with which limits.
@@ -62,15 +61,17 @@ def check(
         model_map = base if isinstance(base, ModelMap) else survey(base)
         given = replace(given, base=model_map, base_files=model_map.checkpoint)
     context = CheckContext(given, settings or CheckSettings())
-    report = run(rules_on_files(served=engine is not None), context)
+    # A live model, or one whose weights are elsewhere, has no files to judge.
+    on_base = decidable(rules_of("environment"), given.names)
+    report = run((*on_base, *rules_on_files(served=engine is not None)), context)
     return Report(tuple(_from_file(finding) for finding in report))
 
 
 def rules_on_files(*, served: bool) -> tuple[Rule, ...]:
     """Return the rules that files can decide; those on serving only where ``served``."""
-    areas = ("environment", "adapter", "saving", *(("serving",) if served else ()))
+    areas = ("adapter", "saving", "serving") if served else ("adapter", "saving")
     every = (rule for area in areas for rule in rules_of(area))
-    return tuple(r for r in every if _SUPPLIED.issuperset(r.needs) and not _FILES.isdisjoint(r.needs))
+    return tuple(r for r in every if _SUPPLIED.issuperset(r.needs) and {"folder", "adapter"} & set(r.needs))
 
 
 def _from_file(finding: Finding) -> Finding:
