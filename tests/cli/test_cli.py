@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from tests.cli.running import fields_of, graft, refused
 
+from graftkit.cli.launch import without_launch
+
 E2B = "google/gemma-4-E2B-it"
 
 
@@ -48,6 +50,7 @@ def test_plan_json_and_written_configuration(tmp_path: Path) -> None:
 def test_verify_the_twin() -> None:
     done = graft("verify", "llama", "--twin", "--json", "-r", "4")
     assert done.returncode == 0, done.stderr
+    assert not done.stderr.strip(), "what libraries say of the checks' own batches is no news"
     fields = fields_of(done)
     assert fields["summary"].keys() == {"error", "warning", "info", "unknown", "ok"}
     assert {f["code"] for f in fields["findings"] if f["severity"] == "ok"} >= {
@@ -268,3 +271,24 @@ def test_odd_architectures_fall_back_to_the_type(tmp_path: Path, architectures: 
     done = graft("survey", str(tmp_path), "--json")
     fields = json.loads(done.stdout)
     assert done.returncode == 0 or fields["error"]["code"] == "config-invalid"
+
+
+@pytest.mark.parametrize("words", [("verify", "llama", "--twin"), ("doctor",)])
+def test_a_fix_needs_a_file(tmp_path: Path, words: tuple[str, ...]) -> None:
+    error = refused(*words, "--fix", cwd=tmp_path)
+    assert error["code"] == "usage"
+    assert "--recipe" in error["help"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--launch", "2"],
+        ["--launch=2"],
+        ["--launch", "3", "--launch", "2"],
+        ["--launch=3", "--launch", "2", "--launch=2"],
+    ],
+)
+def test_a_launch_is_launched_once(given: list[str]) -> None:
+    for words in (["train", "r.yaml", "--resume", *given], ["train", *given, "r.yaml", "--resume"]):
+        assert without_launch(words) == ["train", "r.yaml", "--resume"]

@@ -72,7 +72,7 @@ def test_a_key_that_is_none_has_its_place(folder: Path) -> None:
 
 
 def test_an_argument_that_is_none_has_its_place_and_a_suggestion(folder: Path) -> None:
-    (folder / "recipe.yaml").write_text(RECIPE.format(model="base").replace("learning_rate", "learnig_rate"))
+    (folder / "recipe.yaml").write_text(RECIPE.format(model="qwen3").replace("learning_rate", "learnig_rate"))
     error = refused("train", "recipe.yaml", cwd=folder)
     assert error["code"] == "recipe-invalid"
     assert error["where"].endswith("recipe.yaml:10:3")
@@ -97,15 +97,18 @@ def test_a_recipe_is_read_before_processes_are_started(folder: Path) -> None:
     ids=["no value", "no such argument", "no such trainer"],
 )
 def test_an_override_that_means_nothing(folder: Path, pair: str, code: str) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE.format(model="qwen3"))
     assert refused("train", "recipe.yaml", "--set", pair, cwd=folder)["code"] == code
 
 
 def test_a_model_that_is_not_there(folder: Path) -> None:
     error = refused("train", "recipe.yaml", cwd=folder)
-    assert "base" in error["what"]
+    assert error["code"] == "not-ready"
+    assert "base" in error["why"]
 
 
 def test_nothing_to_resume(folder: Path) -> None:
+    save_model(folder / "base", word_tokenizer(["+", "="]))
     error = refused("train", "recipe.yaml", "--resume", cwd=folder)
     assert error["code"] == "nothing-to-resume"
     assert error["where"] == "out/recipe"

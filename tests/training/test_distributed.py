@@ -125,7 +125,7 @@ def test_processes_compute_the_same_initial_values(tmp_path: Path, base: Path, i
 
 
 def test_accelerate_launch_of_ddp(tmp_path: Path, base: Path, alone: TrainingResult) -> None:
-    done = launched(recipe(tmp_path, base, args={"use_cpu": True}), "--multi_gpu")
+    done = launched(recipe(tmp_path, base), "--multi_gpu")
     agrees(done, alone, base)
 
 
@@ -196,7 +196,7 @@ def test_what_reads_whole_weights_is_refused_on_parts(tmp_path: Path, base: Path
 
 @without_accelerator
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path: Path, base: Path) -> None:
-    done = launched(recipe(tmp_path, base), "--multi_gpu")
+    done = launched(recipe(tmp_path, base, args={"use_cpu": False}), "--multi_gpu")
     assert done.returncode != 0
     assert output_of(done)["error"]["code"] == "processes-apart"
     assert not (tmp_path / "sft").exists()

@@ -11,7 +11,7 @@ from tests.training.small import preferences, save_model, trained_tokenizer, wri
 
 import graftkit as gk
 from graftkit.data.load import load_data
-from graftkit.training.arguments import trainer_arguments
+from graftkit.recipes.trainer_arguments import trainer_arguments
 from graftkit.training.model import load_base
 from graftkit.training.trainers.dpo import dpo_trainer
 from graftkit.training.trainers.inputs import TrainerInputs

@@ -13,20 +13,29 @@ from graftkit.checks.chat.templates import as_trained
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import all_rules
-from graftkit.env import environment
-from graftkit.errors import DataError, ModelTypeError, PlanError
+from graftkit.env import environment, this_machine
+from graftkit.errors import (
+    BuildError,
+    DataError,
+    MissingDependencyError,
+    ModelTypeError,
+    PlanError,
+    RecipeError,
+    SourceError,
+)
 from graftkit.findings import Report
 from graftkit.planning.config.build import config_dict
 from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
-from graftkit.recipes.training import training_of
+from graftkit.recipes.trainer_arguments import named_files
+from graftkit.recipes.training import Training, training_of
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.local_processor import local_processor
 from graftkit.surveying.survey import survey
 
-# The inputs that need no live model, no batch and no tensors of an adapter.
+# The inputs that need no live model, no batch, no tensors of an adapter, and no machine that trains.
 STATIC = (
     "environment",
     "config",
@@ -52,7 +61,7 @@ def doctor(
     revision: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
-    """Run every rule that needs no live model.
+    """Run every rule that needs no live model, for a training on this machine.
 
     Args:
         model: a ``ModelMap``, or anything ``survey`` takes. None: the recipe's model, where there is a recipe.
@@ -66,15 +75,15 @@ def doctor(
         One finding a rule. A rule that needs a model or a recipe, where none was given, is "unknown".
 
     Raises:
-        SourceError, BuildError: the model cannot be found or built. A model type that transformers does not know
-            is a finding (GK001).
+        SourceError, BuildError: the model that was given cannot be found or built. That of the recipe is a finding
+            (GK006), and so is a model type that transformers does not know (GK001).
         AdapterError: the adapter's configuration cannot be read.
     """
     given = static_inputs(
         model, recipe=recipe, adapter=adapter, trust_remote_code=trust_remote_code, revision=revision
     )
-    context = CheckContext(given, settings or settings_of(recipe))
-    return run(decidable(all_rules(), STATIC), context, on_progress=on_progress)
+    context = CheckContext(replace(given, machine=this_machine()), settings or settings_of(recipe))
+    return run(decidable(all_rules(), (*STATIC, "machine")), context, on_progress=on_progress)
 
 
 def settings_of(recipe: Recipe | None) -> CheckSettings:
@@ -98,12 +107,17 @@ def static_inputs(
         given = replace(
             given,
             recipe=recipe,
-            training=training_of(recipe),
+            training=_training(recipe),
             rows=partial(_rows, recipe),
-            processor=None if found is None else as_trained(found, recipe.args),
+            processor=None if found is None else as_trained(found, {**recipe.args, **named_files(recipe)}),
         )
     if source is not None:
-        given = _with_model(given, source, trust_remote_code, revision)
+        try:
+            given = _with_model(given, source, trust_remote_code, revision)
+        except (SourceError, BuildError) as error:
+            if recipe is None or model is not None:
+                raise
+            given = replace(given, model_refusal=error)
     if adapter is not None:
         folder = Path(adapter).expanduser()
         return replace(given, folder=folder, peft_config=read_config(folder / CONFIG_NAME))
@@ -129,6 +143,13 @@ def _rows(recipe: Recipe) -> Any:
             code="data-not-local",
         )
     return load_data(recipe).train
+
+
+def _training(recipe: Recipe) -> Training | None:
+    try:
+        return training_of(recipe)
+    except RecipeError:  # a file that it names is not there: GK006
+        return None
 
 
 def _with_model(given: Inputs, source: Any, trust_remote_code: bool, revision: str | None) -> Inputs:
@@ -161,4 +182,6 @@ def _with_plan(given: Inputs, recipe: Recipe) -> Inputs:
         made = recipe.plan(given.base)
     except PlanError as error:
         return replace(given, recipe_refusal=error)
+    except MissingDependencyError:  # GK004
+        return given
     return replace(given, plan=made, peft_config=config_dict(made.peft_config))

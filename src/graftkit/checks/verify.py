@@ -21,6 +21,7 @@ from graftkit.surveying.checkpoint.comparison import Checkpoint
 from graftkit.surveying.checkpoint.local_weights import local_checkpoint
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import LoadedConfig
+from graftkit.surveying.sources.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -81,7 +82,7 @@ def verify(
         from graftkit.twins.example_batch import example_batch
 
         batch = example_batch(model.get_base_model())
-    with restoring_state(model):
+    with restoring_state(model), quiet_transformers():
         given = Inputs(
             plan=plan,
             base=plan.model if plan is not None else None,

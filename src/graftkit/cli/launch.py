@@ -45,6 +45,13 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     return 0
 
 
+def without_launch(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without every ``--launch``, written as one word with its number or as two."""
+    values = {at + 1 for at, argument in enumerate(arguments) if argument == "--launch"}
+    kept = enumerate(arguments)
+    return [argument for at, argument in kept if at not in values and argument.partition("=")[0] != "--launch"]
+
+
 def _shards_the_model() -> bool:
     """Check whether accelerate's configuration has the processes share the model out."""
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file

@@ -28,7 +28,8 @@ from graftkit.cli.commands import (
     verify,
 )
 from graftkit.cli.output import INTERRUPTED, Format, InterruptError, Output, StdoutLostError
-from graftkit.errors import GraftError
+from graftkit.env import failed_import, missing_dependency
+from graftkit.errors import GraftError, MissingDependencyError
 
 # 128 + SIGPIPE: the reader of stdout has gone.
 _PIPE_CLOSED = 141
@@ -145,6 +146,11 @@ def _usage_error(error: typer.TyperException) -> GraftError:
 
 
 def _unexpected(error: Exception) -> GraftError:
+    failure = failed_import(error)
+    if failure is not None and failure.package != "graftkit":
+        return missing_dependency(failure)
+    if isinstance(error, ImportError):  # raised by a library that misses another one, and says which
+        return MissingDependencyError("a package is missing", why=str(error).strip(), help="install what it names")
     return GraftError(
         "graftkit failed unexpectedly",
         why=f"{type(error).__name__}: {error}",

@@ -13,6 +13,7 @@ import typer
 
 from graftkit.cli.options import FailLevel, split
 from graftkit.cli.output import Output
+from graftkit.errors import GraftError
 
 if TYPE_CHECKING:
     from graftkit.findings import Report
@@ -62,9 +63,19 @@ def run_and_fix(output: Output, check: Callable[[], Report], fix: bool, **files:
 
     Args:
         files: ``recipe=`` and ``adapter=``, what may be fixed.
+
+    Raises:
+        GraftError: ``usage``: there is no file to fix.
     """
     if not fix:
         return check()
+    if not any(files.values()):
+        raise GraftError(
+            "--fix has nothing to write to",
+            why="only a recipe and the configuration of a saved adapter can be fixed, and neither was named",
+            help="name one: --recipe FILE, or --adapter FOLDER of graft doctor",
+            code="usage",
+        )
     from graftkit.checks.engine.fixing import fix_all
 
     report, fixed = fix_all(check, **files)

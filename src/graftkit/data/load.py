@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.data.audio_columns import resolve_audio_files
 from graftkit.data.audio_folder import find_metadata, rename_file_columns, split_name
 from graftkit.data.message_parts import keep_json_texts
+from graftkit.data.source import check_source, place_of
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import Recipe
 from graftkit.text import describe
@@ -51,8 +52,8 @@ def load_data(recipe: Recipe) -> Data:
     that the trainer does not take are left out, except for grpo, whose rewards may read any.
 
     Raises:
-        DataError: ``data-missing``, ``data-unreadable``, ``data-columns``, ``data-modalities``, ``data-empty`` or
-            ``data-audio``.
+        DataError: ``data-missing``, ``data-unreachable``, ``data-unreadable``, ``data-columns``,
+            ``data-modalities``, ``data-empty`` or ``data-audio``.
         MissingDependencyError: the rows name audio files, and nothing reads them.
     """
     section = recipe.fields.data
@@ -91,6 +92,7 @@ def _read(path: str, split: str, place: Path) -> tuple[Dataset, Path]:
     """Return the rows, and the folder that paths in them are relative to."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
+    check_source(path, place)
     try:
         if place.is_file():
             return load_dataset(_builder(place), data_files=str(place), split=split), place.parent
@@ -135,7 +137,7 @@ def _builder(file: Path) -> str:
 def _load_rows(path: str, split: str, recipe: Recipe) -> Dataset:
     """Return the rows with the trainer's columns, within the limit, after the first one was read."""
     section, trainer = recipe.fields.data, recipe.fields.trainer
-    rows, home = _read(path, split, recipe.path.parent / Path(path).expanduser())
+    rows, home = _read(path, split, place_of(path, recipe))
     rows = _renamed(rows, section.columns, path)
     if section.limit is not None:
         rows = rows.select(range(min(section.limit, len(rows))))

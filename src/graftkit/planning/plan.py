@@ -146,6 +146,7 @@ def plan(
     Raises:
         PlanError: the request cannot be met exactly; its code says why.
         SourceError, BuildError: the model cannot be surveyed, or its files lack weights (``weights-incomplete``).
+        MissingDependencyError: PEFT, or what it imports where it is installed, cannot be imported.
     """
     check_values(r, alpha, dropout)
     chosen_method = method_named(method)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graftkit.errors import MissingDependencyError
-from graftkit.recipes.recipe import Recipe
+from graftkit.recipes.document import Document
 from graftkit.recipes.trainers import TrainerName
 from graftkit.text import suggest
 
@@ -24,6 +25,10 @@ class UnknownArgument:
     name: str
     place: tuple[int, int] | None
     advice: str
+
+    def __str__(self) -> str:
+        """Return the name, quoted, with its line and column."""
+        return repr(self.name) + (f" (line {self.place[0]}, column {self.place[1]})" if self.place else "")
 
 
 def config_class(trainer: TrainerName) -> Any:
@@ -49,13 +54,21 @@ def argument_names(trainer: TrainerName) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(config_class(trainer)) if field.init)
 
 
-def unknown_arguments(recipe: Recipe) -> tuple[UnknownArgument, ...]:
-    """Return the recipe's arguments that TRL would refuse. Raises as :func:`config_class`."""
-    trainer = recipe.fields.trainer
+def unknown_arguments(
+    document: Document, trainer: TrainerName, names: Iterable[str]
+) -> tuple[UnknownArgument, ...]:
+    """Return the arguments, by name, that TRL would refuse. Raises as :func:`config_class`."""
     known = argument_names(trainer)
     fallback = f"python -c 'import trl; help(trl.{trainer.config_class})'"
     return tuple(
-        UnknownArgument(name, recipe.document.place(("args", name)), suggest(name, known) or fallback)
-        for name in recipe.args
+        UnknownArgument(name, document.place(("args", name)), suggest(name, known) or fallback)
+        for name in names
         if name not in known
     )
+
+
+def advice_on(unknown: Sequence[UnknownArgument]) -> str:
+    """Return the advice on unknown arguments, each under its name where there are several."""
+    if len(unknown) == 1:
+        return unknown[0].advice
+    return "; ".join(f"{argument.name}: {argument.advice}" for argument in unknown)

@@ -6,7 +6,6 @@ from typing import Any
 
 from graftkit.errors import RecipeError
 from graftkit.planning.initializers import Initializer, initializer_of
-from graftkit.recipes.document import Key
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.trainers import TrainerName
 from graftkit.recipes.training import keeps_reference
@@ -95,7 +94,7 @@ def _adapter_option(recipe: Recipe, name: str) -> Any:
     return (section.options if section.peft_config is None else section.peft_config).get(name)
 
 
-def initializer_key(recipe: Recipe) -> Key:
+def initializer_key(recipe: Recipe) -> tuple[str, ...]:
     """Return the key of the recipe that names its initializer."""
     return (
         "adapter",

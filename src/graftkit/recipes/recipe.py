@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from graftkit.errors import RecipeError
+from graftkit.errors import MissingDependencyError, RecipeError
 from graftkit.planning.config.options import instead_of
+from graftkit.recipes.arguments import unknown_arguments
 from graftkit.recipes.document import Document, Key, parse_value, read_document
-from graftkit.recipes.problems import explain
+from graftkit.recipes.problems import Problem, problems
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.trainers import TrainerName
 from graftkit.text import suggest
@@ -171,14 +173,31 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         return Recipe(document, RecipeFields.model_validate(fields))
     except ValidationError as error:
-        why, key, advice = explain(error, RecipeFields)
-        raise RecipeError(
-            f"the recipe is not valid at {'.'.join(map(str, key))}",
-            where=_where(document, key, overridden),
-            why=why,
-            help=_option_hint(key) or advice or "see docs/recipe.schema.json for what each key takes",
-            code="recipe-invalid",
-        ) from error
+        found = [*problems(error, RecipeFields), *_unknown_arguments(document, fields)]
+        raise _invalid(found, lambda key: _where(document, key, overridden)) from error
+
+
+def _unknown_arguments(document: Document, fields: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the unknown arguments of a recipe that is not valid: whoever mends it sees them at once."""
+    trainer, args = fields.get("trainer", TrainerName.SFT), fields.get("args")
+    if trainer in list(TrainerName) and isinstance(args, Mapping):
+        with suppress(MissingDependencyError):
+            for unknown in unknown_arguments(document, TrainerName(trainer), args):
+                why = f"{TrainerName(trainer).config_class} has no argument {unknown.name!r}"
+                yield Problem(why, ("args", unknown.name), unknown.advice)
+
+
+def _invalid(found: Sequence[Problem], place: Callable[[Key], str]) -> RecipeError:
+    """Return the error for all that is wrong in a recipe, each with its place."""
+    advice = {problem: _option_hint(problem.key) or problem.advice for problem in found}
+    first, fallback = found[0], "see docs/recipe.schema.json for what each key takes"
+    if len(found) == 1:
+        what, why, hint = f"the recipe is not valid at {first.name}", first.why, advice[first]
+    else:
+        what = f"the recipe is not valid in {len(found)} places"
+        why = "\n       ".join(f"{place(problem.key)} {problem.name}: {problem.why}" for problem in found)
+        hint = "\n        ".join(f"{problem.name}: {text}" for problem, text in advice.items() if text)
+    return RecipeError(what, where=place(first.key), why=why, help=hint or fallback, code="recipe-invalid")
 
 
 def _option_hint(key: Key) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from graftkit.errors import RecipeError
-from graftkit.recipes.problems import explain
+from graftkit.recipes.problems import problems
 
 
 class CheckSettings(BaseModel):
@@ -64,10 +64,13 @@ def _read(file: Path) -> CheckSettings:
         table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("graftkit", {})
         return CheckSettings.model_validate(table)
     except ValidationError as error:
-        why, key, advice = explain(error, CheckSettings)
-        where = f"{file} [tool.graftkit] {'.'.join(map(str, key))}".rstrip()
+        found = problems(error, CheckSettings)
         raise RecipeError(
-            "the settings are not valid", where=where, why=why, help=advice, code="settings"
+            "the settings are not valid",
+            where=f"{file} [tool.graftkit] {found[0].name}".rstrip(),
+            why="; ".join(f"{p.name}: {p.why}" for p in found) if found[1:] else found[0].why,
+            help="; ".join(dict.fromkeys(p.advice for p in found if p.advice)) or None,
+            code="settings",
         ) from error
     except (OSError, ValueError, AttributeError) as error:
         raise RecipeError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graftkit.env import Machine, asked_by_environment
 from graftkit.errors import RecipeError
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.row_options import RowOptions
@@ -73,7 +74,7 @@ def training_of(recipe: Recipe) -> Training:
         reentrant_because=because,
         reentrant_key=f"args.{key}.use_reentrant",
         packing=bool(args.get("packing") or args.get("padding_free")),
-        precision=_precision(args),
+        precision=precision_of(args),
         batch_size=_positive(args.get("per_device_train_batch_size"), 8),
         accumulation=_positive(args.get("gradient_accumulation_steps"), 1),
         zero_stage=zero,
@@ -120,10 +121,23 @@ def _reentrant(args: Mapping[str, Any], zero: int) -> tuple[bool, str, str]:
     return bool(options.get("use_reentrant", True)), "args", name
 
 
-def _precision(args: Mapping[str, Any]) -> str:
+def precision_of(args: Mapping[str, Any]) -> str:
+    """Return the precision of the forward pass under TRL, whose default is bf16."""
     if args.get("fp16"):
         return "fp16"
     return "fp32" if args.get("bf16") is False else "bf16"
+
+
+def uses_cpu(args: Mapping[str, Any], machine: Machine) -> bool:
+    """Check whether a run with these arguments trains on the CPU.
+
+    Without an accelerator that is graftkit's default, except under DeepSpeed, which accelerate uses on a CPU only
+    without ``use_cpu`` (``accelerate.state.AcceleratorState``).
+    """
+    if args.get("use_cpu") is not None:
+        return bool(args["use_cpu"])
+    deepspeed = args.get("deepspeed") or asked_by_environment("ACCELERATE_USE_DEEPSPEED")
+    return machine.accelerator is None and not deepspeed
 
 
 def _positive(value: Any, default: int) -> int:

@@ -52,7 +52,8 @@ def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code:
 
     Raises:
         SourceError, BuildError: the model cannot be found or loaded.
-        TrainingError: ``no-processor``: the model has no tokenizer, or no processor for such data.
+        TrainingError: ``no-processor``: the model has no tokenizer, or no processor for such data;
+            ``model-options``: the model cannot be loaded with the recipe's options.
         PlanError: the recipe's request cannot be met.
     """
     options = dict(recipe.args.get("model_init_kwargs") or {})
@@ -61,7 +62,11 @@ def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code:
     model_map = survey(name, trust_remote_code=trust_remote_code)
     if recipe.fields.quantization is not None:
         options["quantization_config"] = plan_quantization(model_map, recipe.fields.quantization).config
-    model = load_model(name, trust_remote_code=trust_remote_code, **options)
+    processor = _processor(name, modalities, trust_remote_code)
+    try:
+        model = load_model(name, trust_remote_code=trust_remote_code, **options)
+    except (TypeError, ImportError) as error:  # an option that the class does not know, or a library it needs
+        raise _refused_options(recipe, error) from error
     model_map = _as_quantized(model_map, model)
     if not _OTHER_READING.isdisjoint(options):
         # What loading missed is known, and what the files miss under their own names no longer counts.
@@ -70,7 +75,7 @@ def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code:
     plan = None if stock else recipe.plan(model_map)
     return LoadedBase(
         model=model,
-        processor=_processor(name, modalities, trust_remote_code),
+        processor=processor,
         peft_config=plan.peft_config if plan else _stock(stock or {}),
         map=model_map,
         plan=plan,
@@ -109,6 +114,16 @@ def _processor(name: str, modalities: tuple[str, ...], trust_remote_code: bool) 
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise _no_processor(name, text, "its vocabulary is empty")
     return found
+
+
+def _refused_options(recipe: Recipe, error: Exception) -> TrainingError:
+    return TrainingError(
+        "the model cannot be loaded with the recipe's options",
+        where=recipe.document.where(("args", "model_init_kwargs")),
+        why=describe(error),
+        help="args: {model_init_kwargs: …} takes the arguments of transformers' from_pretrained",
+        code="model-options",
+    )
 
 
 def _no_processor(name: str, text: bool, why: str) -> TrainingError:

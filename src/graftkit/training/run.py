@@ -16,10 +16,8 @@ from graftkit.findings import Report
 from graftkit.planning.plan import Plan
 from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe, read_recipe
-from graftkit.training.arguments import trainer_arguments
+from graftkit.recipes.trainer_arguments import trainer_arguments
 from graftkit.training.checkpointing.checkpoints import checkpoint_to_resume
-from graftkit.training.checkpointing.interrupt import SaveOnInterrupt
-from graftkit.training.checkpointing.resume import check_resumable, train_from
 from graftkit.training.distributed.fsdp2 import check_attachable, check_sharding
 from graftkit.training.distributed.launch_checks import (
     check_checkpointing,
@@ -27,19 +25,18 @@ from graftkit.training.distributed.launch_checks import (
     check_processes_joined,
 )
 from graftkit.training.distributed.sharding import save_full_adapter
-from graftkit.training.guard.guard import Guard
-from graftkit.training.initialization.kept import convert_to_plain_lora
-from graftkit.training.initialization.start import check_start, start_from_initializer
 from graftkit.training.model import load_base
+from graftkit.training.readiness import check_ready
 from graftkit.training.report_page import write_page
 from graftkit.training.result import TrainingResult
-from graftkit.training.trainers.dpo import dpo_trainer
-from graftkit.training.trainers.grpo import grpo_trainer
 from graftkit.training.trainers.inputs import TrainerInputs
-from graftkit.training.trainers.sft import sft_trainer
 
+# What imports transformers' trainer, and PEFT with it, is imported only after check_ready().
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
+
+    from graftkit.training.checkpointing.interrupt import SaveOnInterrupt
+    from graftkit.training.guard.guard import Guard
 
 # What a trainer adds to the metrics of an evaluation.
 _TIMINGS = ("_runtime", "_per_second", "_num_tokens")
@@ -64,11 +61,16 @@ def train(
 
     Raises:
         RecipeError, DataError, SourceError, BuildError, PlanError: before anything is trained.
-        TrainingError: the trainer refuses the run, the guard stopped it, there is nothing to resume, or the saved
-            adapter is incomplete.
+        TrainingError: ``not-ready``: something that the recipe needs is not there; or the trainer refuses the run,
+            the guard stopped it, there is nothing to resume, or the saved adapter is incomplete.
     """
     started = time.monotonic()
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    check_ready(recipe, trust_remote_code=trust_remote_code)
+    from graftkit.training.checkpointing.resume import check_resumable
+    from graftkit.training.initialization.kept import convert_to_plain_lora
+    from graftkit.training.initialization.start import check_start, start_from_initializer
+
     args: Any = trainer_arguments(recipe)
     check_processes_joined(args)
     check_checkpointing(args)
@@ -115,6 +117,9 @@ class _Run:
 
     @classmethod
     def prepare(cls, inputs: TrainerInputs, started: float) -> _Run:
+        from graftkit.training.checkpointing.interrupt import SaveOnInterrupt
+        from graftkit.training.guard.guard import Guard
+
         guard = Guard(inputs.base.plan, settings=inputs.recipe.fields.checks, rows=inputs.data.train)
         interrupt = SaveOnInterrupt()
         trainer = _make_trainer(replace(inputs, callbacks=(guard, interrupt, *inputs.callbacks)))
@@ -126,6 +131,8 @@ class _Run:
 
     def train(self, checkpoint: Path | None) -> None:
         """Train to the end; the report of a run that was stopped says why."""
+        from graftkit.training.checkpointing.resume import train_from
+
         try:
             train_from(self.trainer, checkpoint)
         except TrainingError:
@@ -175,6 +182,10 @@ class _Run:
 
 
 def _make_trainer(inputs: TrainerInputs) -> Trainer:
+    from graftkit.training.trainers.dpo import dpo_trainer
+    from graftkit.training.trainers.grpo import grpo_trainer
+    from graftkit.training.trainers.sft import sft_trainer
+
     recipe = inputs.recipe
     make = {"sft": sft_trainer, "dpo": dpo_trainer, "grpo": grpo_trainer}[recipe.fields.trainer]
     try:

@@ -83,7 +83,7 @@ def test_a_hub_dataset_in_the_cache(tmp_path: Path, datasets_cache: Path) -> Non
     shutil.copytree(kept, ours)
     (ours / "json-train.arrow").rename(ours / "numbers-train.arrow")
     assert loaded(tmp_path, path="somebody/numbers").train[3]["prompt"] == "what is 3?"
-    assert "somebody/letters" in str(refused(tmp_path, "data-unreadable", path="somebody/letters"))
+    assert "somebody/letters" in str(refused(tmp_path, "data-unreachable", path="somebody/letters"))
 
 
 def test_columns_that_the_trainer_does_not_take_are_left_out(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_preferences_without_a_prompt_are_taken(tmp_path: Path) -> None:
     ("code", "data", "said"),
     [
         pytest.param("data-missing", {}, "recipe.yaml", id="nothing named"),
-        pytest.param("data-unreadable", {"path": "absent.jsonl"}, "absent.jsonl", id="not there"),
+        pytest.param("data-missing", {"path": "absent.jsonl"}, "absent.jsonl", id="not there"),
         pytest.param("data-unreadable", {"path": "recipe.yaml"}, ".yaml", id="of another kind"),
         pytest.param("data-unreadable", {"path": "broken.jsonl"}, "broken.jsonl", id="broken"),
         pytest.param("data-unreadable", {"path": "rows.jsonl", "split": "test"}, "test", id="no such split"),

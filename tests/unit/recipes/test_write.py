@@ -41,7 +41,7 @@ def test_the_initial_recipe_is_one(tmp_path: Path, trainer: TrainerName) -> None
 @pytest.mark.parametrize("trainer", TrainerName)
 def test_trl_takes_the_initial_arguments(tmp_path: Path, trainer: TrainerName) -> None:
     pytest.importorskip("trl")
-    from graftkit.training.arguments import trainer_arguments
+    from graftkit.recipes.trainer_arguments import trainer_arguments
 
     # Without a GPU transformers needs use_cpu, and bf16 is TRL's default.
     recipe = read_recipe(initial(tmp_path, trainer), ["args.use_cpu=true", "args.bf16=false"])
@@ -53,7 +53,7 @@ def test_trl_takes_the_initial_arguments(tmp_path: Path, trainer: TrainerName) -
 @pytest.mark.parametrize("trainer", TrainerName)
 def test_what_the_comments_offer_is_taken(tmp_path: Path, trainer: TrainerName) -> None:
     pytest.importorskip("trl")
-    from graftkit.training.arguments import trainer_arguments
+    from graftkit.recipes.trainer_arguments import trainer_arguments
 
     path = initial(tmp_path, trainer)
     offered = re.compile(r"^( *)# (\w+: .*#.*)$", re.MULTILINE)

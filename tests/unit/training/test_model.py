@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,7 @@ def test_the_model_is_surveyed_once(
 
 
 def test_missing_weights_are_an_error(tmp_path: Path, saved: Path) -> None:
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_bytes((saved / "config.json").read_bytes())
+    shutil.copytree(saved, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(BuildError) as caught:
         load_base(recipe(tmp_path, tmp_path / "base"), TEXT)
     assert caught.value.code == "weights-missing"
@@ -152,3 +152,10 @@ def test_a_plan_that_cannot_be_met_is_an_error(tmp_path: Path, saved: Path) -> N
     with pytest.raises(PlanError) as caught:
         load_base(recipe(tmp_path, saved, adapter={"targets": ["targat"]}), TEXT)
     assert "targat" in str(caught.value)
+
+
+def test_options_that_the_model_does_not_take_are_an_error(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(TrainingError) as caught:
+        load_base(recipe(tmp_path, saved, args={"model_init_kwargs": {"attn_implementaton": "sdpa"}}), TEXT)
+    assert caught.value.code == "model-options"
+    assert "attn_implementaton" in str(caught.value.why)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any
 
@@ -14,6 +14,9 @@ from graftkit.text import first_line
 # Texts that no template contains.
 QUESTIONS = ("Which river flows through Vienna?", "And which through Rome?")
 ANSWERS = ("The Danube.", "The Tiber.")
+
+# Rows among which conversations are looked for.
+_READ = 16
 
 Message = Mapping[str, Any]
 
@@ -34,6 +37,15 @@ def assistant(content: str, **fields: Any) -> Message:
 
 class TemplateRefusalError(Exception):
     """A template, or TRL, refuses to render a conversation; the message says why."""
+
+
+def conversations_in(rows: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[Message]]:
+    """Yield the conversations among the first rows: their messages, or prompts of messages with completions."""
+    for row in islice(rows, _READ):
+        if "messages" in row:
+            yield row["messages"]
+        elif not isinstance(row.get("prompt", ""), str):
+            yield [*row["prompt"], *row.get("completion", ())]
 
 
 def template_of(processor: Any) -> str | None:

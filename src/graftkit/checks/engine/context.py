@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graftkit.checks.peft_config.resolved import ResolvedTargets
     from graftkit.checks.probes.gradients import Gradients
     from graftkit.engines import Engine
+    from graftkit.env import Machine
     from graftkit.errors import AdapterError
     from graftkit.merging.verify import Evidence
     from graftkit.planning.plan import Plan
@@ -42,11 +43,13 @@ class Inputs:
 
     Attributes:
         environment: package -> installed version, None where it is not installed.
+        machine: what the machine that trains can compute; given where the training is to happen here.
         config: the model's configuration as a mapping, sub-configurations nested.
         base: the map of the base model.
         base_files: what the base's weight files hold, against what its class expects.
         peft_config: the fields of the stock PEFT configuration in question.
         plan: the plan that this configuration was made from.
+        model_refusal: why the recipe's model cannot be found or built.
         recipe_refusal: why the recipe cannot be planned or attached.
         recipe: the training recipe.
         training: the settings of the training, from the recipe or the caller.
@@ -64,11 +67,13 @@ class Inputs:
     """
 
     environment: Mapping[str, str | None] | None = None
+    machine: Machine | None = None
     config: Mapping[str, Any] | None = None
     base: ModelMap | None = None
     base_files: Checkpoint | None = None
     peft_config: Mapping[str, Any] | None = None
     plan: Plan | None = None
+    model_refusal: GraftError | None = None
     recipe_refusal: GraftError | None = None
     recipe: Recipe | None = None
     training: Training | None = None
@@ -130,6 +135,7 @@ class CheckContext:
     settings: CheckSettings = field(default_factory=CheckSettings)
 
     environment = _Input[Mapping[str, "str | None"]]()
+    machine = _Input["Machine"]()
     config = _Input[Mapping[str, Any]]()
     base = _Input["ModelMap"]()
     base_files = _Input["Checkpoint"]()

@@ -83,13 +83,9 @@ def _train(output: Output, recipe: Recipe, *, resume: bool, trust_remote_code: b
 
 def _launched(processes: int) -> int:
     """Run the same command without ``--launch`` in several processes, and return its exit status."""
-    from graftkit.cli.launch import launch
+    from graftkit.cli.launch import launch, without_launch
 
-    args = [arg for arg in sys.argv[1:] if not arg.startswith("--launch=")]
-    if "--launch" in args:
-        at = args.index("--launch")
-        del args[at : at + 2]
-    return launch(args, processes)
+    return launch(without_launch(sys.argv[1:]), processes)
 
 
 def _rank() -> int:

@@ -66,10 +66,6 @@ def verify(
 
             report = reporting.run_and_fix(output, check, fix, recipe=recipe)
         elif model is not None:
-            from graftkit.surveying.sources.local import local_folder
-
-            live = _live_model(model, seed if twin else None, access)
-            folder = None if twin else local_folder(model, revision)
             request = {
                 "targets": options.split(targets) or "all-linear",
                 "scope": options.split(scope),
@@ -79,9 +75,15 @@ def verify(
                 **options.peft_options(option),
             }
             from graftkit.modeling.threads import one_thread
+            from graftkit.surveying.sources.local import local_folder
 
-            with one_thread() if twin else nullcontext():
-                report = _verify(live, request, folder, seed, reporting.settings_for(select, ignore))
+            def check_model() -> Report:
+                with one_thread() if twin else nullcontext():
+                    live = _live_model(model, seed if twin else None, access)
+                    folder = None if twin else local_folder(model, revision)
+                    return _verify(live, request, folder, seed, reporting.settings_for(select, ignore))
+
+            report = reporting.run_and_fix(output, check_model, fix)
         else:
             raise _nothing_to_verify()
         reporting.conclude(output, report, f"graft verify {model or recipe}", fail_level, verbose=verbose)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from graftkit.env import require_working_peft
 from graftkit.errors import PlanError
 from graftkit.planning.trials.skeleton import Slot, ask
 from graftkit.text import suggest
@@ -123,7 +124,8 @@ def method_named(name: str) -> Method:
 
 
 def _config_classes() -> Mapping[str, type[PeftConfig]]:
-    """Return PEFT's configuration classes by method, in lower case."""
+    """Return PEFT's configuration classes by method, in lower case. Raises as `require_working_peft`."""
+    require_working_peft()
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     return {kind.value.lower(): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -131,7 +133,11 @@ def _config_classes() -> Mapping[str, type[PeftConfig]]:
 
 @functools.cache
 def _candidates() -> tuple[str, ...]:
-    """Return the methods with targets whose tuner replaces modules, as PEFT registers them."""
+    """Return the methods with targets whose tuner replaces modules, as PEFT registers them.
+
+    Raises as `require_working_peft`.
+    """
+    require_working_peft()
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
 

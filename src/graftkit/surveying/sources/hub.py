@@ -71,7 +71,9 @@ def _commit_of(path: Path, filename: str) -> str:
     return path.parents[filename.count("/")].name
 
 
-def file_metadata(repo_id: str, filename: str, revision: str | None = None) -> HfFileMetadata:
+def file_metadata(
+    repo_id: str, filename: str, revision: str | None = None, *, repo_type: str = "model"
+) -> HfFileMetadata:
     """Ask the hub once, without retries, for a file's commit and size.
 
     ``hf_hub_download`` alone would retry for minutes where the hub is unreachable and nothing is cached.
@@ -85,7 +87,7 @@ def file_metadata(repo_id: str, filename: str, revision: str | None = None) -> H
     if is_offline_mode():
         raise offline(repo_id, filename, revision, "offline mode is on (HF_HUB_OFFLINE)")
     try:
-        url = hf_hub_url(repo_id, filename, revision=revision)
+        url = hf_hub_url(repo_id, filename, revision=revision, repo_type=repo_type)
         metadata = get_hf_file_metadata(url, timeout=_answer_seconds())
     except Exception as error:
         # One request: whatever is not an answer of the hub means that the hub was not reached. The HTTP

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from graftkit.env import asked_by_environment
 from graftkit.errors import TrainingError
-from graftkit.training.distributed.sharding import asked_by_environment
 
 
 def check_processes_joined(args: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from graftkit.env import asked_by_environment
 
 
 class Sharding(StrEnum):
@@ -29,11 +30,6 @@ def sharding_of(args: Any) -> Sharding:
     # The trainer reads the one, and accelerate the other.
     fsdp = args.fsdp_plugin_args is not None or asked_by_environment("ACCELERATE_USE_FSDP")
     return Sharding.FSDP if fsdp else Sharding.NONE
-
-
-def asked_by_environment(variable: str) -> bool:
-    """Check a variable with which accelerate's launcher passes a choice on."""
-    return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
 def save_full_adapter(trainer: Any, folder: Path) -> None:

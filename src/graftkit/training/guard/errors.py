@@ -10,6 +10,22 @@ from graftkit.findings import Report
 from graftkit.text import some
 
 
+def check_arguments(**given: tuple[Any, type]) -> None:
+    """Check the arguments of a guard, each with the type that it must have where it is not None.
+
+    Raises:
+        TrainingError: ``guard-argument``.
+    """
+    for name, (value, kind) in given.items():
+        if not (value is None or isinstance(value, kind)):
+            raise TrainingError(
+                f"a guard's {name} is a {kind.__name__}, not a {type(value).__name__}",
+                where=f"Guard({name}={value!r:.80})",
+                help="plan = gk.plan(model, …); gk.Guard(plan)" if kind.__name__ == "Plan" else None,
+                code="guard-argument",
+            )
+
+
 def no_adapter(model: Any) -> TrainingError:
     return TrainingError(
         f"nothing to guard: {type(model).__name__} has no adapter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from graftkit.report.chart import Curve
 from graftkit.training.checkpointing.checkpoints import last_complete_checkpoint
 from graftkit.training.distributed.collectives import check_on_first_process
 from graftkit.training.guard.errors import (
+    check_arguments,
     failed_preflight,
     no_adapter,
     not_finite,
@@ -79,8 +80,10 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
                 what ``max_length`` takes; without it, which rows are as long as that, and how many were dropped.
 
         Raises:
+            TrainingError: ``guard-argument``: an argument is of another type.
             RecipeError: ``settings``: they name an unknown rule.
         """
+        check_arguments(plan=(plan, Plan), settings=(settings, CheckSettings), every=(every, int))
         self._plan = plan
         self._settings = settings or CheckSettings()
         check_settings(self._settings)
@@ -144,7 +147,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         if self._monitor is None or not self._monitor.active:
             return
         nonfinite = self._monitor.gradients()
-        self._learns = not nonfinite and any(group["lr"] > 0 for group in _groups(given.get("optimizer")))
+        self._learns = not nonfinite and _learning_rate(given.get("optimizer")) > 0
         if nonfinite and not args.fp16:
             raise not_finite("gradient", nonfinite, state.global_step + 1, self._last_good)
 
@@ -282,8 +285,9 @@ def _observed(activity: TensorActivity) -> Observation:
     )
 
 
-def _groups(optimizer: Any) -> Iterable[Mapping[str, Any]]:
-    return getattr(optimizer, "param_groups", None) or ({"lr": 1.0},)
+def _learning_rate(optimizer: Any) -> float:
+    """Return the largest learning rate, 0 where it is not known: such a step cannot show that nothing learns."""
+    return max((float(group.get("lr", 0)) for group in getattr(optimizer, "param_groups", ())), default=0.0)
 
 
 def _rule(code: str) -> Rule:

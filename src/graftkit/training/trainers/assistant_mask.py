@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback
 
-from graftkit.checks.chat.conversations import Message, TemplateRefusalError, template_of
+from graftkit.checks.chat.conversations import TemplateRefusalError, conversations_in, template_of
 from graftkit.checks.chat.templates import found_template
 from graftkit.errors import TrainingError
-
-# Conversations of the data that a template must render alike.
-_TRIED = 16
 
 
 def check_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -21,7 +18,7 @@ def check_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         TrainingError: ``no-chat-template``.
     """
-    if template_of(processor) is None and any(_conversations(rows)):
+    if template_of(processor) is None and any(conversations_in(rows)):
         raise TrainingError(
             "the data holds messages, and the tokenizer has no chat template",
             help="args: {chat_template_path: FILE.jinja}, or prompt and completion columns of plain text",
@@ -38,7 +35,7 @@ def template_for(processor: Any, rows: Iterable[Mapping[str, Any]]) -> str:
     if template_of(processor) is None:
         raise _no_template("the tokenizer has no chat template")
     try:
-        return found_template(processor, _conversations(rows))
+        return found_template(processor, conversations_in(rows))
     except TemplateRefusalError as refusal:
         raise _no_template(f"{refusal}, nor one that renders alike") from refusal
 
@@ -67,11 +64,3 @@ def _no_template(why: str) -> TrainingError:
         ),
         code="no-chat-template",
     )
-
-
-def _conversations(rows: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[Message]]:
-    for _, row in zip(range(_TRIED), rows, strict=False):
-        if "messages" in row:
-            yield row["messages"]
-        elif not isinstance(row.get("prompt", ""), str):
-            yield [*row["prompt"], *row.get("completion", ())]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graftkit.data.rewards import load_rewards
 from graftkit.training.trainers.inputs import TrainerInputs
-from graftkit.training.trainers.rewards import load_rewards
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer

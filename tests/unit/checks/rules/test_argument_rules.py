@@ -16,7 +16,7 @@ from graftkit.checks.rehearse import rehearse
 from graftkit.errors import RecipeError
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.recipes.settings import CheckSettings
-from graftkit.training.arguments import trainer_arguments
+from graftkit.recipes.trainer_arguments import trainer_arguments
 
 pytest.importorskip("trl")
 
@@ -108,7 +108,8 @@ def test_the_trainers_are_not_imported_for_it(tmp_path: Path) -> None:
     code = (
         "import sys; from graftkit.recipes.arguments import unknown_arguments;"
         "from graftkit.recipes.recipe import read_recipe;"
-        f"assert unknown_arguments(read_recipe({str(written.path)!r}));"
+        f"recipe = read_recipe({str(written.path)!r});"
+        "assert unknown_arguments(recipe.document, recipe.fields.trainer, recipe.args);"
         "sys.exit(any(f'trl.trainer.{name}_trainer' in sys.modules for name in ('sft', 'dpo', 'grpo')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

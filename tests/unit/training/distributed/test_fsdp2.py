@@ -12,7 +12,7 @@ from tests.training.small import write_recipe
 import graftkit as gk
 from graftkit.errors import TrainingError
 from graftkit.recipes.recipe import Recipe, read_recipe
-from graftkit.training.arguments import trainer_arguments
+from graftkit.recipes.trainer_arguments import trainer_arguments
 from graftkit.training.distributed.fsdp2 import check_attachable, check_sharding
 from graftkit.training.model import LoadedBase
 

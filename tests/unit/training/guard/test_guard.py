@@ -443,6 +443,26 @@ def test_steps_without_a_learning_rate_do_not_count(tmp_path: Path, twin_of: Twi
     assert not guard.report.at_or_above(Severity.WARNING)
 
 
+def test_steps_of_an_optimizer_that_is_not_shown_do_not_count(tmp_path: Path, twin_of: TwinOf) -> None:
+    class HideOptimizer(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            trainer.callback_handler.optimizer = None
+
+    guard = Guard()
+    trainer = sft(tmp_path, twin_of(E2B), guard, callbacks=(HideOptimizer(),), learning_rate=0.0)
+    trainer.train()
+    assert guard.steps
+    assert not guard.report.at_or_above(Severity.WARNING)
+
+
+@pytest.mark.parametrize("given", [{"plan": "x"}, {"settings": {"ignore": ["GK1"]}}, {"every": "10"}])
+def test_arguments_of_another_type_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError) as caught:
+        Guard(**given)
+    assert caught.value.code == "guard-argument"
+    assert next(iter(given)) in str(caught.value.where)
+
+
 # ---- at every save ----
 
 

@@ -12,7 +12,7 @@ from tests.training import gemma
 from graftkit.data.load import load_data
 from graftkit.errors import TrainingError
 from graftkit.recipes.recipe import read_recipe
-from graftkit.training.arguments import trainer_arguments
+from graftkit.recipes.trainer_arguments import trainer_arguments
 from graftkit.training.model import load_base
 from graftkit.training.trainers.audio_collator import AudioCollator
 from graftkit.training.trainers.inputs import TrainerInputs

@@ -19,42 +19,30 @@ Until then the recipe cannot be used for training at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
 from graftkit.errors import MissingDependencyError
 from graftkit.findings import Severity, Source
-from graftkit.recipes.arguments import UnknownArgument, unknown_arguments
+from graftkit.recipes.arguments import advice_on, unknown_arguments
 
 
 def _check(context: CheckContext) -> Observation:
-    if not context.recipe.args:
+    recipe = context.recipe
+    if not recipe.args:
         return passed("the recipe gives no arguments")
-    name = context.recipe.fields.trainer.config_class
+    name = recipe.fields.trainer.config_class
     try:
-        unrecognized = unknown_arguments(context.recipe)
+        unrecognized = unknown_arguments(recipe.document, recipe.fields.trainer, recipe.args)
     except MissingDependencyError as error:
         return unknown(f"{error.what}: {error.why}", help=error.help)
     if not unrecognized:
-        return passed(f"{name} has every argument of the recipe", arguments=len(context.recipe.args))
+        return passed(f"{name} has every argument of the recipe", arguments=len(recipe.args))
     return failed(
-        f"{name} has no argument {', '.join(_placed(argument) for argument in unrecognized)}",
-        help=_advice(unrecognized),
+        f"{name} has no argument {', '.join(map(str, unrecognized))}",
+        help=advice_on(unrecognized),
         key=f"args.{unrecognized[0].name}",
         unknown={argument.name: argument.advice for argument in unrecognized},
     )
-
-
-def _placed(argument: UnknownArgument) -> str:
-    place = argument.place
-    return f"{argument.name!r} (line {place[0]}, column {place[1]})" if place else repr(argument.name)
-
-
-def _advice(unrecognized: Sequence[UnknownArgument]) -> str:
-    if len(unrecognized) == 1:
-        return unrecognized[0].advice
-    return "; ".join(f"{argument.name}: {argument.advice}" for argument in unrecognized)
 
 
 RULE = Rule(

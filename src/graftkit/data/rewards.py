@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ def load_rewards(names: str | Sequence[str] | None, home: Path) -> list[Reward]:
     Raises:
         DataError: ``reward``: none is named, or one cannot be found.
     """
+    return [_BUILT_IN.get(name) or _imported(name, home) for name in check_rewards(names, home)]
+
+
+def check_rewards(names: str | Sequence[str] | None, home: Path) -> list[str]:
+    """Return the names of a recipe's rewards, each a built-in one or in a module that is there.
+
+    The user's module is not imported. Arguments and errors as in :func:`load_rewards`.
+    """
     listed = [names] if isinstance(names, str) else list(names or ())
     if not listed:
         raise DataError(
@@ -50,17 +59,22 @@ def load_rewards(names: str | Sequence[str] | None, home: Path) -> list[Reward]:
             help=f"data: {{reward: {next(iter(_BUILT_IN))}}}, or module:function",
             code="reward",
         )
-    return [_BUILT_IN.get(name) or _imported(name, home) for name in listed]
+    for name in listed:
+        module, colon, _ = name.partition(":")
+        if name not in _BUILT_IN and not colon:
+            raise DataError(
+                f"no built-in reward {name!r}",
+                help=suggest(name, _BUILT_IN) or f"one of {', '.join(_BUILT_IN)}, or module:function",
+                code="reward",
+            )
+        package = module.partition(".")[0]
+        if colon and package not in sys.modules and PathFinder.find_spec(package, [str(home), *sys.path]) is None:
+            raise _not_imported(name, f"there is no module {package} beside the recipe, and none is installed")
+    return listed
 
 
 def _imported(name: str, home: Path) -> Reward:
-    module, colon, function = name.partition(":")
-    if not colon:
-        raise DataError(
-            f"no built-in reward {name!r}",
-            help=suggest(name, _BUILT_IN) or f"one of {', '.join(_BUILT_IN)}, or module:function",
-            code="reward",
-        )
+    module, _, function = name.partition(":")
     sys.path.insert(0, str(home))
     try:
         found: Reward = getattr(importlib.import_module(module), function)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from graftkit.data.rewards import exact_match, load_rewards, number_match
 from graftkit.errors import DataError
-from graftkit.training.trainers.rewards import exact_match, load_rewards, number_match
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from graftkit.errors import RecipeError
 from graftkit.recipes.arguments import argument_names
 from graftkit.recipes.recipe import Recipe, read_recipe
+from graftkit.recipes.trainer_arguments import trainer_arguments
 from graftkit.recipes.trainers import TrainerName
-from graftkit.training.arguments import trainer_arguments
 
 trl = pytest.importorskip("trl")
 
