@@ -12,15 +12,9 @@ from tests.peers.peft_suite import fetch_suite, outcomes, start
 
 pytestmark = pytest.mark.peers
 
-# Hand-written models with every tuner and option, several tuners on one model, every initializer, the matching of
-# targets, and expert parameters.
-MODULES = [
-    "test_custom_models",
-    "test_mixed",
-    "test_initialization",
-    "test_tuners_utils",
-    "test_target_parameters",
-]
+# Hand-written models with every tuner and option, several tuners on one model, every initializer, and the matching of
+# targets: the modules that need few models of the hub.
+MODULES = ["test_custom_models", "test_mixed", "test_initialization", "test_tuners_utils"]
 # With low_cpu_mem_usage PEFT builds MonteCLoRA's samplers at the first forward pass, after it dropped the trained ones
 # of the file: under enable() that is an error.
 LOADED_IN_PART = re.compile(r"(test_load_model_low_cpu_mem_usage|test_adapter_dtype_autocast\[True).*Monteclora")
