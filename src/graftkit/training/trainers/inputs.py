@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.data.load import Data
 from graftkit.recipes.recipe import Recipe
-from graftkit.training.initialization.start import config_to_attach
 from graftkit.training.model import LoadedBase
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ class TrainerInputs:
     @property
     def kwargs(self) -> dict[str, Any]:
         """The arguments that TRL's trainers share; the trainer attaches the adapter itself."""
+        from graftkit.training.initialization.start import config_to_attach
+
         return {
             "model": self.base.model,
             "args": self.args,
