@@ -12,11 +12,11 @@ from tests.peers.peft_suite import fetch_suite, outcomes, start
 
 pytestmark = pytest.mark.peers
 
-# Hand-written models with every tuner and option, several tuners on one model, every initializer, and the matching of
-# targets: the modules that need few models of the hub.
+# Hand-written models with every tuner and option, several tuners on one model, every initializer, the matching
+# of targets: the modules that need few models of the hub.
 MODULES = ["test_custom_models", "test_mixed", "test_initialization", "test_tuners_utils"]
-# With low_cpu_mem_usage PEFT builds MonteCLoRA's samplers at the first forward pass, after it dropped the trained ones
-# of the file: under enable() that is an error.
+# With low_cpu_mem_usage PEFT builds MonteCLoRA's samplers at the first forward pass, after it dropped the trained
+# ones of the file: under enable() that is an error.
 LOADED_IN_PART = re.compile(r"(test_load_model_low_cpu_mem_usage|test_adapter_dtype_autocast\[True).*Monteclora")
 MOST = 0.75  # of a module's tests; the others want a model of the hub, a GPU, or a package that is not installed
 
