@@ -25,6 +25,8 @@ from typing import Any
 RANK = 16
 SHARD_BYTES = 2_000_000_000
 BLOCK = 2**25
+# Standard deviation of the random values.
+SPREAD = 0.02
 
 _CP = """
 import json, resource, subprocess, sys, time
@@ -175,8 +177,14 @@ def _shards(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
     yield names
 
 
-def write_adapter(base: Path, folder: Path) -> None:
-    """Write a random adapter on every linear of the language model, in float32 as PEFT saves it."""
+def write_adapter(base: Path, folder: Path, spread: float = SPREAD) -> None:
+    """Write a random adapter on every linear of the language model, in float32 as PEFT saves it.
+
+    Args:
+        base: a checkpoint of :func:`write_base`.
+        folder: where to write it.
+        spread: standard deviation of its values.
+    """
     import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
@@ -192,15 +200,15 @@ def write_adapter(base: Path, folder: Path) -> None:
     shapes = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(adapted).items()}
     config.inference_mode = True
     config.save_pretrained(folder)
-    _write(folder / "adapter_model.safetensors", shapes, "F32")
+    _write(folder / "adapter_model.safetensors", shapes, "F32", spread)
 
 
-def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
+def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, spread: float = SPREAD) -> None:
     """Write a safetensors file of random values: one block of them repeated, at changing offsets."""
     import torch
 
     kind = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
-    block = (torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02).to(kind)
+    block = (torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * spread).to(kind)
     raw = memoryview(block.view(torch.uint8).numpy())
     entries, end = {}, 0
     for name, shape in shapes.items():

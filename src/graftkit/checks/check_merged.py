@@ -23,7 +23,7 @@ def check_merged(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Report:
-    """Compare a merged checkpoint with its base and its adapters: keys, untouched tensors, sampled rows.
+    """Compare a merged checkpoint with its base and its adapters: keys, untouched tensors, every changed element.
 
     Args:
         merged: the folder to check, written by any tool.

@@ -1,22 +1,27 @@
-"""Verify a merge: unchanged tensors equal the base's bit for bit, and sampled rows are the exact result."""
+"""Verify a merge: unchanged tensors equal the base's bit for bit, and changed ones are the exact result, rounded.
+
+Each element is judged by the error that is possible there. Where base and update nearly cancel, their sum is small
+and its possible error is not: there the nearest value cannot be demanded of a sum in single precision.
+"""
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import SourceError, reraise_as
-from graftkit.merging.arithmetic.compute import Terms, exact_rows, read_rows
+from graftkit.merging.arithmetic.compute import Terms, error_rows, exact_rows, read_rows
 from graftkit.merging.arithmetic.rounding import rounded
+from graftkit.merging.arithmetic.terms import Term
 from graftkit.merging.errors import base_unreadable, output_unreadable
-from graftkit.merging.io.read import Opened, bytes_of, opened, same_bytes
+from graftkit.merging.io.read import bytes_of, opened, same_bytes
 from graftkit.merging.io.shard_layout import ShardLayout, layout_of
-from graftkit.merging.io.shard_writer import workers
+from graftkit.merging.io.shard_writer import chunk_elements, workers
 from graftkit.merging.plan import Job, MergePlan
 from graftkit.surveying.checkpoint.headers import INDEX
 from graftkit.text import percent, size
@@ -24,12 +29,15 @@ from graftkit.text import percent, size
 if TYPE_CHECKING:
     import torch
 
-# Rows of each changed tensor that are recomputed.
+# Rows of each changed tensor that a sample has; one of each block is added.
 _ROWS = 4
 # Layers of each file that PEFT merges a second time: each costs as much as the first time.
 _LAYERS = 2
-# The share of all elements that may be the second-nearest value. A sample may have more by chance: this many
-# standard deviations, and a few where the sample is small.
+# Rounding errors: no element may be farther off than the first explains; any that is farther off than the second
+# is misrounded.
+_SINGLE, _DOUBLE = 2.0**-24, 2.0**-53
+# The share of all elements that may be misrounded. A sample may have more by chance: this many standard
+# deviations, and a few where the sample is small.
 MISROUNDED = 1e-4
 _DEVIATIONS = 6
 _FEW = 3
@@ -43,7 +51,8 @@ class Evidence:
         unchanged_bytes: bytes that were compared with the base.
         tensors: changed tensors of which rows were recomputed.
         elements: number of elements in those rows.
-        misrounded: elements that are not the value nearest to the exact result.
+        misrounded: elements that are not the value nearest to the exact result, but within the possible error of
+            single precision.
         moved: elements that the update changes in exact arithmetic.
         swallowed: those of ``moved`` that are unchanged because the checkpoint's dtype is too coarse.
         problems: what is wrong, for people.
@@ -69,7 +78,7 @@ class Evidence:
         usual = MISROUNDED * self.elements
         if self.misrounded <= usual + _DEVIATIONS * usual**0.5 + _FEW:
             return self
-        return self + Evidence(problems=(f"{self.misrounded} of {self.elements} sampled elements are misrounded",))
+        return self + Evidence(problems=(f"{self.misrounded} of {self.elements} elements are misrounded",))
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "problems": list(self.problems)}
@@ -83,14 +92,44 @@ class Evidence:
             return "\n".join(("not a correct merge:", *(f"  {problem}" for problem in self.problems)))
         lost = percent(self.swallowed / self.moved) if self.moved else "0 %"
         return (
-            f"verified: {size(self.unchanged_bytes)} equal the base bit for bit; {self.elements:,} sampled "
+            f"verified: {size(self.unchanged_bytes)} equal the base bit for bit; {self.elements:,} "
             f"elements of {self.tensors} tensors recomputed, {self.misrounded} misrounded; "
             f"{lost} of the update is below the checkpoint's precision"
         )
 
 
-def verify_shard(plan: MergePlan, layout: ShardLayout, path: Path, pool: Executor) -> Evidence:
+# Says which rows of which changed tensors are recomputed.
+Selection = Callable[[ShardLayout], Iterable[tuple[Job, Sequence[range]]]]
+
+
+def sampled(layout: ShardLayout) -> Iterator[tuple[Job, list[range]]]:
+    """Select a few rows of all tensors that can be recomputed by rows, and of a few that need the whole update."""
+    dense = 0
+    for job in layout.jobs:
+        is_dense = any(part.blocks is None for part in job.parts)
+        dense += is_dense
+        if job.rows and not (is_dense and dense > _LAYERS):
+            yield job, [range(row, row + 1) for row in _sample(job)]
+
+
+def every_element(layout: ShardLayout) -> Iterator[tuple[Job, list[range]]]:
+    """Select all rows of every changed tensor."""
+    for job in layout.jobs:
+        step = max(1, chunk_elements() // job.columns) if job.rows else 1
+        yield job, [range(at, min(at + step, job.rows)) for at in range(0, job.rows, step)]
+
+
+def verify_shard(
+    plan: MergePlan, layout: ShardLayout, path: Path, pool: Executor, selection: Selection = sampled
+) -> Evidence:
     """Check one output file against the base and the adapters, on the threads of ``pool``.
+
+    Args:
+        plan: of the merge.
+        layout: of this file.
+        path: the file.
+        pool: the threads to use.
+        selection: what is recomputed; all bytes that do not change are compared in any case.
 
     Raises:
         SourceError, AdapterError, OutputError: a file cannot be read.
@@ -106,77 +145,90 @@ def verify_shard(plan: MergePlan, layout: ShardLayout, path: Path, pool: Executo
             problems = () if same else (f"{path.name}: bytes outside the changed tensors differ from the base",)
             return Evidence(unchanged_bytes=span[1] - span[0], problems=problems)
 
-        def changed(job: Job) -> Evidence:
-            return _changed(plan, job, base, out, layout.at[job.name])
+        def changed(selected: tuple[Job, Sequence[range]]) -> Evidence:
+            job, ranges = selected
+            evidence, terms = Evidence(tensors=1), Terms(plan, job).get()
+            for rows in ranges:
+                before = read_rows(base, job, rows.start, rows.stop)
+                after = read_rows(out, job, rows.start, rows.stop, layout.at[job.name])
+                evidence += _judge(_Rows(job, terms, rows.start, before, after))
+            wrong = tuple(dict.fromkeys(evidence.problems))
+            return replace(evidence, problems=wrong)
 
-        evidence = [*pool.map(unchanged, layout.unchanged), *pool.map(changed, _sampled(layout))]
+        evidence = [*pool.map(unchanged, layout.unchanged), *pool.map(changed, selection(layout))]
     return sum(evidence, Evidence())
 
 
-def _sampled(layout: ShardLayout) -> Iterator[Job]:
-    """Yield the jobs to recompute: all that can be recomputed by rows, and a few that need the whole update."""
-    dense = 0
-    for job in layout.jobs:
-        is_dense = any(part.blocks is None for part in job.parts)
-        dense += is_dense
-        if job.rows and not (is_dense and dense > _LAYERS):
-            yield job
-
-
-def _changed(plan: MergePlan, job: Job, base: Opened, out: Opened, at: int) -> Evidence:
-    terms = Terms(plan, job).get()
-    evidence = Evidence(tensors=1)
-    for row in _sample(job):
-        before = read_rows(base, job, row, row + 1)
-        after = read_rows(out, job, row, row + 1, at)
-        evidence += _judge(job, before, after, exact_rows(terms, before, row))
-    return evidence
-
-
 def _sample(job: Job) -> list[int]:
-    """Return a few rows spread over the tensor, the same ones every time."""
+    """Return a few rows spread over the tensor, and one of each block, the same ones every time."""
     offset = zlib.crc32(job.name.encode())
     count = min(_ROWS, job.rows)
     stride = job.rows // count
-    return [i * stride + (offset >> i) % stride for i in range(count)]
+    spread = {i * stride + (offset >> i) % stride for i in range(count)}
+    blocks = [block for part in job.parts for block in part.blocks or ()]
+    return sorted(spread | {block.row + offset % block.height for block in blocks})
 
 
-def _judge(job: Job, before: torch.Tensor, after: torch.Tensor, exact: torch.Tensor) -> Evidence:
-    expected = rounded(exact, after.dtype)
-    off = (_order(expected) - _order(after)).abs()
+@dataclass(frozen=True)
+class _Rows:
+    """Consecutive rows of a tensor, as they were and as they are.
+
+    Attributes:
+        first: index of the first one.
+        before, after: (n, columns), in the stored dtype.
+    """
+
+    job: Job
+    terms: tuple[Term, ...]
+    first: int
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+def _judge(rows: _Rows) -> Evidence:
+    before, after = rows.before, rows.after
+    exact = exact_rows(rows.terms, before, rows.first)
+    off = rounded(exact, after.dtype) != after
     moved = exact != before.double()
+    misrounded = 0
     problems: tuple[str, ...] = ()
-    if not bool(after.isfinite().all()) and bool(before.isfinite().all()):
-        problems = (f"{job.name}: values that are not finite",)
-    elif bool((off > 1).any()):
-        problems = (f"{job.name}: values differ from the merged ones",)
+    if bool(off.any()):
+        misrounded, problems = _misrounded(rows, exact)
     return Evidence(
         elements=after.numel(),
-        misrounded=int((off > 0).sum()),
+        misrounded=misrounded,
         moved=int(moved.sum()),
         swallowed=int((moved & (after == before)).sum()),
         problems=problems,
     )
 
 
-def _order(values: torch.Tensor) -> torch.Tensor:
-    """Map floating-point numbers to integers in the same order, so that neighbours differ by 1."""
-    import torch
+def _misrounded(rows: _Rows, exact: torch.Tensor) -> tuple[int, tuple[str, ...]]:
+    """Count the elements that are off by more than double precision explains; say if any is off by even more."""
+    before, after = rows.before, rows.after
+    if not bool(after.isfinite().all()) and bool(before.isfinite().all()):
+        return int((~after.isfinite()).sum()), (f"{rows.job.name}: values that are not finite",)
+    units = error_rows(rows.terms, before, rows.first)
+    misrounded, wrong = (int(_outside(after, exact, units * unit).sum()) for unit in (_DOUBLE, _SINGLE))
+    if not wrong:
+        return misrounded, ()
+    return misrounded, (f"{rows.job.name}: values differ from the merged ones",)
 
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    bits = values.contiguous().view(integer).long()
-    magnitude = bits & torch.iinfo(integer).max
-    return torch.where(bits < 0, -magnitude, magnitude)
+
+def _outside(after: torch.Tensor, exact: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """Find the values that are no rounding of any number within ``error`` of the exact one."""
+    lowest, highest = rounded(exact - error, after.dtype), rounded(exact + error, after.dtype)
+    return ~((lowest <= after) & (after <= highest)) & ~(exact.isnan() & after.isnan())
 
 
 def verify_folder(plan: MergePlan, folder: Path) -> Evidence:
-    """Check a whole output folder: its files, its index, and every shard."""
+    """Check a whole output folder: its files, its index, and every element of every shard."""
     evidence = Evidence(problems=tuple(_files(plan, folder)))
     with ThreadPoolExecutor(workers()) as pool:
         for shard in plan.base.weights.shards:
             path = folder / shard.name
             if path.is_file():
-                evidence += verify_shard(plan, layout_of(plan, shard), path, pool)
+                evidence += verify_shard(plan, layout_of(plan, shard), path, pool, every_element)
     return evidence.judged()
 
 

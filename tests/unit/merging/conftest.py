@@ -88,11 +88,14 @@ class Bench:
             assert _header(self.base / name) == _header(self.out / name)
 
     def assert_exact(self, expected: Tensors, share: float = 1e-4) -> set[str]:
-        """Assert that all but a share of the elements are the rounded expected values; returns changed names."""
+        """Assert that the elements are the rounded expected values; returns changed names.
+
+        Double precision settles every element of a 16-bit checkpoint, and all but a share of a 32-bit one.
+        """
         before, after = stored(self.base), stored(self.out)
         assert set(before) == set(after)
         changed = {name for name in before if not torch.equal(_bits(before[name]), _bits(after[name]))}
-        elements = wrong = 0
+        doubtful = wrong = 0
         for name in before:
             if name not in expected:
                 # PEFT's save leaves it out: another name of a shared weight, or one that the class does not know.
@@ -101,10 +104,10 @@ class Bench:
             right = rounded(expected[name].double().clone(), after[name].dtype)
             off = after[name] != right
             torch.testing.assert_close(after[name], right, rtol=2**-6, atol=1e-5)
-            elements += off.numel() if name in changed else 0
+            doubtful += off.numel() if name in changed and right.dtype is torch.float32 else 0
             wrong += int(off.sum())
         assert changed
-        assert wrong <= max(2, share * elements), f"{wrong} of {elements} elements are misrounded"
+        assert wrong <= (doubtful and max(2, share * doubtful)), f"{wrong} elements are misrounded"
         return changed
 
     def assert_verifies(self, *adapters: Path) -> None:

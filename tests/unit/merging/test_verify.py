@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from graftkit.errors import MergeError, SourceError
 from graftkit.merging import verify as verification
-from graftkit.merging.merge import verify_merge
+from graftkit.merging.io.shard_layout import layout_of
+from graftkit.merging.merge import plan_merge, verify_merge
+from graftkit.merging.verify import Evidence, verify_shard
 from graftkit.surveying.checkpoint.headers import INDEX
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ def made(bench: Callable[..., Bench]) -> Bench:
 @pytest.fixture
 def adapter(made: Bench) -> Path:
     config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    return made.adapter(config)
+    return made.adapter(config, spread=0.01)
 
 
 def file_of(folder: Path, name: str) -> Path:
@@ -54,19 +58,46 @@ def _one_bit(tensor: torch.Tensor) -> torch.Tensor:
     return flat.view(tensor.shape)
 
 
-def _second_nearest(tensor: torch.Tensor) -> torch.Tensor:
-    up = tensor.clone()
-    up.view(torch.int16).flatten()[::3] += 1
-    return up
+def _other_sign(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.clone().flatten()
+    flat[1] *= -1
+    return flat.view(tensor.shape)
+
+
+def _without_a_row(base: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+    merged = merged.clone()
+    merged[5] = base[5]
+    return merged
+
+
+def _exchanged(merged: torch.Tensor) -> torch.Tensor:
+    merged = merged.clone()
+    merged[:8], merged[8:16] = merged[8:16].clone(), merged[:8].clone()
+    return merged
+
+
+def sample_of(made: Bench, adapters: Path | dict[Path, float]) -> Evidence:
+    """Verify as a merge does before it publishes."""
+    plan = plan_merge(made.base, adapters)
+    with ThreadPoolExecutor(1) as pool:
+        shards = plan.base.weights.shards
+        every = [verify_shard(plan, layout_of(plan, s), made.out / s.name, pool) for s in shards]
+    return sum(every, Evidence())
 
 
 def test_a_good_merge_passes(made: Bench, adapter: Path) -> None:
     report = made.merge(adapter)
     evidence = verify_merge(made.base, adapter, made.out)
     assert evidence.ok
-    assert evidence == report.evidence
+    assert evidence.misrounded == report.evidence.misrounded == 0
+    touched = [t for n, t in made.stored(made.base).items() if "q_proj" in n or "up_proj" in n]
+    assert evidence.elements == sum(t.numel() for t in touched) > report.evidence.elements > 0
     untouched = [t for n, t in made.stored(made.base).items() if "q_proj" not in n and "up_proj" not in n]
-    assert evidence.unchanged_bytes == sum(t.numel() * t.element_size() for t in untouched)
+    assert (
+        evidence.unchanged_bytes
+        == report.evidence.unchanged_bytes
+        == sum(t.numel() * t.element_size() for t in untouched)
+    )
     assert evidence.moved > 0.9 * evidence.elements
 
 
@@ -82,6 +113,10 @@ def test_a_bit_of_a_tensor_that_nobody_touched_is_found(made: Bench, adapter: Pa
     "change",
     [
         pytest.param(lambda base, merged: merged.roll(1, 0), id="rows in another order"),
+        pytest.param(lambda base, merged: _exchanged(merged), id="two blocks of rows exchanged"),
+        pytest.param(_without_a_row, id="a row left out"),
+        pytest.param(lambda base, merged: _one_bit(merged), id="the last bit of one element"),
+        pytest.param(lambda base, merged: _other_sign(merged), id="the sign of one element"),
         pytest.param(lambda base, merged: merged * torch.nan, id="not finite"),
         pytest.param(lambda base, merged: merged + (merged - base), id="the update twice"),
     ],
@@ -97,14 +132,81 @@ def test_a_wrong_value_is_found(
     assert evidence.problems[0] in str(evidence)
 
 
-def test_the_second_nearest_value_too_often_is_found(made: Bench, adapter: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("weight", [0.0, 0.99, 1.01])
+def test_a_wrong_factor_is_found_in_a_sample(
+    weight: float, dtype: torch.dtype, bench: Callable[..., Bench]
+) -> None:
+    """Whatever the dtype: a missing update, and one that is 1 % off."""
+    made = bench("llama", dtype=dtype)
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    one, two = made.adapter(config, "one"), made.adapter(config, "two", spread=0.1)
+    made.merge(one, two, weights=[1.0, weight])
+    assert not sample_of(made, {one: 1.0, two: weight}).problems
+    changed = {n for n in made.stored(made.base) if "q_proj" in n or "up_proj" in n}
+    assert {p.partition(":")[0] for p in sample_of(made, {one: 1.0, two: 1.0}).problems} == changed
+
+
+def test_an_exchange_of_two_experts_is_found_in_a_sample(bench: Callable[..., Bench]) -> None:
+    """One tensor with many experts: the sample has a row of each."""
+    made = bench("gpt_oss")
+    adapter = made.adapter(LoraConfig(r=4, target_parameters=["mlp.experts.down_proj"], init_lora_weights=False))
     made.merge(adapter)
+    assert not sample_of(made, adapter).problems
+    name = "model.layers.0.mlp.experts.down_proj"
+    rewrite(made.out, name, lambda merged: torch.cat([merged[1:2], merged[:1], merged[2:]]))
+    assert [p.partition(":")[0] for p in sample_of(made, adapter).problems] == [name]
+
+
+def _cancelled(made: Bench, adapter: Path) -> tuple[torch.Tensor, list[int]]:
+    """Make base and update cancel almost wholly in three elements, and merge.
+
+    Returns:
+        The merged weight as others compute it, in float32: a good merge too; and where those elements are.
+    """
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    stem = f"base_model.model.{TOUCHED.removesuffix('.weight')}"
+    a, b = (tensors[f"{stem}.lora_{side}.weight"] for side in "AB")
+    scale = 2.0  # alpha 8, rank 4
+    opposite = (-scale * (b.double() @ a.double())).flatten()
+    left = (opposite.bfloat16().double() - opposite).abs() / opposite.abs()
+    at = left.argsort()[:3]
+
+    def cancel(weight: torch.Tensor) -> torch.Tensor:
+        flat = weight.clone().flatten()
+        flat[at] = opposite[at].to(weight.dtype)
+        return flat.view(weight.shape)
+
+    rewrite(made.base, TOUCHED, cancel)
+    made.merge(adapter)
+    base = made.stored(made.base)[TOUCHED]
+    return (base.float() + scale * (b @ a)).to(base.dtype), at.tolist()
+
+
+def test_where_base_and_update_cancel_single_precision_may_be_off(made: Bench, adapter: Path) -> None:
+    merged, _ = _cancelled(made, adapter)
     assert verify_merge(made.base, adapter, made.out).misrounded == 0
-    rewrite(made.out, TOUCHED, _second_nearest)
+    ours = made.stored(made.out)[TOUCHED]
+    rewrite(made.out, TOUCHED, lambda _: merged)
+    units = (merged.view(torch.int16).int() - ours.view(torch.int16).int()).abs()
+    assert int(units.max()) > 1, "nothing is off: this test shows nothing"
     evidence = verify_merge(made.base, adapter, made.out)
-    assert evidence.misrounded > 0
-    assert len(evidence.problems) == 1
-    assert f"{evidence.misrounded} of {evidence.elements}" in evidence.problems[0]
+    assert evidence.ok, evidence.problems
+    assert evidence.misrounded == int((units > 0).sum())
+
+
+def test_where_base_and_update_cancel_more_than_that_is_found(made: Bench, adapter: Path) -> None:
+    merged, at = _cancelled(made, adapter)
+    wrong = merged.clone().flatten()
+    wrong[at[0]] += made.stored(made.base)[TOUCHED].flatten()[at[0]] * 2**-16
+    rewrite(made.out, TOUCHED, lambda _: wrong.view(merged.shape))
+    assert {p.partition(":")[0] for p in verify_merge(made.base, adapter, made.out).problems} == {TOUCHED}
+
+
+def test_too_many_misrounded_are_found() -> None:
+    usual = Evidence(elements=10**8, misrounded=9_000)
+    assert usual.judged().ok
+    assert not replace(usual, misrounded=11_000).judged().ok
 
 
 def test_the_base_is_not_a_merge(made: Bench, adapter: Path) -> None:

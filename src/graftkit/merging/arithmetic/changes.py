@@ -44,11 +44,6 @@ class BaseChange(ABC):
         return False
 
     @property
-    def products(self) -> int:
-        """How many products are summed for each element of the update."""
-        return 0
-
-    @property
     def stacked(self) -> bool | None:
         """Whether it takes the parameter for one matrix per expert; None if the parameter's layout tells."""
         return None
@@ -123,10 +118,6 @@ class LowRank(BlockChange):
     @property
     def takes_any_blocks(self) -> bool:
         return self.magnitude is None
-
-    @property
-    def products(self) -> int:
-        return self.rank
 
     @property
     def stacked(self) -> bool:

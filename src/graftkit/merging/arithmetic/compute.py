@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.merging.arithmetic.changes import PeftLayer
 from graftkit.merging.arithmetic.dense import update_of
-from graftkit.merging.arithmetic.rounding import rounded
+from graftkit.merging.arithmetic.rounding import round_into
 from graftkit.merging.arithmetic.terms import DenseTerm, Target, Term, Window
 from graftkit.merging.checkpoint.shards import torch_dtype
 from graftkit.merging.errors import base_unreadable
@@ -72,6 +72,28 @@ def exact_rows(terms: tuple[Term, ...], base: torch.Tensor, first: int) -> torch
     return result
 
 
+def error_rows(terms: tuple[Term, ...], base: torch.Tensor, first: int) -> torch.Tensor:
+    """Return the largest error that computing merged rows can make, whoever does it, before they are stored.
+
+    Args:
+        terms, base, first: as for :func:`exact_rows`.
+
+    Returns:
+        (n, columns), float64, in units of the rounding error: 2**-24 where it is done in single precision.
+    """
+    import torch
+
+    original = base.double()
+    result, units = original.clone(), torch.zeros_like(original)
+    for term in terms:
+        window = Window(result, original, first)
+        term.errors(window, units)
+        term.add(window)
+    # Each term is added to a sum that is at most the final one and all terms; these are in `units` 4 times.
+    sums = len(terms) * (result.abs() + units / 4)
+    return torch.where(units > 0, units + sums, 0.0)
+
+
 @dataclass
 class Scratch(threading.local):
     """Each thread's buffers, reused for the next chunk: new memory costs more than the arithmetic.
@@ -112,14 +134,12 @@ class Chunk:
         raw = scratch.take("raw", shape[0] * job.row_bytes, torch.uint8)
         source.read_into(raw, job.stored.begin + self.begin * job.row_bytes)
         values = raw.view(torch_dtype(job.stored.dtype)).view(shape)
-        dtype = torch.float64 if job.in_double else torch.float32
-        base = sums = scratch.take("sums", values.numel(), dtype).view(shape).copy_(values)
+        base = sums = scratch.take("sums", values.numel(), torch.float64).view(shape).copy_(values)
         if not job.is_plain:
-            base = scratch.take("base", values.numel(), dtype).view(shape).copy_(values)
+            base = scratch.take("base", values.numel(), torch.float64).view(shape).copy_(values)
         for term in self.terms.get():
             term.add(Window(sums, base, self.begin))
-        # torch goes from double precision to 16 bits via 32: too coarse for a significand of 11 bits.
-        values.copy_(rounded(sums, values.dtype) if values.dtype is torch.float16 else sums)
+        round_into(sums, values)
         return raw
 
 

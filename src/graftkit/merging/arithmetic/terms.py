@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,11 @@ ReadRows = Callable[[int, int], "torch.Tensor"]
 
 # Rows of a matrix are read in steps of about this many elements where all of them are needed.
 _STEP = 2**20
+
+# Roundings of a value apart from those of its sums: converting, scaling, adding it; see `Term.errors`.
+_STEPS = 4
+# What PEFT computes inside a layer is not known here: as many roundings, of the row's largest values.
+_PEFT_STEPS = 256
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Window:
     """Some rows of a disk tensor's matrix, being merged.
 
     Attributes:
-        result: the rows so far, (n, columns), in the dtype that is computed in; initially the base's.
+        result: the rows so far, (n, columns), float64; initially the base's.
         base: the same rows of the base; may be ``result`` itself where no term needs them.
         first: index of the first row.
     """
@@ -68,6 +74,17 @@ class Term(Protocol):
 
     def add(self, window: Window) -> None:
         """Change ``window.result`` in place."""
+
+    def errors(self, window: Window, units: torch.Tensor) -> None:
+        """Add the largest error that computing this term can make, in any order of summation.
+
+        Args:
+            window: before :meth:`add`.
+            units: (n, columns), float64, in units of the rounding error (2**-24 in single precision): the sizes of
+                all that is summed, each times the number of its roundings, and at least ``_STEPS`` times. The
+                rounding of the result so far is not included. Source: Higham, "Accuracy and Stability of
+                Numerical Algorithms", 2002, section 3.1.
+        """
 
 
 def block_factors(
@@ -109,14 +126,22 @@ class LowRankTerm:
     scale: float
 
     def add(self, window: Window) -> None:
+        for inside, left, right in self._factors(window):
+            window.result[inside].addmm_(left, right, alpha=self.scale)
+
+    def errors(self, window: Window, units: torch.Tensor) -> None:
+        for inside, left, right in self._factors(window):
+            steps = left.shape[1] + _STEPS
+            units[inside].addmm_(left.abs(), right.abs(), alpha=steps * abs(self.scale))
+
+    def _factors(self, window: Window) -> Iterator[tuple[tuple[slice, slice], torch.Tensor, torch.Tensor]]:
+        """Yield, for each block in the window, where it lies there and its factors, float64."""
         for block in self.blocks:
             rows = window.overlap(block)
-            if not rows:
-                continue
-            left, right = block_factors(self.a, self.b, self.experts, self.flip, block)
-            left = left[rows.start - block.row : rows.stop - block.row]
-            part = window.result[window.inside(block, rows)]
-            part.addmm_(left.to(part.dtype), right.to(part.dtype), alpha=self.scale)
+            if rows:
+                left, right = block_factors(self.a, self.b, self.experts, self.flip, block)
+                left = left[rows.start - block.row : rows.stop - block.row]
+                yield window.inside(block, rows), left.double(), right.double()
 
 
 @dataclass(frozen=True)
@@ -140,12 +165,35 @@ class DoraTerm:
     weight: float
 
     def add(self, window: Window) -> None:
-        v = window.base.addmm(self.left[window.rows], self.right, alpha=self.scale)
-        if self.norms is not None:
-            v *= self.magnitude / self.norms
-        else:
-            v *= (self.magnitude[window.rows] / v.norm(dim=1)).unsqueeze(1)
+        v = self._adapted(window)
+        v *= self._factor(v, window)
         window.result.add_(v - window.base, alpha=self.weight)
+
+    def errors(self, window: Window, units: torch.Tensor) -> None:
+        v = self._adapted(window)
+        left = self.left[window.rows]
+        sizes = window.base.abs().addmm(left.abs(), self.right.abs(), alpha=abs(self.scale))
+        steps = left.shape[1] + _STEPS
+        if self.norms is not None:
+            # A column's sizes are at most those of its sums, and twice the update's (Cauchy-Schwarz).
+            update = 2 * abs(self.scale) * self.left.norm() * self.right.norm(dim=0)
+            spread, count = 1 + update / self.norms, len(self.left)
+        else:
+            spread, count = (sizes.norm(dim=1) / v.norm(dim=1)).unsqueeze(1), v.shape[1]
+        # A sum of squares: its roundings add up like a random walk.
+        of_norm = steps * spread + 2 * math.sqrt(count)
+        product = (steps * sizes + (of_norm + _STEPS) * v.abs()) * self._factor(v, window).abs()
+        units.add_(product + _STEPS * window.base.abs(), alpha=abs(self.weight))
+
+    def _adapted(self, window: Window) -> torch.Tensor:
+        return window.base.addmm(self.left[window.rows], self.right, alpha=self.scale)
+
+    def _factor(self, v: torch.Tensor, window: Window) -> torch.Tensor:
+        """Return what each output is multiplied by."""
+        if self.norms is not None:
+            return self.magnitude / self.norms
+        factor: torch.Tensor = self.magnitude[window.rows] / v.norm(dim=1)
+        return factor.unsqueeze(1)
 
 
 def column_norms(left: torch.Tensor, right: torch.Tensor, scale: float, read: ReadRows) -> torch.Tensor:
@@ -178,6 +226,11 @@ class BiasTerm:
             part = window.result[:, block.column : block.column + block.width]
             part.add_(self.vector[_slice(block.ins)], alpha=self.scale)
 
+    def errors(self, window: Window, units: torch.Tensor) -> None:  # noqa: ARG002
+        for block in self.blocks:
+            part = units[:, block.column : block.column + block.width]
+            part.add_(self.vector[_slice(block.ins)].abs(), alpha=_STEPS * abs(self.scale))
+
 
 @dataclass(frozen=True)
 class SavedWeightTerm:
@@ -190,12 +243,20 @@ class SavedWeightTerm:
     weight: float
 
     def add(self, window: Window) -> None:
+        for inside, saved in self._blocks(window):
+            _replace(window.result[inside], window.base[inside], saved, self.weight)
+
+    def errors(self, window: Window, units: torch.Tensor) -> None:
+        for inside, saved in self._blocks(window):
+            units[inside] += _replacing(window.result[inside], window.base[inside], saved, self.weight)
+
+    def _blocks(self, window: Window) -> Iterator[tuple[tuple[slice, slice], torch.Tensor]]:
+        """Yield, for each block in the window, where it lies there and its saved values, float64."""
         for block in self.blocks:
             rows = window.overlap(block)
             if rows:
-                inside = window.inside(block, rows)
-                saved = self._saved(block, rows.start - block.row, rows.stop - block.row).double()
-                _replace(window.result[inside], window.base[inside], saved, self.weight)
+                saved = self._saved(block, rows.start - block.row, rows.stop - block.row)
+                yield window.inside(block, rows), saved.double()
 
     def _saved(self, block: Block, begin: int, end: int) -> torch.Tensor:
         """Read the saved values of rows ``begin`` to ``end`` of a block, (end - begin, width)."""
@@ -228,20 +289,41 @@ class SavedRowsTerm:
     weight: float
 
     def add(self, window: Window) -> None:
+        for row, saved in self._rows(window):
+            _replace(window.result[row], window.base[row], saved, self.weight)
+
+    def errors(self, window: Window, units: torch.Tensor) -> None:
+        for row, saved in self._rows(window):
+            units[row] += _replacing(window.result[row], window.base[row], saved, self.weight)
+
+    def _rows(self, window: Window) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the saved rows that are in the window, with their indices there."""
         for at, saved in zip(self.at, self.saved, strict=True):
             if window.rows.start <= at < window.rows.stop:
-                row = at - window.first
-                _replace(window.result[row], window.base[row], saved, self.weight)
+                yield at - window.first, saved
 
 
 def _replace(result: torch.Tensor, base: torch.Tensor, saved: torch.Tensor, weight: float) -> None:
     """Move ``result`` by ``weight * (saved - base)``; exactly to ``saved`` where it is all that changes."""
-    import torch
-
-    if weight == 1.0 and torch.equal(result, base):
+    if _is_copy(result, base, weight):
         result.copy_(saved)
     else:
         result += weight * (saved - base)
+
+
+def _replacing(
+    result: torch.Tensor, base: torch.Tensor, saved: torch.Tensor, weight: float
+) -> torch.Tensor | float:
+    """Return the errors of :func:`_replace`, as :meth:`Term.errors` counts them: a copy makes none."""
+    if _is_copy(result, base, weight):
+        return 0.0
+    return _STEPS * abs(weight) * (saved.abs() + base.abs())
+
+
+def _is_copy(result: torch.Tensor, base: torch.Tensor, weight: float) -> bool:
+    import torch
+
+    return weight == 1.0 and torch.equal(result, base)
 
 
 @dataclass(frozen=True)
@@ -257,3 +339,7 @@ class DenseTerm:
 
     def add(self, window: Window) -> None:
         window.result.add_(self.update[window.rows], alpha=self.weight)
+
+    def errors(self, window: Window, units: torch.Tensor) -> None:
+        sizes = self.update[window.rows].abs() + window.base.abs()
+        units.add_(sizes.amax(dim=1, keepdim=True), alpha=_PEFT_STEPS * abs(self.weight))

@@ -10,6 +10,10 @@ answers differently than the adapter did.
 PEFT computes the update of a bfloat16 adapter in bfloat16 and adds it in bfloat16: about a fifth of the merged
 elements are not the nearest to the exact result.
 
+Every element is compared: bit for bit where nothing changes, else with a sum in double precision. None may be
+farther off than its rounding and the errors of a sum in single precision explain (where base and update nearly
+cancel, these are larger than the result); and fewer than one in 10,000 farther than double precision explains.
+
 ## How safe that is
 
 A merge writes a new folder; base and adapter are only read.
