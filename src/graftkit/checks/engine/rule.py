@@ -71,6 +71,10 @@ def unknown(message: str, *, help: str | None = None, **evidence: Any) -> Observ
     return Observation(Severity.UNKNOWN, message, None, help, evidence)
 
 
+# What a check that failed may be; "info" is a failure that does not affect what the user is doing.
+_FAILURES = frozenset({Severity.ERROR, Severity.WARNING})
+
+
 @dataclass(frozen=True)
 class Setting:
     """A limit of a rule that a user may change.
@@ -156,7 +160,7 @@ class Rule:
     def finding(self, seen: Observation, severity: Severity | None = None) -> Finding:
         """Return an observation as a finding of this rule; ``severity`` replaces the rule's own for a failure."""
         verdict = (severity or self.severity) if seen.verdict is None else seen.verdict
-        advice = seen.help or (self.help if seen.verdict is None else None)
+        advice = seen.help or (self.help if verdict in _FAILURES else None)
         return Finding(
             code=self.code,
             severity=verdict,
