@@ -267,10 +267,13 @@ def test_a_checkpoint_without_the_initial_values_is_not_resumed(tmp_path: Path, 
     ],
 )
 def test_what_cannot_begin_is_refused_before_anything_is_loaded(
-    tmp_path: Path, init: str, trainer: str, args: dict[str, Any]
+    tmp_path: Path, base: Path, init: str, trainer: str, args: dict[str, Any]
 ) -> None:
+    """The base has no weights, which would be the error if it were loaded."""
+    empty = shutil.copytree(base, tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
+    data = {"reward": "number_match"} if trainer == "grpo" else {}
     with pytest.raises(RecipeError) as caught:
-        train(read_recipe(recipe(tmp_path, tmp_path / "no-model", init, trainer=trainer, args=args)))
+        train(read_recipe(recipe(tmp_path, empty, init, trainer=trainer, args=args, data=data)))
     assert caught.value.code == "initializer"
     assert caught.value.where is not None
     assert f"{init}.json:" in caught.value.where

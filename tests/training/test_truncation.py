@@ -70,7 +70,7 @@ def test_doctor_downloads_no_data(tmp_path: Path, base: Path, monkeypatch: pytes
 
     recipe = recipe_for(tmp_path, base, PAIRS, max_length=80)
     (tmp_path / "run.jsonl").unlink()
-    for offline, code in ((True, "data-unreadable"), (False, "data-not-local")):
+    for offline, code in ((True, "data-missing"), (False, "data-not-local")):
         monkeypatch.setattr(config, "HF_HUB_OFFLINE", offline)
         (told,) = truncation(gk.doctor(recipe=recipe))
         assert (told.severity, told.evidence["code"]) == (Severity.UNKNOWN, code)

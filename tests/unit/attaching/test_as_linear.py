@@ -114,7 +114,7 @@ def test_an_adapter_computes_what_one_inside_the_wrapper_does(
     expected = logits_of(adapted, batch)
     assert not torch.equal(expected, base)
     adapted.save_pretrained(tmp_path / "as linear")
-    migrate(tmp_path / "as linear", twin_of(E2B), tmp_path / "migrated")
+    migrate(tmp_path / "as linear", twin_of(E2B), tmp_path / "migrated", trained_without_clamp=False)
     handle.restore()
     assert torch.equal(logits_of(adapted, batch), expected)
     adapted.save_pretrained(tmp_path / "restored")

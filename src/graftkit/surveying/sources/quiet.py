@@ -24,5 +24,8 @@ def quiet_transformers() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _without_bar(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return make(*args, **{**kwargs, "disable": True})
+def _without_bar(_: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # A disabled bar of tqdm still takes its lock, which processes share: a child that is killed may hold it for good.
+    from transformers.utils.logging import EmptyTqdm
+
+    return EmptyTqdm(*args, **kwargs)
