@@ -25,7 +25,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _without_bar(_: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # A disabled bar of tqdm still takes its lock, which processes share: a child that is killed may hold it for good.
+    # A disabled bar of tqdm still takes its lock, which a process shares with its forks: one that is killed may
+    # hold it for good.
     from transformers.utils.logging import EmptyTqdm
 
     return EmptyTqdm(*args, **kwargs)
