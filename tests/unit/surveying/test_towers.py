@@ -283,3 +283,10 @@ def test_adapters_do_not_change_the_towers(build: Callable[[], nn.Module], other
     tower_of = tower_finder(adapted.get_base_model())
     assert {path: tower_of(path) for path in expected} == expected
     assert {path: tower_of(f"{path}.lora_A.default") for path in expected} == expected
+
+
+def test_a_class_may_have_several_main_inputs() -> None:
+    """OneFormer's are a list, which no lookup by name takes."""
+    assert {site.tower for site in gk.survey("oneformer") if site.path.startswith("pixel_level_module")} == {
+        "vision"
+    }

@@ -29,9 +29,15 @@ _TOWER_OF_MODALITY = {"text": "language", "image": "vision", "video": "vision", 
 
 def fed_towers(model: nn.Module) -> tuple[str, ...]:
     """Return the towers that every batch feeds, since they take the main input of the model or of one it holds."""
-    inputs = (getattr(inner, "main_input_name", "") for _, inner in models_inside(model))
+    inputs = (name for _, inner in models_inside(model) for name in main_inputs(inner))
     modalities = (MODALITY_OF_INPUT[name] for name in inputs if name in MODALITY_OF_INPUT)
     return tuple(dict.fromkeys(_TOWER_OF_MODALITY[modality] for modality in modalities))
+
+
+def main_inputs(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the inputs that a transformers class calls its main ones: one, or several (OneFormer)."""
+    main = getattr(module, "main_input_name", "")
+    return (main,) if isinstance(main, str) else tuple(main)
 
 
 def modalities_taken(module: nn.Module) -> tuple[str, ...]:
@@ -59,7 +65,7 @@ def stated_towers(module: Any) -> tuple[str, ...]:
     """
     from transformers import PreTrainedModel
 
-    main = MODALITY_OF_INPUT.get(str(getattr(module, "main_input_name", "")))
+    main = next((MODALITY_OF_INPUT[name] for name in main_inputs(module) if name in MODALITY_OF_INPUT), None)
     if getattr(module, "input_modalities", None) not in (None, PreTrainedModel.input_modalities):
         taken: tuple[str | None, ...] = modalities_taken(module)
     elif main not in (None, MODALITY_OF_INPUT[PreTrainedModel.main_input_name]):
