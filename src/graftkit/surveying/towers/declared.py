@@ -35,7 +35,7 @@ def fed_towers(model: nn.Module) -> tuple[str, ...]:
 
 
 def main_inputs(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the inputs that a transformers class calls its main ones: one, or several (OneFormer)."""
+    """Return the names of the inputs that a transformers class calls its main ones: several in OneFormer."""
     main = getattr(module, "main_input_name", "")
     return (main,) if isinstance(main, str) else tuple(main)
 
