@@ -129,13 +129,10 @@ def _rows(recipe: Recipe) -> Any:
     from datasets import config
 
     from graftkit.data.load import load_data
+    from graftkit.data.source import place_of
 
     path = recipe.fields.data.path
-    if (
-        path is not None
-        and not (recipe.path.parent / Path(path).expanduser()).exists()
-        and not config.HF_HUB_OFFLINE
-    ):
+    if path is not None and not place_of(path, recipe).exists() and not config.HF_HUB_OFFLINE:
         raise DataError(
             f"the data {path} is not a local file or folder",
             why="a check downloads nothing; training reads and checks it",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from graftkit.checks.engine.rule import Observation, failed
 from graftkit.recipes.recipe import Recipe
@@ -30,17 +30,20 @@ def failed_with(faults: Sequence[Fault], recipe: Recipe) -> Observation:
     if len(faults) == 1:
         message, advice = faults[0].message, faults[0].help
     else:
-        message = "; ".join(f"{_line(fault, recipe)}{fault.message}" for fault in faults)
+        message = "; ".join(_with_line(fault, recipe) for fault in faults)
         advice = "; ".join(dict.fromkeys(fault.help for fault in faults))
     key = next((fault.key for fault in faults if fault.key), None)
     return failed(message, help=advice, key=key, faults=[_evidence(fault, recipe) for fault in faults])
 
 
-def _line(fault: Fault, recipe: Recipe) -> str:
-    line = None if fault.key is None else recipe.line(fault.key)
-    return "" if line is None else f"line {line}: "
+def _line(fault: Fault, recipe: Recipe) -> int | None:
+    return None if fault.key is None else recipe.line(fault.key)
+
+
+def _with_line(fault: Fault, recipe: Recipe) -> str:
+    line = _line(fault, recipe)
+    return fault.message if line is None else f"line {line}: {fault.message}"
 
 
 def _evidence(fault: Fault, recipe: Recipe) -> dict[str, str | int | None]:
-    line = None if fault.key is None else recipe.line(fault.key)
-    return {"code": fault.code, "key": fault.key, "line": line, "message": fault.message, "help": fault.help}
+    return {**asdict(fault), "line": _line(fault, recipe)}
