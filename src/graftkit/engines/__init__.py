@@ -1,4 +1,4 @@
-"""What serves adapters, and what each engine does with their files: one file each, found by listing the folder."""
+"""What serves adapters, and what each engine does with their files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from functools import cache
 
 from packaging.version import InvalidVersion, Version
 
-from graftkit.engines._base import Engine, Fact, Feature, Stance
+from graftkit.engines import facts
+from graftkit.engines.base import Engine, Fact, Feature, Stance
 from graftkit.errors import EngineError
 from graftkit.text import suggest
 
@@ -20,8 +21,8 @@ __all__ = ["Engine", "Fact", "Feature", "Stance", "all_engines", "engine_named"]
 @cache
 def all_engines() -> tuple[Engine, ...]:
     """Return every engine in its newest known version, by name."""
-    names = [name for _, name, _ in pkgutil.iter_modules(__path__) if not name.startswith("_")]
-    engines = [importlib.import_module(f"{__name__}.{name}").ENGINE for name in names]
+    names = [name for _, name, _ in pkgutil.iter_modules(facts.__path__) if not name.startswith("_")]
+    engines = [importlib.import_module(f"{facts.__name__}.{name}").ENGINE for name in names]
     return tuple(sorted(engines, key=lambda engine: engine.name))
 
 

@@ -1,6 +1,6 @@
 """What an engine file says: facts about what serves adapters, each with its versions and its source.
 
-To add an engine, add ``engines/<name>.py`` with an ``ENGINE``; nothing else names it.
+To add an engine, add ``engines/facts/<name>.py`` with an ``ENGINE``; nothing else names it.
 """
 
 from __future__ import annotations

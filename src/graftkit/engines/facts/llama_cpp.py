@@ -3,7 +3,7 @@
 Read in both files as of 2026. Its versions are build numbers, which the files do not name; nor do the facts.
 """
 
-from graftkit.engines._base import FOLD_SCALE, Engine, Fact, Feature, Stance, ignores_moved_base
+from graftkit.engines.base import FOLD_SCALE, Engine, Fact, Feature, Stance, ignores_moved_base
 
 _CONVERTER = "convert_lora_to_gguf.py"
 _SCALE = "llama-adapter.h: llama_adapter_lora_weight::get_scale"

@@ -4,7 +4,7 @@ The newest of these threads are of September 2026 and say "the latest version", 
 for every version up to it.
 """
 
-from graftkit.engines._base import (
+from graftkit.engines.base import (
     FOLD_SCALE,
     MERGE,
     Engine,

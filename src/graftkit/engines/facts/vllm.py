@@ -7,7 +7,7 @@ Read in ``vllm/lora/`` (peft_helper, lora_model, utils, model_manager), in the A
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from graftkit.engines._base import (
+from graftkit.engines.base import (
     MERGE,
     Engine,
     Fact,
