@@ -40,8 +40,8 @@ class Served:
         factor: what the update is multiplied by: 0 ignored, 1 applied.
         compared: how many log-probabilities were compared.
         says: the engine's words where it refused, else why nothing can be told.
-        replaced: parts of the engine that were replaced for the run, as a kernel that needs a GPU: what they compute
-            is not proven.
+        replaced: parts of the engine that were replaced for the run, as a kernel that needs a GPU: what they
+            compute is not proven.
         site: the first site whose part of the adapter is served otherwise, where it was looked for.
     """
 
