@@ -36,6 +36,7 @@ FLOORS = (
     ("engines",),
     ("checks",),
     ("report",),
+    ("serving",),
     ("training",),
     ("demo",),
     ("cli",),

@@ -8,9 +8,18 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from graftkit.families._base import IGNORED_LABEL, Bypassed, Family, Requirement
+from graftkit.families._base import IGNORED_LABEL, Bypassed, Family, Requirement, ServedTwin
 
-__all__ = ["IGNORED_LABEL", "Bypassed", "Family", "Requirement", "all_families", "family_of", "geometry"]
+__all__ = [
+    "IGNORED_LABEL",
+    "Bypassed",
+    "Family",
+    "Requirement",
+    "ServedTwin",
+    "all_families",
+    "family_of",
+    "geometry",
+]
 
 
 @cache

@@ -44,6 +44,22 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class ServedTwin:
+    """What inference engines read in a checkpoint of a family, beyond what transformers needs to build a twin.
+
+    Attributes:
+        overrides: configuration values of a twin that engines load; nested mappings address sub-configurations.
+        tokens: texts of special tokens that a processor or a converter looks up, by the configuration's field that
+            holds the id, or by themselves where there is none.
+        files: JSON files that belong beside the weights, by name: of image processors and the like.
+    """
+
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts about one family of models that their structure does not show.
 
@@ -57,6 +73,7 @@ class Family:
             whose inputs cannot be derived from the configuration alone; ``modalities`` is a frozenset of
             "text", "image", "audio". None where the generic batch is right.
         requires: versions of packages that these models need.
+        served_twin: what a twin needs so that inference engines load it.
     """
 
     name: str
@@ -66,3 +83,4 @@ class Family:
     twin_overrides: Mapping[str, Any] = field(default_factory=dict)
     example_inputs: Callable[..., dict[str, Any]] | None = None
     requires: tuple[Requirement, ...] = ()
+    served_twin: ServedTwin = field(default_factory=ServedTwin)

@@ -1,0 +1,74 @@
+"""A twin in a folder that inference engines load: weights, configuration, tokenizer and processor files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.families import ServedTwin, family_of
+from graftkit.files import atomic_folder
+from graftkit.serving.twin_tokenizer import write_tokenizer
+from graftkit.surveying.sources.load_config import load_config
+from graftkit.surveying.sources.quiet import quiet_transformers
+from graftkit.twins.twin import twin
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_MARKER = "config.json"
+
+
+def write_engine_twin(
+    source: Any, folder: Path | str, *, seed: int = 0, overrides: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """Write a twin of ``source`` as engines load it, and return the model that was written.
+
+    The folder holds float32 safetensors under the names that released checkpoints use, the configuration with the
+    values that engines read and transformers does not need (``families/``), a byte-fallback BPE tokenizer over the
+    twin's vocabulary, the generation configuration, and processor files where a class asks for them.
+
+    Args:
+        source: what ``gk.twin`` takes: a model, a configuration, a path, a model type or a hub id.
+        folder: the folder to write; one that was written for this purpose is replaced.
+        seed: of the weights.
+        overrides: configuration values the twin must have, over those of its family.
+
+    Returns:
+        The live model: float32, in eval mode, on the CPU.
+
+    Raises:
+        SourceError: ``source`` names no model.
+        BuildError: code ``twin``: no twin can be built.
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    served = _served(source)
+    model = twin(source, seed=seed, overrides=_over(served.overrides, overrides or {}))
+    with atomic_folder(folder, marker=_MARKER) as target, quiet_transformers():
+        model.save_pretrained(target)
+        write_tokenizer(model.config, target, served.tokens)
+        for name, content in served.files.items():
+            (target / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return model
+
+
+def _served(source: Any) -> ServedTwin:
+    family = family_of(_config(source).model_type)
+    return family.served_twin if family else ServedTwin()
+
+
+def _config(source: Any) -> PretrainedConfig:
+    from transformers import PreTrainedModel
+
+    return source.config if isinstance(source, PreTrainedModel) else load_config(source).config
+
+
+def _over(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``extra``, mapping by mapping."""
+    merged = dict(base)
+    for name, value in extra.items():
+        inner = merged.get(name)
+        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        merged[name] = _over(inner, value) if both else value
+    return merged

@@ -1,0 +1,75 @@
+"""The folder of a twin that engines load: what transformers reads back is the model that was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from graftkit.errors import OutputError
+from graftkit.serving.engine_twin import write_engine_twin
+from graftkit.serving.twin_tokenizer import special_tokens
+
+FAMILIES = ["llama", "qwen3", "mixtral", "gemma3_text", "qwen3_moe", "gpt_oss"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    done: dict[str, tuple[Any, Path]] = {}
+
+    def make(name: str) -> tuple[Any, Path]:
+        if name not in done:
+            folder = tmp_path_factory.mktemp("twins") / name
+            done[name] = (write_engine_twin(name, folder), folder)
+        return done[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_loaded_computes_what_was_written(name: str, written: Any) -> None:
+    model, folder = written(name)
+    loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_weights_lie_in_single_precision(name: str, written: Any) -> None:
+    _, folder = written(name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == "float32"
+    assert [path.suffix for path in folder.glob("model*")] == [".safetensors"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_id_of_the_vocabulary_is_one_token(name: str, written: Any) -> None:
+    model, folder = written(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert sorted(tokenizer.get_vocab().values()) == list(range(model.config.vocab_size))
+    for index, text in special_tokens(model.config, {}).items():
+        assert tokenizer.convert_ids_to_tokens(index) == text
+        assert tokenizer(text, add_special_tokens=False).input_ids == [index]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=st.text().filter(lambda text: "<" not in text and "▁" not in text))
+def test_any_text_comes_back_from_its_tokens(text: str, written: Any) -> None:
+    _, folder = written("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(OutputError):
+        write_engine_twin("llama", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
