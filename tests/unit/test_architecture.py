@@ -34,6 +34,7 @@ FLOORS = (
     ("adapters",),
     ("merging",),
     ("engines",),
+    ("converting",),
     ("checks",),
     ("report",),
     ("serving",),

@@ -1,0 +1,272 @@
+"""What vLLM's and SGLang's forms share: PEFT's file names, and one pair of factors for each matrix."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.adapters.file import CONFIG_NAME, DEFAULT_RANK, WEIGHTS_NAME, AdapterFile, read_adapter
+from graftkit.converting.base import ConvertBase
+from graftkit.converting.delta import Deltas, Factors, Slice
+from graftkit.converting.dialects._engine_names import EngineNames
+from graftkit.converting.safetensors_file import OutTensor, write_safetensors
+from graftkit.errors import AdapterError
+from graftkit.files import write_text
+from graftkit.merging.adapter.tensors import AdapterTensors
+from graftkit.modeling.unwrapping import PEFT_PREFIX
+from graftkit.planning.matching import value_at
+
+if TYPE_CHECKING:
+    import torch
+
+# PEFT's default, for a configuration that leaves ``lora_alpha`` out. Source: peft.LoraConfig.
+_DEFAULT_ALPHA = 8
+ORIGIN = ("base_model_name_or_path", "revision", "task_type")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair of tensors to write.
+
+    Attributes:
+        module: the engine's name for the matrix.
+        factors: what it holds, with the scale of the configuration that is written beside it.
+        embedding: whether the engine takes it for an embedding's.
+    """
+
+    module: str
+    factors: Factors
+    embedding: bool = False
+
+    def tensors(self) -> tuple[OutTensor, OutTensor]:
+        """Return A and B as they are written: (r, in) and (out, r)."""
+        at = f"{PEFT_PREFIX}{self.module}"
+        names = [f"{at}.lora_A.weight", f"{at}.lora_B.weight"]
+        if self.embedding:
+            names = [f"{at}.lora_embedding_A", f"{at}.lora_embedding_B"]
+        factors = self.factors
+        (out, ins), rank = factors.shape, factors.rank
+        return (
+            OutTensor(names[0], factors.dtype, (rank, ins), lambda: factors.read()[0]),
+            OutTensor(names[1], factors.dtype, (out, rank), lambda: factors.read()[1]),
+        )
+
+
+def write_pairs(pairs: Iterable[Pair], origin: Mapping[str, Any], folder: Path) -> None:
+    """Write pairs of one scale, and their configuration, as a PEFT folder.
+
+    Args:
+        origin: fields of the configuration that say where the adapter comes from.
+    """
+    every = tuple(pairs)
+    config = {**origin, **_config(every)}
+    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_safetensors(folder / WEIGHTS_NAME, (tensor for pair in every for tensor in pair.tensors()))
+
+
+def _config(pairs: tuple[Pair, ...]) -> dict[str, Any]:
+    rank, scale = common_scale(pair.factors for pair in pairs)
+    alpha = scale * rank
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": sorted({pair.module.rpartition(".")[2] for pair in pairs}),
+    }
+
+
+def pairs_of(deltas: Deltas, names: EngineNames) -> tuple[Pair, ...]:
+    """Return the pairs of the engine's modules, all of one scale; stacked experts one by one, and completely."""
+    _, scale = common_scale(deltas)
+    groups = _whole_groups(deltas, names)
+    found = []
+    for parameter, every in groups.items():
+        stacked = names.base.is_stacked(parameter)
+        widest = max(factors.rank for factors in every)
+        for factors in every:
+            one = rescaled(factors, scale, widest if stacked else factors.rank)
+            for copy in names.copies(one.at):
+                parts = names.modules(one.moved(copy))
+                found += [Pair(module, part, names.is_embedding(part.at)) for module, part in parts]
+    return tuple(found)
+
+
+def _whole_groups(deltas: Deltas, names: EngineNames) -> dict[str, tuple[Factors, ...]]:
+    """Return the updates by parameter; where one of a layer's experts is adapted, zeros fill up all others.
+
+    Source: ``vllm.lora.lora_weights.PackedLoRALayerWeights.pack_moe`` takes all experts, of one rank a projection.
+    """
+    groups = deltas.by_parameter()
+    holders = {name.rpartition(".")[0] for name in groups if names.base.is_stacked(name)}
+    for name in names.base.shapes:
+        if name.rpartition(".")[0] in holders and names.base.is_stacked(name):
+            given = {factors.at.expert: factors for factors in groups.get(name, ())}
+            slices = names.matrices(name)
+            groups[name] = tuple(given.get(at.expert) or zeros(at, names.base) for at in slices)
+    return groups
+
+
+def zeros(at: Slice, base: ConvertBase) -> Factors:
+    """Return factors of rank 1 that add nothing."""
+    shape = base.matrix(at.parameter)
+
+    def read() -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        return torch.zeros(1, shape[1]), torch.zeros(shape[0], 1)
+
+    return Factors(at, 1, shape, 1.0, "F32", str(at), read)
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """A PEFT folder as an engine reads it: pairs of factors by the names of modules, scaled by the configuration.
+
+    Attributes:
+        scale_of: the factor that the engine multiplies a module's update by: (configuration, module, rank).
+    """
+
+    file: AdapterFile
+    scale_of: Callable[[Mapping[str, Any], str, int], float]
+    tensors: AdapterTensors = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path, scale_of: Callable[[Mapping[str, Any], str, int], float]) -> PairFile:
+        file = read_adapter(folder)
+        return cls(file, scale_of, AdapterTensors(file))
+
+    def read(self, base: ConvertBase, slice_of: Callable[[str], Slice | None]) -> Deltas:
+        """Read every pair.
+
+        Args:
+            slice_of: what of the base the engine's module of that name is; None where there is no such module.
+
+        Raises:
+            AdapterError: ``adapter-does-not-fit``: a tensor is no factor, or lacks the other one; or it has no
+                module, or another shape.
+        """
+        self.tensors.check_not_empty()
+        found = []
+        for module, (a, b) in self._pairs().items():
+            at = slice_of(module)
+            if at is None:
+                raise does_not_fit(self.file, a, f"the engine has no module {module} for this base")
+            found.append(self._factors(module, a, b, at, base))
+        origin = {name: self.file.config[name] for name in ORIGIN if self.file.config.get(name) is not None}
+        return Deltas(tuple(found), (), origin)
+
+    def _pairs(self) -> dict[str, tuple[str, str]]:
+        halves: dict[str, dict[str, str]] = {}
+        for name in self.file.tensors:
+            module, side = _split(name)
+            if not module:
+                raise does_not_fit(self.file, name, "it is neither A nor B of a LoRA")
+            halves.setdefault(module, {})[side] = name
+        for sides in halves.values():
+            if len(sides) != 2:
+                only = next(iter(sides.values()))
+                raise does_not_fit(self.file, only, "the other tensor of the pair is missing")
+        return {module: (sides["A"], sides["B"]) for module, sides in halves.items()}
+
+    def _factors(self, module: str, a: str, b: str, at: Slice, base: ConvertBase) -> Factors:
+        shapes = self.tensors.shapes
+        out, ins = base.matrix(at.parameter)
+        out = out if at.outs is None else len(at.outs)
+        rank = shapes[a][0]
+        if shapes[a] != (rank, ins) or shapes[b] != (out, rank):
+            why = f"{list(shapes[a])} and {list(shapes[b])} do not make {[out, ins]}"
+            raise does_not_fit(self.file, a, why)
+        return Factors(
+            at=at,
+            rank=rank,
+            shape=(out, ins),
+            scale=self.scale_of(self.file.config, module, rank),
+            dtype=self.file.tensors[b].dtype,
+            name=b,
+            read=partial(self._read, a, b),
+        )
+
+    def _read(self, a: str, b: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.tensors.read_cached(a), self.tensors.read_cached(b)
+
+
+_ENDS = {
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_embedding_A": "A",
+    ".lora_embedding_B": "B",
+}
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the module and the side of a tensor's name; empty where it is no factor."""
+    end = next((end for end in _ENDS if name.endswith(end)), None)
+    if end is None or not name.startswith(PEFT_PREFIX):
+        return "", ""
+    return name.removeprefix(PEFT_PREFIX).removesuffix(end), _ENDS[end]
+
+
+def does_not_fit(file: AdapterFile, where: str, why: str) -> AdapterError:
+    """Return the error for a tensor that the engine has no place for."""
+    return AdapterError(
+        "a tensor of the adapter fits nothing in this base",
+        where=where,
+        why=why,
+        help=f"name the base that {file.folder} was made for, and the engine that it was converted for",
+        code="adapter-does-not-fit",
+    )
+
+
+def peft_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Return PEFT's scale of a module: patterns and rsLoRA are honoured.
+
+    Source: ``peft.tuners.lora.layer.LoraLayer.update_layer``.
+    """
+    alpha = float(value_at(config.get("alpha_pattern"), module, config.get("lora_alpha", _DEFAULT_ALPHA)))
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def one_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Return the one scale of an engine that reads ``lora_alpha`` and ``r`` alone."""
+    del module, rank
+    return float(config.get("lora_alpha", _DEFAULT_ALPHA)) / int(config.get("r", DEFAULT_RANK))
+
+
+def common_scale(factors: Iterable[Factors]) -> tuple[int, float]:
+    """Return the largest rank, and the scale that most updates have."""
+    every = list(factors)
+    scales = [f.scale for f in every]
+    return max(f.rank for f in every), max(dict.fromkeys(scales), key=scales.count)
+
+
+def rescaled(factors: Factors, scale: float, rank: int) -> Factors:
+    """Return the same update with another scale, and a rank that zeros fill up.
+
+    B then carries the ratio of the scales. It is kept in single precision unless it is a power of two, which moves
+    no digit of it.
+    """
+    ratio = factors.scale / scale
+    dtype = factors.dtype if _is_power_of_two(ratio) else "F32"
+
+    def read() -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        a, b = factors.read()
+        missing = rank - factors.rank
+        b = b if ratio == 1 else b.double() * ratio
+        return torch.nn.functional.pad(a, (0, 0, 0, missing)), torch.nn.functional.pad(b, (0, missing))
+
+    if ratio == 1 and rank == factors.rank:
+        return factors
+    return replace(factors, scale=scale, rank=rank, dtype=dtype, read=read)
+
+
+def _is_power_of_two(number: float) -> bool:
+    return number > 0 and math.frexp(number)[0] == 0.5

@@ -1,0 +1,47 @@
+"""vLLM's form: PEFT's files, with the names of the published checkpoint and a pair for every matrix of the engine.
+
+Sources: ``vllm/lora/utils.py`` (``parse_fine_tuned_lora_name``), ``vllm/lora/peft_helper.py`` (the scale of each
+module), ``vllm/lora/model_manager.py`` (experts one by one, ``_create_merged_loras_inplace``), run with 0.32.0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from graftkit.converting.base import ConvertBase
+from graftkit.converting.delta import Deltas, Slice
+from graftkit.converting.dialects import _pairs
+from graftkit.converting.dialects._base import DialectFormat
+from graftkit.converting.dialects._engine_names import EngineNames
+
+
+@dataclass(frozen=True)
+class VllmDialect(DialectFormat):
+    """What vLLM reads. It honours one scale for all modules in every version, and patterns only in the newest."""
+
+    name: ClassVar[str] = "vllm"
+    engine: ClassVar[str | None] = "vllm"
+    # B with another scale than most is kept in single precision.
+    rounding: ClassVar[float] = 2.0**-24
+
+    def recognises(self, folder: Path) -> bool:
+        del folder  # its files are called as PEFT's: only the mark tells
+        return False
+
+    def refusals(self, deltas: Deltas, base: ConvertBase) -> dict[str, str]:
+        del deltas, base
+        return {}
+
+    def write(self, deltas: Deltas, base: ConvertBase, folder: Path) -> None:
+        _pairs.write_pairs(_pairs.pairs_of(deltas, EngineNames(base)), deltas.config, folder)
+
+    def read(self, folder: Path, base: ConvertBase) -> Deltas:
+        return _pairs.PairFile.open(folder, _pairs.peft_scale).read(base, EngineNames(base).slices.get)
+
+    def places(self, at: Slice, base: ConvertBase) -> tuple[Slice, ...]:
+        return EngineNames(base).copies(at)
+
+
+DIALECT = VllmDialect()
