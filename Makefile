@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-distributed test-peers fuzz lint format docs bench clean
+.PHONY: demo test test-slow test-distributed test-peers fuzz lint format docs bench engines clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo
@@ -46,6 +46,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	for figure in benchmarks/*.py; do $(BIN)/python $$figure || exit 1; done
+
+# What a proof serves adapters in: 5 GB and, where llama.cpp has to be compiled, half an hour.
+engines: $(STAMP)
+	for engine in llama.cpp mlx vllm; do $(BIN)/python -m graftkit.serving.install $$engine .engines/$$engine || exit 1; done
 
 # torch first and by its exact version: a range would let pip replace a CPU build by one with CUDA packages.
 $(STAMP): pyproject.toml constraints.txt

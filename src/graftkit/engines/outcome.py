@@ -10,11 +10,11 @@ from typing import Any
 class Outcome(StrEnum):
     """What an engine, or a live server, did with an adapter.
 
-    ``APPLIED``: its outputs are the adapter's, within the engine's own error on the base. ``IGNORED``: they are the
-    base's. ``SCALED``: they lie on the line from the base through the adapter, at another place than 1.
-    ``DIFFERENT``: they are neither. ``REFUSED``: it did not load the adapter. ``OTHER_BASE``: already its base is not
-    the adapter's. ``OTHER_TEMPLATE``: it was asked another prompt than the adapter was trained on. ``UNKNOWN``: it
-    cannot be told, which is never "applied".
+    ``APPLIED``: its outputs are the adapter's, within the engine's own error on the base. ``IGNORED``: they are
+    the base's. ``SCALED``: they lie on the line from the base through the adapter, at another place than 1.
+    ``DIFFERENT``: they are neither. ``REFUSED``: it did not load the adapter. ``OTHER_BASE``: already its base is
+    not the adapter's. ``OTHER_TEMPLATE``: it was asked another prompt than the adapter was trained on.
+    ``UNKNOWN``: it cannot be told, which is never "applied".
     """
 
     APPLIED = "applied"
@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Served:
-    """One adapter in one engine, compared with the same adapter in PEFT. Figures are None where they are not known.
+    """One adapter in one engine, compared with the same adapter in PEFT; figures that are not known are None.
 
     Attributes:
         outcome: what the comparison came to.

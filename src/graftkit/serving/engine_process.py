@@ -103,8 +103,8 @@ def serve(
 ) -> EngineRun:
     """Serve a base and its adapters in an engine.
 
-    An adapter that ends the engine's process counts as refused, in the last words of the process, and the engine is
-    started again for those that are left.
+    An adapter that ends the engine's process counts as refused, in the last words of the process, and the engine
+    is started again for those that are left.
 
     Args:
         engine: "vllm", "llama.cpp" or "mlx".

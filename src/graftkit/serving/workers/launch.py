@@ -1,7 +1,7 @@
 """Serve a base and its adapters in one engine, and write the log-probabilities of the next tokens.
 
-Run as ``python -P launch.py ENGINE JOB`` by the Python that the engine is installed in, where ENGINE is the stem of
-a file beside this one. ``JOB/job.json`` holds
+Run as ``python -P launch.py ENGINE JOB`` by the Python that the engine is installed in, where ENGINE is the stem
+of a file beside this one. ``JOB/job.json`` holds
 
 - ``base``: the folder of the model, or the file that the engine loads;
 - ``adapters``: name -> folder or file, as the engine takes it;

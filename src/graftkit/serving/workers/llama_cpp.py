@@ -140,7 +140,7 @@ def _run_converter(script: str, arguments: list[str]) -> None:
     import runpy
 
     sys.path[:0] = [str(Path(script).parent / "gguf-py"), str(Path(script).parent)]
-    from conversion import base  # type: ignore[import-not-found]
+    from conversion import base
 
     known = base.TextModel.get_vocab_base_pre
 
