@@ -52,11 +52,16 @@ class ServedTwin:
         tokens: texts of special tokens that a processor or a converter looks up, by the configuration's field that
             holds the id, or by themselves where there is none.
         files: JSON files that belong beside the weights, by name: of image processors and the like.
+        released: ``(fields) -> fields``: from what transformers writes into ``config.json``, the fields that
+            released configurations have instead; nested mappings address sub-configurations.
+        tokenizer_class: what ``tokenizer_config.json`` calls the tokenizer, where a converter decides by it.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     tokens: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    released: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    tokenizer_class: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ code; the tests build each geometry on the meta device and compare wrapper and p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graftkit.families._base import IGNORED_LABEL, Family, Requirement
+from graftkit.families._base import IGNORED_LABEL, Family, Requirement, ServedTwin
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,27 @@ _WINDOWS_PER_SIDE = 2
 _TEXT_TOKENS = 8
 # mm_token_type_ids: 0 text, 1 image, 2 video, 3 audio (Gemma4Processor).
 _IMAGE_TYPE, _AUDIO_TYPE = 1, 3
+
+
+# The texts of the special tokens (``extra_special_tokens`` of the released tokenizer_config.json).
+_TOKENS = {
+    "boi_token_id": "<|image>",
+    "image_token_id": "<|image|>",
+    "eoi_token_id": "<image|>",
+    "video_token_id": "<|video|>",
+    "boa_token_id": "<|audio>",
+    "audio_token_id": "<|audio|>",
+    "eoa_token_index": "<audio|>",
+}
+# vLLM takes these numbers of soft tokens alone, 70 the least (_SUPPORTED_SOFT_TOKENS in gemma4_mm.py).
+_SOFT_TOKENS = 70
+_PROCESSOR = {
+    "processor_class": "Gemma4Processor",
+    "image_seq_length": _SOFT_TOKENS,
+    "image_processor": {"image_processor_type": "Gemma4ImageProcessor", "max_soft_tokens": _SOFT_TOKENS},
+    "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"},
+    "video_processor": {"video_processor_type": "Gemma4VideoProcessor", "max_soft_tokens": _SOFT_TOKENS},
+}
 
 
 def _layers(sliding: int, repeats: int) -> list[str]:
@@ -231,6 +253,15 @@ def _clip(audio: Any, batch_size: int, generator: torch.Generator) -> dict[str, 
     return {"input_features": features, "input_features_mask": mask}
 
 
+def _released(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the global layers' sizes where released configurations state them, and not layer by layer."""
+    text = fields.get("text_config", {})
+    layers = text.get("per_layer_config") or {}
+    sizes: Mapping[str, Any] = next(iter(layers.values()), {})
+    names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
+    return {"text_config": {names[name]: value for name, value in sizes.items() if name in names}}
+
+
 FAMILY = Family(
     name="gemma4",
     model_types=("gemma4", "gemma4_text", "gemma4_vision", "gemma4_audio"),
@@ -251,5 +282,16 @@ FAMILY = Family(
             "layers that share keys and values compute wrong logits without a cache, and so in training",
             "https://github.com/huggingface/transformers/issues/45242",
         ),
+    ),
+    served_twin=ServedTwin(
+        overrides={
+            # mlx-lm reads the vocabulary's size here alone (mlx_lm/models/gemma4.py).
+            "vocab_size": 512,
+            # vLLM asks how many tokens a picture becomes (vllm/model_executor/models/gemma4_mm.py).
+            "vision_config": {"default_output_length": _SOFT_TOKENS},
+        },
+        tokens=_TOKENS,
+        files={"processor_config.json": _PROCESSOR},
+        released=_released,
     ),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.families import ServedTwin, family_of
-from graftkit.files import atomic_folder
+from graftkit.files import atomic_folder, write_text
 from graftkit.serving.twin_tokenizer import write_tokenizer
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.quiet import quiet_transformers
@@ -47,7 +47,8 @@ def write_engine_twin(
     model = twin(source, seed=seed, overrides=_over(served.overrides, overrides or {}))
     with atomic_folder(folder, marker=_MARKER) as target, quiet_transformers():
         model.save_pretrained(target)
-        write_tokenizer(model.config, target, served.tokens)
+        _write_config(model.config, target, served)
+        write_tokenizer(model.config, target, served)
         for name, content in served.files.items():
             (target / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
     return model
@@ -58,10 +59,43 @@ def _served(source: Any) -> ServedTwin:
     return family.served_twin if family else ServedTwin()
 
 
-def _config(source: Any) -> PretrainedConfig:
+def _config(source: Any) -> Any:
     from transformers import PreTrainedModel
 
     return source.config if isinstance(source, PreTrainedModel) else load_config(source).config
+
+
+def _write_config(config: PretrainedConfig, folder: Path, served: ServedTwin) -> None:
+    """Write ``config.json`` with the fields that released checkpoints have and engines read, too.
+
+    transformers 5 keeps what rotates in ``rope_parameters`` and renames a few fields (``attribute_map``); engines
+    other than those that use transformers read ``rope_theta``, ``rope_scaling`` and the names as released.
+    """
+    path = folder / _MARKER
+    written = json.loads(path.read_text(encoding="utf-8"))
+    released = served.released(written) if served.released else {}
+    write_text(path, json.dumps(_over(_as_released(written, config), released), indent=2, sort_keys=True) + "\n")
+
+
+def _as_released(fields: Mapping[str, Any], config: PretrainedConfig) -> dict[str, Any]:
+    names = {alias: fields[name] for alias, name in config.attribute_map.items() if name in fields}
+    inner = {
+        name: _as_released(fields[name], sub)
+        for name in config.sub_configs
+        if isinstance(fields.get(name), Mapping) and (sub := getattr(config, name, None)) is not None
+    }
+    return {**_rotation(fields.get("rope_parameters") or {}), **names, **fields, **inner}
+
+
+def _rotation(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what transformers 4 called the parameters of the rotary embedding."""
+    full, sliding = parameters.get("full_attention"), parameters.get("sliding_attention")
+    if isinstance(full, Mapping) and isinstance(sliding, Mapping):
+        return {"rope_theta": full["rope_theta"], "rope_local_base_freq": sliding["rope_theta"]}
+    flat = {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor") if name in parameters}
+    is_plain = parameters.get("rope_type", "default") == "default"
+    scaling = {name: value for name, value in parameters.items() if name not in flat}
+    return flat if is_plain else {**flat, "rope_scaling": scaling}
 
 
 def _over(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +103,8 @@ def _over(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in extra.items():
         inner = merged.get(name)
-        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
-        merged[name] = _over(inner, value) if both else value
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            merged[name] = _over(inner, value)
+        else:
+            merged[name] = value
     return merged

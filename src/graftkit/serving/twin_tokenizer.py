@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from graftkit.families import ServedTwin
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,13 +20,15 @@ _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _LETTERS = [_SPACE, *string.ascii_letters, *string.digits, *string.punctuation]
 _MERGES = [("t", "h"), ("th", "e"), (_SPACE, "the"), ("i", "n"), ("a", "n"), ("an", "d"), (_SPACE, "and")]
 _UNKNOWN = "<unk>"
+_ROLES = ("bos", "eos", "pad")
+_FIELD = re.compile(r"_token_(id|index)$")
 _TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
 
-def write_tokenizer(config: PretrainedConfig, folder: Path, tokens: Mapping[str, str]) -> None:
+def write_tokenizer(config: PretrainedConfig, folder: Path, served: ServedTwin) -> None:
     """Write ``tokenizer.json``, its configuration and a chat template for a model of this configuration.
 
     It is a BPE model with byte fallback and a sequence of decoders: what llama.cpp's converters take for a
@@ -31,31 +37,44 @@ def write_tokenizer(config: PretrainedConfig, folder: Path, tokens: Mapping[str,
     Args:
         config: says the vocabulary's size and the ids of the special tokens.
         folder: where to write.
-        tokens: the text of a special token by the configuration's field (``image_token_id``), or by itself where
-            the configuration has no such field.
+        served: the texts of special tokens, and the name of the tokenizer's class, where something reads them.
     """
     from transformers import PreTrainedTokenizerFast
 
-    named = special_tokens(config, tokens)
-    texts = set(named.values())
-    roles = {role: text for role in ("bos", "eos", "pad") if (text := named.get(_id(config, role)))}
+    named = special_tokens(config, served.tokens)
+    roles = {f"{role}_token": text for role in _ROLES if (text := named.get(_id(config, role)))}
+    fields = {
+        _FIELD.sub("_token", field): named[index] for field, index in _token_fields(config) if index in named
+    }
     saved = PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(config.get_text_config().vocab_size, named),
         unk_token=_UNKNOWN,
-        additional_special_tokens=sorted(texts - set(roles.values())),
-        **{f"{role}_token": text for role, text in roles.items()},
+        extra_special_tokens={field: text for field, text in fields.items() if text not in roles.values()},
+        **roles,
     )
     saved.chat_template = _TEMPLATE
     saved.save_pretrained(folder)
+    if served.tokenizer_class is not None:
+        _name_class(folder / "tokenizer_config.json", served.tokenizer_class)
+
+
+def _name_class(path: Path, name: str) -> None:
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(saved | {"tokenizer_class": name}, indent=2), encoding="utf-8")
 
 
 def special_tokens(config: PretrainedConfig, tokens: Mapping[str, str]) -> dict[int, str]:
-    """Return the text of every special token by its id, all inside the vocabulary."""
+    """Return the text of every special token by its id, all inside the vocabulary.
+
+    Args:
+        config: names ids in its fields (``image_token_id``).
+        tokens: the text of a token by the field, or by itself where the configuration has no such field.
+    """
     size = config.get_text_config().vocab_size
     found: dict[int, str] = {}
     for field, index in _token_fields(config):
         if index < size:
-            found.setdefault(index, tokens.get(field) or f"<{field.removesuffix('_id').removesuffix('_token')}>")
+            found.setdefault(index, tokens.get(field) or f"<{_FIELD.sub('', field)}>")
     fields = {field for field, _ in _token_fields(config)}
     free = (index for index in range(size - 1, -1, -1) if index not in found)
     for text in (text for name, text in tokens.items() if name not in fields):
@@ -67,7 +86,7 @@ def _token_fields(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
     """Yield (field, id) of the special tokens that a configuration and those inside it name."""
     for part in (config.get_text_config(), config):
         for field, value in part.to_dict().items():
-            if field.endswith(("_token_id", "_token_index")):
+            if _FIELD.search(field):
                 for index in value if isinstance(value, list) else [value]:
                     if isinstance(index, int) and index >= 0:
                         yield field, index

@@ -10,13 +10,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from graftkit.errors import OutputError
 from graftkit.serving.engine_twin import write_engine_twin
-from graftkit.serving.twin_tokenizer import special_tokens
 
-FAMILIES = ["llama", "qwen3", "mixtral", "gemma3_text", "qwen3_moe", "gpt_oss"]
+FAMILIES = """
+llama qwen2 qwen3 mixtral gemma3_text qwen3_moe gpt_oss mistral phi3 granite olmo2
+google/gemma-4-E2B-it google/gemma-4-31B-it google/gemma-4-26B-A4B-it
+""".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def make(name: str) -> tuple[Any, Path]:
         if name not in done:
-            folder = tmp_path_factory.mktemp("twins") / name
+            folder = tmp_path_factory.mktemp("twins") / name.replace("/", "-")
             done[name] = (write_engine_twin(name, folder), folder)
         return done[name]
 
@@ -35,7 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_loaded_computes_what_was_written(name: str, written: Any) -> None:
     model, folder = written(name)
-    loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
+    loaded = type(model).from_pretrained(folder)
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
@@ -53,10 +55,26 @@ def test_the_weights_lie_in_single_precision(name: str, written: Any) -> None:
 def test_every_id_of_the_vocabulary_is_one_token(name: str, written: Any) -> None:
     model, folder = written(name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert sorted(tokenizer.get_vocab().values()) == list(range(model.config.vocab_size))
-    for index, text in special_tokens(model.config, {}).items():
-        assert tokenizer.convert_ids_to_tokens(index) == text
-        assert tokenizer(text, add_special_tokens=False).input_ids == [index]
+    assert sorted(tokenizer.get_vocab().values()) == list(range(model.config.get_text_config().vocab_size))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_special_tokens_have_the_ids_of_the_configuration(name: str, written: Any) -> None:
+    model, folder = written(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        index = getattr(model.config.get_text_config(), role)
+        if index is not None:
+            assert getattr(tokenizer, role) == index
+            text = tokenizer.convert_ids_to_tokens(index)
+            assert tokenizer(text, add_special_tokens=False).input_ids == [index]
+
+
+def test_a_processor_finds_its_tokens(written: Any) -> None:
+    model, folder = written("google/gemma-4-E2B-it")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.image_token_id == model.config.image_token_id
+    assert tokenizer.audio_token_id == model.config.audio_token_id
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
