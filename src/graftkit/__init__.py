@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from graftkit.merging.rekey import rekey
     from graftkit.planning.plan import Plan, plan
     from graftkit.recipes.recipe import read_recipe
+    from graftkit.serving.sign import sign
     from graftkit.surveying.sites import ModelMap, Site
     from graftkit.surveying.survey import survey
     from graftkit.training.guard.guard import Guard
@@ -56,6 +57,7 @@ __all__ = [
     "plan",
     "read_recipe",
     "rekey",
+    "sign",
     "survey",
     "train",
     "twin",
@@ -85,6 +87,7 @@ _HOME = {
     "plan": "planning.plan",
     "read_recipe": "recipes.recipe",
     "rekey": "merging.rekey",
+    "sign": "serving.sign",
     "survey": "surveying.survey",
     "train": "training.run",
     "twin": "twins.twin",

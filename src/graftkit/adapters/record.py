@@ -71,10 +71,12 @@ class Fingerprint(_Section):
 
     Attributes:
         headers: hash of the names, dtypes and shapes of all tensors.
-        samples: bytes of some of them, since the headers of a base and of its instruction-tuned sibling are equal.
+        content: hash of sampled bytes, since the headers of a base and of its instruction-tuned sibling are equal.
+        samples: some tensors by themselves, to know the base by where it was quantized or saved in another dtype.
     """
 
     headers: _Hash
+    content: _Hash
     samples: Annotated[tuple[TensorSample, ...], Field(max_length=256)] = ()
 
 

@@ -13,6 +13,7 @@ from graftkit.checks.check import check
 from graftkit.data.load import load_data
 from graftkit.errors import TrainingError
 from graftkit.findings import Report
+from graftkit.modeling.unwrapping import peft_model_of
 from graftkit.planning.plan import Plan
 from graftkit.progress import Progress
 from graftkit.recipes.recipe import Recipe, read_recipe
@@ -97,6 +98,7 @@ def train(
     save_full_adapter(run.trainer, run.folder)
     if start.moved is not None and run.is_first_process:
         convert_to_plain_lora(run.folder, start.moved)
+    run.sign()
     result = run.result(run.evaluate(), Report((*run.guard.report, *run.check_saved())))
     run.write_report(result)
     # A launcher that sees one process end may end the others.
@@ -159,6 +161,14 @@ class _Run:
             for name, value in metrics.items()
             if isinstance(value, (int, float)) and name != "epoch" and not name.endswith(_TIMINGS)
         }
+
+    def sign(self) -> None:
+        """Write beside the adapter what it was trained on, and what it should answer."""
+        from graftkit.serving.sign import sign_saved
+
+        model = peft_model_of(self.trainer.model)
+        if self.is_first_process and model is not None:
+            sign_saved(model, self.inputs.base.processor, self.folder)
 
     def check_saved(self) -> Report:
         return check(self.folder, self.inputs.base.map) if self.is_first_process else Report(())

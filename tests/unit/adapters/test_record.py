@@ -45,7 +45,9 @@ def full() -> AdapterRecord:
     )
     return AdapterRecord(
         dialect=Dialect.PEFT,
-        base=BaseRecord(id="a/b", fingerprint=Fingerprint(headers="ab" * 32, samples=(sample,) * 3)),
+        base=BaseRecord(
+            id="a/b", fingerprint=Fingerprint(headers="ab" * 32, content="cd" * 32, samples=(sample,) * 3)
+        ),
         versions={"peft": "0.21.2"},
         tokenizer=TokenizerRecord(vocabulary="0" * 64, ids=(1, 2), template="1" * 64, rendering="<a>" * 100),
         plan=PlanRecord(method="LORA", r=8, alpha=16.0, modules=4, parameters=100, targets={"attention.q": 4}),

@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from graftkit.checks.engine.context import UndecidableError
+from graftkit.surveying.sources.local_processor import template_of, tokenizer_of
 from graftkit.text import first_line
 
 # Texts that no template contains.
@@ -48,20 +49,6 @@ def conversations_in(rows: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[Mes
             yield [*row["prompt"], *row.get("completion", ())]
 
 
-def template_of(processor: Any) -> str | None:
-    """Return the chat template of a tokenizer or processor, its default one if it has several."""
-    for owner in (processor, tokenizer_of(processor)):
-        template = getattr(owner, "chat_template", None)
-        template = template.get("default") if isinstance(template, Mapping) else template
-        if isinstance(template, str):
-            return template
-    return None
-
-
-def tokenizer_of(processor: Any) -> Any:
-    return getattr(processor, "tokenizer", processor)
-
-
 def render(processor: Any, messages: Sequence[Message]) -> str:
     """Return the conversation as text. Templates that take content in parts get it in parts.
 
@@ -70,6 +57,16 @@ def render(processor: Any, messages: Sequence[Message]) -> str:
     """
     text, _ = _rendered(processor, messages, template_of(processor))
     return text
+
+
+def sample_rendering(processor: Any) -> str | None:
+    """Return the sample conversation as the chat template renders it; None without one, or where it is refused."""
+    if template_of(processor) is None:
+        return None
+    try:
+        return render(processor, sample())
+    except TemplateRefusalError:
+        return None
 
 
 def apply_template(processor: Any, messages: Sequence[Message], template: str | None, **options: Any) -> Any:

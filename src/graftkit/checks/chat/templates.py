@@ -12,11 +12,9 @@ from graftkit.checks.chat.conversations import (
     apply_template,
     assistant,
     sample,
-    template_of,
-    tokenizer_of,
     user,
 )
-from graftkit.surveying.sources.local_processor import local_processor
+from graftkit.surveying.sources.local_processor import local_processor, template_of, tokenizer_of
 
 if TYPE_CHECKING:
     from graftkit.checks.engine.context import CheckContext

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from graftkit.errors import SourceError
 from graftkit.surveying.checkpoint.comparison import Checkpoint, compare
-from graftkit.surveying.checkpoint.headers import cached_weights, read_headers
+from graftkit.surveying.checkpoint.headers import INDEX, SINGLE, cached_weights, read_headers
 from graftkit.surveying.sources.load_config import LoadedConfig
+from graftkit.surveying.sources.local import existing_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,13 +27,27 @@ def local_checkpoint(loaded: LoadedConfig, model: PreTrainedModel) -> Checkpoint
         return None if error.code == "weights-not-found" else _unreadable(error)
 
 
+def weights_folder(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a model's safetensors files on this machine; None where not all of them are.
+
+    Args:
+        name: a folder or a hub id.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        SourceError: ``weights-header``: the cached index of a hub's model is malformed.
+    """
+    path = existing_path(name)
+    if path is not None:
+        return path if path.is_dir() and ((path / SINGLE).is_file() or (path / INDEX).is_file()) else None
+    cached = cached_weights(name, revision)
+    return None if cached is None else cached.path.parent
+
+
 def _folder(loaded: LoadedConfig) -> Path | None:
     if loaded.origin == "directory":
         return Path(loaded.name)
-    if loaded.origin not in {"hub", "cache"}:
-        return None
-    cached = cached_weights(loaded.name, loaded.revision)
-    return None if cached is None else cached.path.parent
+    return weights_folder(loaded.name, loaded.revision) if loaded.origin in {"hub", "cache"} else None
 
 
 def _unreadable(error: SourceError) -> Checkpoint:

@@ -1,7 +1,8 @@
-"""A model's processor or tokenizer, if it is on this machine."""
+"""A model's processor or tokenizer, if it is on this machine, and its chat template."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,3 +31,18 @@ def local_processor(source: Any, *, trust_remote_code: bool = False, revision: s
                 local_files_only=True,
             )
     return None
+
+
+def template_of(processor: Any) -> str | None:
+    """Return the chat template of a tokenizer or processor, its default one if it has several."""
+    for owner in (processor, tokenizer_of(processor)):
+        template = getattr(owner, "chat_template", None)
+        template = template.get("default") if isinstance(template, Mapping) else template
+        if isinstance(template, str):
+            return template
+    return None
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer of a processor; a tokenizer as it is."""
+    return getattr(processor, "tokenizer", processor)

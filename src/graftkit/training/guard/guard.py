@@ -18,6 +18,7 @@ from graftkit.modeling.unwrapping import name_in_base, peft_model_of
 from graftkit.planning.plan import Plan
 from graftkit.recipes.settings import CheckSettings
 from graftkit.report.chart import Curve
+from graftkit.serving.sign import sign_saved
 from graftkit.training.checkpointing.checkpoints import last_complete_checkpoint
 from graftkit.training.distributed.collectives import check_on_first_process
 from graftkit.training.guard.errors import (
@@ -58,7 +59,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     rows that are as long as ``max_length``, and those without a token to learn. In half
     precision with a loss scale (fp16) a gradient may overflow: the trainer then skips the step.
 
-    At every save, the file is read back and compared with the adapter in memory, bit for bit. For parameters that
+    At every save, the file is read back and compared with the adapter in memory, bit for bit; ``graftkit.json``
+    beside it says which base and tokenizer it has, and what the model answers (``gk.sign``). For parameters that
     are sharded over processes (FSDP, ZeRO-3) names and shapes are compared, and rules that need a forward pass
     stay unknown. The checks run on the first process; the others stop with it.
     """
@@ -186,8 +188,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         if "grad_norm" in logged:
             self._monitor.unclip(state.global_step, logged["grad_norm"])
 
-    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Compare the checkpoint with the adapter in memory.
+    def on_save(self, args: Any, state: Any, _control: Any, **given: Any) -> None:
+        """Compare the checkpoint with the adapter in memory, and write beside it what it should answer.
 
         Raises:
             TrainingError: ``saved-adapter``: they differ.
@@ -195,7 +197,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         if self._monitor is None or state.is_hyper_param_search:  # a search saves elsewhere
             return
         self._last_save = state.global_step
-        self._check_checkpoint(args, state, self._monitor.model)
+        folder = self._check_checkpoint(args, state, self._monitor.model)
+        if state.is_world_process_zero:
+            sign_saved(self._monitor.model, given.get("processing_class"), folder)
 
     def on_train_end(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Compare the checkpoint of the last step once more; report the tensors that were never trained.
@@ -240,7 +244,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         log_findings(self._before)
         return failed_preflight(self._before)
 
-    def _check_checkpoint(self, args: Any, state: Any, model: PeftModel) -> None:
+    def _check_checkpoint(self, args: Any, state: Any, model: PeftModel) -> Path:
+        """Compare the checkpoint of this step with memory, and return its folder."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
         def compare() -> GraftError | None:
@@ -251,6 +256,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
         check_on_first_process(compare)
         self._last_good = folder
+        return folder
 
     def _check_saturation(self, monitor: StepMonitor) -> None:
         rule, grown = _rule("GK306"), monitor.grown_saturation

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from graftkit.checks.rules import all_rules
 from graftkit.env import environment
 from graftkit.errors import GraftError
 from graftkit.findings import Report
+from graftkit.modeling.autocast import without_autocast
 from graftkit.modeling.sharding import is_sharded
 from graftkit.planning.config.build import config_dict
 from graftkit.planning.plan import Plan
@@ -23,7 +23,6 @@ from graftkit.recipes.row_options import RowOptions
 from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.trainers import TrainerName
 from graftkit.recipes.training import Training, keeps_reference
-from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.local import local_folder
 from graftkit.surveying.survey import survey
@@ -180,26 +179,3 @@ def _modalities(batch: Mapping[str, Any] | None) -> tuple[str, ...] | None:
         return None
     found = {modality for name, modality in MODALITY_OF_INPUT.items() if name in batch}
     return ("text", *sorted(found - {"text"}))
-
-
-@contextmanager
-def without_autocast(model: PeftModel) -> Iterator[None]:
-    """Take off the autocast that accelerate puts around the forward pass of a model in float32.
-
-    The rules derive their tolerances from the weights' dtype, and autocast rounds to half precision.
-    Source: ``accelerate.Accelerator.prepare_model`` keeps the forward that it replaces.
-    """
-    import torch
-
-    own = vars(model).get("_original_forward")
-    quantized = any(quantization_of(module) for module in model.modules())
-    half = any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters())
-    if own is None or half or quantized:
-        yield
-        return
-    patched = vars(model).pop("forward")
-    vars(model)["forward"] = own
-    try:
-        yield
-    finally:
-        vars(model)["forward"] = patched

@@ -7,9 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from graftkit.checks.chat.conversations import TemplateRefusalError, conversations_in, template_of
+from graftkit.checks.chat.conversations import TemplateRefusalError, conversations_in
 from graftkit.checks.chat.templates import found_template
 from graftkit.errors import TrainingError
+from graftkit.surveying.sources.local_processor import template_of
 
 
 def check_template(processor: Any, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -26,15 +26,18 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
 )
+from transformers.trainer_utils import SaveStrategy
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 import graftkit as gk
+from graftkit.adapters.record import read_record
 from graftkit.checks.rules import all_rules
 from graftkit.errors import RecipeError, TrainingError
 from graftkit.findings import Severity
+from graftkit.modeling.autocast import without_autocast
 from graftkit.recipes.settings import CheckSettings
 from graftkit.training.guard.guard import Guard
-from graftkit.training.guard.preflight import LEFT_TO_VERIFY, rules_before_training, without_autocast
+from graftkit.training.guard.preflight import LEFT_TO_VERIFY, rules_before_training
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "home"]
 TwinOf = Callable[[str], nn.Module]
@@ -569,3 +572,18 @@ def test_a_reinforced_run_is_the_same_with_and_without_it(tmp_path: Path, twin_o
     assert losses == expected
     assert all(torch.equal(adapter[name], other[name]) for name in other)
     assert {f.code: f.severity for f in guard.report}["GK203"] is Severity.OK
+
+
+@pytest.mark.parametrize("trainer", [sft, dpo], ids=["sft", "dpo"])
+def test_a_checkpoint_says_what_it_answers(twin_of: TwinOf, tmp_path: Path, trainer: Any) -> None:
+    """The record is the one that ``gk.sign`` would write of the adapter that was saved."""
+    model = twin_of("llama")
+    running = trainer(tmp_path, model, Guard())
+    running.args.save_strategy, running.args.save_steps = SaveStrategy.STEPS, 4
+    running.train()
+    folder = tmp_path / "checkpoint-4"
+    record = read_record(folder)
+    assert record is not None
+    assert record.expected is not None
+    assert record.tokenizer is not None
+    assert gk.sign(running.model, running.processing_class, folder) == record

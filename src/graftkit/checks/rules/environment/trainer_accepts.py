@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from graftkit.checks.chat.conversations import conversations_in, template_of
+from graftkit.checks.chat.conversations import conversations_in
 from graftkit.checks.engine.context import CheckContext, UndecidableError
 from graftkit.checks.engine.faults import Fault, failed_with
 from graftkit.checks.engine.rule import Observation, Rule, passed, unknown
@@ -33,6 +33,7 @@ from graftkit.errors import DataError, MissingDependencyError
 from graftkit.findings import Severity, Source
 from graftkit.recipes.trainer_arguments import argument_refusals
 from graftkit.recipes.trainers import TrainerName
+from graftkit.surveying.sources.local_processor import template_of
 
 
 def _check(context: CheckContext) -> Observation:

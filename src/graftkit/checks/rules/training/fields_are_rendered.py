@@ -33,12 +33,12 @@ from graftkit.checks.chat.conversations import (
     assistant,
     render,
     sample,
-    template_of,
     user,
 )
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.findings import Severity
+from graftkit.surveying.sources.local_processor import template_of
 
 _THOUGHT = "Rivers and capitals come to mind."
 _CALL = [

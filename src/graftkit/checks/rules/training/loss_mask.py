@@ -32,12 +32,12 @@ from graftkit.checks.chat.conversations import (
     TemplateRefusalError,
     answers_learned,
     everything_learned,
-    template_of,
 )
 from graftkit.checks.chat.templates import trained_template
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.findings import Severity
+from graftkit.surveying.sources.local_processor import template_of
 
 
 def _check(context: CheckContext) -> Observation:

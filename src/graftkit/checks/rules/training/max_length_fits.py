@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from graftkit.checks.chat.conversations import TemplateRefusalError, tokenizer_of
+from graftkit.checks.chat.conversations import TemplateRefusalError
 from graftkit.checks.chat.templates import trained_template
 from graftkit.checks.engine.context import CheckContext, UndecidableError
 from graftkit.checks.engine.rule import Observation, Rule, Setting, failed, passed, unknown
@@ -42,6 +42,7 @@ from graftkit.data.sample_rows import size_of, spread_rows
 from graftkit.findings import Severity, Source
 from graftkit.recipes.row_options import RowOptions
 from graftkit.recipes.trainers import TrainerName
+from graftkit.surveying.sources.local_processor import tokenizer_of
 
 _IMAGES = ("image", "images")
 _AUDIO = ("audio", "audios")
