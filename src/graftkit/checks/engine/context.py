@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graftkit.checks.peft_config.resolved import ResolvedTargets
     from graftkit.checks.probes.gradients import Gradients
     from graftkit.engines import Engine
+    from graftkit.engines.outcome import Served
     from graftkit.env import Machine
     from graftkit.errors import AdapterError
     from graftkit.merging.verify import Evidence
@@ -61,6 +62,7 @@ class Inputs:
         refusal: why the saved adapter cannot be read.
         data: the adapter's tensors, read when first asked for.
         engine: the engine that is to serve the adapter.
+        served: what an engine that was started with the adapter made of it.
         model: the live adapted model.
         batch: one valid batch for it, labels included where it computes a loss.
         rows: reads the rows that are trained on, as the trainer gets them: a dataset, or what is like one.
@@ -85,6 +87,7 @@ class Inputs:
     refusal: AdapterError | None = None
     data: TensorData | None = None
     engine: Engine | None = None
+    served: Served | None = None
     model: PeftModel | None = None
     batch: Mapping[str, Any] | None = None
     rows: Callable[[], Any] | None = None
@@ -150,6 +153,7 @@ class CheckContext:
     adapter = _Input["AdapterFile"]()
     data = _Input["TensorData"]()
     engine = _Input["Engine"]()
+    served = _Input["Served"]()
     model = _Input["PeftModel"]()
     batch = _Input[Mapping[str, Any]]()
     rows = _Input[Callable[[], Any]]()

@@ -23,12 +23,13 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 from tests.unit.checks.live_adapters import with_effect
-from tests.unit.checks.observed import by_code
+from tests.unit.checks.observed import by_code, seen
 from torch import nn
 
 import graftkit as gk
 from graftkit.checks.adapter_files import engine_support as served_rules
 from graftkit.checks.check import check
+from graftkit.engines.outcome import Outcome, Served
 
 E2B, K_EQ_V = "google/gemma-4-E2B-it", "google/gemma-4-31B-it"
 WEIGHTS = "adapter_model.safetensors"
@@ -413,3 +414,28 @@ def test_gk705_no_error_once_zeros_are_written(e2b: nn.Module, tmp_path: Path) -
             tensors[name.replace("q_proj", "v_proj")] = torch.zeros_like(tensors[name])
     save_file(tensors, tmp_path / WEIGHTS, {"format": "pt"})
     assert served(tmp_path, "sglang", e2b)["GK705"].severity is not ERROR
+
+
+# ---- GK706 ----
+
+
+def when_served(outcome: Outcome, **figures: Any) -> gk.Finding:
+    return seen("GK706", served=Served(outcome=outcome, engine="vllm 0.32.0", **figures))
+
+
+@pytest.mark.rule_fails("GK706")
+@pytest.mark.parametrize("outcome", [o for o in Outcome if o not in {Outcome.APPLIED, Outcome.UNKNOWN}], ids=str)
+def test_an_engine_that_does_not_apply_the_adapter_is_an_error(outcome: Outcome) -> None:
+    found = when_served(outcome, effect=2.0, error=1.5, base_error=1e-5, factor=0.2, site="model.norm")
+    assert found.severity is ERROR
+    assert found.where == "model.norm"
+    assert found.evidence["error"] == 1.5
+
+
+@pytest.mark.rule_passes("GK706")
+def test_an_engine_that_applies_the_adapter_passes() -> None:
+    assert when_served(Outcome.APPLIED, effect=2.0, error=1e-5, base_error=1e-5).severity is OK
+
+
+def test_what_cannot_be_told_of_an_engine_is_unknown() -> None:
+    assert when_served(Outcome.UNKNOWN, effect=1e-6).severity is UNKNOWN
