@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graftkit.checks.check import check
     from graftkit.checks.doctor import doctor
     from graftkit.checks.verify import verify
+    from graftkit.converting.convert import convert
     from graftkit.errors import GraftError
     from graftkit.findings import Finding, Report, Severity
     from graftkit.merging.merge import merge
@@ -47,6 +48,7 @@ __all__ = [
     "as_linear",
     "attach",
     "check",
+    "convert",
     "disable",
     "doctor",
     "enable",
@@ -77,6 +79,7 @@ _HOME = {
     "as_linear": "attaching.as_linear",
     "attach": "attaching.attach",
     "check": "checks.check",
+    "convert": "converting.convert",
     "disable": "attaching.enable",
     "doctor": "checks.doctor",
     "enable": "attaching.enable",

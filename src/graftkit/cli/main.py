@@ -16,6 +16,7 @@ from graftkit._version import __version__
 from graftkit.cli.commands import (
     check,
     check_merged,
+    convert,
     demo,
     doctor,
     env,
@@ -51,6 +52,7 @@ for command in (
     check.check,
     check_merged.check_merged,
     merge.merge,
+    convert.convert,
     rekey.rekey,
     rules.rules,
     env.env,

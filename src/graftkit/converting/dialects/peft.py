@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from graftkit.adapters.file import CONFIG_NAME, read_adapter
+from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, read_adapter
 from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Deltas, Factors, Other, Slice
 from graftkit.converting.dialects._base import DialectFormat
+from graftkit.converting.dialects._pairs import ORIGIN, common_scale, rescaled, zeros
+from graftkit.converting.initial import moved_base, trained_rows
+from graftkit.converting.safetensors_file import OutTensor, write_safetensors
 from graftkit.engines import Feature
-from graftkit.merging.adapter.effects import Effects, read_effects
+from graftkit.files import write_text
+from graftkit.merging.adapter.effects import Effects, attach_on_meta, core_path, read_effects
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import BiasDelta, Change, LowRank, PeftLayer, SavedRows
+from graftkit.merging.unsupported import rebuilds_base
+from graftkit.planning.config.build import config_dict
+from graftkit.planning.matching import rewritten_names, smallest_exact
+from graftkit.surveying import kinds
+from graftkit.surveying.ties import tied_names
 
 if TYPE_CHECKING:
     import torch
 
-_ORIGIN = ("base_model_name_or_path", "revision", "task_type")
+_WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
@@ -27,13 +38,20 @@ class PeftDialect(DialectFormat):
     """What stock PEFT reads."""
 
     name: ClassVar[str] = "peft"
-    writes: ClassVar[bool] = False
+    # Of alpha / r, and of B where the experts of a layer have several scales.
+    rounding: ClassVar[float] = 2.0**-24
 
     def recognises(self, folder: Path) -> bool:
         return (folder / CONFIG_NAME).is_file()
 
+    def refusals(self, deltas: Deltas, base: ConvertBase) -> dict[str, str]:
+        del base
+        return {other.name: f"{other.feature.words} cannot be written as factors" for other in deltas.others}
+
     def read(self, folder: Path, base: ConvertBase) -> Deltas:
         """Read an adapter as PEFT does.
+
+        What depends on the base's weights, an initializer that moved them and trained tokens, is read as factors.
 
         Raises:
             AdapterError: the folder is not a usable adapter.
@@ -46,12 +64,38 @@ class PeftDialect(DialectFormat):
         others: list[Other] = []
         for parameter, changes in effects.changes.items():
             for change in changes:
-                if isinstance(change, LowRank) and change.is_plain:
-                    factors += _low_rank(parameter, change, effects, base)
-                else:
-                    others.append(Other(_feature(change), parameter))
-        origin = {name: file.config[name] for name in _ORIGIN if file.config.get(name) is not None}
+                found = _as_factors(parameter, change, effects, base)
+                factors += found
+                others += [] if found else [Other(_feature(change), parameter)]
+        origin = {name: file.config[name] for name in ORIGIN if file.config.get(name) is not None}
         return Deltas(tuple(factors), tuple(others), origin)
+
+    def write(self, deltas: Deltas, base: ConvertBase, folder: Path) -> None:
+        groups = {name: _one_group(several, base) for name, several in deltas.by_parameter().items()}
+        config = _config(groups, deltas.config, base)
+        names = _tensor_names(config, base)
+        write_text(folder / CONFIG_NAME, json.dumps(config_dict(config), indent=2, sort_keys=True) + "\n")
+        every = (tensor for name, group in groups.items() for tensor in _tensors(names[name], group, base))
+        write_safetensors(folder / WEIGHTS_NAME, every)
+
+
+# ---- reading ----
+
+
+def _as_factors(parameter: str, change: Change, effects: Effects, base: ConvertBase) -> list[Factors]:
+    """Return a change as factors; none where it is no product of two matrices."""
+    if isinstance(change, LowRank) and change.is_plain:
+        return list(_low_rank(parameter, change, effects, base))
+    if isinstance(change, SavedRows) and not _is_tied(parameter, base):
+        return [trained_rows(change, parameter, effects, base)]
+    if isinstance(change, PeftLayer) and rebuilds_base(effects.config):
+        found = moved_base(change, effects, base) if parameter.endswith(_WEIGHT) else None
+        return [found] if found is not None else []
+    return []
+
+
+def _is_tied(parameter: str, base: ConvertBase) -> bool:
+    return any(parameter in names for names in tied_names(base.model))
 
 
 def _low_rank(parameter: str, change: LowRank, effects: Effects, base: ConvertBase) -> Iterator[Factors]:
@@ -95,6 +139,106 @@ def _feature(change: Change) -> Feature:
     if isinstance(change, SavedRows):
         return Feature.TRAINABLE_TOKENS
     return Feature.OTHER_METHOD if isinstance(change, PeftLayer) else Feature.MODULES_TO_SAVE
+
+
+# ---- writing ----
+
+
+def _one_group(several: tuple[Factors, ...], base: ConvertBase) -> tuple[Factors, ...]:
+    """Return a parameter's updates, of one rank and scale: PEFT stacks those of all experts in one pair."""
+    if several[0].at.expert is None:
+        return several
+    rank, scale = common_scale(several)
+    given = {factors.at.expert: factors for factors in several}
+    count = base.shapes[several[0].at.parameter][0]
+    whole = (given.get(n) or zeros(Slice(several[0].at.parameter, n), base) for n in range(count))
+    return tuple(rescaled(factors, scale, rank) for factors in whole)
+
+
+def _config(groups: Mapping[str, tuple[Factors, ...]], origin: Mapping[str, Any], base: ConvertBase) -> Any:
+    """Return the configuration that targets exactly these parameters, with their ranks and scales."""
+    from peft import LoraConfig
+
+    modules = [name.removesuffix(_WEIGHT) for name in groups if _by_module(name, base)]
+    parameters = [name for name in groups if not _by_module(name, base)]
+    paths = {name: name.removesuffix(_WEIGHT) if _by_module(name, base) else name for name in groups}
+    first = {paths[name]: group[0] for name, group in groups.items()}
+    rank, scale = common_scale(first.values())
+    kinds_of = {site.kind for path in modules if (site := base.model_map.by_path.get(path)) is not None}
+    safe = not rewritten_names(base.model_map.model.model_type)
+    fields: dict[str, Any] = {
+        **origin,
+        "task_type": origin.get("task_type") or base.model_map.model.task_type,
+        "r": rank,
+        "lora_alpha": _number(scale * rank),
+        "rank_pattern": {re.escape(path): f.rank for path, f in first.items() if f.rank != rank},
+        "alpha_pattern": {
+            re.escape(path): _number(f.scale * f.rank)
+            for path, f in first.items()
+            if f.scale * f.rank != scale * rank
+        },
+        "target_modules": smallest_exact(modules, base.model_map.module_paths, regex_is_safe=safe),
+        "fan_in_fan_out": kinds_of == {kinds.TRANSPOSED},
+        "inference_mode": True,
+    }
+    if parameters:
+        fields["target_parameters"] = smallest_exact(
+            parameters, base.model_map.parameter_paths, regex_is_safe=False
+        )
+    return LoraConfig(**fields)
+
+
+def _by_module(parameter: str, base: ConvertBase) -> bool:
+    """Check whether PEFT adapts a parameter through its module; some names it takes for experts' on loading."""
+    path = parameter.removesuffix(_WEIGHT)
+    site = base.model_map.by_path.get(path)
+    return site is not None and site.kind != kinds.PARAMETER and path.rpartition(".")[2] not in _rewritten(base)
+
+
+def _rewritten(base: ConvertBase) -> Mapping[str, str]:
+    return rewritten_names(base.model_map.model.model_type)
+
+
+def _number(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _tensor_names(config: Any, base: ConvertBase) -> dict[str, tuple[str, str]]:
+    """Return parameter -> the names of its A and B in the file, as PEFT, attached to the model, has them."""
+    from peft.tuners.lora.layer import Embedding, LoraLayer, ParamWrapper
+
+    found = {}
+    adapted = attach_on_meta(base.model, config)
+    for name, layer in adapted.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        leaf = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
+        ends = ("lora_embedding_A", "lora_embedding_B") if isinstance(layer, Embedding) else _ENDS
+        found[f"{core_path(name)}.{leaf}"] = (f"{name}.{ends[0]}", f"{name}.{ends[1]}")
+    return found
+
+
+_ENDS = ("lora_A.weight", "lora_B.weight")
+
+
+def _tensors(names: tuple[str, str], group: tuple[Factors, ...], base: ConvertBase) -> Iterable[OutTensor]:
+    """Return A and B of one parameter.
+
+    Those of experts are stacked as ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` takes them apart: A
+    (experts * r, in) by expert, B (out, r * experts) by rank.
+    """
+    del base
+    import torch
+
+    first, count = group[0], len(group)
+    (out, ins), rank = first.shape, first.rank
+    dtype = first.dtype if len({factors.dtype for factors in group}) == 1 else "F32"
+    return (
+        OutTensor(names[0], dtype, (count * rank, ins), lambda: torch.cat([f.read()[0] for f in group])),
+        OutTensor(
+            names[1], dtype, (out, rank * count), lambda: torch.stack([f.read()[1] for f in group], 2).flatten(1)
+        ),
+    )
 
 
 DIALECT = PeftDialect()

@@ -59,13 +59,13 @@ class LayerMerger:
     def _adapted(self, change: PeftLayer, effects: Effects, model: PreTrainedModel, read: ReadParam) -> nn.Module:
         """Return the layer, adapted by PEFT, outside of the model."""
         if not shares_state(effects.config):
-            root = _tree(model, [change.path], read)
+            root = lone_layers(model, [change.path], read)
             return _under(_loaded(root, effects, change.tensors), change.path)
         if id(effects) not in self._adapted_together:
             paths = sorted(
                 {c.path for changes in effects.changes.values() for c in changes if isinstance(c, PeftLayer)}
             )
-            self._adapted_together[id(effects)] = _loaded(_tree(model, paths, read), effects, change.tensors)
+            self._adapted_together[id(effects)] = _loaded(lone_layers(model, paths, read), effects, change.tensors)
         return copy.deepcopy(_under(self._adapted_together[id(effects)], change.path))
 
 
@@ -89,8 +89,14 @@ def _peft(path: str) -> Iterator[None]:
         ) from error
 
 
-def _tree(model: PreTrainedModel, paths: list[str], read: ReadParam) -> nn.Module:
-    """Build a module of only these layers, with their weights, under their paths and in the model's order."""
+def lone_layers(model: PreTrainedModel, paths: list[str], read: ReadParam) -> nn.Module:
+    """Build a module of only these layers, with their weights, under their paths and in the model's order.
+
+    Args:
+        model: the base on the meta device.
+        paths: of the layers.
+        read: reads the base's weights.
+    """
     from torch import nn
 
     root = nn.Module()

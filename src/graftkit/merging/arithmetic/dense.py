@@ -9,9 +9,9 @@ from graftkit.errors import MergeError
 from graftkit.merging.arithmetic.changes import BlockChange, PeftLayer
 from graftkit.merging.arithmetic.terms import Target, Window
 from graftkit.merging.checkpoint.block_map import matrix_shape, parameter_blocks
+from graftkit.merging.checkpoint.parameters import read_parameter
 from graftkit.merging.checkpoint.shards import torch_dtype
 from graftkit.merging.errors import base_unreadable
-from graftkit.merging.io.read import opened
 from graftkit.merging.plan import Job, MergePlan, Part
 from graftkit.text import first_line
 
@@ -51,7 +51,7 @@ def _update(plan: MergePlan, part: Part, change: BlockChange) -> torch.Tensor:
     shape = plan.base.shapes[part.param]
     count, height, width = matrix_shape(shape, part.stacked)
     if change.needs_base:
-        base = _read_param(plan, part.param).double().reshape(count * height, width)
+        base = read_parameter(plan.base, part.param).double().reshape(count * height, width)
         result = base.clone()
     else:
         base = result = torch.zeros(count * height, width, dtype=torch.float64)
@@ -63,14 +63,7 @@ def _update(plan: MergePlan, part: Part, change: BlockChange) -> torch.Tensor:
 
 def _merged_by_peft(plan: MergePlan, part: Part, change: PeftLayer) -> torch.Tensor:
     merged = plan.merger.merged(change, part.effects, plan.base.model, lambda name: _mapped_param(plan, name))
-    return merged[change.parameter] - _read_param(plan, part.param).double()
-
-
-def _read_param(plan: MergePlan, param: str) -> torch.Tensor:
-    """Read a parameter of the base, converted from its disk tensors by transformers."""
-    group = plan.base.groups.of_param[param]
-    tensors = {name: _read_disk(plan, name) for name in group.disk}
-    return group.load(plan.base.model, tensors)[param].view(plan.base.shapes[param])
+    return merged[change.parameter] - read_parameter(plan.base, part.param).double()
 
 
 def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:
@@ -85,7 +78,7 @@ def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:
     stored = plan.base.weights.stored(name)
     dtype = torch_dtype(stored.dtype)
     if group.converter is not None or stored.begin % dtype.itemsize:
-        return _read_param(plan, param)
+        return read_parameter(plan.base, param)
     shard = plan.base.weights.shard_of[name]
     try:
         # Not shared: changes stay in memory, and never reach the file.
@@ -95,11 +88,3 @@ def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:
     tensor = torch.empty(0, dtype=dtype)
     tensor.set_(storage, stored.begin // dtype.itemsize, stored.shape)  # type: ignore[call-overload]
     return tensor.view(plan.base.shapes[param])
-
-
-def _read_disk(plan: MergePlan, name: str) -> torch.Tensor:
-    """Read a whole disk tensor."""
-    stored = plan.base.weights.stored(name)
-    with opened(plan.base.weights.shard_of[name].path, base_unreadable) as file:
-        raw = file.read(stored.begin, stored.nbytes)
-    return raw.view(torch_dtype(stored.dtype)).view(stored.shape)

@@ -1,7 +1,7 @@
-"""The folder beside the output that a merge writes in: locked, resumable, and renamed when it is complete.
+"""The folder beside the output that a merge or a conversion writes in: locked, resumable, renamed when complete.
 
 ``.NAME.partial/`` contains ``files/`` (what becomes the output), ``ledger.json`` (which files are finished, and of
-which merge) and ``lock``. The output itself is only ever created by a rename.
+which call) and ``lock``. The output itself is only ever created by a rename.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from graftkit.errors import MergeError, OutputError, reraise_as
+from graftkit.errors import GraftError, MergeError, OutputError, reraise_as
 from graftkit.files import check_replaceable, refuse_read_only, write_text
 from graftkit.text import size
 
@@ -126,30 +126,36 @@ class StagingDir:
 
 
 @contextmanager
-def staging_dir(out: str | Path) -> Iterator[StagingDir]:
+def staging_dir(
+    out: str | Path, marker: str = REPORT_NAME, refusal: type[GraftError] = MergeError
+) -> Iterator[StagingDir]:
     """Create or reopen, and lock, the folder beside ``out``.
 
-    Finished files that were not published stay there for the next run; after a refusal (``MergeError``) nothing
-    stays, since the same merge would be refused again.
+    Finished files that were not published stay there for the next run; after a refusal nothing stays, since the
+    same call would be refused again.
+
+    Args:
+        marker: the name of the file that marks an earlier output, which may be replaced.
+        refusal: the class of errors that are refusals.
 
     Raises:
-        OutputError: ``output-is-a-file``, ``output-not-empty`` (a folder that no merge wrote), or
+        OutputError: ``output-is-a-file``, ``output-not-empty`` (a folder without the marker), or
             ``output-not-writable``.
-        MergeError: ``merge-busy``: another process merges into the same folder.
+        GraftError: a refusal, ``merge-busy`` or the like: another process writes the same folder.
     """
     target = Path(out).expanduser().resolve()
     staging = StagingDir(target, target.parent / f".{target.name}.partial")
-    check_replaceable(target, REPORT_NAME)
+    check_replaceable(target, marker)
     with reraise_as(merge_stopped, target):
         target.parent.mkdir(parents=True, exist_ok=True)
         refuse_read_only(target)
         staging.root.mkdir(exist_ok=True)
-    with _locked(staging) as lock:
+    with _locked(staging, refusal) as lock:
         with reraise_as(merge_stopped, target):
             staging.restore_earlier()
         try:
             yield staging
-        except MergeError:
+        except refusal:
             staging.remove()
             raise
         finally:
@@ -159,7 +165,7 @@ def staging_dir(out: str | Path) -> Iterator[StagingDir]:
 
 
 @contextmanager
-def _locked(staging: StagingDir) -> Iterator[os.stat_result]:
+def _locked(staging: StagingDir, refusal: type[GraftError]) -> Iterator[os.stat_result]:
     """Lock the folder; yields the lock file's status, which tells it from a later run's."""
     path = staging.root / _LOCK
     lock = FileLock(path)
@@ -167,12 +173,12 @@ def _locked(staging: StagingDir) -> Iterator[os.stat_result]:
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
-            raise MergeError(
-                "another process is merging into this folder",
+            raise refusal(
+                "another process is writing this folder",
                 where=str(staging.target),
                 why=f"it holds {path}",
                 help="wait for it, or name another folder",
-                code="merge-busy",
+                code=f"{refusal.code}-busy",
             ) from error
         status = path.stat()
     try:
@@ -198,7 +204,7 @@ def check_space(target: Path, needed: int) -> None:
     if needed + _SPARE_BYTES <= free:
         return
     raise OutputError(
-        "the disk is too small for the merged checkpoint",
+        "the disk is too small for the output",
         where=str(target.parent),
         why=f"{size(needed)} are needed and {size(free)} are free",
         help="free space there, or name a folder on another disk",
@@ -207,9 +213,9 @@ def check_space(target: Path, needed: int) -> None:
 
 
 def merge_stopped(path: str, why: str) -> OutputError:
-    """Make the error for a merge that could not write a file."""
+    """Make the error for a merge or a conversion that could not write a file."""
     return OutputError(
-        "the merge stopped: a file cannot be written",
+        "writing stopped: a file cannot be written",
         where=path,
         why=why,
         help="fix the cause and rerun: finished files are reused",
