@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
 from tests.unit.converting.served_adapters import Bench
+from torch import nn
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 
 import torch
+from tests.unit.converting.served_adapters import Bench, Tensors, products
 
 import graftkit as gk
-from tests.unit.converting.served_adapters import Bench, Tensors, products
 
 
 def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
