@@ -12,7 +12,7 @@ FAMILY = Family(
             # llama.cpp normalizes the weights of the chosen experts in any case (src/models/qwen3moe.cpp).
             "norm_topk_prob": True,
             # mlx-lm asks for both (mlx_lm/models/qwen3_moe.py), and the released configurations state them.
-            "head_dim": 16,
+            "head_dim": 32,
         },
         tokens={"<|endoftext|>": "<|endoftext|>"},
     ),

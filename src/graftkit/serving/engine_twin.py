@@ -12,12 +12,15 @@ from graftkit.files import atomic_folder, write_text
 from graftkit.serving.twin_tokenizer import write_tokenizer
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.quiet import quiet_transformers
+from graftkit.twins.shrink import shrink
 from graftkit.twins.twin import twin
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _MARKER = "config.json"
+# csrc/cpu/cpu_attn.cpp of vLLM 0.32: "Unsupported CPU attention configuration" below.
+_LEAST_HEAD = 32
 
 
 def write_engine_twin(
@@ -43,8 +46,10 @@ def write_engine_twin(
         BuildError: code ``twin``: no twin can be built.
         OutputError: the folder cannot be written, or holds something else.
     """
-    served = _served(source)
-    model = twin(source, seed=seed, overrides=_over(served.overrides, overrides or {}))
+    config = _config(source)
+    served = _served(config)
+    wanted = _over(served.overrides, overrides or {})
+    model = twin(source, seed=seed, overrides=_over(_head_size(shrink(config, wanted)), wanted))
     with atomic_folder(folder, marker=_MARKER) as target, quiet_transformers():
         model.save_pretrained(target)
         _write_config(model.config, target, served)
@@ -54,9 +59,23 @@ def write_engine_twin(
     return model
 
 
-def _served(source: Any) -> ServedTwin:
-    family = family_of(_config(source).model_type)
+def _served(config: PretrainedConfig) -> ServedTwin:
+    family = family_of(config.model_type)
     return family.served_twin if family else ServedTwin()
+
+
+def _head_size(small: PretrainedConfig) -> dict[str, Any]:
+    """Return what gives attention heads the least size that vLLM's CPU backend has an implementation for."""
+    text = small.get_text_config()
+    fields = text.to_dict()
+    heads = fields.get("num_attention_heads")
+    size = fields.get("head_dim") or fields.get("hidden_size", 0) // (heads or 1)
+    if not heads or size >= _LEAST_HEAD:
+        return {}
+    # Heads of a size of their own keep the width; others fill it.
+    wider = {"head_dim": _LEAST_HEAD} if fields.get("head_dim") else {"hidden_size": heads * _LEAST_HEAD}
+    inner = next((name for name in small.sub_configs if getattr(small, name, None) is text), None)
+    return {inner: wider} if inner else wider
 
 
 def _config(source: Any) -> Any:
