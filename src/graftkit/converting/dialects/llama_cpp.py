@@ -1,0 +1,390 @@
+"""A GGUF adapter, as llama.cpp and Ollama's runner load it: ``adapter.gguf``.
+
+Names, splits and the order of rows follow the converter that makes the base's GGUF (``conversion/*.py`` beside
+llama.cpp's ``convert_hf_to_gguf.py``); an adapter that is laid out otherwise loads, and computes something else.
+Only classes are known here whose adapters were compared with PEFT's in llama.cpp itself.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graftkit.converting.base import ConvertBase
+from graftkit.converting.delta import Deltas, Factors, ReadPair, Slice
+from graftkit.converting.dialects._base import DialectFormat
+from graftkit.converting.gguf_file import (
+    SUFFIX,
+    LoraFile,
+    LoraPair,
+    gguf,
+    is_gguf,
+    read_lora_file,
+    write_lora_file,
+)
+from graftkit.converting.stacks import by_matrix, largest_rank, padded, update_at
+from graftkit.errors import AdapterError
+from graftkit.merging.checkpoint.parameters import read_parameter
+from graftkit.surveying.ties import tied_names
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """How llama.cpp holds the models of a class; ``gguf_classes.toml`` says what the fields are."""
+
+    architecture: str
+    permuted: bool = False
+    expert_scale: str = ""
+
+
+@cache
+def _classes() -> Mapping[str, _Architecture]:
+    text = resources.files("graftkit.converting").joinpath("gguf_classes.toml").read_text(encoding="utf-8")
+    return MappingProxyType({name: _Architecture(**fields) for name, fields in tomllib.loads(text).items()})
+
+
+# Tensors, by their names in ``gguf.MODEL_TENSOR``, whose adapters llama.cpp adds: those that it multiplies through
+# ``build_lora_mm``, ``build_lora_mm_id`` or ``build_inp_embd`` (``src/llama-graph.cpp``, ``src/models/*.cpp``).
+# Adapters on any other load, and are never used.
+_APPLIED = frozenset(
+    {"TOKEN_EMBD", "OUTPUT", "ATTN_Q", "ATTN_K", "ATTN_V", "ATTN_QKV", "ATTN_OUT"}
+    | {"FFN_GATE", "FFN_UP", "FFN_DOWN", "FFN_GATE_INP", "FFN_GATE_EXP", "FFN_UP_EXP", "FFN_DOWN_EXP"}
+    | {"FFN_GATE_UP_EXP", "PER_LAYER_INP_GATE", "PER_LAYER_PROJ"}
+)
+
+_EXPERT = re.compile(r"(?P<before>.*\.experts)\.(?P<number>\d+)\.(?P<leaf>\w+)")
+_FUSED = re.compile(r"(?P<before>.*\.experts)\.gate_up_proj")
+# The converter gives Mixtral's merged experts this name: ``LlamaModel.modify_tensors``.
+_MIXTRAL = re.compile(r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.(w[123])")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of a GGUF model lies in transformers' model.
+
+    Attributes:
+        slices: what it holds: one matrix, or one of each expert.
+        shape: (out, in) of each.
+        stacked: whether it has an axis of experts.
+        heads: number of heads whose rows are reordered, 0 where none are.
+        scale: the parameter with one number for each expert that the engine multiplies its output by, or "".
+        embedding: whether it holds a row for each token.
+    """
+
+    slices: tuple[Slice, ...]
+    shape: tuple[int, int]
+    stacked: bool
+    heads: int = 0
+    scale: str = ""
+    embedding: bool = False
+
+    def order(self) -> torch.Tensor:
+        """Return, for each row in llama.cpp, its index in transformers' model.
+
+        Source: ``LlamaModel.permute`` in llama.cpp's ``conversion/llama.py``.
+        """
+        import torch
+
+        rows = torch.arange(self.shape[0])
+        if not self.heads:
+            return rows
+        return rows.view(self.heads, 2, -1).transpose(1, 2).reshape(-1)
+
+
+@dataclass(frozen=True)
+class LlamaCppDialect(DialectFormat):
+    """What llama.cpp reads with ``--lora``."""
+
+    name: ClassVar[str] = "llama.cpp"
+    engine: ClassVar[str | None] = "llama.cpp"
+    weights_name: ClassVar[str] = "adapter.gguf"
+    # Factors become float32, with a factor where ranks or scales differ, and so does alpha.
+    rounding: ClassVar[float] = 2.0**-22
+
+    def recognises(self, folder: Path) -> bool:
+        return _gguf_file(folder) is not None
+
+    def refusals(self, deltas: Deltas, base: ConvertBase) -> dict[str, str]:
+        """Return what llama.cpp would refuse, ignore, or crash at; and classes nobody has compared."""
+        if base.architecture not in _classes():
+            known = ", ".join(sorted(_classes()))
+            return {base.architecture: f"adapters of this class were never compared in llama.cpp; known: {known}"}
+        refused = {other.name: f"a GGUF adapter cannot hold {other.feature.words}" for other in deltas.others}
+        placed = {at.whole for place in _places(base).values() for at in place.slices}
+        tied = {name for names in tied_names(base.model) for name in names}
+        for factors in deltas:
+            parameter = factors.at.parameter
+            if parameter in tied:
+                refused[parameter] = (
+                    "embeddings and output layer are tied: llama.cpp would stop at the output layer"
+                )
+            elif factors.at.whole not in placed:
+                refused[parameter] = "llama.cpp has no tensor for it, or never adds an adapter to that tensor"
+        return refused
+
+    def write(self, deltas: Deltas, base: ConvertBase, folder: Path) -> None:
+        """Write ``adapter.gguf``.
+
+        Where all updates ask for one ``alpha / r``, B stays as it is; else each B is multiplied by what it lacks.
+
+        Raises:
+            MissingDependencyError: the gguf package is not installed.
+        """
+        updates = by_matrix(deltas)
+        found = {name: _Found.of(place, updates) for name, place in _places(base).items()}
+        found = {name: one for name, one in found.items() if one.rank}
+        alpha = _alpha(found.values())
+        pairs = tuple(_pair(name, one, alpha, base) for name, one in found.items())
+        architecture = gguf().MODEL_ARCH_NAMES[_model_arch(base)]
+        origin = deltas.config.get("base_model_name_or_path")
+        write_lora_file(
+            folder / self.weights_name,
+            LoraFile(architecture, alpha, pairs),
+            {"general.base_model.0.name": str(origin)} if origin else None,
+        )
+
+    def read(self, folder: Path, base: ConvertBase) -> Deltas:
+        """Read the folder's GGUF file, as llama.cpp adds it to this base.
+
+        Raises:
+            AdapterError: ``adapter-gguf``: it is no LoRA adapter, or activated by tokens (aLoRA);
+                ``adapter-does-not-fit``: of another architecture, or of another base.
+            MissingDependencyError: the gguf package is not installed.
+        """
+        path = _gguf_file(folder)
+        if path is None:
+            raise AdapterError(
+                "there is no GGUF file, or more than one",
+                where=str(folder),
+                help="name a folder with the one file that llama.cpp loads",
+                code="adapter-gguf",
+            )
+        file = read_lora_file(path)
+        _check_architecture(file, base, path)
+        places = _places(base)
+        factors = [f for pair in file.pairs for f in _factors(pair, file, places.get(pair.name), base, path)]
+        return Deltas(tuple(factors))
+
+
+def _gguf_file(folder: Path) -> Path | None:
+    if folder.is_file():
+        return folder if is_gguf(folder) else None
+    found = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+    return found[0] if len(found) == 1 and is_gguf(found[0]) else None
+
+
+def _model_arch(base: ConvertBase) -> Any:
+    return getattr(gguf().MODEL_ARCH, _classes()[base.architecture].architecture)
+
+
+# ---- where tensors are ----
+
+
+def _places(base: ConvertBase) -> dict[str, _Place]:
+    """Return the tensors of the base's GGUF that take an adapter, by name."""
+    architecture = _classes()[base.architecture]
+    names = gguf().get_tensor_name_map(_model_arch(base), base.model.config.get_text_config().num_hidden_layers)
+    found: dict[str, list[Slice]] = {}
+    kinds: dict[str, str] = {}
+    for key, at in _merged(base, names):
+        kind, name = names.get_type_and_name(key) or (None, "")
+        if kind is not None and kind.name in _APPLIED:
+            found.setdefault(f"{name}.weight", []).append(at)
+            kinds[f"{name}.weight"] = kind.name
+    return {name: _place(tuple(slices), kinds[name], architecture, base) for name, slices in found.items()}
+
+
+def _merged(base: ConvertBase, names: Any) -> Iterator[tuple[str, Slice]]:
+    """Yield each slice of the base, and the name by which the converter knows the tensor that holds it."""
+    for stored, slices in base.on_disk.items():
+        # Source: ``ModelBase.filter_tensors`` in ``conversion/base.py``.
+        key = stored.replace("language_model.", "").removesuffix(".weight")
+        for at in slices:
+            if base.site(at.parameter) is None:
+                continue
+            for part, name in _split(key, at, base, names):
+                yield name, part
+
+
+def _split(key: str, at: Slice, base: ConvertBase, names: Any) -> Iterator[tuple[Slice, str]]:
+    one = _EXPERT.fullmatch(key)
+    if one is not None:
+        merged = f"{one['before']}.{one['leaf']}"
+        yield at, _MIXTRAL.sub(r"layers.\1.feed_forward.experts.\2", merged)
+        return
+    fused = _FUSED.fullmatch(key)
+    if fused is None or names.get_type_and_name(key) is not None:
+        yield at, key
+        return
+    for leaf, outs in zip(("gate_proj", "up_proj"), _halves(at.parameter, base), strict=True):
+        yield replace(at, outs=outs), f"{fused['before']}.{leaf}"
+
+
+def _halves(parameter: str, base: ConvertBase) -> tuple[range, range]:
+    """Return the outputs of gate and of up in a fused projection: one after the other, or in turn.
+
+    Source: ``is_concatenated`` as ``transformers.integrations.moe`` reads it.
+    """
+    outs = base.matrix(parameter)[0]
+    experts = base.model.get_submodule(parameter.rpartition(".")[0])
+    if getattr(experts, "is_concatenated", True):
+        return range(outs // 2), range(outs // 2, outs)
+    return range(0, outs, 2), range(1, outs, 2)
+
+
+def _place(slices: tuple[Slice, ...], kind: str, architecture: _Architecture, base: ConvertBase) -> _Place:
+    first = slices[0]
+    outs, ins = base.matrix(first.parameter)
+    shape = (outs if first.outs is None else len(first.outs), ins)
+    return _Place(
+        tuple(sorted(slices, key=lambda at: at.expert or 0)),
+        shape,
+        stacked=first.expert is not None,
+        heads=_heads(kind, base) if architecture.permuted else 0,
+        scale=_scale(first.parameter, kind, architecture),
+        embedding=kind == "TOKEN_EMBD",
+    )
+
+
+def _heads(kind: str, base: ConvertBase) -> int:
+    config = base.model.config.get_text_config()
+    heads = {"ATTN_Q": config.num_attention_heads, "ATTN_K": config.num_key_value_heads}
+    return int(heads.get(kind, 0))
+
+
+def _scale(parameter: str, kind: str, architecture: _Architecture) -> str:
+    if kind != "FFN_DOWN_EXP" or not architecture.expert_scale:
+        return ""
+    return f"{parameter.partition('.experts.')[0]}.{architecture.expert_scale}"
+
+
+# ---- writing ----
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The updates of one tensor, by expert; None where an expert has none."""
+
+    place: _Place
+    factors: tuple[Factors | None, ...]
+    rank: int
+
+    @classmethod
+    def of(cls, place: _Place, updates: Mapping[Slice, Factors]) -> _Found:
+        factors = tuple(update_at(updates, at) for at in place.slices)
+        return cls(place, factors, largest_rank(factors))
+
+
+def _alpha(found: Iterable[_Found]) -> float:
+    """Return the one alpha of the file: what all updates ask for, else the largest rank."""
+    every = tuple(found)
+    asked = {f.scale * one.rank for one in every for f in one.factors if f is not None}
+    alpha = asked.pop() if len(asked) == 1 else 0.0
+    # llama.cpp takes 0 for "no scale".
+    return alpha or float(max((one.rank for one in every), default=1))
+
+
+def _pair(name: str, one: _Found, alpha: float, base: ConvertBase) -> LoraPair:
+    place, (outs, ins) = one.place, one.place.shape
+    experts = (len(place.slices),) if place.stacked else ()
+    a_shape = (*experts, *((ins, one.rank) if place.embedding else (one.rank, ins)))
+    b_shape = (*experts, outs, one.rank)
+
+    def read_a(_: int | None) -> torch.Tensor:
+        made = _stacked(one, alpha, 0)
+        return (made.transpose(-1, -2) if place.embedding else made).float()
+
+    def read_b(_: int | None) -> torch.Tensor:
+        made = _stacked(one, alpha, 1)[..., place.order(), :]
+        if place.scale:
+            made *= read_parameter(base.weights, place.scale).double()[:, None, None]
+        return made.float()
+
+    return LoraPair(name, a_shape, b_shape, read_a, read_b)
+
+
+def _stacked(one: _Found, alpha: float, which: int) -> torch.Tensor:
+    """Return A (0) or B (1) of a tensor, float64, with an axis of experts where it has one."""
+    import torch
+
+    place = one.place
+    lacks = [1.0 if f is None else f.scale * one.rank / alpha for f in one.factors]
+    made = [padded(f, place.shape, one.rank, lack)[which] for f, lack in zip(one.factors, lacks, strict=True)]
+    return torch.stack(made) if place.stacked else made[0]
+
+
+# ---- reading ----
+
+
+def _check_architecture(file: LoraFile, base: ConvertBase, path: Path) -> None:
+    known = _classes().get(base.architecture)
+    own = gguf().MODEL_ARCH_NAMES[_model_arch(base)] if known else None
+    if file.architecture != own:
+        said = f"the base's class {base.architecture} is {own!r}" if own else f"{base.architecture} is not known"
+        raise _does_not_fit(path, f"it was made for the architecture {file.architecture!r}, and {said} there")
+    if file.activated:
+        raise AdapterError(
+            "the adapter is activated by a sequence of tokens",
+            where=str(path),
+            why="it is an aLoRA: what it adds to the weights depends on the prompt",
+            help="keep the PEFT adapter that it was made from",
+            code="adapter-gguf",
+        )
+    if not file.pairs:
+        raise _does_not_fit(path, "it contains no pair of factors")
+
+
+def _factors(
+    pair: LoraPair, file: LoraFile, place: _Place | None, base: ConvertBase, path: Path
+) -> Iterator[Factors]:
+    if place is None:
+        raise _does_not_fit(path, f"the base has no {pair.name}")
+    rank = pair.b_shape[-1]
+    count = (len(place.slices),) if place.stacked else ()
+    outs, ins = place.shape
+    a_shape = (ins, rank) if place.embedding else (rank, ins)
+    if pair.a_shape != (*count, *a_shape) or pair.b_shape != (*count, outs, rank):
+        made = f"A {list(pair.a_shape)} and B {list(pair.b_shape)}"
+        raise _does_not_fit(path, f"{pair.name} has {made}, and the base's matrix is {[*count, outs, ins]}")
+    for number, at in enumerate(place.slices):
+        yield Factors(
+            at, rank, place.shape, file.scale(pair), "F32", pair.name, _reader(pair, place, number, base)
+        )
+
+
+def _reader(pair: LoraPair, place: _Place, number: int, base: ConvertBase) -> ReadPair:
+    def read() -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        expert = number if place.stacked else None
+        a, b = pair.a(expert), pair.b(expert)
+        if place.scale:
+            b = b.double() / read_parameter(base.weights, place.scale)[number]
+        back = torch.empty_like(b)
+        back[place.order()] = b
+        return (a.T if place.embedding else a), back
+
+    return read
+
+
+def _does_not_fit(path: Path, why: str) -> AdapterError:
+    return AdapterError(
+        "the GGUF adapter does not fit this base",
+        where=str(path),
+        why=why,
+        help="name the base that it was made for",
+        code="adapter-does-not-fit",
+    )
+
+
+DIALECT = LlamaCppDialect()
