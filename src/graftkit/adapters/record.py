@@ -87,7 +87,8 @@ class BaseRecord(_Section):
         id: hub id or folder.
         revision: commit of a hub id.
         model_type: transformers' name of the architecture.
-        quantization: how its weights were quantized while it was trained: "bitsandbytes 4-bit".
+        quantization: how its weights were quantized in memory while it was trained: "bitsandbytes 4-bit".
+        stored_quantization: how its weight files were quantized, as their configuration says: "gptq".
         fingerprint: None where its weight files were not on the machine.
     """
 
@@ -95,6 +96,7 @@ class BaseRecord(_Section):
     revision: _Name | None = None
     model_type: _Name | None = None
     quantization: _Name | None = None
+    stored_quantization: _Name | None = None
     fingerprint: Fingerprint | None = None
 
 

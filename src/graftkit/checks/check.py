@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from graftkit.adapters.file import AdapterFile, read_adapter, unreadable
+from graftkit.adapters.record import read_record
 from graftkit.checks.adapter_files.saved_adapter import TensorData
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import rules_of
 from graftkit.engines import Engine, engine_named
-from graftkit.errors import AdapterError
+from graftkit.errors import AdapterError, SourceError
 from graftkit.findings import Finding, Report, Source
 from graftkit.recipes.settings import CheckSettings
+from graftkit.surveying.checkpoint.local_weights import weights_folder
 from graftkit.surveying.sites import ModelMap
+from graftkit.surveying.sources.local_processor import local_processor
 from graftkit.surveying.survey import survey
 
 # Errors that a rule reports as a finding: the folder is an adapter's, with wrong weights.
 _FINDINGS = frozenset({"adapter-pickle", "adapter-weights"})
+# Origins of a base whose name leads to its files.
+_NAMED = frozenset({"directory", "hub", "cache"})
 # The inputs that files on disk give.
 _SUPPLIED = frozenset({"folder", "adapter", "base", "engine", "data"})
 
@@ -32,6 +38,7 @@ def check(
     target: str | Engine | None = None,
     data: bool = True,
     settings: CheckSettings | None = None,
+    revision: str | None = None,
 ) -> Report:
     """Check whether a saved adapter is complete, safe to load, loaded whole by its base, and served.
 
@@ -46,9 +53,10 @@ def check(
         target: the engine that is to serve it, as "vllm" or "vllm==0.32". None: no rules on serving.
         data: read the tensors as well, one at a time; otherwise only headers.
         settings: which rules, with which limits.
+        revision: branch, tag or commit of a base that is a hub id.
 
     Returns:
-        One finding a rule.
+        One finding a rule. Those on the adapter's record (GK510 to GK513) only where it has one.
 
     Raises:
         AdapterError: ``adapter-not-found`` (no such folder) or ``adapter-config`` (no usable configuration).
@@ -58,13 +66,20 @@ def check(
     engine = engine_named(target) if isinstance(target, str) else target
     given = replace(_inputs(adapter, data=data), engine=engine)
     if base is not None:
-        model_map = base if isinstance(base, ModelMap) else survey(base)
+        model_map = base if isinstance(base, ModelMap) else survey(base, revision=revision)
         given = replace(given, base=model_map, base_files=model_map.checkpoint)
+        given = _with_record(given, model_map, revision)
     context = CheckContext(given, settings or CheckSettings())
     # A live model, or one whose weights are elsewhere, has no files to judge.
     on_base = decidable(rules_of("environment"), given.names)
-    report = run((*on_base, *rules_on_files(served=engine is not None)), context)
+    on_record = rules_of("record") if base is not None and has_record(given) else ()
+    report = run((*on_base, *rules_on_files(served=engine is not None), *on_record), context)
     return Report(tuple(_from_file(finding) for finding in report))
+
+
+def has_record(given: Inputs) -> bool:
+    """Check whether the adapter says anything of its own training, be it unreadable."""
+    return given.record is not None or given.record_refusal is not None
 
 
 def rules_on_files(*, served: bool) -> tuple[Rule, ...]:
@@ -77,6 +92,24 @@ def rules_on_files(*, served: bool) -> tuple[Rule, ...]:
 def _from_file(finding: Finding) -> Finding:
     """Set the source to the files: no model is run here."""
     return replace(finding, source=Source.FILE) if finding.source is Source.PROBE else finding
+
+
+def _with_record(given: Inputs, base: ModelMap, revision: str | None) -> Inputs:
+    """Add what the adapter says of its own training, and what of the base that is compared with."""
+    assert given.folder is not None
+    try:
+        record = read_record(given.folder)
+    except AdapterError as error:
+        return replace(given, record_refusal=error)
+    if record is None:
+        return given
+    name = base.model.name
+    if base.model.origin not in _NAMED:
+        return replace(given, record=record)
+    processor = None if record.tokenizer is None else local_processor(name, revision=revision)
+    with suppress(SourceError):
+        return replace(given, record=record, processor=processor, base_folder=weights_folder(name, revision))
+    return replace(given, record=record, processor=processor)
 
 
 def _inputs(adapter: str | Path | AdapterFile, *, data: bool) -> Inputs:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graftkit.adapters.file import AdapterFile
+    from graftkit.adapters.fingerprints.weights import Comparison
+    from graftkit.adapters.record import AdapterRecord
     from graftkit.checks.adapter_files.base_fit import BaseFit
     from graftkit.checks.adapter_files.saved_adapter import SavedAdapter, TensorData
     from graftkit.checks.peft_config.resolved import ResolvedTargets
@@ -61,6 +63,9 @@ class Inputs:
         adapter: the saved adapter, read from headers alone; None where it cannot be read.
         refusal: why the saved adapter cannot be read.
         data: the adapter's tensors, read when first asked for.
+        record: what the saved adapter says of its own training; None where it has no such file.
+        record_refusal: why that file cannot be read.
+        base_folder: the folder of the base's weight files.
         engine: the engine that is to serve the adapter.
         served: what an engine that was started with the adapter made of it.
         model: the live adapted model.
@@ -86,6 +91,9 @@ class Inputs:
     adapter: AdapterFile | None = None
     refusal: AdapterError | None = None
     data: TensorData | None = None
+    record: AdapterRecord | None = None
+    record_refusal: AdapterError | None = None
+    base_folder: Path | None = None
     engine: Engine | None = None
     served: Served | None = None
     model: PeftModel | None = None
@@ -152,6 +160,8 @@ class CheckContext:
     folder = _Input["Path"]()
     adapter = _Input["AdapterFile"]()
     data = _Input["TensorData"]()
+    record = _Input["AdapterRecord"]()
+    base_folder = _Input["Path"]()
     engine = _Input["Engine"]()
     served = _Input["Served"]()
     model = _Input["PeftModel"]()
@@ -214,6 +224,25 @@ class CheckContext:
             return read_headers(self.checkpoint)
         except SourceError as error:
             raise UndecidableError(f"the checkpoint cannot be read: {error.why or error.what}") from error
+
+    @cached_property
+    def base_comparison(self) -> Comparison:
+        """How the base's weight files compare with those that the adapter was trained on.
+
+        Raises:
+            UndecidableError: the record has no fingerprint of them, or they cannot be read.
+        """
+        from graftkit.adapters.fingerprints.weights import compare_weights
+
+        known = self.record.base
+        if known is None or known.fingerprint is None:
+            raise UndecidableError("its graftkit.json has no fingerprint of the base's weights")
+        if self.given.base_folder is None:
+            raise UndecidableError("the base's weight files are not on this machine")
+        try:
+            return compare_weights(known.fingerprint, self.base_folder)
+        except SourceError as error:
+            raise UndecidableError(f"the base's weights cannot be read: {error.why or error.what}") from error
 
     @cached_property
     def base_logits(self) -> Tensor:

@@ -49,7 +49,14 @@ def check(
             model_map = survey(base, trust_remote_code=trust_remote_code, revision=revision)
         report = reporting.run_and_fix(
             output,
-            lambda: run_checks(adapter, model_map, target=target, data=not headers_only, settings=settings),
+            lambda: run_checks(
+                adapter,
+                model_map,
+                target=target,
+                data=not headers_only,
+                settings=settings,
+                revision=revision,
+            ),
             fix,
             adapter=Path(adapter).expanduser(),
         )

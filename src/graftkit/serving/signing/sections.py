@@ -13,7 +13,7 @@ from graftkit.checks.chat.conversations import sample_rendering
 from graftkit.checks.probes.live_adapter import adapted_layers, adapter_parameters
 from graftkit.env import environment
 from graftkit.modeling.sharding import full_shape
-from graftkit.surveying.checkpoint.local_weights import weights_folder
+from graftkit.surveying.checkpoint.local_weights import stored_quantization, weights_folder
 from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sources.local import existing_path
 
@@ -40,6 +40,7 @@ def base_record(model: PeftModel, base: str | None, revision: str | None) -> Bas
         revision=None if name is None or existing_path(name) is not None else commit,
         model_type=getattr(inner.config, "model_type", None),
         quantization=next((q for module in inner.modules() if (q := quantization_of(module))), None),
+        stored_quantization=None if folder is None else stored_quantization(folder),
         fingerprint=None if folder is None else fingerprint(folder),
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.errors import SourceError
 from graftkit.surveying.checkpoint.comparison import Checkpoint, compare
 from graftkit.surveying.checkpoint.headers import INDEX, SINGLE, cached_weights, read_headers
+from graftkit.surveying.sources.config_file import read_config_json
 from graftkit.surveying.sources.load_config import LoadedConfig
 from graftkit.surveying.sources.local import existing_path
 
@@ -42,6 +44,23 @@ def weights_folder(name: str, revision: str | None = None) -> Path | None:
         return path if path.is_dir() and ((path / SINGLE).is_file() or (path / INDEX).is_file()) else None
     cached = cached_weights(name, revision)
     return None if cached is None else cached.path.parent
+
+
+def stored_quantization(folder: Path) -> str | None:
+    """Return how a folder's weights are quantized, as its configuration says ("gptq"); None where they are not.
+
+    Raises:
+        SourceError: ``config-corrupt``, ``config-without-model-type``.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    given = read_config_json(path, str(path)).get("quantization_config")
+    if not isinstance(given, Mapping):
+        return None
+    method = str(given.get("quant_method", "unknown"))
+    bits = "4-bit" if given.get("load_in_4bit") else "8-bit"
+    return f"{method} {bits}" if method == "bitsandbytes" else method
 
 
 def _folder(loaded: LoadedConfig) -> Path | None:

@@ -6,8 +6,8 @@ An engine that drops an adapter, or a part of it, answers like the base and repo
 
 ## Example
 
-transformers saves Mixtral's experts as `mlp.experts`, and vLLM 0.32 calls them `block_sparse_moe.experts`: an adapter
-on them is loaded, and every log-probability is the base's.
+transformers saves the experts of Mixtral as `mlp.experts`, and vLLM 0.32 calls them `block_sparse_moe.experts`:
+an adapter on them is loaded, and every log-probability is that of the base.
 
 The log-probabilities of the next token are compared with and without the adapter. How far the engine is off on the
 base alone is its noise; where the adapter's effect does not stand out from it, the rule is unknown.
