@@ -60,7 +60,7 @@ def edit_json(path: Path, **fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-@pytest.mark.rule_passes(*CODES)
+@pytest.mark.rule_passes("GK510", "GK511", "GK512", "GK513")
 def test_the_base_of_training(copied: Signed) -> None:
     """In another folder, as on another machine."""
     assert verdicts(copied) == dict.fromkeys(CODES, OK)
