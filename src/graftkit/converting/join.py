@@ -19,7 +19,8 @@ def joined(deltas: Deltas, base: ConvertBase) -> Deltas:
     """Return the same updates, of whole matrices.
 
     Parts that share A keep their rank; others get the sum of their ranks. Outputs that no part holds get zeros.
-    What repeats an update for an engine's copy of a weight is left out, if it is equal.
+    What repeats an update for an engine's copy of a weight is left out, if it is equal; so are zeros for
+    projections that only the engine has.
 
     Raises:
         AdapterError: ``adapter-copies-differ``: a copy is not equal, or there is one without the update itself;
@@ -28,7 +29,9 @@ def joined(deltas: Deltas, base: ConvertBase) -> Deltas:
     groups: dict[object, list[Factors]] = defaultdict(list)
     copies: list[Factors] = []
     for factors in deltas:
-        if factors.at.copy:
+        if factors.at.parameter not in base.shapes:
+            check_zero(factors)
+        elif factors.at.copy:
             copies.append(factors)
         else:
             groups[factors.at.whole].append(factors)
@@ -93,13 +96,22 @@ def _check_copy(copy: Factors, own: Factors | None) -> None:
     import torch
 
     if own is None:
-        a, b = copy.read()
-        if bool(a.any()) and bool(b.any()):
-            raise _copies_differ(copy, f"there is no update of {copy.at.parameter} itself")
+        check_zero(copy)
         return
     (a, b), (other_a, other_b) = own.exact(), copy.exact()
     if not (torch.equal(a, other_a) and torch.equal(b, other_b)):
         raise _copies_differ(copy, f"{own.name} is another update")
+
+
+def check_zero(factors: Factors) -> None:
+    """Check that an update at a place that the base does not have adds nothing.
+
+    Raises:
+        AdapterError: ``adapter-copies-differ``.
+    """
+    a, b = factors.read()
+    if bool(a.any()) and bool(b.any()):
+        raise _copies_differ(factors, f"there is no update of {factors.at.parameter} itself")
 
 
 def _copies_differ(copy: Factors, why: str) -> AdapterError:

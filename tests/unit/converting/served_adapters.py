@@ -53,9 +53,13 @@ class Bench:
         fields = {name: value for name, value in vars(config).items() if value and name in _FIELDS}
         return self.adapter(**fields)
 
-    def updates(self, adapter: Path) -> Tensors:
-        """Return each changed parameter's update by stock PEFT's merge, in double precision."""
-        base = self.model(torch.float64)
+    def updates(self, adapter: Path, dtype: torch.dtype = torch.float64) -> Tensors:
+        """Return each changed parameter's update by stock PEFT's merge, in double precision.
+
+        Args:
+            dtype: that the base is loaded in; some initializers take no doubles.
+        """
+        base = self.model(dtype)
         before = {name: value.clone() for name, value in base.state_dict().items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -53,3 +53,17 @@ def test_qwen3_moe_gets_one_pair_an_expert(bench: Callable[[str], Bench]) -> Non
     found, wanted = products(place.folder / "out"), place.updates(adapter)
     leaves = ("gate_proj", "up_proj", "down_proj")
     assert assert_experts(found, wanted, "mlp.experts", leaves) == len(found) > 0
+
+
+def test_keys_that_are_values_are_written_twice(bench: Callable[[str], Bench]) -> None:
+    place = bench("google/gemma-4-31B-it")
+    adapter = place.adapter(target_modules=r".*language_model.*\.(q|k|v)_proj", r=2)
+    gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
+    found, wanted = products(place.folder / "out"), place.updates(adapter)
+    copies = {name for name in found if f"{name}.weight" not in wanted}
+    assert copies
+    for name, update in wanted.items():
+        assert_close(found[name.removesuffix(".weight")], update)
+    for name in copies:
+        assert name.endswith("v_proj")
+        assert torch.equal(found[name], found[name.replace("v_proj", "k_proj")])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.adapters.file import CONFIG_NAME, DEFAULT_RANK, WEIGHTS_NAME, AdapterFile, read_adapter
-from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Deltas, Factors, Slice
 from graftkit.converting.dialects._engine_names import EngineNames
 from graftkit.converting.safetensors_file import OutTensor, write_safetensors
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 # PEFT's default, for a configuration that leaves ``lora_alpha`` out. Source: peft.LoraConfig.
 _DEFAULT_ALPHA = 8
+# (configuration, module) -> scale.
+ScaleOf = Callable[[Mapping[str, Any], str], float]
 ORIGIN = ("base_model_name_or_path", "revision", "task_type")
 
 
@@ -82,20 +83,28 @@ def _config(pairs: tuple[Pair, ...]) -> dict[str, Any]:
     }
 
 
-def pairs_of(deltas: Deltas, names: EngineNames) -> tuple[Pair, ...]:
-    """Return the pairs of the engine's modules, all of one scale; stacked experts one by one, and completely."""
+def pairs_of(deltas: Deltas, names: EngineNames) -> dict[str, Pair]:
+    """Return the pairs by the engine's modules, all of one scale; stacked experts one by one, and completely."""
     _, scale = common_scale(deltas)
-    groups = _whole_groups(deltas, names)
-    found = []
-    for parameter, every in groups.items():
-        stacked = names.base.is_stacked(parameter)
+    found = {}
+    for parameter, every in _whole_groups(deltas, names).items():
         widest = max(factors.rank for factors in every)
         for factors in every:
-            one = rescaled(factors, scale, widest if stacked else factors.rank)
+            one = rescaled(factors, scale, widest if names.base.is_stacked(parameter) else factors.rank)
             for copy in names.copies(one.at):
-                parts = names.modules(one.moved(copy))
-                found += [Pair(module, part, names.is_embedding(part.at)) for module, part in parts]
-    return tuple(found)
+                for module, part in names.modules(one.moved(copy)):
+                    found[module] = Pair(module, part, names.is_embedding(part.at))
+    return found
+
+
+def completed(pairs: Mapping[str, Pair], names: EngineNames) -> dict[str, Pair]:
+    """Return the pairs with zeros where the engine takes several modules only together, all of one rank."""
+    rank, scale = common_scale(pair.factors for pair in pairs.values())
+    added = {module: Pair(module, zeros(at, names.shape(at))) for module, at in names.missing(pairs)}
+    return {
+        module: replace(pair, factors=rescaled(pair.factors, scale, rank))
+        for module, pair in {**pairs, **added}.items()
+    }
 
 
 def _whole_groups(deltas: Deltas, names: EngineNames) -> dict[str, tuple[Factors, ...]]:
@@ -109,13 +118,12 @@ def _whole_groups(deltas: Deltas, names: EngineNames) -> dict[str, tuple[Factors
         if name.rpartition(".")[0] in holders and names.base.is_stacked(name):
             given = {factors.at.expert: factors for factors in groups.get(name, ())}
             slices = names.matrices(name)
-            groups[name] = tuple(given.get(at.expert) or zeros(at, names.base) for at in slices)
+            groups[name] = tuple(given.get(at.expert) or zeros(at, names.shape(at)) for at in slices)
     return groups
 
 
-def zeros(at: Slice, base: ConvertBase) -> Factors:
-    """Return factors of rank 1 that add nothing."""
-    shape = base.matrix(at.parameter)
+def zeros(at: Slice, shape: tuple[int, int]) -> Factors:
+    """Return factors of rank 1 that add nothing to a slice of shape (out, in)."""
 
     def read() -> tuple[torch.Tensor, torch.Tensor]:
         import torch
@@ -130,23 +138,23 @@ class PairFile:
     """A PEFT folder as an engine reads it: pairs of factors by the names of modules, scaled by the configuration.
 
     Attributes:
-        scale_of: the factor that the engine multiplies a module's update by: (configuration, module, rank).
+        scale_of: the factor that the engine multiplies a module's update by.
     """
 
     file: AdapterFile
-    scale_of: Callable[[Mapping[str, Any], str, int], float]
+    scale_of: ScaleOf
     tensors: AdapterTensors = field(repr=False)
 
     @classmethod
-    def open(cls, folder: Path, scale_of: Callable[[Mapping[str, Any], str, int], float]) -> PairFile:
+    def open(cls, folder: Path, scale_of: ScaleOf) -> PairFile:
         file = read_adapter(folder)
         return cls(file, scale_of, AdapterTensors(file))
 
-    def read(self, base: ConvertBase, slice_of: Callable[[str], Slice | None]) -> Deltas:
+    def read(self, names: EngineNames) -> Deltas:
         """Read every pair.
 
         Args:
-            slice_of: what of the base the engine's module of that name is; None where there is no such module.
+            names: of the engine's modules.
 
         Raises:
             AdapterError: ``adapter-does-not-fit``: a tensor is no factor, or lacks the other one; or it has no
@@ -155,10 +163,10 @@ class PairFile:
         self.tensors.check_not_empty()
         found = []
         for module, (a, b) in self._pairs().items():
-            at = slice_of(module)
+            at = names.slices.get(module)
             if at is None:
                 raise does_not_fit(self.file, a, f"the engine has no module {module} for this base")
-            found.append(self._factors(module, a, b, at, base))
+            found.append(self._factors(module, a, b, at, names.shape(at)))
         origin = {name: self.file.config[name] for name in ORIGIN if self.file.config.get(name) is not None}
         return Deltas(tuple(found), (), origin)
 
@@ -175,10 +183,9 @@ class PairFile:
                 raise does_not_fit(self.file, only, "the other tensor of the pair is missing")
         return {module: (sides["A"], sides["B"]) for module, sides in halves.items()}
 
-    def _factors(self, module: str, a: str, b: str, at: Slice, base: ConvertBase) -> Factors:
+    def _factors(self, module: str, a: str, b: str, at: Slice, shape: tuple[int, int]) -> Factors:
         shapes = self.tensors.shapes
-        out, ins = base.matrix(at.parameter)
-        out = out if at.outs is None else len(at.outs)
+        out, ins = shape
         rank = shapes[a][0]
         if shapes[a] != (rank, ins) or shapes[b] != (out, rank):
             why = f"{list(shapes[a])} and {list(shapes[b])} do not make {[out, ins]}"
@@ -187,7 +194,7 @@ class PairFile:
             at=at,
             rank=rank,
             shape=(out, ins),
-            scale=self.scale_of(self.file.config, module, rank),
+            scale=self.scale_of(self.file.config, module),
             dtype=self.file.tensors[b].dtype,
             name=b,
             read=partial(self._read, a, b),
@@ -224,26 +231,28 @@ def does_not_fit(file: AdapterFile, where: str, why: str) -> AdapterError:
     )
 
 
-def peft_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """Return PEFT's scale of a module: patterns and rsLoRA are honoured.
+def patterned_scale(config: Mapping[str, Any], module: str) -> float:
+    """Return the scale of an engine that honours patterns and rsLoRA; the rank is the configuration's, as in PEFT.
 
-    Source: ``peft.tuners.lora.layer.LoraLayer.update_layer``.
+    Source: ``vllm.lora.peft_helper.PEFTHelper.get_rank_and_scaling``.
     """
     alpha = float(value_at(config.get("alpha_pattern"), module, config.get("lora_alpha", _DEFAULT_ALPHA)))
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    rank = int(value_at(config.get("rank_pattern"), module, config.get("r", DEFAULT_RANK)))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def one_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+def one_scale(config: Mapping[str, Any], module: str) -> float:
     """Return the one scale of an engine that reads ``lora_alpha`` and ``r`` alone."""
-    del module, rank
+    del module
     return float(config.get("lora_alpha", _DEFAULT_ALPHA)) / int(config.get("r", DEFAULT_RANK))
 
 
 def common_scale(factors: Iterable[Factors]) -> tuple[int, float]:
-    """Return the largest rank, and the scale that most updates have."""
+    """Return the largest rank, and the scale that most updates have (1 where that is 0)."""
     every = list(factors)
     scales = [f.scale for f in every]
-    return max(f.rank for f in every), max(dict.fromkeys(scales), key=scales.count)
+    most = max(dict.fromkeys(scales), key=scales.count)
+    return max(f.rank for f in every), most or 1.0
 
 
 def rescaled(factors: Factors, scale: float, rank: int) -> Factors:

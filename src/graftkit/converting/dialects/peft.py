@@ -151,7 +151,7 @@ def _one_group(several: tuple[Factors, ...], base: ConvertBase) -> tuple[Factors
     rank, scale = common_scale(several)
     given = {factors.at.expert: factors for factors in several}
     count = base.shapes[several[0].at.parameter][0]
-    whole = (given.get(n) or zeros(Slice(several[0].at.parameter, n), base) for n in range(count))
+    whole = (given.get(n) or zeros(Slice(several[0].at.parameter, n), several[0].shape) for n in range(count))
     return tuple(rescaled(factors, scale, rank) for factors in whole)
 
 

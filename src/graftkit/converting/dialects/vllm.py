@@ -15,6 +15,7 @@ from graftkit.converting.delta import Deltas, Slice
 from graftkit.converting.dialects import _pairs
 from graftkit.converting.dialects._base import DialectFormat
 from graftkit.converting.dialects._engine_names import EngineNames
+from graftkit.converting.dialects._refused import refused
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,13 @@ class VllmDialect(DialectFormat):
         return False
 
     def refusals(self, deltas: Deltas, base: ConvertBase) -> dict[str, str]:
-        del deltas, base
-        return {}
+        return refused(deltas, base, "vllm")
 
     def write(self, deltas: Deltas, base: ConvertBase, folder: Path) -> None:
-        _pairs.write_pairs(_pairs.pairs_of(deltas, EngineNames(base)), deltas.config, folder)
+        _pairs.write_pairs(_pairs.pairs_of(deltas, EngineNames(base)).values(), deltas.config, folder)
 
     def read(self, folder: Path, base: ConvertBase) -> Deltas:
-        return _pairs.PairFile.open(folder, _pairs.peft_scale).read(base, EngineNames(base).slices.get)
+        return _pairs.PairFile.open(folder, _pairs.patterned_scale).read(EngineNames(base))
 
     def places(self, at: Slice, base: ConvertBase) -> tuple[Slice, ...]:
         return EngineNames(base).copies(at)
