@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from graftkit.merging.rekey import rekey
     from graftkit.planning.plan import Plan, plan
     from graftkit.recipes.recipe import read_recipe
+    from graftkit.serving.prove import prove
+    from graftkit.serving.prove_merged import prove_merged
     from graftkit.serving.sign import sign
     from graftkit.surveying.sites import ModelMap, Site
     from graftkit.surveying.survey import survey
@@ -57,6 +59,8 @@ __all__ = [
     "merge",
     "migrate",
     "plan",
+    "prove",
+    "prove_merged",
     "read_recipe",
     "rekey",
     "sign",
@@ -88,6 +92,8 @@ _HOME = {
     "merge": "merging.merge",
     "migrate": "adapters.migrate",
     "plan": "planning.plan",
+    "prove": "serving.prove",
+    "prove_merged": "serving.prove_merged",
     "read_recipe": "recipes.recipe",
     "rekey": "merging.rekey",
     "sign": "serving.sign",

@@ -168,7 +168,7 @@ class _Ended:
     @property
     def words(self) -> str:
         lines = [line.rstrip() for line in self.output.splitlines() if line.strip()]
-        said = printable("\n".join(lines[-_LAST_LINES:])[-_LONGEST_WORDS:])
+        said = printable("\n".join(lines[-_LAST_LINES:])[-_LONGEST_WORDS:], _LONGEST_WORDS)
         how = (
             f"it was ended by {signal.Signals(-self.status).name}" if self.status < 0 else f"status {self.status}"
         )
@@ -280,7 +280,7 @@ def _answer(folder: Path, entry: Mapping[str, Any], prefixes: int) -> Answer:
     import numpy as np
 
     if "refused" in entry:
-        return Answer(refusal=printable(str(entry["refused"]))[:_LONGEST_WORDS])
+        return Answer(refusal=printable(str(entry["refused"]), _LONGEST_WORDS))
     name = str(entry["file"])
     if Path(name).name != name:
         raise ValueError(f"{name!r} is outside its folder")

@@ -16,7 +16,7 @@ engine's words if it refused. The base's name is "".
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -73,12 +73,14 @@ def main(engine: str, folder: Path) -> None:
 
 
 def _worker(engine: str) -> Any:
-    """Import the engine's file as a module of a package: by itself it would hide the engine, whose name it has."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    try:
-        return importlib.import_module(f"workers.{engine}")
-    finally:
-        sys.path.pop(0)
+    """Load the file of an engine without a search path: under its own name it would hide the engine's package."""
+    spec = importlib.util.spec_from_file_location(f"serve_in_{engine}", Path(__file__).with_name(f"{engine}.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"there is no file for {engine}")
+    worker = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = worker  # dataclasses look their module up
+    spec.loader.exec_module(worker)
+    return worker
 
 
 def _words(error: Exception) -> str:
