@@ -11,11 +11,11 @@ from functools import cache
 from packaging.version import InvalidVersion, Version
 
 from graftkit.engines import facts
-from graftkit.engines.base import Engine, Fact, Feature, Stance
+from graftkit.engines.base import Engine, Fact, Feature, Model, Remedy, Stance
 from graftkit.errors import EngineError
 from graftkit.text import suggest
 
-__all__ = ["Engine", "Fact", "Feature", "Stance", "all_engines", "engine_named"]
+__all__ = ["Engine", "Fact", "Feature", "Model", "Remedy", "Stance", "all_engines", "engine_named"]
 
 
 @cache

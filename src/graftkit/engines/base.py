@@ -5,15 +5,14 @@ To add an engine, add ``engines/facts/<name>.py`` with an ``ENGINE``; nothing el
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-# Next steps that several engines' facts name.
-MERGE = "merge the adapter"
-FOLD_SCALE = "write the scale into lora_B, and set lora_alpha to r"
+from graftkit.engines.releases.table import ClassSupport, read_table
 
 
 class Feature(StrEnum):
@@ -26,26 +25,43 @@ class Feature(StrEnum):
         feature._value_, feature.words = value, words
         return feature
 
+    # What the files and their configuration say.
+    PEFT_FILES = "peft files", "an adapter in PEFT's files"
+    OTHER_METHOD = "other method", "methods other than LoRA"
     DORA = "dora", "DoRA"
     BIAS = "bias", "trained biases"
+    EMPTY_BIAS = "empty bias", "the option for biases, without trained ones"
     ALORA = "alora", "an activated LoRA"
     MOVED_BASE = "moved base", "an initializer that moves the base"
     MODULES_TO_SAVE = "modules_to_save", "modules saved whole"
+    TRAINED_NORMS = "trained norms", "norms saved whole"
     TRAINABLE_TOKENS = "trainable tokens", "trained tokens"
-    EMBEDDING = "embedding", "LoRA on embeddings"
-    LM_HEAD = "lm_head", "LoRA on the output layer"
-    TIED_HEAD = "tied lm_head", "LoRA on an output layer that is tied to the embeddings"
-    OTHER_METHOD = "other method", "methods other than LoRA"
+    REPLICATION = "layer replication", "replicated layers"
+    BLOCK_DIAGONAL = "bd-lora", "block-diagonal LoRA"
+    QALORA = "qalora", "QALoRA"
     VARIANT = "variant of LoRA", "this variant of LoRA"
-    TOWERS = "towers", "LoRA on a tower of another modality"
-    INNER_NAMES = "inner names", "the names of linears inside wrappers"
-    STACKED_EXPERTS = "stacked experts", "LoRA on stacked experts"
-    OTHER_PREFIX = "other prefix", "names of another class"
-    KEY_IS_VALUE = "key is value", "LoRA on keys that are the values too"
-    NO_VALUE = "no value", "a query without a value projection beside it"
+    REGEX_TARGETS = "regex targets", "targets as one regular expression"
     RSLORA = "rslora", "rsLoRA's scale"
     RANK_PATTERN = "rank pattern", "per-layer ranks"
     ALPHA_PATTERN = "alpha pattern", "per-layer scales"
+    # What the base is.
+    MODEL_CLASS = "model class", "LoRA on this class of models"
+    FP8_BASE = "fp8 base", "LoRA on a base in FP8"
+    FP8_EXPERTS = "fp8 experts", "LoRA on the experts of a base in FP8"
+    # What is adapted.
+    LINEAR = "linear", "LoRA on linears"
+    STACKED_EXPERTS = "stacked experts", "LoRA on stacked experts"
+    ROUTER = "router", "LoRA on routers"
+    EMBEDDING = "embedding", "LoRA on embeddings"
+    TIED_EMBEDDING = "tied embedding", "LoRA on embeddings that the output layer shares"
+    LM_HEAD = "lm_head", "LoRA on the output layer"
+    TIED_HEAD = "tied lm_head", "LoRA on an output layer that is tied to the embeddings"
+    TOWERS = "towers", "LoRA on a tower of another modality"
+    NO_LAYER = "no layer", "LoRA on modules outside “layers.N”"
+    INNER_NAMES = "inner names", "the names of linears inside wrappers"
+    OTHER_PREFIX = "other prefix", "names of another class"
+    KEY_IS_VALUE = "key is value", "LoRA on keys that are the values too"
+    NO_VALUE = "no value", "a query without a value projection beside it"
 
 
 class Stance(StrEnum):
@@ -57,6 +73,26 @@ class Stance(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Remedy(StrEnum):
+    """What makes an engine serve a feature after all: ``graft convert`` for that engine, or ``graft merge``."""
+
+    CONVERT = "convert"
+    MERGE = "merge"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What facts by architecture are looked up by.
+
+    Attributes:
+        cls: the name of transformers' class, as ``architectures`` in the configuration.
+        model_type: transformers' model type.
+    """
+
+    cls: str | None = None
+    model_type: str | None = None
+
+
 @dataclass(frozen=True)
 class Fact:
     """One fact about one feature.
@@ -65,8 +101,11 @@ class Fact:
         says: what happens, as the end of a sentence that begins with the engine's name.
         source: the thread or the source file that says so.
         versions: the engine's versions that the source covers.
-        help: the next step, or None where there is none or none is needed; with a flag, where that works.
+        help: the next step, where it is neither converting nor merging, or says more than that.
         flag: the engine's option with which it takes the feature, or None.
+        remedy: what makes it serve the feature, or None where nothing does, or nothing is needed.
+        models: the model types that it is about; empty: all.
+        names: the last parts of the module names that it is about; empty: all.
     """
 
     feature: Feature
@@ -76,6 +115,18 @@ class Fact:
     versions: SpecifierSet = field(default_factory=SpecifierSet)
     help: str | None = None
     flag: str | None = None
+    remedy: Remedy | None = None
+    models: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+
+    @property
+    def specific(self) -> bool:
+        """Whether it is about some architectures or some modules alone."""
+        return bool(self.models or self.names)
+
+    def about(self, model: Model, name: str | None) -> bool:
+        """Check whether it is about a model, and about a module with that last part of its name."""
+        return (not self.models or model.model_type in self.models) and (not self.names or name in self.names)
 
 
 @dataclass(frozen=True)
@@ -108,8 +159,11 @@ class Engine:
         title: as its project writes it.
         version: the one that is served with, or the newest known; None where the facts name no versions.
         known: the versions that the facts cover; everything is unknown of others.
-        facts: the first that covers a feature and a version counts.
+        facts: see ``fact`` for which counts.
         ranks: its limits on the rank; the first that covers a version counts.
+        dialect: what ``graft convert --to`` calls the files that it reads.
+        table: the release whose table is read, where the engine's versions are not told apart.
+        by_class: the facts that follow from what a release's source says of a class; None: it does not know it.
     """
 
     name: str
@@ -118,14 +172,51 @@ class Engine:
     known: SpecifierSet = field(default_factory=SpecifierSet)
     facts: tuple[Fact, ...] = field(default=(), repr=False)
     ranks: tuple[RankLimit, ...] = field(default=(), repr=False)
+    dialect: str = "peft"
+    table: Version | None = None
+    by_class: Callable[[Feature, ClassSupport | None, str | None], Iterator[Fact]] | None = field(
+        default=None, repr=False
+    )
 
-    def fact(self, feature: Feature) -> Fact:
-        """Return what this version does with a feature; ``UNKNOWN`` where no source says."""
-        if self._covers(self.known):
-            found = next((f for f in self.facts if f.feature is feature and self._covers(f.versions)), None)
-            if found is not None:
-                return found
-        return Fact(feature, Stance.UNKNOWN, f"is not known to take {feature.words}, nor to refuse it", "")
+    def fact(self, feature: Feature, model: Model | None = None, name: str | None = None) -> Fact:
+        """Return what this version does with a feature; ``UNKNOWN`` where no source says.
+
+        Facts on some architectures or modules alone come first, then what the source of this release says of the
+        model's class (`graftkit.engines.releases`), then facts on everything; in each, the first that fits.
+
+        Args:
+            model: the base; None where it is not known, and facts by architecture do not apply.
+            name: the last part of the name of the module in question.
+        """
+        return next(self._facts(feature, model or Model(), name))
+
+    def _facts(self, feature: Feature, model: Model, name: str | None) -> Iterator[Fact]:
+        known = self.facts if self._covers(self.known) else ()
+        fitting = [f for f in known if f.feature is feature and f.about(model, name) and self._covers(f.versions)]
+        yield from (fact for fact in fitting if fact.specific)
+        if known:
+            yield from self._of_release(feature, model, name)
+        yield from (fact for fact in fitting if not fact.specific)
+        yield Fact(feature, Stance.UNKNOWN, f"is not known to take {feature.words}, nor to refuse it", "")
+
+    def _of_release(self, feature: Feature, model: Model, name: str | None) -> Iterator[Fact]:
+        version = self.table or self.version
+        if self.by_class is None or version is None or model.cls is None:
+            return
+        table = read_table(self.name, version)
+        if table is not None:
+            yield from self.by_class(feature, table.classes.get(model.cls), name)
+
+    def advice(self, fact: Fact) -> str | None:
+        """Return the next step after a fact, or None where there is none."""
+        steps = [fact.help]
+        if fact.flag is not None:
+            steps.insert(0, f"start the server with {fact.flag}")
+        elif fact.remedy is Remedy.CONVERT:
+            steps.insert(0, f"graft convert ADAPTER OUT --to {self.dialect}")
+        elif fact.remedy is Remedy.MERGE:
+            steps.insert(0, "merge the adapter: graft merge BASE ADAPTER OUT")
+        return "; ".join(filter(None, steps)) or None
 
     @property
     def rank_limit(self) -> RankLimit | None:
@@ -138,26 +229,3 @@ class Engine:
 
     def __str__(self) -> str:
         return self.title if self.version is None else f"{self.title} {self.version}"
-
-
-def ignores_moved_base(source: str) -> Fact:
-    """Return the fact that an engine adds a LoRA to the original base, whatever its initializer did to it."""
-    says = "adds B·A to the original base, which is not the one it was trained on"
-    help = "convert it to a plain LoRA (GK604), or merge it"
-    return Fact(Feature.MOVED_BASE, Stance.IGNORES, says, source, help=help)
-
-
-def ignores_invocation_tokens(source: str) -> Fact:
-    """Return the fact that an engine runs an activated LoRA as if it were a plain one."""
-    says = "ignores invocation tokens, so that the adapter acts on the whole prompt"
-    help = "serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged"
-    return Fact(Feature.ALORA, Stance.IGNORES, says, source, help=help)
-
-
-def ignores_patterns(rank_source: str, alpha_source: str) -> tuple[Fact, Fact]:
-    """Return the facts that an engine scales every layer by the configuration's own alpha and rank."""
-    says = "scales every layer by lora_alpha / r"
-    return (
-        Fact(Feature.RANK_PATTERN, Stance.IGNORES, says, rank_source, help=FOLD_SCALE),
-        Fact(Feature.ALPHA_PATTERN, Stance.IGNORES, says, alpha_source, help=FOLD_SCALE),
-    )

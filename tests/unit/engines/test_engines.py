@@ -14,23 +14,25 @@ FACTS = [pytest.param(e, f, id=f"{e.name}: {f.feature.value} {f.versions}") for 
 
 
 def test_the_engines_are_found() -> None:
-    assert {"llama_cpp", "sglang", "vllm"} <= {engine.name for engine in ENGINES}
+    assert {"llama_cpp", "mlx", "ollama", "sglang", "vllm"} <= {engine.name for engine in ENGINES}
 
 
 @pytest.mark.parametrize(("engine", "fact"), FACTS)
 def test_a_fact_has_a_source_and_a_way_out(engine: Engine, fact: Fact) -> None:
     assert fact.source
     assert fact.says
-    assert fact.stance is Stance.TAKES or fact.help or fact.flag
+    assert fact.stance in {Stance.TAKES, Stance.UNKNOWN} or engine.advice(fact)
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.name)
 def test_no_version_has_two_answers(engine: Engine) -> None:
-    """Where two facts are about one feature, a version must be covered by one of them at most."""
+    """Where two facts are about the same, a version must be covered by one of them at most."""
     tried = [Version(f"0.{minor}.{patch}") for minor in range(40) for patch in (0, 1, 6)]
-    for feature in Feature:
-        facts = [fact for fact in engine.facts if fact.feature is feature]
-        assert all(sum(f.versions.contains(v) for f in facts) <= 1 for v in tried), feature
+    kinds = {(fact.feature, fact.names, model) for fact in engine.facts for model in fact.models or {None}}
+    for feature, names, model in kinds:
+        facts = [f for f in engine.facts if f.feature is feature and f.names == names]
+        facts = [f for f in facts if (model in f.models if model else not f.models)]
+        assert all(sum(f.versions.contains(v) for f in facts) <= 1 for v in tried), (feature, names, model)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_no_version_has_two_answers(engine: Engine) -> None:
         pytest.param("vllm", "vllm", "0.32.0", id="the newest known"),
         pytest.param("vllm==0.22", "vllm", "0.22", id="a version"),
         pytest.param(" vLLM == 0.22.1 ", "vllm", "0.22.1", id="spaces and capitals"),
-        pytest.param("sglang", "sglang", None, id="versions that are not told apart"),
+        pytest.param("sglang", "sglang", "0.5.23", id="the newest known of another"),
         pytest.param("llama.cpp==b6500", "llama_cpp", "6500", id="a build"),
         pytest.param("llama-cpp", "llama_cpp", None, id="as others spell it"),
     ],
@@ -69,7 +71,7 @@ def test_what_names_no_engine(text: str, code: str, named: str) -> None:
 
 
 def test_an_option_of_old_versions_is_gone_from_new_ones() -> None:
-    old, new = engine_named("vllm==0.10.2").fact(Feature.BIAS), engine_named("vllm").fact(Feature.BIAS)
+    old, new = engine_named("vllm==0.11.0").fact(Feature.BIAS), engine_named("vllm==0.11.1").fact(Feature.BIAS)
     assert (old.flag, new.flag) == ("--enable-lora-bias", None)
     assert old.stance is new.stance is Stance.REFUSES
 

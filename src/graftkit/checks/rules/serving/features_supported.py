@@ -22,14 +22,14 @@ Any engine that runs the base runs the merged model; it takes the space of the b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from graftkit.checks.adapter_files.engine_support import features_of, judge_features
+from graftkit.checks.adapter_files.asked import asked_by_files, model_of
+from graftkit.checks.adapter_files.engine_support import judge
 from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed
-from graftkit.engines import Engine, Feature, Stance
+from graftkit.engines import Engine, Stance
 from graftkit.findings import Severity, Source
 
 _BAD = frozenset({Stance.REFUSES, Stance.IGNORES})
@@ -38,9 +38,10 @@ _BAD = frozenset({Stance.REFUSES, Stance.IGNORES})
 def _check(context: CheckContext) -> Observation:
     saved = context.saved
     fit = None if context.given.base is None or saved.prefix is None else context.fit
-    asked: dict[Feature, Sequence[str]] = {f: (name,) for f, name in features_of(saved, fit).items()}
-    seen = judge_features(context.engine, asked, _BAD, f"{context.engine} supports every feature of this adapter")
-    if seen.verdict is not Severity.OK or Feature.OTHER_METHOD in asked:
+    asked = asked_by_files(saved, fit)
+    good = f"{context.engine} supports every feature of this adapter"
+    seen = judge(context.engine, model_of(fit), asked, _BAD, good)
+    if seen.verdict is not Severity.OK or saved.file.peft_type != "LORA":
         return seen
     return _rank(context.engine, saved) or seen
 

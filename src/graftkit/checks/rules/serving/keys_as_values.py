@@ -21,7 +21,8 @@ pair: keep the original for PEFT.
 
 from __future__ import annotations
 
-from graftkit.checks.adapter_files.engine_support import judge_features, require_lora, sibling
+from graftkit.checks.adapter_files.asked import Asked, model_of, sibling
+from graftkit.checks.adapter_files.engine_support import judge, require_lora
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, passed
 from graftkit.engines import Feature, Stance
@@ -39,7 +40,8 @@ def _check(context: CheckContext) -> Observation:
     if not lone:
         return passed(f"each of {len(keys)} key projections that also make the values has its pair as v_proj, too")
     good = f"{context.engine} makes the values from the adapted keys"
-    return judge_features(context.engine, {Feature.KEY_IS_VALUE: lone}, frozenset({Stance.IGNORES}), good)
+    asked = [Asked(Feature.KEY_IS_VALUE, core) for core in lone]
+    return judge(context.engine, model_of(context.fit), asked, frozenset({Stance.IGNORES}), good)
 
 
 RULE = Rule(
@@ -48,7 +50,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
     check=_check,
-    help="in a copy for this engine, write each k_proj pair a second time, as v_proj",
+    help="graft convert ADAPTER OUT --to ENGINE writes each k_proj pair a second time, as v_proj",
     since="0.1.0",
     source=Source.VERSIONS,
 )

@@ -26,15 +26,13 @@ from __future__ import annotations
 from graftkit.checks.adapter_files.engine_support import judge_modules
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule
-from graftkit.engines import Feature, Stance
+from graftkit.engines import Stance
 from graftkit.findings import Severity, Source
-
-_FEATURES = (Feature.OTHER_PREFIX, Feature.INNER_NAMES, Feature.TOWERS, Feature.STACKED_EXPERTS)
 
 
 def _check(context: CheckContext) -> Observation:
     # A refusal is for GK705 to report.
-    return judge_modules(context, _FEATURES, bad=Stance.IGNORES, other=Stance.REFUSES)
+    return judge_modules(context, bad=Stance.IGNORES)
 
 
 RULE = Rule(

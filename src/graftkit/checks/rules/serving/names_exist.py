@@ -25,15 +25,13 @@ from __future__ import annotations
 from graftkit.checks.adapter_files.engine_support import judge_modules
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule
-from graftkit.engines import Feature, Stance
+from graftkit.engines import Stance
 from graftkit.findings import Severity, Source
-
-_FEATURES = (Feature.OTHER_PREFIX, Feature.TOWERS, Feature.STACKED_EXPERTS, Feature.NO_VALUE)
 
 
 def _check(context: CheckContext) -> Observation:
     # What the engine skips is for GK702 to report.
-    return judge_modules(context, _FEATURES, bad=Stance.REFUSES, other=Stance.IGNORES)
+    return judge_modules(context, bad=Stance.REFUSES)
 
 
 RULE = Rule(

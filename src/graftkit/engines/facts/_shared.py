@@ -1,0 +1,30 @@
+"""Facts that several engines have in common."""
+
+from packaging.specifiers import SpecifierSet
+
+from graftkit.engines.base import Fact, Feature, Remedy, Stance
+
+_ALL = SpecifierSet()
+
+
+def ignores_moved_base(source: str, versions: SpecifierSet = _ALL) -> Fact:
+    """Return the fact that an engine adds a LoRA to the original base, whatever its initializer did to it."""
+    says = "adds B·A to the original base, which is not the one it was trained on"
+    return Fact(Feature.MOVED_BASE, Stance.IGNORES, says, source, versions, remedy=Remedy.CONVERT)
+
+
+def ignores_invocation_tokens(source: str, versions: SpecifierSet = _ALL) -> Fact:
+    """Return the fact that an engine runs an activated LoRA as if it were a plain one."""
+    says = "ignores invocation tokens, so that the adapter acts on the whole prompt"
+    help = "serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged"
+    return Fact(Feature.ALORA, Stance.IGNORES, says, source, versions, help=help)
+
+
+def ignores_patterns(source: str, versions: SpecifierSet = _ALL) -> tuple[Fact, Fact]:
+    """Return the facts that an engine scales every layer by the configuration's own alpha and rank."""
+    says = "scales every layer by lora_alpha / r"
+    rank, alpha = Feature.RANK_PATTERN, Feature.ALPHA_PATTERN
+    return (
+        Fact(rank, Stance.IGNORES, says, source, versions, remedy=Remedy.CONVERT),
+        Fact(alpha, Stance.IGNORES, says, source, versions, remedy=Remedy.CONVERT),
+    )
