@@ -20,6 +20,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +30,11 @@ class Session(Protocol):
 
     Attributes:
         version: the engine's version.
-        replaced: the parts of the engine that were replaced, as kernels that need a GPU.
+        replaced: the parts of the engine that were replaced so far, as kernels that need a GPU.
     """
 
     version: str
-    replaced: tuple[str, ...]
+    replaced: Sequence[str]
 
     def base(self) -> Any:
         """Return the base's log-probabilities after each prefix: float32, (prefixes, vocabulary)."""
@@ -53,7 +54,7 @@ def main(engine: str, folder: Path) -> None:
     results.begin("")
     try:
         session = _worker(engine).start(job, folder)
-        results.served_by(session)
+        results.session = session
         results.add("", session.base())
     except Exception as error:
         results.refuse("", _words(error))
@@ -89,16 +90,18 @@ def _words(error: Exception) -> str:
 
 
 class Results:
-    """What is written for graftkit, after each model: the process may not live to serve the next."""
+    """What is written for graftkit, after each model: the process may not live to serve the next.
+
+    Attributes:
+        session: what serves, once it has started.
+    """
+
+    session: Session | None = None
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._fields: dict[str, Any] = {"version": None, "replaced": [], "models": {}, "current": None}
         folder.mkdir(parents=True, exist_ok=True)
-
-    def served_by(self, session: Session) -> None:
-        """Note which engine it is."""
-        self._fields |= {"version": session.version, "replaced": list(session.replaced)}
 
     def begin(self, name: str) -> None:
         """Note that a model is being served: if the process dies, it was this one."""
@@ -123,6 +126,8 @@ class Results:
         self._write()
 
     def _write(self) -> None:
+        if self.session is not None:
+            self._fields |= {"version": self.session.version, "replaced": list(self.session.replaced)}
         beside = self._folder / "result.json.part"
         beside.write_text(json.dumps(self._fields), encoding="utf-8")
         beside.replace(self._folder / "result.json")
