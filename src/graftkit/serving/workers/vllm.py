@@ -32,7 +32,8 @@ def start(job: dict[str, Any], _folder: Path) -> VllmSession:
     options: dict[str, Any] = {
         "model": job["base"],
         "dtype": "float32",
-        "skip_tokenizer_init": True,
+        # It is given token ids; but models that also take pictures want their tokenizer.
+        "skip_tokenizer_init": not any(Path(job["base"]).glob("tokenizer*")),
         "enforce_eager": True,
         "enable_prefix_caching": False,
         "max_model_len": -(-(longest + 1) // _BLOCK) * _BLOCK,
