@@ -109,8 +109,8 @@ def _on_cpu() -> bool:
 def run_experts_in_torch() -> list[str]:
     """Let experts that carry an adapter be computed by loops in torch: vLLM has a kernel for GPUs alone.
 
-    The loops read the buffers that vLLM has filled from the adapter: they show what it made of the file, not what its
-    kernel computes. Source: ``vllm/model_executor/layers/fused_moe/experts/triton_moe.py``, ``TritonExperts.apply``.
+    The loops read the buffers that vLLM has filled from the adapter: they show what it made of the file, not what
+    its kernel computes. Source: ``vllm/model_executor/layers/fused_moe/experts/triton_moe.py``, ``TritonExperts``.
 
     Returns:
         The names of what was replaced: empty until an expert is computed.
@@ -141,11 +141,15 @@ def run_experts_in_torch() -> list[str]:
             for expert, weight in zip(chosen, weights, strict=True):
                 hidden = _linear(hidden_states[token], w1[expert], experts.w1_bias, expert)
                 if adapter >= 0:
-                    hidden = hidden + _gate_up_update(lora, hidden_states[token], adapter, expert, activation.value)
+                    hidden = hidden + _gate_up_update(
+                        lora, hidden_states[token], adapter, expert, activation.value
+                    )
                 inner = _activated(hidden, activation.value)
                 result = _linear(inner, w2[expert], experts.w2_bias, expert)
                 if adapter >= 0:
-                    result = result + _update(lora.w2_lora_a_stacked, lora.w2_lora_b_stacked, inner, adapter, expert, 0)
+                    result = result + _update(
+                        lora.w2_lora_a_stacked, lora.w2_lora_b_stacked, inner, adapter, expert, 0
+                    )
                 output[token] += result if apply_router_weight_on_input else result * weight
 
     TritonExperts.apply = apply
