@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"GGUF"
 SUFFIX = ".gguf"
+_HUB = "https://huggingface.co/"
 # Endings of a pair's names after the name of the base's tensor.
 A, B = ".lora_a", ".lora_b"
 
@@ -52,6 +53,7 @@ class LoraFile:
         alpha: each pair is scaled by ``alpha / r``, and by 1 where it is 0.
         pairs: in the file's order.
         rest: tensors that belong to no pair: norms, which llama.cpp skips.
+        base: the hub id of the model that it was made for, or "".
         activated: whether it waits for an invocation sequence (aLoRA).
     """
 
@@ -59,6 +61,7 @@ class LoraFile:
     alpha: float
     pairs: tuple[LoraPair, ...]
     rest: tuple[str, ...] = ()
+    base: str = ""
     activated: bool = False
 
     def scale(self, pair: LoraPair) -> float:
@@ -86,11 +89,8 @@ def gguf() -> Any:
     return module
 
 
-def write_lora_file(path: Path, file: LoraFile, origin: Mapping[str, str] | None = None) -> None:
+def write_lora_file(path: Path, file: LoraFile) -> None:
     """Write an adapter, one tensor in memory at a time, in float32.
-
-    Args:
-        origin: further text fields by key: "general.name".
 
     Raises:
         OutputError: ``output-not-writable``.
@@ -101,8 +101,10 @@ def write_lora_file(path: Path, file: LoraFile, origin: Mapping[str, str] | None
     writer.add_type(module.GGUFType.ADAPTER)
     writer.add_string(module.Keys.Adapter.TYPE, "lora")
     writer.add_float32(module.Keys.Adapter.LORA_ALPHA, file.alpha)
-    for key, text in (origin or {}).items():
-        writer.add_string(key, text)
+    if file.base:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, file.base.rpartition("/")[2])
+        writer.add_base_model_repo_url(0, f"{_HUB}{file.base}")
     with reraise_as(_not_writable, path):
         try:
             _write_tensors(writer, path, file.pairs)
@@ -159,8 +161,15 @@ def read_lora_file(path: Path) -> LoraFile:
     if not isinstance(architecture, str) or not isinstance(alpha, int | float):
         raise _bad(path, "it does not say its architecture, or its alpha is no number")
     pairs, rest = _paired(path, {str(tensor.name): tensor for tensor in reader.tensors})
-    activated = module.Keys.Adapter.ALORA_INVOCATION_TOKENS in reader.fields
-    return LoraFile(architecture, float(alpha), pairs, rest, activated)
+    base = str(fields.get(module.Keys.General.BASE_MODEL_REPO_URL.format(id=0), ""))
+    return LoraFile(
+        architecture,
+        float(alpha),
+        pairs,
+        rest,
+        base.removeprefix(_HUB) if base.startswith(_HUB) else "",
+        activated=module.Keys.Adapter.ALORA_INVOCATION_TOKENS in reader.fields,
+    )
 
 
 def _is_long(field: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ TWINS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {},
     "gpt_oss": {},
     "google/gemma-4-26B-A4B-it": {},
+    "phi3": {},
+    "granite": {},
+    "qwen2_moe": {},
+    "glm4": {},
 }
-MOE = ["mixtral", "qwen3_moe", "gpt_oss", "google/gemma-4-26B-A4B-it"]
+MOE = ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "google/gemma-4-26B-A4B-it"]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,17 @@ def test_the_header_is_what_llama_cpp_checks(base_of, tmp_path):
     assert fields["adapter.type"] == "lora"
     assert fields["adapter.lora.alpha"] == 7.0
     assert set(tensors(path)) == {f"blk.{n}.attn_q.weight.lora_{ab}" for n in range(2) for ab in "ab"}
+
+
+def test_the_base_is_named_by_its_page(base_of, tmp_path):
+    served = base_of("llama")
+    deltas = replace(
+        served.deltas(tmp_path / "peft", targets=["q_proj"]), config={"base_model_name_or_path": "owner/model"}
+    )
+    path = written(deltas, served, tmp_path / "gguf")
+    fields = {key: field.contents() for key, field in GGUFReader(path).fields.items()}
+    assert fields["general.base_model.0.repo_url"] == "https://huggingface.co/owner/model"
+    assert DIALECT.read(tmp_path / "gguf", served.base).config == {"base_model_name_or_path": "owner/model"}
 
 
 def test_rows_of_queries_and_keys_follow_llama_cpps_rotary_embedding(base_of, tmp_path):
@@ -203,10 +219,10 @@ def test_a_class_that_nobody_compared_is_refused(twin_of, tmp_path):
 # ---- what cannot be read ----
 
 
-def lora_file(path: Path, architecture: str = "llama", **fields: Any) -> Path:
+def lora_file(path: Path, architecture: str = "llama") -> Path:
     """Write a file with one pair that fits nothing."""
     pair = LoraPair("blk.0.attn_q.weight", (2, 3), (5, 2), lambda _: torch.ones(2, 3), lambda _: torch.ones(5, 2))
-    write_lora_file(path, LoraFile(architecture, 2.0, (pair,)), fields)
+    write_lora_file(path, LoraFile(architecture, 2.0, (pair,)))
     return path
 
 

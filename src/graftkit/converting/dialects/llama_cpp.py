@@ -32,6 +32,7 @@ from graftkit.converting.gguf_file import (
 from graftkit.converting.stacks import by_matrix, largest_rank, padded, update_at
 from graftkit.errors import AdapterError
 from graftkit.merging.checkpoint.parameters import read_parameter
+from graftkit.surveying.sources.hub import is_hub_id
 from graftkit.surveying.ties import tied_names
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def _classes() -> Mapping[str, _Architecture]:
 _APPLIED = frozenset(
     {"TOKEN_EMBD", "OUTPUT", "ATTN_Q", "ATTN_K", "ATTN_V", "ATTN_QKV", "ATTN_OUT"}
     | {"FFN_GATE", "FFN_UP", "FFN_DOWN", "FFN_GATE_INP", "FFN_GATE_EXP", "FFN_UP_EXP", "FFN_DOWN_EXP"}
-    | {"FFN_GATE_UP_EXP", "PER_LAYER_INP_GATE", "PER_LAYER_PROJ"}
+    | {"FFN_GATE_UP_EXP", "FFN_GATE_SHEXP", "FFN_UP_SHEXP", "FFN_DOWN_SHEXP", "FFN_GATE_INP_SHEXP"}
+    | {"PER_LAYER_INP_GATE", "PER_LAYER_PROJ"}
 )
 
 _EXPERT = re.compile(r"(?P<before>.*\.experts)\.(?P<number>\d+)\.(?P<leaf>\w+)")
@@ -146,11 +148,10 @@ class LlamaCppDialect(DialectFormat):
         alpha = _alpha(found.values())
         pairs = tuple(_pair(name, one, alpha, base) for name, one in found.items())
         architecture = gguf().MODEL_ARCH_NAMES[_model_arch(base)]
-        origin = deltas.config.get("base_model_name_or_path")
+        origin = str(deltas.config.get("base_model_name_or_path") or "")
         write_lora_file(
             folder / self.weights_name,
-            LoraFile(architecture, alpha, pairs),
-            {"general.base_model.0.name": str(origin)} if origin else None,
+            LoraFile(architecture, alpha, pairs, base=origin if is_hub_id(origin) else ""),
         )
 
     def read(self, folder: Path, base: ConvertBase) -> Deltas:
@@ -173,7 +174,8 @@ class LlamaCppDialect(DialectFormat):
         _check_architecture(file, base, path)
         places = _places(base)
         factors = [f for pair in file.pairs for f in _factors(pair, file, places.get(pair.name), base, path)]
-        return Deltas(tuple(factors))
+        origin = {"base_model_name_or_path": file.base} if is_hub_id(file.base) else {}
+        return Deltas(tuple(factors), config=MappingProxyType(origin))
 
 
 def _gguf_file(folder: Path) -> Path | None:
