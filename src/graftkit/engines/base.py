@@ -207,13 +207,18 @@ class Engine:
         if table is not None:
             yield from self.by_class(feature, table.classes.get(model.cls), name)
 
+    @property
+    def conversion(self) -> str:
+        """The command that writes an adapter as this engine reads it."""
+        return f"graft convert ADAPTER OUT --to {self.dialect}"
+
     def advice(self, fact: Fact) -> str | None:
         """Return the next step after a fact, or None where there is none."""
         steps = [fact.help]
         if fact.flag is not None:
             steps.insert(0, f"start the server with {fact.flag}")
         elif fact.remedy is Remedy.CONVERT:
-            steps.insert(0, f"graft convert ADAPTER OUT --to {self.dialect}")
+            steps.insert(0, self.conversion)
         elif fact.remedy is Remedy.MERGE:
             steps.insert(0, "merge the adapter: graft merge BASE ADAPTER OUT")
         return "; ".join(filter(None, steps)) or None

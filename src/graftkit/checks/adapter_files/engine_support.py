@@ -86,6 +86,7 @@ def _evidence(engine: Engine, found: _Found) -> dict[str, Any]:
     return {
         "engine": str(engine),
         "features": list(dict.fromkeys(fact.feature.value for fact in found)),
+        "stances": sorted({fact.stance.value for fact in found}),
         "sources": list(dict.fromkeys(fact.source for fact in found)),
     }
 

@@ -43,9 +43,8 @@ class ClassSupport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that say something."""
-        return {
-            field.name: value for field in fields(self) if (value := getattr(self, field.name)) not in (None, ())
-        }
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        return {field.name: value for field, value in values if value != field.default}
 
 
 @dataclass(frozen=True)

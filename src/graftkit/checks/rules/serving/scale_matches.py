@@ -28,6 +28,7 @@ from typing import Any
 from graftkit.checks.adapter_files.engine_support import Scale, require_lora, scales
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.engines import Stance
 from graftkit.findings import Severity, Source
 
 
@@ -44,7 +45,14 @@ def _check(context: CheckContext) -> Observation:
         f"{context.engine} scales {len(wrong)} of {len(found)} modules differently: {scale.served:.3g} instead of "
         f"{scale.trained:.3g}"
     )
-    return failed(message, where=worst, ratio=scale.ratio, served=scale.served, trained=scale.trained, **figures)
+    figures |= {
+        "ratio": scale.ratio,
+        "served": scale.served,
+        "trained": scale.trained,
+        "stances": [Stance.IGNORES],
+    }
+    help = f"{context.engine.conversion} writes the scale into lora_B"
+    return failed(message, where=worst, help=help, **figures)
 
 
 def _distance(scale: Scale) -> float:
@@ -57,7 +65,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "engine"),
     check=_check,
-    help="fold the scale into lora_B: multiply it by PEFT's scale, set lora_alpha to r, and drop the options",
+    help="graft convert ADAPTER OUT --to ENGINE writes the scale into lora_B, with lora_alpha = r",
     since="0.1.0",
     source=Source.VERSIONS,
 )
