@@ -11,7 +11,7 @@ from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Factors, Slice
 from graftkit.merging.adapter.effects import Effects, layers_only
 from graftkit.merging.adapter.layerwise import lone_layers
-from graftkit.merging.arithmetic.changes import PeftLayer, SavedRows
+from graftkit.merging.arithmetic.changes import PeftLayer, SavedRows, SavedWeight
 from graftkit.merging.checkpoint.parameters import read_parameter
 from graftkit.planning.matching import value_at
 
@@ -90,3 +90,15 @@ def trained_rows(change: SavedRows, parameter: str, effects: Effects, base: Conv
         return a, (effects.tensors.read(change.tensor).double() - before).T
 
     return Factors(Slice(parameter), len(change.at), (width, tokens), 1.0, "F32", change.tensor, read)
+
+
+def is_the_bases(change: SavedWeight, parameter: str, effects: Effects, base: ConvertBase) -> bool:
+    """Check whether a weight that was saved whole has the base's own values.
+
+    PEFT saves the embeddings whenever they are adapted.
+    Source: ``peft.utils.save_and_load.get_peft_model_state_dict``.
+    """
+    if not change.tensor.endswith(f".base_layer.{parameter.rpartition('.')[2]}"):
+        return False
+    saved, own = effects.tensors.read(change.tensor), read_parameter(base.weights, parameter)
+    return bool((saved.double() == own.double()).all())

@@ -14,13 +14,13 @@ from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Deltas, Factors, Other, Slice
 from graftkit.converting.dialects._base import DialectFormat
 from graftkit.converting.dialects._pairs import ORIGIN, common_scale, rescaled, zeros
-from graftkit.converting.initial import moved_base, trained_rows
+from graftkit.converting.initial import is_the_bases, moved_base, trained_rows
 from graftkit.converting.safetensors_file import OutTensor, write_safetensors
 from graftkit.engines import Feature
 from graftkit.files import write_text
 from graftkit.merging.adapter.effects import Effects, attach_on_meta, core_path, read_effects
 from graftkit.merging.adapter.tensors import AdapterTensors
-from graftkit.merging.arithmetic.changes import BiasDelta, Change, LowRank, PeftLayer, SavedRows
+from graftkit.merging.arithmetic.changes import BiasDelta, Change, LowRank, PeftLayer, SavedRows, SavedWeight
 from graftkit.merging.unsupported import rebuilds_base
 from graftkit.planning.config.build import config_dict
 from graftkit.planning.matching import rewritten_names, smallest_exact
@@ -65,8 +65,8 @@ class PeftDialect(DialectFormat):
         for parameter, changes in effects.changes.items():
             for change in changes:
                 found = _as_factors(parameter, change, effects, base)
-                factors += found
-                others += [] if found else [Other(_feature(change), parameter)]
+                factors += found or []
+                others += [Other(_feature(change), parameter)] if found is None else []
         origin = {name: file.config[name] for name in ORIGIN if file.config.get(name) is not None}
         return Deltas(tuple(factors), tuple(others), origin)
 
@@ -82,16 +82,18 @@ class PeftDialect(DialectFormat):
 # ---- reading ----
 
 
-def _as_factors(parameter: str, change: Change, effects: Effects, base: ConvertBase) -> list[Factors]:
-    """Return a change as factors; none where it is no product of two matrices."""
+def _as_factors(parameter: str, change: Change, effects: Effects, base: ConvertBase) -> list[Factors] | None:
+    """Return a change as factors, None where it is no product of two matrices."""
     if isinstance(change, LowRank) and change.is_plain:
         return list(_low_rank(parameter, change, effects, base))
     if isinstance(change, SavedRows) and not _is_tied(parameter, base):
         return [trained_rows(change, parameter, effects, base)]
     if isinstance(change, PeftLayer) and rebuilds_base(effects.config):
         found = moved_base(change, effects, base) if parameter.endswith(_WEIGHT) else None
-        return [found] if found is not None else []
-    return []
+        return [found] if found is not None else None
+    if isinstance(change, SavedWeight) and is_the_bases(change, parameter, effects, base):
+        return []
+    return None
 
 
 def _is_tied(parameter: str, base: ConvertBase) -> bool:

@@ -1,0 +1,90 @@
+"""PEFT -> an engine -> PEFT: stock PEFT loads the result, and computes the same update."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.unit.converting.served_adapters import Bench
+
+import graftkit as gk
+
+_MODELS: dict[str, Any] = {
+    "llama": [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "embed_tokens",
+        "lm_head",
+    ],
+    "gpt2": ["c_attn", "c_proj"],
+}
+
+
+def assert_same_updates(place: Bench, one: Any, other: Any) -> None:
+    wanted, found = place.updates(one), place.updates(other)
+    assert set(found) == set(wanted)
+    for name, update in wanted.items():
+        torch.testing.assert_close(found[name], update, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("to", ["vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("model", "targets"),
+    [
+        pytest.param("qwen3_moe", ["expert", "attention.q", "attention.v"], id="qwen3_moe"),
+        pytest.param("mixtral", ["expert", "attention"], id="mixtral"),
+        pytest.param("google/gemma-4-31B-it", ["attention.k"], id="keys as values"),
+    ],
+)
+def test_models(bench: Callable[[str], Bench], to: str, model: str, targets: list[str]) -> None:
+    place = bench(model)
+    adapter = place.planned(targets, scope="language") if "gemma" in model else place.planned(targets)
+    gk.convert(adapter, place.folder / "there", to=to, base=place.base)
+    gk.convert(place.folder / "there", place.folder / "back", to="peft", base=place.base)
+    assert_same_updates(place, adapter, place.folder / "back")
+
+
+def test_the_router_comes_back_as_a_parameter(bench: Callable[[str], Bench]) -> None:
+    place = bench("mixtral")
+    adapter = place.planned(["expert", "router"])
+    gk.convert(adapter, place.folder / "there", to="vllm", base=place.base)
+    gk.convert(place.folder / "there", place.folder / "back", to="peft", base=place.base)
+    assert_same_updates(place, adapter, place.folder / "back")
+
+
+@st.composite
+def options(draw: Any) -> dict[str, Any]:
+    """Draw targets, ranks and scales of a LoRA on a llama."""
+    names = _MODELS["llama"]
+    targets = draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
+    keyed = st.dictionaries(st.sampled_from(targets), st.integers(1, 6), max_size=2)
+    return {
+        "target_modules": targets,
+        "r": draw(st.integers(1, 5)),
+        "lora_alpha": draw(st.integers(1, 40)),
+        "use_rslora": draw(st.booleans()),
+        "rank_pattern": draw(keyed),
+        "alpha_pattern": draw(keyed),
+    }
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fields=options(), to=st.sampled_from(["vllm", "sglang"]), kind=st.sampled_from(["float32", "bfloat16"]))
+def test_any_scale_and_rank(bench: Callable[[str], Bench], fields: dict[str, Any], to: str, kind: str) -> None:
+    place = bench("llama")
+    adapter = place.adapter(dtype=getattr(torch, kind), **fields)
+    for name in ("there", "back"):
+        shutil.rmtree(place.folder / name, ignore_errors=True)
+    gk.convert(adapter, place.folder / "there", to=to, base=place.base)
+    gk.convert(place.folder / "there", place.folder / "back", to="peft", base=place.base)
+    assert_same_updates(place, adapter, place.folder / "back")
