@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.adapters.file import AdapterFile, read_adapter, unreadable
+from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, read_adapter, unreadable
 from graftkit.adapters.record import read_record
+from graftkit.checks.adapter_files.converted import engines_form, in_own_form, in_pefts_form
 from graftkit.checks.adapter_files.saved_adapter import TensorData
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.rules import rules_of
+from graftkit.converting.base import ConvertBase, convert_base_of
+from graftkit.converting.dialects import DialectFormat
 from graftkit.engines import Engine, engine_named
-from graftkit.errors import AdapterError, SourceError
+from graftkit.errors import AdapterError, MergeError, SourceError
 from graftkit.findings import Finding, Report, Source
 from graftkit.recipes.settings import CheckSettings
 from graftkit.surveying.checkpoint.local_weights import weights_folder
@@ -38,9 +41,13 @@ def check(
     target: str | Engine | None = None,
     data: bool = True,
     settings: CheckSettings | None = None,
+    trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Report:
     """Check whether a saved adapter is complete, safe to load, loaded whole by its base, and served.
+
+    An adapter that ``convert`` wrote, or that only another engine than PEFT can read, is judged in its own form:
+    its names as that engine reads them (GK514), and only for that engine (GK707).
 
     Nothing in the folder is executed or unpickled. Weights that are missing, malformed or a pickle are findings
     (GK505), and so is a file without tensors (GK401); rules that need the weights are then "unknown".
@@ -53,28 +60,70 @@ def check(
         target: the engine that is to serve it, as "vllm" or "vllm==0.32". None: no rules on serving.
         data: read the tensors as well, one at a time; otherwise only headers.
         settings: which rules, with which limits.
+        trust_remote_code: run model code that comes with the base; only an adapter in an engine's form needs it.
         revision: branch, tag or commit of a base that is a hub id.
 
     Returns:
         One finding a rule. Those on the adapter's record (GK510 to GK513) only where it has one.
 
     Raises:
-        AdapterError: ``adapter-not-found`` (no such folder) or ``adapter-config`` (no usable configuration).
+        AdapterError: ``adapter-not-found`` (no such folder), ``adapter-config`` (no usable configuration), or
+            ``adapter-needs-base`` (its form can only be read beside its base).
         EngineError: no such engine, or no such version.
         SourceError, BuildError: the base cannot be surveyed.
     """
     engine = engine_named(target) if isinstance(target, str) else target
-    given = replace(_inputs(adapter, data=data), engine=engine)
-    if base is not None:
-        model_map = base if isinstance(base, ModelMap) else survey(base, revision=revision)
-        given = replace(given, base=model_map, base_files=model_map.checkpoint)
-        given = _with_record(given, model_map, revision)
-    context = CheckContext(given, settings or CheckSettings())
+    model_map = base if base is None or isinstance(base, ModelMap) else survey(base, revision=revision)
+    with ExitStack() as opened:
+        form = None if isinstance(adapter, AdapterFile) else engines_form(Path(adapter).expanduser())
+        if form is None or isinstance(adapter, AdapterFile):
+            given = _inputs(adapter, data=data)
+        else:
+            options = {"trust_remote_code": trust_remote_code, "revision": revision}
+            known = None if model_map is None else convert_base_of(base, model_map, options)
+            given = _converted_inputs(Path(adapter).expanduser(), form, known, data, opened)
+        given = replace(given, engine=_reading(engine, form))
+        if model_map is not None:
+            given = replace(given, base=model_map, base_files=model_map.checkpoint)
+            given = _with_record(given, model_map, revision)
+        context = CheckContext(given, settings or CheckSettings())
+        return Report(tuple(_from_file(finding) for finding in run(_rules(given), context)))
+
+
+def _rules(given: Inputs) -> tuple[Rule, ...]:
+    """Return the rules that these inputs call for."""
     # A live model, or one whose weights are elsewhere, has no files to judge.
     on_base = decidable(rules_of("environment"), given.names)
-    on_record = rules_of("record") if base is not None and has_record(given) else ()
-    report = run((*on_base, *rules_on_files(served=engine is not None), *on_record), context)
-    return Report(tuple(_from_file(finding) for finding in report))
+    readable = given.engine is not None and given.form in (None, given.engine.dialect)
+    on_record = rules_of("record") if given.base is not None and has_record(given) else ()
+    on_form = decidable(rules_of("converted"), given.names) if given.form is not None else ()
+    return (*on_base, *rules_on_files(served=readable), *on_record, *on_form)
+
+
+def _reading(engine: Engine | None, form: DialectFormat | None) -> Engine | None:
+    """Return the engine as it reads an adapter in this form."""
+    own = engine is not None and form is not None and engine.dialect == form.name
+    return in_own_form(engine) if engine is not None and own else engine
+
+
+def _converted_inputs(
+    folder: Path, form: DialectFormat, base: ConvertBase | None, data: bool, opened: ExitStack
+) -> Inputs:
+    """Read an adapter in an engine's form. Without a base its names cannot be judged."""
+    if base is None:
+        if not ((folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file()):
+            raise AdapterError(
+                f"an adapter in {form.name}'s form can only be read beside its base",
+                where=str(folder),
+                help=f"graft check {folder} --base MODEL",
+                code="adapter-needs-base",
+            )
+        return replace(_inputs(folder, data=data), form=form.name)
+    try:
+        file, converted = opened.enter_context(in_pefts_form(folder, form, base))
+    except (AdapterError, MergeError) as error:
+        return Inputs(folder=folder, form=form.name, converted_refusal=error)
+    return replace(_inputs(file, data=data), folder=folder, form=form.name, converted=converted)
 
 
 def has_record(given: Inputs) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.converting.delta import Slice
+from graftkit.errors import SourceError
 from graftkit.merging.checkpoint.base import Base, read_base
 from graftkit.merging.checkpoint.block_map import Block, find_blocks, matrix_shape
 from graftkit.merging.checkpoint.weight_conversion import Group, group_weights
@@ -147,3 +148,29 @@ def open_convert_base(
     loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
     model = build_on_meta(loaded.config, model_class_of(loaded))
     return ConvertBase(str(source), model, {"trust_remote_code": trust_remote_code, "revision": revision})
+
+
+def convert_base_of(source: object, found: ModelMap, options: Mapping[str, Any]) -> ConvertBase:
+    """Return the base that was surveyed, from what the user named or, of a live model, its configuration.
+
+    Args:
+        source: what was surveyed, or the map itself.
+        found: its map.
+        options: ``trust_remote_code`` and ``revision``.
+
+    Raises:
+        SourceError: ``not-found``: only a map of a live model is left of it.
+    """
+    from transformers import PreTrainedModel
+
+    if isinstance(source, PreTrainedModel):
+        return ConvertBase(found.model.name, build_on_meta(source.config, type(source)), options)
+    if found.model.origin == "live model":
+        raise SourceError(
+            "the base of a converted adapter has to be named",
+            where=found.model.name,
+            why="its configuration is needed, and a map of a live model has none",
+            help="name its folder, its config.json or its hub id",
+            code="not-found",
+        )
+    return open_convert_base(found.model.name, **options)

@@ -16,7 +16,7 @@ from graftkit.converting.base import ConvertBase, open_convert_base
 from graftkit.converting.delta import Deltas
 from graftkit.converting.dialects import DialectFormat, dialect_named, dialect_of
 from graftkit.converting.errors import ConvertError, merge_instead
-from graftkit.converting.join import joined
+from graftkit.converting.join import read_whole
 from graftkit.converting.prove_equal import Proof, not_equal, prove_equal
 from graftkit.errors import AdapterError, reraise_as
 from graftkit.files import overlap, write_text
@@ -120,7 +120,7 @@ def convert(
     opened = open_convert_base(name, trust_remote_code=trust_remote_code, revision=revision)
     tell = _Steps(on_progress)
     tell("read")
-    original = joined(source.read(folder, opened), opened)
+    original = read_whole(source, folder, opened)
     _refuse(original, target_form, opened, folder)
     with staging_dir(target, REPORT_NAME, ConvertError) as staging:
         check_space(target, _GROWTH * _bytes(folder))

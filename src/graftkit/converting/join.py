@@ -5,14 +5,33 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Deltas, Factors
+from graftkit.converting.dialects._base import DialectFormat
 from graftkit.errors import AdapterError
 
 if TYPE_CHECKING:
     import torch
+
+
+def read_whole(dialect: DialectFormat, folder: Path, base: ConvertBase) -> Deltas:
+    """Read an adapter in any dialect as updates of whole matrices, each at every place that its engine has for it.
+
+    Raises:
+        AdapterError: as the dialect's ``read`` and :func:`joined`; ``adapter-copies-differ``: a copy is missing.
+        MergeError: as the dialect's ``read``.
+    """
+    found = dialect.read(folder, base)
+    whole = joined(found, base)
+    arrived = {replace(factors.at.whole, copy=factors.at.copy) for factors in found}
+    for factors in whole:
+        for place in dialect.places(factors.at, base):
+            if place not in arrived:
+                raise _copies_differ(factors.moved(place), "it is not there")
+    return whole
 
 
 def joined(deltas: Deltas, base: ConvertBase) -> Deltas:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from tests.unit.converting.served_adapters import Bench, Tensors, products
 
 import graftkit as gk
+from graftkit.converting.errors import ConvertError
 
 
 def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -67,3 +72,60 @@ def test_keys_that_are_values_are_written_twice(bench: Callable[[str], Bench]) -
     for name in copies:
         assert name.endswith("v_proj")
         assert torch.equal(found[name], found[name.replace("v_proj", "k_proj")])
+
+
+def test_gpt_oss_keeps_its_experts_as_peft_stacks_them(bench: Callable[[str], Bench]) -> None:
+    place = bench("gpt_oss")
+    adapter = place.adapter(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"], r=2)
+    done = gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
+    names = set(load_file(place.folder / "out" / "adapter_model.safetensors"))
+    experts = {name.partition(".experts.")[2] for name in names if ".experts." in name}
+    # vLLM asserts that both projections are there: down_proj gets zeros.
+    assert experts == {f"{part}lora_{side}.weight" for part in ("", "base_layer.") for side in "AB"}
+    gk.convert(place.folder / "out", place.folder / "back", to="peft", base=place.base)
+    wanted, found = place.updates(adapter), place.updates(place.folder / "back")
+    assert set(wanted) == set(found)
+    for name, update in wanted.items():
+        assert_close(found[name], update)
+    assert done.proof.padding > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [
+        pytest.param("qwen3_moe", "router", id="router"),
+        pytest.param("gpt_oss", "lm_head", id="output layer"),
+        pytest.param("google/gemma-4-E2B-it", "embed_tokens_per_layer", id="embeddings per layer"),
+    ],
+)
+def test_what_vllm_takes_in_no_form_is_refused(bench: Callable[[str], Bench], model: str, target: str) -> None:
+    place = bench(model)
+    adapter = place.planned([target])
+    with pytest.raises(ConvertError) as caught:
+        gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
+    assert caught.value.code == "convert-unsupported"
+    assert str(caught.value.help).endswith(f"graft merge {place.base} {adapter} MERGED")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        pytest.param({"use_dora": True}, "q_proj", id="dora"),
+        pytest.param({"modules_to_save": ["lm_head"]}, "lm_head", id="whole modules"),
+        pytest.param({"lora_bias": True}, "q_proj", id="biases"),
+    ],
+)
+def test_what_is_no_product_is_refused(bench: Callable[[str], Bench], fields: dict[str, Any], named: str) -> None:
+    place = bench("qwen2")
+    adapter = place.adapter(target_modules=["q_proj"], r=2, **fields)
+    with pytest.raises(ConvertError) as caught:
+        gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
+    assert caught.value.code == "convert-unsupported"
+    assert named in str(caught.value.where)
+
+
+def test_a_bias_that_was_not_trained_is_left_out(bench: Callable[[str], Bench]) -> None:
+    place = bench("llama")
+    adapter = place.adapter(target_modules=["q_proj"], r=2, bias="lora_only")
+    gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
+    assert json.loads((place.folder / "out" / "adapter_config.json").read_text())["bias"] == "none"

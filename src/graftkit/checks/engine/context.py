@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graftkit.adapters.fingerprints.weights import Comparison
     from graftkit.adapters.record import AdapterRecord
     from graftkit.checks.adapter_files.base_fit import BaseFit
+    from graftkit.checks.adapter_files.converted import Converted
     from graftkit.checks.adapter_files.saved_adapter import SavedAdapter, TensorData
     from graftkit.checks.peft_config.resolved import ResolvedTargets
     from graftkit.checks.probes.gradients import Gradients
@@ -66,6 +67,9 @@ class Inputs:
         record: what the saved adapter says of its own training; None where it has no such file.
         record_refusal: why that file cannot be read.
         base_folder: the folder of the base's weight files.
+        form: the engine's form that the saved adapter is in; None for stock PEFT's.
+        converted: the saved adapter, where it is in an engine's form and was read as that engine reads it.
+        converted_refusal: why it cannot be read so.
         engine: the engine that is to serve the adapter.
         served: what an engine that was started with the adapter made of it.
         model: the live adapted model.
@@ -94,6 +98,9 @@ class Inputs:
     record: AdapterRecord | None = None
     record_refusal: AdapterError | None = None
     base_folder: Path | None = None
+    form: str | None = None
+    converted: Converted | None = None
+    converted_refusal: GraftError | None = None
     engine: Engine | None = None
     served: Served | None = None
     model: PeftModel | None = None
@@ -162,6 +169,8 @@ class CheckContext:
     data = _Input["TensorData"]()
     record = _Input["AdapterRecord"]()
     base_folder = _Input["Path"]()
+    form = _Input[str]()
+    converted = _Input["Converted"]()
     engine = _Input["Engine"]()
     served = _Input["Served"]()
     model = _Input["PeftModel"]()

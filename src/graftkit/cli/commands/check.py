@@ -55,6 +55,7 @@ def check(
                 target=target,
                 data=not headers_only,
                 settings=settings,
+                trust_remote_code=trust_remote_code,
                 revision=revision,
             ),
             fix,

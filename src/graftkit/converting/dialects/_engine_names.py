@@ -30,11 +30,13 @@ class EngineNames:
     Attributes:
         leaves: the checkpoint's last part of a name -> the engine's, where that is another.
         groups: last parts of names that the engine fuses, and takes only together.
+        stacks: parameters whose experts the engine takes in one pair, as PEFT stacks them.
     """
 
     base: ConvertBase
     leaves: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     groups: tuple[tuple[str, ...], ...] = ()
+    stacks: frozenset[str] = frozenset()
 
     def copies(self, at: Slice) -> tuple[Slice, ...]:
         """Return where the engine holds a weight: its own place, and as values where the keys are those too."""
@@ -107,10 +109,23 @@ class EngineNames:
         found: dict[str, Slice] = {}
         for site in self.base.model_map:
             parameter = site.path if site.path in self.base.shapes else f"{site.path}{_WEIGHT}"
-            if parameter in self.base.shapes:
+            if parameter in self.base.shapes and parameter not in self.stacks:
                 for at in self.matrices(parameter):
                     for copy in self.copies(at):
                         found.update(self.parts(copy))
+        return found
+
+    @cached_property
+    def stacked(self) -> Mapping[str, str]:
+        """The engine's module -> the parameter whose experts it holds in one pair.
+
+        PEFT wraps the projection back into the model's width last: its pair has the module's own name.
+        Source: ``vllm/lora/model_manager.py``, ``_stack_moe_lora_weights``.
+        """
+        found = {}
+        for parameter in self.stacks:
+            holder, _, leaf = parameter.rpartition(".")
+            found[f"{holder}.base_layer" if leaf in _HALVES else holder] = parameter
         return found
 
     def matrices(self, parameter: str) -> tuple[Slice, ...]:

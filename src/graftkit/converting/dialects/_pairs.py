@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,65 @@ class Pair:
         )
 
 
-def write_pairs(pairs: Iterable[Pair], origin: Mapping[str, Any], folder: Path) -> None:
+@dataclass(frozen=True)
+class StackedPair:
+    """One pair for all experts of a parameter, as PEFT stacks them.
+
+    Attributes:
+        module: the engine's name.
+        group: the updates of all experts in order, of one rank and scale.
+    """
+
+    module: str
+    group: tuple[Factors, ...]
+
+    @property
+    def factors(self) -> Factors:
+        """Those of the first expert, for rank and scale."""
+        return self.group[0]
+
+    def tensors(self) -> tuple[OutTensor, OutTensor]:
+        at = f"{PEFT_PREFIX}{self.module}"
+        return stacked_tensors((f"{at}.lora_A.weight", f"{at}.lora_B.weight"), self.group)
+
+
+def stacked_tensors(names: tuple[str, str], group: tuple[Factors, ...]) -> tuple[OutTensor, OutTensor]:
+    """Return A (experts * r, in), by expert, and B (out, r * experts), by rank.
+
+    Source: ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight``, which takes them apart.
+    """
+    first, count = group[0], len(group)
+    (out, ins), rank = first.shape, first.rank
+    dtype = first.dtype if len({factors.dtype for factors in group}) == 1 else "F32"
+
+    def stacked_a() -> torch.Tensor:
+        import torch
+
+        return torch.cat([factors.read()[0] for factors in group])
+
+    def stacked_b() -> torch.Tensor:
+        import torch
+
+        return torch.stack([factors.read()[1] for factors in group], 2).flatten(1)
+
+    return (
+        OutTensor(names[0], dtype, (count * rank, ins), stacked_a),
+        OutTensor(names[1], dtype, (out, rank * count), stacked_b),
+    )
+
+
+def read_expert(
+    tensors: AdapterTensors, names: tuple[str, str], rank: int, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read A (r, in) and B (out, r) of one expert from the pair of all."""
+    a, b = tensors.read_cached(names[0]), tensors.read_cached(names[1])
+    return a[number * rank : (number + 1) * rank], b.view(len(b), rank, -1)[:, :, number]
+
+
+AnyPair = Pair | StackedPair
+
+
+def write_pairs(pairs: Iterable[AnyPair], origin: Mapping[str, Any], folder: Path) -> None:
     """Write pairs of one scale, and their configuration, as a PEFT folder.
 
     Args:
@@ -70,7 +128,7 @@ def write_pairs(pairs: Iterable[Pair], origin: Mapping[str, Any], folder: Path) 
     write_safetensors(folder / WEIGHTS_NAME, (tensor for pair in every for tensor in pair.tensors()))
 
 
-def _config(pairs: tuple[Pair, ...]) -> dict[str, Any]:
+def _config(pairs: tuple[AnyPair, ...]) -> dict[str, Any]:
     rank, scale = common_scale(pair.factors for pair in pairs)
     alpha = scale * rank
     return {
@@ -83,27 +141,37 @@ def _config(pairs: tuple[Pair, ...]) -> dict[str, Any]:
     }
 
 
-def pairs_of(deltas: Deltas, names: EngineNames) -> dict[str, Pair]:
-    """Return the pairs by the engine's modules, all of one scale; stacked experts one by one, and completely."""
+def pairs_of(deltas: Deltas, names: EngineNames) -> dict[str, AnyPair]:
+    """Return the pairs by the engine's modules, all of one scale; of experts, all that a layer has."""
     _, scale = common_scale(deltas)
-    found = {}
+    found: dict[str, AnyPair] = {}
+    stacked = {parameter: module for module, parameter in names.stacked.items()}
     for parameter, every in _whole_groups(deltas, names).items():
-        widest = max(factors.rank for factors in every)
-        for factors in every:
-            one = rescaled(factors, scale, widest if names.base.is_stacked(parameter) else factors.rank)
+        group = _of_one_scale(every, scale, names.base.is_stacked(parameter))
+        if parameter in stacked:
+            found[stacked[parameter]] = StackedPair(stacked[parameter], group)
+            continue
+        for one in group:
             for copy in names.copies(one.at):
                 for module, part in names.modules(one.moved(copy)):
                     found[module] = Pair(module, part, names.is_embedding(part.at))
     return found
 
 
-def completed(pairs: Mapping[str, Pair], names: EngineNames) -> dict[str, Pair]:
+def _of_one_scale(every: tuple[Factors, ...], scale: float, of_experts: bool) -> tuple[Factors, ...]:
+    """Return the updates with one scale; those of experts, which engines stack, with one rank, too."""
+    widest = max(factors.rank for factors in every)
+    return tuple(rescaled(factors, scale, widest if of_experts else factors.rank) for factors in every)
+
+
+def completed(pairs: Mapping[str, AnyPair], names: EngineNames) -> dict[str, Pair]:
     """Return the pairs with zeros where the engine takes several modules only together, all of one rank."""
     rank, scale = common_scale(pair.factors for pair in pairs.values())
     added = {module: Pair(module, zeros(at, names.shape(at))) for module, at in names.missing(pairs)}
+    own = {module: pair for module, pair in pairs.items() if isinstance(pair, Pair)}
     return {
         module: replace(pair, factors=rescaled(pair.factors, scale, rank))
-        for module, pair in {**pairs, **added}.items()
+        for module, pair in {**own, **added}.items()
     }
 
 
@@ -161,9 +229,12 @@ class PairFile:
                 module, or another shape.
         """
         self.tensors.check_not_empty()
-        found = []
+        found: list[Factors] = []
         for module, (a, b) in self._pairs().items():
             at = names.slices.get(module)
+            if module in names.stacked:
+                found += self._experts(module, a, b, names)
+                continue
             if at is None:
                 raise does_not_fit(self.file, a, f"the engine has no module {module} for this base")
             found.append(self._factors(module, a, b, at, names.shape(at)))
@@ -199,6 +270,21 @@ class PairFile:
             name=b,
             read=partial(self._read, a, b),
         )
+
+    def _experts(self, module: str, a: str, b: str, names: EngineNames) -> Iterator[Factors]:
+        """Yield the update of each expert of a pair that stacks them."""
+        every = names.matrices(names.stacked[module])
+        out, ins = names.shape(every[0])
+        shapes, count = self.tensors.shapes, len(every)
+        rank = shapes[a][0] // count
+        if shapes[a] != (rank * count, ins) or shapes[b] != (out, rank * count) or not rank:
+            why = f"{list(shapes[a])} and {list(shapes[b])} do not make {count} times {[out, ins]}"
+            raise does_not_fit(self.file, a, why)
+        # The patterns name the parameter. Source: ``vllm.lora.peft_helper.PEFTHelper.get_rank_and_scaling``.
+        scale = self.scale_of(self.file.config, names.stacked[module])
+        for number, at in enumerate(every):
+            read = partial(read_expert, self.tensors, (a, b), rank, number)
+            yield Factors(at, rank, (out, ins), scale, self.file.tensors[b].dtype, b, read)
 
     def _read(self, a: str, b: str) -> tuple[torch.Tensor, torch.Tensor]:
         return self.tensors.read_cached(a), self.tensors.read_cached(b)

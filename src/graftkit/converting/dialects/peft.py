@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, read_adapter
 from graftkit.converting.base import ConvertBase
-from graftkit.converting.delta import Deltas, Factors, Other, Slice
+from graftkit.converting.delta import Deltas, Factors, Other, ReadPair, Slice
 from graftkit.converting.dialects._base import DialectFormat
-from graftkit.converting.dialects._pairs import ORIGIN, common_scale, rescaled, zeros
+from graftkit.converting.dialects._pairs import ORIGIN, common_scale, read_expert, rescaled, stacked_tensors, zeros
 from graftkit.converting.initial import is_the_bases, moved_base, trained_rows
 from graftkit.converting.safetensors_file import OutTensor, write_safetensors
 from graftkit.engines import Feature
@@ -75,7 +75,7 @@ class PeftDialect(DialectFormat):
         config = _config(groups, deltas.config, base)
         names = _tensor_names(config, base)
         write_text(folder / CONFIG_NAME, json.dumps(config_dict(config), indent=2, sort_keys=True) + "\n")
-        every = (tensor for name, group in groups.items() for tensor in _tensors(names[name], group, base))
+        every = (tensor for name, group in groups.items() for tensor in _tensors(names[name], group))
         write_safetensors(folder / WEIGHTS_NAME, every)
 
 
@@ -116,14 +116,11 @@ def _low_rank(parameter: str, change: LowRank, effects: Effects, base: ConvertBa
         )
 
 
-def _reader(tensors: AdapterTensors, change: LowRank, number: int | None):  # type: ignore[no-untyped-def]
+def _reader(tensors: AdapterTensors, change: LowRank, number: int | None) -> ReadPair:
     def read() -> tuple[torch.Tensor, torch.Tensor]:
         if number is None:
             return tensors.read_cached(change.a).flatten(1), tensors.read_cached(change.b).flatten(1)
-        a, b = tensors.read_cached(change.a), tensors.read_cached(change.b)
-        # Source: ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight``: A by expert, B by rank.
-        first = number * change.rank
-        return a[first : first + change.rank], b.view(len(b), change.rank, -1)[:, :, number]
+        return read_expert(tensors, (change.a, change.b), change.rank, number)
 
     return read
 
@@ -223,23 +220,15 @@ def _tensor_names(config: Any, base: ConvertBase) -> dict[str, tuple[str, str]]:
 _ENDS = ("lora_A.weight", "lora_B.weight")
 
 
-def _tensors(names: tuple[str, str], group: tuple[Factors, ...], base: ConvertBase) -> Iterable[OutTensor]:
-    """Return A and B of one parameter.
-
-    Those of experts are stacked as ``peft.tuners.lora.layer.ParamWrapper.get_delta_weight`` takes them apart: A
-    (experts * r, in) by expert, B (out, r * experts) by rank.
-    """
-    del base
-    import torch
-
-    first, count = group[0], len(group)
+def _tensors(names: tuple[str, str], group: tuple[Factors, ...]) -> Iterable[OutTensor]:
+    """Return A and B of one parameter, those of all its experts stacked."""
+    if group[0].at.expert is not None:
+        return stacked_tensors(names, group)
+    first = group[0]
     (out, ins), rank = first.shape, first.rank
-    dtype = first.dtype if len({factors.dtype for factors in group}) == 1 else "F32"
     return (
-        OutTensor(names[0], dtype, (count * rank, ins), lambda: torch.cat([f.read()[0] for f in group])),
-        OutTensor(
-            names[1], dtype, (out, rank * count), lambda: torch.stack([f.read()[1] for f in group], 2).flatten(1)
-        ),
+        OutTensor(names[0], first.dtype, (rank, ins), lambda: first.read()[0]),
+        OutTensor(names[1], first.dtype, (out, rank), lambda: first.read()[1]),
     )
 
 

@@ -16,6 +16,8 @@ from graftkit.converting.dialects import _pairs
 from graftkit.converting.dialects._base import DialectFormat
 from graftkit.converting.dialects._engine_names import EngineNames
 from graftkit.converting.dialects._refused import refused
+from graftkit.engines import engine_named
+from graftkit.engines.releases.table import read_table
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,28 @@ class VllmDialect(DialectFormat):
         return refused(deltas, base, "vllm")
 
     def write(self, deltas: Deltas, base: ConvertBase, folder: Path) -> None:
-        _pairs.write_pairs(_pairs.pairs_of(deltas, EngineNames(base)).values(), deltas.config, folder)
+        _pairs.write_pairs(_pairs.pairs_of(deltas, _names(base)).values(), deltas.config, folder)
 
     def read(self, folder: Path, base: ConvertBase) -> Deltas:
-        return _pairs.PairFile.open(folder, _pairs.patterned_scale).read(EngineNames(base))
+        return _pairs.PairFile.open(folder, _pairs.patterned_scale).read(_names(base))
 
     def places(self, at: Slice, base: ConvertBase) -> tuple[Slice, ...]:
         return EngineNames(base).copies(at)
+
+
+def _names(base: ConvertBase) -> EngineNames:
+    return EngineNames(base, stacks=_stacks(base))
+
+
+def _stacks(base: ConvertBase) -> frozenset[str]:
+    """Return the stacked parameters that vLLM takes as PEFT has them: those of the classes with 3-D weights."""
+    engine = engine_named("vllm")
+    assert engine.version is not None
+    table = read_table(engine.name, engine.version)
+    support = table.classes.get(base.architecture) if table is not None else None
+    if support is None or not support.stacked:
+        return frozenset()
+    return frozenset(name for name in base.shapes if base.is_stacked(name))
 
 
 DIALECT = VllmDialect()

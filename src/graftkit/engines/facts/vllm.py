@@ -208,10 +208,10 @@ _SITES = (
             feature,
             Stance.REFUSES,
             "takes no LoRA on embeddings or output layers of this class",
-            f"{_MODELS}/gemma4.py:1402 has no embedding_modules; run",
+            f"{_MODELS}/gemma4.py:1402 and gpt_oss.py:1411 have no embedding_modules; run",
             _RUN,
             remedy=Remedy.MERGE,
-            models=frozenset({"gemma4", "gemma4_text"}),
+            models=frozenset({"gemma4", "gemma4_text", "gpt_oss"}),
         )
         for feature in _OUTSIDE
     ),

@@ -1,0 +1,1 @@
+"""Rules on adapters that were converted for an engine."""
