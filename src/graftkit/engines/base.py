@@ -205,7 +205,8 @@ class Engine:
             return
         table = read_table(self.name, version)
         if table is not None:
-            yield from self.by_class(feature, table.classes.get(model.cls), name)
+            support = table.classes.get(model.cls) or table.classes.get(model.model_type or "")
+            yield from self.by_class(feature, support, name)
 
     @property
     def conversion(self) -> str:

@@ -3,16 +3,30 @@
 Read in and run with mlx-lm 0.32.2, whose lines are given.
 """
 
+from collections.abc import Iterator
+
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from graftkit.engines.base import Engine, Fact, Feature, Remedy, Stance
+from graftkit.engines.releases.table import ClassSupport
 
 _LOADER = "mlx_lm/tuner/utils.py:143"
 
 
 def _unknown_to_it(feature: Feature, says: str, source: str = _LOADER) -> Fact:
     return Fact(feature, Stance.REFUSES, says, source, remedy=Remedy.MERGE)
+
+
+def _by_class(feature: Feature, support: ClassSupport | None, name: str | None) -> Iterator[Fact]:
+    """Yield what follows from the files of models that it has, one for each model type."""
+    if feature is not Feature.MODEL_CLASS:
+        return
+    if support is None:
+        help = "serve it with an engine that knows it"
+        yield Fact(feature, Stance.REFUSES, "has no model of this type", "mlx_lm/utils.py:222", help=help)
+    else:
+        yield Fact(feature, Stance.TAKES, "takes LoRA on models of this type", support.source)
 
 
 ENGINE = Engine(
@@ -36,4 +50,5 @@ ENGINE = Engine(
         _unknown_to_it(Feature.BIAS, "has no place for trained biases"),
     ),
     dialect="mlx",
+    by_class=_by_class,
 )

@@ -5,11 +5,14 @@ run. The newest of these threads are of September 2026 and say "the latest versi
 hold for every version up to 0.5.23.
 """
 
+from collections.abc import Iterator
+
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from graftkit.engines.base import Engine, Fact, Feature, Remedy, Stance
 from graftkit.engines.facts._shared import ignores_invocation_tokens, ignores_moved_base, ignores_patterns
+from graftkit.engines.releases.table import ClassSupport
 
 _THREADS = "https://github.com/sgl-project/sglang"
 _LORA = "sglang/srt/lora"
@@ -17,7 +20,6 @@ _SCALE = f"{_LORA}/lora.py:71"
 
 _CONFIGURATION = (
     Fact(Feature.PEFT_FILES, Stance.TAKES, "reads PEFT's files", f"{_LORA}/lora.py:143"),
-    Fact(Feature.MODEL_CLASS, Stance.TAKES, "refuses no class", f"{_LORA}/lora_manager.py:1041"),
     Fact(
         Feature.DORA,
         Stance.REFUSES,
@@ -106,6 +108,16 @@ _SITES = (
 )
 
 
+def _by_class(feature: Feature, support: ClassSupport | None, name: str | None) -> Iterator[Fact]:
+    """Yield what follows from a class of its own: its LoRA manager refuses none of them."""
+    if feature is Feature.MODEL_CLASS and support is not None:
+        if support.lora is False:
+            says = "says that this class does not support LoRA, and does not refuse it"
+            yield Fact(feature, Stance.UNKNOWN, says, support.source)
+        else:
+            yield Fact(feature, Stance.TAKES, "takes LoRA on this class", support.source)
+
+
 ENGINE = Engine(
     name="sglang",
     title="SGLang",
@@ -113,4 +125,5 @@ ENGINE = Engine(
     known=SpecifierSet("<0.5.24"),
     facts=(*_CONFIGURATION, *_SITES),
     dialect="sglang",
+    by_class=_by_class,
 )

@@ -108,8 +108,14 @@ class PythonClasses:
         return any(name in ancestor.bases for ancestor in self.lineage(cls))
 
     def is_whole(self, cls: PythonClass) -> bool:
-        """Check whether everything that a class inherits from was found, but for the roots of all classes."""
-        bases = ((base, ancestor.file) for ancestor in self.lineage(cls) for base in ancestor.bases)
+        """Check whether everything that a class inherits from was found, but for the roots of all classes.
+
+        What a function makes of a class may inherit from more than that class.
+        """
+        every = tuple(self.lineage(cls))
+        if any(isinstance(base, ast.Call) for ancestor in every for base in ancestor.node.bases):
+            return False
+        bases = ((base, ancestor.file) for ancestor in every for base in ancestor.bases)
         return all(base in _ROOTS or self.find(base, file) is not None for base, file in bases)
 
     def value(self, cls: PythonClass, attribute: str) -> Any:

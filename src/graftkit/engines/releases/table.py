@@ -49,7 +49,7 @@ class ClassSupport:
 
 @dataclass(frozen=True)
 class ReleaseTable:
-    """The classes of one release, by the name that a model's configuration gives in ``architectures``."""
+    """The classes of one release, by what a configuration has in ``architectures``, or as ``model_type``."""
 
     engine: str
     version: Version

@@ -84,7 +84,8 @@ class _Source:
         path = self.root / "gguf-py/gguf/tensor_mapping.py"
         every = {**_dictionary(path, "mappings_cfg"), **_dictionary(path, "block_mappings_cfg")}
         names = {tensor: ast.literal_eval(node) for tensor, node in every.items() if isinstance(node, ast.Tuple)}
-        python = {self._written("TENSOR_NAMES")[tensor]: given for tensor, given in names.items()}
+        written = self._written("TENSOR_NAMES")
+        python = {written[tensor]: given for tensor, given in names.items()}
         found = {tensor: python.get(text.replace("%d", "{bid}"), ()) for tensor, text in self._tensors.items()}
         return {
             tensor: tuple(dict.fromkeys(n.rpartition(".")[2] for n in given)) for tensor, given in found.items()
