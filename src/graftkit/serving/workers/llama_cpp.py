@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from typing import Any
 _CHECKOUT = "LLAMA_CPP_SOURCE"
 _GGML_F32 = 0
 _ERROR_LEVEL = 4
-# Lines of a failed conversion that are repeated.
+# Lines of a failed conversion or loading that are repeated.
 _LAST_LINES = 6
 
 
@@ -21,9 +25,9 @@ def start(job: dict[str, Any], folder: Path) -> LlamaSession:
     """Convert the base unless it is a GGUF file, and load it; ``options`` are arguments of ``llama_cpp.Llama``."""
     import llama_cpp
 
-    base = Path(job["base"])
-    model = base if base.is_file() else _convert(base, folder / "base.gguf", "convert_hf_to_gguf.py")
-    return LlamaSession(model, base, folder, job, str(llama_cpp.__version__))
+    base, converters = Path(job["base"]), Converters()
+    model = base if base.is_file() else converters.convert(base, folder / "base.gguf", "convert_hf_to_gguf.py")
+    return LlamaSession(model, base, folder, job, str(llama_cpp.__version__), converters)
 
 
 class LlamaSession:
@@ -31,7 +35,9 @@ class LlamaSession:
 
     replaced: tuple[str, ...] = ()
 
-    def __init__(self, model: Path, base: Path, folder: Path, job: dict[str, Any], version: str) -> None:
+    def __init__(
+        self, model: Path, base: Path, folder: Path, job: dict[str, Any], version: str, converters: Converters
+    ) -> None:
         import llama_cpp
 
         self.version = version
@@ -40,6 +46,7 @@ class LlamaSession:
         self._folder = folder
         self._prefixes: list[list[int]] = job["prefixes"]
         self._options: dict[str, Any] = job.get("options", {})
+        self._converters = converters
         self._converted = 0
         self._errors: list[str] = []
         # The object has to live as long as the library may call it.
@@ -62,7 +69,7 @@ class LlamaSession:
             return files[0]
         self._converted += 1
         out = self._folder / f"adapter-{self._converted}.gguf"
-        return _convert(adapter, out, "convert_lora_to_gguf.py", "--base", str(self._base))
+        return self._converters.convert(adapter, out, "convert_lora_to_gguf.py", "--base", str(self._base))
 
     def _open(self, adapter: Path | None) -> Any:
         import llama_cpp
@@ -99,20 +106,50 @@ class LlamaSession:
         return np.stack(rows)
 
 
-def _convert(source: Path, out: Path, script: str, *arguments: str) -> Path:
-    """Run a converter of llama.cpp's, in float32.
+class Converters:
+    """One process for all of llama.cpp's converters: importing what they need takes longer than a conversion.
 
-    Raises:
-        RuntimeError: its last lines, where it fails.
+    It is started with the first conversion, and again where one ended it. It reads a command a line, as a JSON
+    list, and answers each with a line.
     """
-    command = [str(_scripts() / script), "--outtype", "f32", "--outfile", str(out), *arguments, str(source)]
-    done = subprocess.run(
-        [sys.executable, "-P", __file__, *command], capture_output=True, text=True, errors="replace", check=False
-    )
-    if done.returncode or not out.is_file():
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RuntimeError("\n".join([f"{script} failed", *lines[-_LAST_LINES:]]))
-    return out
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def convert(self, source: Path, out: Path, script: str, *arguments: str) -> Path:
+        """Run a converter, in float32.
+
+        Raises:
+            RuntimeError: its last lines, where it fails.
+            FileNotFoundError: the converters are not there.
+        """
+        command = [str(_scripts() / script), "--outtype", "f32", "--outfile", str(out), *arguments, str(source)]
+        before = self._said.seek(0, os.SEEK_END)
+        if not self._done(command) or not out.is_file():
+            self._said.seek(before)
+            said = self._said.read().decode("utf-8", errors="replace")
+            lines = [line for line in said.splitlines() if line.strip()]
+            raise RuntimeError("\n".join([f"{script} failed", *lines[-_LAST_LINES:]]))
+        return out
+
+    def _done(self, command: list[str]) -> bool:
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(command) + "\n")
+            process.stdin.flush()
+        except OSError:
+            return False
+        return process.stdout.readline() == "done\n"
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            pipe = subprocess.PIPE
+            start = [sys.executable, "-P", __file__]
+            self._process = subprocess.Popen(start, stdin=pipe, stdout=pipe, stderr=self._said, text=True)
+        return self._process
 
 
 def _scripts() -> Path:
@@ -132,14 +169,12 @@ def _scripts() -> Path:
     )
 
 
-def _run_converter(script: str, arguments: list[str]) -> None:
-    """Run a converter in this process; a tokenizer that it does not know is no obstacle.
+def _prepare(folder: Path) -> None:
+    """Let converters be imported; a tokenizer that they do not know is no obstacle.
 
-    It knows tokenizers by a hash, and stops at others. What is served here are token ids, never text.
+    They know tokenizers by a hash, and stop at others. What is served here are token ids, never text.
     """
-    import runpy
-
-    sys.path[:0] = [str(Path(script).parent / "gguf-py"), str(Path(script).parent)]
+    sys.path[:0] = [str(folder / "gguf-py"), str(folder)]
     from conversion import base
 
     known = base.TextModel.get_vocab_base_pre
@@ -151,9 +186,34 @@ def _run_converter(script: str, arguments: list[str]) -> None:
             return "gpt-2"
 
     base.TextModel.get_vocab_base_pre = or_default
-    sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+
+
+def _run(command: list[str]) -> bool:
+    sys.argv = command
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as error:
+        return not error.code
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
+
+
+def _serve() -> None:
+    # What a converter prints is not an answer.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    prepared = False
+    for line in sys.stdin:
+        command = json.loads(line)
+        if not prepared:
+            _prepare(Path(command[0]).parent)
+            prepared = True
+        done = _run(command)
+        sys.stderr.flush()
+        answers.write("done\n" if done else "failed\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
-    _run_converter(sys.argv[1], sys.argv[2:])
+    _serve()
