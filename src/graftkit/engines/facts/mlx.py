@@ -18,7 +18,7 @@ def _unknown_to_it(feature: Feature, says: str, source: str = _LOADER) -> Fact:
     return Fact(feature, Stance.REFUSES, says, source, remedy=Remedy.MERGE)
 
 
-def _by_class(feature: Feature, support: ClassSupport | None, name: str | None) -> Iterator[Fact]:
+def _by_class(feature: Feature, support: ClassSupport | None, _: str | None) -> Iterator[Fact]:
     """Yield what follows from the files of models that it has, one for each model type."""
     if feature is not Feature.MODEL_CLASS:
         return

@@ -108,7 +108,7 @@ _SITES = (
 )
 
 
-def _by_class(feature: Feature, support: ClassSupport | None, name: str | None) -> Iterator[Fact]:
+def _by_class(feature: Feature, support: ClassSupport | None, _: str | None) -> Iterator[Fact]:
     """Yield what follows from a class of its own: its LoRA manager refuses none of them."""
     if feature is Feature.MODEL_CLASS and support is not None:
         if support.lora is False:
