@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graftkit.merging.rekey import rekey
     from graftkit.planning.plan import Plan, plan
     from graftkit.recipes.recipe import read_recipe
+    from graftkit.serving.probe import probe
     from graftkit.serving.prove import prove
     from graftkit.serving.prove_merged import prove_merged
     from graftkit.serving.sign import sign
@@ -59,6 +60,7 @@ __all__ = [
     "merge",
     "migrate",
     "plan",
+    "probe",
     "prove",
     "prove_merged",
     "read_recipe",
@@ -94,6 +96,7 @@ _HOME = {
     "plan": "planning.plan",
     "prove": "serving.prove",
     "prove_merged": "serving.prove_merged",
+    "probe": "serving.probe",
     "read_recipe": "recipes.recipe",
     "rekey": "merging.rekey",
     "sign": "serving.sign",

@@ -133,6 +133,12 @@ class EngineError(GraftError):
     code = "engine"
 
 
+class ServerError(GraftError):
+    """A live server cannot be asked, refuses, or answers what cannot be read."""
+
+    code = "server"
+
+
 class DataError(GraftError):
     """Training data cannot be read, or has another form than the trainer needs."""
 

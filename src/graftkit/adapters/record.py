@@ -150,7 +150,8 @@ class ExpectedPrompt(_Section):
         text: the text that the tokenizer makes these ids of; None where there was no tokenizer.
         messages: the conversation that the chat template renders as these ids; empty for a plain text.
         tokens: ids of the most likely next tokens of each of the models below, without repetition.
-        pieces: the text of each of these tokens, as a server names it; empty where there was no tokenizer.
+        pieces: the text of each of these tokens within a text, "" where other tokens of the vocabulary are written
+            alike; empty where there was no tokenizer.
         base: log-probability of each of the tokens by the base alone, natural, over the whole vocabulary.
         adapter: the same with the adapter.
         half, double: with the adapter's update times a half and times two; empty where it cannot be scaled.

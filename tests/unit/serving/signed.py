@@ -30,7 +30,7 @@ class Signed:
 
 
 def write_signed(folder: Path, source: str = "qwen3", **options: Any) -> Signed:
-    """Write a twin, and an adapter on it that changes log-probabilities by about one."""
+    """Write a twin, and an adapter on it that changes log-probabilities by about one nat."""
     signed = Signed(folder / "base", folder / "adapter")
     write_engine_twin(source, signed.base)
     model = adapted(signed.base, **options)
@@ -39,7 +39,7 @@ def write_signed(folder: Path, source: str = "qwen3", **options: Any) -> Signed:
     return signed
 
 
-def adapted(base: Path, *, std: float = 0.1, **options: Any) -> PeftModel:
+def adapted(base: Path, *, std: float = 0.06, **options: Any) -> PeftModel:
     """Return the base with an adapter whose factors are drawn at random."""
     model = AutoModelForCausalLM.from_pretrained(base)
     peft_model = gk.attach(model, gk.plan(model, **{"r": 4, "alpha": 8, **options}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ def expected_answers(model: PeftModel, processor: Any, texts: Sequence[str] = ()
         raise NoAnswersError("the tokenizer makes no token of any prompt that the model knows")
     with fork_random_state(model), evaluating(model), without_autocast(model), torch.no_grad():
         try:
-            found = tuple(_answer(model, prompt, processor) for prompt in prompts)
+            pieces = {} if processor is None else _unique_texts(tokenizer_of(processor))
+            found = tuple(_answer(model, prompt, pieces) for prompt in prompts)
         except Exception as error:  # the model's own code may raise anything
             raise NoAnswersError(f"the model cannot be run on text: {describe(error)}") from error
     return Expected(prompts=found, dtype=_dtype(model), device=next(model.parameters()).device.type)
@@ -73,7 +75,7 @@ def _obstacle(model: PeftModel) -> str | None:
     return None if bias == "none" else "biases of the base were trained, which cannot be switched off"
 
 
-def _answer(model: PeftModel, prompt: Prompt, processor: Any) -> ExpectedPrompt:
+def _answer(model: PeftModel, prompt: Prompt, texts: Mapping[int, str]) -> ExpectedPrompt:
     import torch
 
     rows = {name: _log_probabilities(model, prompt.ids, context) for name, context in _models(model)}
@@ -82,7 +84,7 @@ def _answer(model: PeftModel, prompt: Prompt, processor: Any) -> ExpectedPrompt:
     chosen = [token for token in tokens if all(bool(row[token].isfinite()) for row in rows.values())]
     values = {name: tuple(round(float(row[token]), _DIGITS) for token in chosen) for name, row in rows.items()}
     messages = () if prompt.question is None else (Message(role="user", content=prompt.question),)
-    pieces = () if processor is None else _pieces(tokenizer_of(processor), chosen)
+    pieces = tuple(texts.get(token, "") for token in chosen) if texts else ()
     return ExpectedPrompt(
         ids=prompt.ids, text=prompt.text, messages=messages, tokens=tuple(chosen), pieces=pieces, **values
     )
@@ -122,11 +124,22 @@ def _log_probabilities(model: PeftModel, ids: Iterable[int], context: AbstractCo
     return first_tensor(output)[0, -1].double().cpu().log_softmax(-1)
 
 
-def _pieces(tokenizer: Any, tokens: Sequence[int]) -> tuple[str, ...]:
-    """Return the text of each token within a text: a decoder drops the space before the first one."""
+def _unique_texts(tokenizer: Any) -> dict[int, str]:
+    """Return token -> its text within a text, of tokens that no other one is written like.
+
+    A decoder drops the space before the first token, so each is decoded after another one.
+    """
     before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     start = len(tokenizer.decode(before))
-    return tuple(tokenizer.decode([*before, token])[start:] for token in tokens)
+    tokens = range(len(tokenizer))
+    texts = [text[start:] for text in tokenizer.batch_decode([[*before, token] for token in tokens])]
+    times = Counter(texts)
+    return {token: text for token, text in zip(tokens, texts, strict=True) if times[text] == 1 and _is_text(text)}
+
+
+def _is_text(text: str) -> bool:
+    # What is no whole character is written as the replacement character.
+    return bool(text) and "\N{REPLACEMENT CHARACTER}" not in text
 
 
 def _vocabulary(model: PeftModel) -> int:
