@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -29,11 +29,10 @@ from graftkit.converting.gguf_file import (
     read_lora_file,
     write_lora_file,
 )
-from graftkit.converting.stacks import by_matrix, largest_rank, padded, update_at
+from graftkit.converting.stacks import Place, Updates, halves, stored_slices, unplaced, updates_by_place
 from graftkit.errors import AdapterError
 from graftkit.merging.checkpoint.parameters import read_parameter
 from graftkit.surveying.sources.hub import is_hub_id
-from graftkit.surveying.ties import tied_names
 
 if TYPE_CHECKING:
     import torch
@@ -64,31 +63,22 @@ _APPLIED = frozenset(
     | {"PER_LAYER_INP_GATE", "PER_LAYER_PROJ"}
 )
 
-_EXPERT = re.compile(r"(?P<before>.*\.experts)\.(?P<number>\d+)\.(?P<leaf>\w+)")
-_FUSED = re.compile(r"(?P<before>.*\.experts)\.gate_up_proj")
+_FUSED = re.compile(r"(?P<holder>.*\.experts)\.gate_up_proj")
 # The converter gives Mixtral's merged experts this name: ``LlamaModel.modify_tensors``.
 _MIXTRAL = re.compile(r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.(w[123])")
 
 
 @dataclass(frozen=True)
-class _Place:
+class _GgufPlace(Place):
     """Where a tensor of a GGUF model lies in transformers' model.
 
     Attributes:
-        slices: what it holds: one matrix, or one of each expert.
-        shape: (out, in) of each.
-        stacked: whether it has an axis of experts.
         heads: number of heads whose rows are reordered, 0 where none are.
         scale: the parameter with one number for each expert that the engine multiplies its output by, or "".
-        embedding: whether it holds a row for each token.
     """
 
-    slices: tuple[Slice, ...]
-    shape: tuple[int, int]
-    stacked: bool
     heads: int = 0
     scale: str = ""
-    embedding: bool = False
 
     def order(self) -> torch.Tensor:
         """Return, for each row in llama.cpp, its index in transformers' model.
@@ -101,6 +91,11 @@ class _Place:
         if not self.heads:
             return rows
         return rows.view(self.heads, 2, -1).transpose(1, 2).reshape(-1)
+
+    def in_file(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of A and B in the file: A of the token embeddings is (tokens, r)."""
+        a, b = self.shapes(rank)
+        return (a[::-1] if self.embedding else a), b
 
 
 @dataclass(frozen=True)
@@ -121,18 +116,7 @@ class LlamaCppDialect(DialectFormat):
         if base.architecture not in _classes():
             known = ", ".join(sorted(_classes()))
             return {base.architecture: f"adapters of this class were never compared in llama.cpp; known: {known}"}
-        refused = {other.name: f"a GGUF adapter cannot hold {other.feature.words}" for other in deltas.others}
-        placed = {at.whole for place in _places(base).values() for at in place.slices}
-        tied = {name for names in tied_names(base.model) for name in names}
-        for factors in deltas:
-            parameter = factors.at.parameter
-            if parameter in tied:
-                refused[parameter] = (
-                    "embeddings and output layer are tied: llama.cpp would stop at the output layer"
-                )
-            elif factors.at.whole not in placed:
-                refused[parameter] = "llama.cpp has no tensor for it, or never adds an adapter to that tensor"
-        return refused
+        return unplaced(deltas, _places(base).values(), base, "llama.cpp")
 
     def write(self, deltas: Deltas, base: ConvertBase, folder: Path) -> None:
         """Write ``adapter.gguf``.
@@ -142,11 +126,10 @@ class LlamaCppDialect(DialectFormat):
         Raises:
             MissingDependencyError: the gguf package is not installed.
         """
-        updates = by_matrix(deltas)
-        found = {name: _Found.of(place, updates) for name, place in _places(base).items()}
-        found = {name: one for name, one in found.items() if one.rank}
-        alpha = _alpha(found.values())
-        pairs = tuple(_pair(name, one, alpha, base) for name, one in found.items())
+        places = _places(base)
+        updates = updates_by_place(deltas, places)
+        alpha = _alpha(updates.values())
+        pairs = tuple(_pair(name, places[name], found, alpha, base) for name, found in updates.items())
         architecture = gguf().MODEL_ARCH_NAMES[_model_arch(base)]
         origin = str(deltas.config.get("base_model_name_or_path") or "")
         write_lora_file(
@@ -192,70 +175,41 @@ def _model_arch(base: ConvertBase) -> Any:
 # ---- where tensors are ----
 
 
-def _places(base: ConvertBase) -> dict[str, _Place]:
+def _places(base: ConvertBase) -> dict[str, _GgufPlace]:
     """Return the tensors of the base's GGUF that take an adapter, by name."""
     architecture = _classes()[base.architecture]
     names = gguf().get_tensor_name_map(_model_arch(base), base.model.config.get_text_config().num_hidden_layers)
     found: dict[str, list[Slice]] = {}
     kinds: dict[str, str] = {}
-    for key, at in _merged(base, names):
+    for key, at in _as_converted(base, names):
         kind, name = names.get_type_and_name(key) or (None, "")
         if kind is not None and kind.name in _APPLIED:
             found.setdefault(f"{name}.weight", []).append(at)
             kinds[f"{name}.weight"] = kind.name
-    return {name: _place(tuple(slices), kinds[name], architecture, base) for name, slices in found.items()}
+    return {name: _place(slices, kinds[name], architecture, base) for name, slices in found.items()}
 
 
-def _merged(base: ConvertBase, names: Any) -> Iterator[tuple[str, Slice]]:
-    """Yield each slice of the base, and the name by which the converter knows the tensor that holds it."""
-    for stored, slices in base.on_disk.items():
+def _as_converted(base: ConvertBase, names: Any) -> Iterator[tuple[str, Slice]]:
+    """Yield each slice of the base, and the name by which the converter looks up the tensor that holds it."""
+    for module, at in stored_slices(base):
         # Source: ``ModelBase.filter_tensors`` in ``conversion/base.py``.
-        key = stored.replace("language_model.", "").removesuffix(".weight")
-        for at in slices:
-            if base.site(at.parameter) is None:
-                continue
-            for part, name in _split(key, at, base, names):
-                yield name, part
+        key = _MIXTRAL.sub(r"layers.\1.feed_forward.experts.\2", module.replace("language_model.", ""))
+        fused = _FUSED.fullmatch(key)
+        if fused is None or names.get_type_and_name(key) is not None:
+            yield key, at
+            continue
+        for leaf, half in zip(("gate_proj", "up_proj"), halves(at, base), strict=True):
+            yield f"{fused['holder']}.{leaf}", half
 
 
-def _split(key: str, at: Slice, base: ConvertBase, names: Any) -> Iterator[tuple[Slice, str]]:
-    one = _EXPERT.fullmatch(key)
-    if one is not None:
-        merged = f"{one['before']}.{one['leaf']}"
-        yield at, _MIXTRAL.sub(r"layers.\1.feed_forward.experts.\2", merged)
-        return
-    fused = _FUSED.fullmatch(key)
-    if fused is None or names.get_type_and_name(key) is not None:
-        yield at, key
-        return
-    for leaf, outs in zip(("gate_proj", "up_proj"), _halves(at.parameter, base), strict=True):
-        yield replace(at, outs=outs), f"{fused['before']}.{leaf}"
-
-
-def _halves(parameter: str, base: ConvertBase) -> tuple[range, range]:
-    """Return the outputs of gate and of up in a fused projection: one after the other, or in turn.
-
-    Source: ``is_concatenated`` as ``transformers.integrations.moe`` reads it.
-    """
-    outs = base.matrix(parameter)[0]
-    experts = base.model.get_submodule(parameter.rpartition(".")[0])
-    if getattr(experts, "is_concatenated", True):
-        return range(outs // 2), range(outs // 2, outs)
-    return range(0, outs, 2), range(1, outs, 2)
-
-
-def _place(slices: tuple[Slice, ...], kind: str, architecture: _Architecture, base: ConvertBase) -> _Place:
-    first = slices[0]
-    outs, ins = base.matrix(first.parameter)
-    shape = (outs if first.outs is None else len(first.outs), ins)
-    return _Place(
-        tuple(sorted(slices, key=lambda at: at.expert or 0)),
-        shape,
-        stacked=first.expert is not None,
-        heads=_heads(kind, base) if architecture.permuted else 0,
-        scale=_scale(first.parameter, kind, architecture),
-        embedding=kind == "TOKEN_EMBD",
-    )
+def _place(slices: Iterable[Slice], kind: str, architecture: _Architecture, base: ConvertBase) -> _GgufPlace:
+    place = Place.of(slices, base)
+    heads = _heads(kind, base) if architecture.permuted else 0
+    scale = ""
+    if kind == "FFN_DOWN_EXP" and architecture.expert_scale:
+        holder = place.slices[0].parameter.partition(".experts.")[0]
+        scale = f"{holder}.{architecture.expert_scale}"
+    return _GgufPlace(**vars(place), heads=heads, scale=scale)
 
 
 def _heads(kind: str, base: ConvertBase) -> int:
@@ -264,65 +218,32 @@ def _heads(kind: str, base: ConvertBase) -> int:
     return int(heads.get(kind, 0))
 
 
-def _scale(parameter: str, kind: str, architecture: _Architecture) -> str:
-    if kind != "FFN_DOWN_EXP" or not architecture.expert_scale:
-        return ""
-    return f"{parameter.partition('.experts.')[0]}.{architecture.expert_scale}"
-
-
 # ---- writing ----
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The updates of one tensor, by expert; None where an expert has none."""
-
-    place: _Place
-    factors: tuple[Factors | None, ...]
-    rank: int
-
-    @classmethod
-    def of(cls, place: _Place, updates: Mapping[Slice, Factors]) -> _Found:
-        factors = tuple(update_at(updates, at) for at in place.slices)
-        return cls(place, factors, largest_rank(factors))
-
-
-def _alpha(found: Iterable[_Found]) -> float:
+def _alpha(updates: Iterable[Updates]) -> float:
     """Return the one alpha of the file: what all updates ask for, else the largest rank."""
-    every = tuple(found)
-    asked = {f.scale * one.rank for one in every for f in one.factors if f is not None}
+    every = tuple(updates)
+    asked = {factors.scale * found.rank for found in every for factors in found.given}
     alpha = asked.pop() if len(asked) == 1 else 0.0
     # llama.cpp takes 0 for "no scale".
-    return alpha or float(max((one.rank for one in every), default=1))
+    return alpha or float(max(found.rank for found in every))
 
 
-def _pair(name: str, one: _Found, alpha: float, base: ConvertBase) -> LoraPair:
-    place, (outs, ins) = one.place, one.place.shape
-    experts = (len(place.slices),) if place.stacked else ()
-    a_shape = (*experts, *((ins, one.rank) if place.embedding else (one.rank, ins)))
-    b_shape = (*experts, outs, one.rank)
+def _pair(name: str, place: _GgufPlace, found: Updates, alpha: float, base: ConvertBase) -> LoraPair:
+    scale = alpha / found.rank
 
     def read_a(_: int | None) -> torch.Tensor:
-        made = _stacked(one, alpha, 0)
-        return (made.transpose(-1, -2) if place.embedding else made).float()
+        made = found.stacked(scale)[0]
+        return (made.T if place.embedding else made).float()
 
     def read_b(_: int | None) -> torch.Tensor:
-        made = _stacked(one, alpha, 1)[..., place.order(), :]
+        made = found.stacked(scale)[1][..., place.order(), :]
         if place.scale:
             made *= read_parameter(base.weights, place.scale).double()[:, None, None]
         return made.float()
 
-    return LoraPair(name, a_shape, b_shape, read_a, read_b)
-
-
-def _stacked(one: _Found, alpha: float, which: int) -> torch.Tensor:
-    """Return A (0) or B (1) of a tensor, float64, with an axis of experts where it has one."""
-    import torch
-
-    place = one.place
-    lacks = [1.0 if f is None else f.scale * one.rank / alpha for f in one.factors]
-    made = [padded(f, place.shape, one.rank, lack)[which] for f, lack in zip(one.factors, lacks, strict=True)]
-    return torch.stack(made) if place.stacked else made[0]
+    return LoraPair(name, *place.in_file(found.rank), read_a, read_b)
 
 
 # ---- reading ----
@@ -347,28 +268,24 @@ def _check_architecture(file: LoraFile, base: ConvertBase, path: Path) -> None:
 
 
 def _factors(
-    pair: LoraPair, file: LoraFile, place: _Place | None, base: ConvertBase, path: Path
+    pair: LoraPair, file: LoraFile, place: _GgufPlace | None, base: ConvertBase, path: Path
 ) -> Iterator[Factors]:
     if place is None:
         raise _does_not_fit(path, f"the base has no {pair.name}")
     rank = pair.b_shape[-1]
-    count = (len(place.slices),) if place.stacked else ()
-    outs, ins = place.shape
-    a_shape = (ins, rank) if place.embedding else (rank, ins)
-    if pair.a_shape != (*count, *a_shape) or pair.b_shape != (*count, outs, rank):
+    if (pair.a_shape, pair.b_shape) != place.in_file(rank):
         made = f"A {list(pair.a_shape)} and B {list(pair.b_shape)}"
-        raise _does_not_fit(path, f"{pair.name} has {made}, and the base's matrix is {[*count, outs, ins]}")
+        raise _does_not_fit(path, f"{pair.name} has {made}, and the base's matrix is {list(place.shape)}")
     for number, at in enumerate(place.slices):
-        yield Factors(
-            at, rank, place.shape, file.scale(pair), "F32", pair.name, _reader(pair, place, number, base)
-        )
+        read = _reader(pair, place, number, base)
+        yield Factors(at, rank, place.shape, file.scale(pair), "F32", pair.name, read)
 
 
-def _reader(pair: LoraPair, place: _Place, number: int, base: ConvertBase) -> ReadPair:
+def _reader(pair: LoraPair, place: _GgufPlace, number: int, base: ConvertBase) -> ReadPair:
     def read() -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        expert = number if place.stacked else None
+        expert = place.expert(number)
         a, b = pair.a(expert), pair.b(expert)
         if place.scale:
             b = b.double() / read_parameter(base.weights, place.scale)[number]
