@@ -140,16 +140,30 @@ def read_config(path: Path) -> dict[str, Any]:
     return _parsed_config(path)[0]
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read an ``adapter_config.json`` of any tool.
+
+    Raises:
+        AdapterError: ``adapter-config``: it is missing, too large, or not a JSON object.
+    """
+    return _parsed_object(path)[0]
+
+
 def _parsed_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the configuration, and the names that an object in it holds more than once."""
+    config, repeated = _parsed_object(path)
+    if not isinstance(config.get("peft_type"), str):
+        raise _bad_config(path, "it has no peft_type")
+    return config, repeated
+
+
+def _parsed_object(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     try:
         config, repeated = parse_json(_bounded_bytes(path))
     except (ValueError, RecursionError) as error:
         raise _bad_config(path, f"it is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise _bad_config(path, f"a JSON object was expected, not a {type(config).__name__}")
-    if not isinstance(config.get("peft_type"), str):
-        raise _bad_config(path, "it has no peft_type")
     return config, tuple(repeated)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from graftkit._version import SCHEMA_VERSION, __version__
-from graftkit.adapters.file import CONFIG_NAME, read_config
 from graftkit.adapters.record import RECORD_NAME, Dialect, mark_dialect, read_record
 from graftkit.converting.base import ConvertBase, open_convert_base
 from graftkit.converting.delta import Deltas
@@ -116,7 +115,7 @@ def convert(
     source = dialect_of(folder)
     if source is target_form and source.name != Dialect.PEFT:
         raise _not_needed(folder, source)
-    name = str(base) if base is not None else _base_of(folder)
+    name = str(base) if base is not None else _base_of(folder, source)
     opened = open_convert_base(name, trust_remote_code=trust_remote_code, revision=revision)
     tell = _Steps(on_progress)
     tell("read")
@@ -200,18 +199,17 @@ def _not_needed(folder: Path, source: DialectFormat) -> ConvertError:
     )
 
 
-def _base_of(folder: Path) -> str:
+def _base_of(folder: Path, source: DialectFormat) -> str:
     """Return the base that an adapter names.
 
     Raises:
         ConvertError: ``convert-no-base``.
     """
-    config = read_config(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else {}
     record = read_record(folder)
     stated = record.base.id if record is not None and record.base is not None else None
-    name = config.get("base_model_name_or_path") or stated
+    name = source.base_of(folder) or stated
     if name:
-        return str(name)
+        return name
     raise ConvertError(
         "the adapter does not say what its base is",
         where=str(folder),

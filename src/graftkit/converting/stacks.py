@@ -115,25 +115,26 @@ class Updates:
         """The updates that there are."""
         return tuple(factors for factors in self.factors if factors is not None)
 
-    def stacked(self, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read A and B in the shapes of :meth:`Place.shapes`, float64, ranks filled up with zeros.
+    def stacked(self, scale: float, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read A and B in the shapes of :meth:`Place.shapes`, float64, filled up with zeros.
 
         Args:
             scale: what the engine will multiply their product by; B makes up for another one.
+            rank: at least that of the updates.
         """
         import torch
 
-        pairs = [self._padded(factors, scale) for factors in self.factors]
+        pairs = [self._padded(factors, scale, rank) for factors in self.factors]
         if not self.place.stacked:
             return pairs[0]
         return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
 
-    def _padded(self, factors: Factors | None, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _padded(self, factors: Factors | None, scale: float, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         outs, ins = self.place.shape
-        a = torch.zeros(self.rank, ins, dtype=torch.float64)
-        b = torch.zeros(outs, self.rank, dtype=torch.float64)
+        a = torch.zeros(rank, ins, dtype=torch.float64)
+        b = torch.zeros(outs, rank, dtype=torch.float64)
         if factors is not None:
             own_a, own_b = factors.read()
             a[: factors.rank] = own_a

@@ -45,7 +45,11 @@ class Served:
         return folder
 
     def deltas(self, folder: Path, config: LoraConfig | None = None, **request: Any) -> Deltas:
-        return PEFT.read(self.adapter(folder, config, **request), self.base)
+        return self.read(self.adapter(folder, config, **request))
+
+    def read(self, folder: Path) -> Deltas:
+        """Read a folder in stock form."""
+        return PEFT.read(folder, self.base)
 
 
 def largest_difference(original: Deltas, found: Deltas, base: ConvertBase) -> float:

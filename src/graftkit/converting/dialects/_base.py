@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from graftkit.adapters.file import CONFIG_NAME, read_object
 from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Deltas, Slice
 
@@ -32,6 +33,16 @@ class DialectFormat:
     def recognises(self, folder: Path) -> bool:
         """Check whether a folder without a mark is certainly of this dialect, by its files' names and headers."""
         raise NotImplementedError
+
+    def base_of(self, folder: Path) -> str | None:
+        """Return the base that an adapter's files name, None where they name none.
+
+        Raises:
+            AdapterError: ``adapter-config``: the configuration is not a JSON object.
+        """
+        path = folder / CONFIG_NAME
+        name = read_object(path).get("base_model_name_or_path") if path.is_file() else None
+        return name if isinstance(name, str) and name else None
 
     def refusals(self, deltas: Deltas, base: ConvertBase) -> dict[str, str]:
         """Return what this dialect cannot hold: parameter or field -> the reason.

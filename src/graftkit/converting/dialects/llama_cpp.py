@@ -111,6 +111,15 @@ class LlamaCppDialect(DialectFormat):
     def recognises(self, folder: Path) -> bool:
         return _gguf_file(folder) is not None
 
+    def base_of(self, folder: Path) -> str | None:
+        """Return the hub id that the GGUF file names.
+
+        Raises:
+            AdapterError: as :meth:`read`.
+            MissingDependencyError: the gguf package is not installed.
+        """
+        return _hub_id(read_lora_file(_the_file(folder)))
+
     def refusals(self, deltas: Deltas, base: ConvertBase) -> dict[str, str]:
         """Return what llama.cpp would refuse, ignore, or crash at; and classes nobody has compared."""
         if base.architecture not in _classes():
@@ -145,19 +154,13 @@ class LlamaCppDialect(DialectFormat):
                 ``adapter-does-not-fit``: of another architecture, or of another base.
             MissingDependencyError: the gguf package is not installed.
         """
-        path = _gguf_file(folder)
-        if path is None:
-            raise AdapterError(
-                "there is no GGUF file, or more than one",
-                where=str(folder),
-                help="name a folder with the one file that llama.cpp loads",
-                code="adapter-gguf",
-            )
+        path = _the_file(folder)
         file = read_lora_file(path)
         _check_architecture(file, base, path)
         places = _places(base)
         factors = [f for pair in file.pairs for f in _factors(pair, file, places.get(pair.name), base, path)]
-        origin = {"base_model_name_or_path": file.base} if is_hub_id(file.base) else {}
+        name = _hub_id(file)
+        origin = {"base_model_name_or_path": name} if name else {}
         return Deltas(tuple(factors), config=MappingProxyType(origin))
 
 
@@ -166,6 +169,27 @@ def _gguf_file(folder: Path) -> Path | None:
         return folder if is_gguf(folder) else None
     found = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
     return found[0] if len(found) == 1 and is_gguf(found[0]) else None
+
+
+def _the_file(folder: Path) -> Path:
+    """Return a folder's one GGUF file.
+
+    Raises:
+        AdapterError: ``adapter-gguf``.
+    """
+    path = _gguf_file(folder)
+    if path is None:
+        raise AdapterError(
+            "there is no GGUF file, or more than one",
+            where=str(folder),
+            help="name a folder with the one file that llama.cpp loads",
+            code="adapter-gguf",
+        )
+    return path
+
+
+def _hub_id(file: LoraFile) -> str | None:
+    return file.base if is_hub_id(file.base) else None
 
 
 def _model_arch(base: ConvertBase) -> Any:
@@ -234,11 +258,11 @@ def _pair(name: str, place: _GgufPlace, found: Updates, alpha: float, base: Conv
     scale = alpha / found.rank
 
     def read_a(_: int | None) -> torch.Tensor:
-        made = found.stacked(scale)[0]
+        made = found.stacked(scale, found.rank)[0]
         return (made.T if place.embedding else made).float()
 
     def read_b(_: int | None) -> torch.Tensor:
-        made = found.stacked(scale)[1][..., place.order(), :]
+        made = found.stacked(scale, found.rank)[1][..., place.order(), :]
         if place.scale:
             made *= read_parameter(base.weights, place.scale).double()[:, None, None]
         return made.float()
