@@ -144,8 +144,20 @@ class Converters:
             return False
         return process.stdout.readline() == "done\n"
 
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+        self._said.close()
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
+            self._end()
             pipe = subprocess.PIPE
             start = [sys.executable, "-P", __file__]
             self._process = subprocess.Popen(start, stdin=pipe, stdout=pipe, stderr=self._said, text=True)
@@ -193,6 +205,8 @@ def _run(command: list[str]) -> bool:
     try:
         runpy.run_path(command[0], run_name="__main__")
     except SystemExit as error:
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
         return not error.code
     except Exception:
         traceback.print_exc()
