@@ -36,8 +36,8 @@ def _has_model(path: Path) -> bool:
 def _remapped(path: Path) -> dict[str, str]:
     """Return model type -> the file that runs it, where that has another name."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        targets = node.targets if isinstance(node, ast.Assign) else ()
-        if any(isinstance(target, ast.Name) and target.id == "MODEL_REMAPPING" for target in targets):
-            found: dict[str, str] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
-            return found
+        match node:
+            case ast.Assign(targets=[ast.Name(id="MODEL_REMAPPING")], value=value):
+                found: dict[str, str] = ast.literal_eval(value)
+                return found
     return {}

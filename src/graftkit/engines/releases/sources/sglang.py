@@ -32,11 +32,9 @@ def read(root: Path) -> Mapping[str, ClassSupport]:
 
 def _offered(path: Path) -> Iterator[str]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        named = isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == "EntryClass" for target in node.targets
-        )
-        if named:
-            yield from (inner.id for inner in ast.walk(node.value) if isinstance(inner, ast.Name))
+        match node:
+            case ast.Assign(targets=[ast.Name(id="EntryClass")], value=value):
+                yield from (inner.id for inner in ast.walk(value) if isinstance(inner, ast.Name))
 
 
 def _support(classes: PythonClasses, cls: PythonClass) -> ClassSupport:
