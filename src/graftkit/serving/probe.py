@@ -60,6 +60,8 @@ def probe(
     for done, prompt in enumerate(expected.prompts):
         on_progress(Progress("asking the server", done, len(expected.prompts)))
         asked.ask(prompt)
+    for target in filter(None, (adapted, unadapted)):
+        server.check_answered(target)
     engine = f"{adapted.name} at {server.http.root}"
     return judge(asked.texts, asked.chats, engine, other_ids=asked.other_ids)
 

@@ -230,7 +230,7 @@ def error_of(live: Live, signed: Signed, **options: Any) -> GraftError:
     ("fault", "code"),
     [
         pytest.param(lambda path, body: (200, b"<html><body>Welcome</body></html>"), "server-answer", id="HTML"),
-        pytest.param(lambda path, body: (200, b""), "server-answer", id="nothing"),
+        pytest.param(lambda path, body: (200, b""), "server-no-model", id="nothing"),
         pytest.param(lambda path, body: (200, b"[" * 100_000), "server-answer", id="deep JSON"),
         pytest.param(lambda path, body: (401, b'{"error": "no key"}'), "server-refused", id="no key"),
         pytest.param(lambda path, body: (503, b'{"error": "loading"}'), "server-refused", id="not ready"),
@@ -238,6 +238,13 @@ def error_of(live: Live, signed: Signed, **options: Any) -> GraftError:
         pytest.param(sleeping(0.6), "server-timeout", id="slow"),
         pytest.param(
             lambda path, body: None if body is None else (200, b"<html>"), "server-answer", id="HTML to a prompt"
+        ),
+        pytest.param(
+            lambda path, body: (
+                None if body is None else (400, b'{"error": {"message": "logprobs is not allowed"}}')
+            ),
+            "server-refused",
+            id="no log-probabilities",
         ),
         pytest.param(lambda path, body: None if body is None else (429, b"{}"), "server-refused", id="too many"),
     ],

@@ -47,6 +47,24 @@ class RefusalError(ServerError):
         self.words = words
 
 
+class AnswerError(ServerError):
+    """What the server sends is not JSON."""
+
+    code = "server-answer"
+
+    def __init__(self, why: str, where: str) -> None:
+        super().__init__(
+            "this is not an OpenAI-compatible server",
+            where=where,
+            why=why,
+            help="name the address of the API, as http://localhost:8000, not that of a page in front of it",
+        )
+
+
+class EmptyAnswerError(AnswerError):
+    """The server sends nothing."""
+
+
 def _advice(status: int) -> str:
     if status in (401, 403):
         return f"set the key in the environment variable {KEY_VARIABLES[0]}"
@@ -225,17 +243,13 @@ def _read(answer: IO[bytes], deadline: float) -> bytes:
 
 
 def _parsed(content: bytes, where: str) -> Any:
+    if not content.strip():
+        raise EmptyAnswerError("its answer is empty", where)
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        what = "a page of HTML" if content.lstrip()[:1] == b"<" else "not JSON"
-        raise ServerError(
-            "this is not an OpenAI-compatible server",
-            where=where,
-            why=f"it answers with {what}" if content.strip() else "its answer is empty",
-            help="name the address of the API, as http://localhost:8000, not that of a page in front of it",
-            code="server-answer",
-        ) from None
+        what = "a page of HTML" if content.lstrip()[:1] == b"<" else "what is not JSON"
+        raise AnswerError(f"it answers with {what}", where) from None
 
 
 def _message(answer: Any) -> str:

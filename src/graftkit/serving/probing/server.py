@@ -9,7 +9,7 @@ from typing import Any
 from graftkit.adapters.record import ExpectedPrompt
 from graftkit.errors import ServerError
 from graftkit.serving.probing.answers import Answer, answer_of
-from graftkit.serving.probing.http import Http, RefusalError
+from graftkit.serving.probing.http import EmptyAnswerError, Http, RefusalError
 from graftkit.text import some, suggest
 
 # How servers are asked for log-probabilities of a completion, and how many each gives: the first form that is
@@ -60,6 +60,8 @@ class Server:
     http: Http
     cards: Sequence[ModelCard] = ()
     _forms: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    _answered: set[str] = field(default_factory=set)
+    _refusals: dict[str, RefusalError] = field(default_factory=dict)
 
     @classmethod
     def connect(cls, http: Http) -> Server:
@@ -70,6 +72,9 @@ class Server:
         """
         try:
             listed = http.get("/v1/models")
+        except EmptyAnswerError:
+            # mlx_lm.server ends its answer where it has no cache of models to list.
+            return cls(http)
         except RefusalError as error:
             if error.status in (401, 403) or error.status >= 500:
                 raise
@@ -132,10 +137,22 @@ class Server:
             except RefusalError as error:
                 self._check_refusal(error, model)
                 continue
+            self._answered.add(model.name)
             if answer.values:
                 self._forms[path] = form
                 return answer
         return None
+
+    def check_answered(self, model: Target) -> None:
+        """Check that a model answered anything at all, be it without log-probabilities.
+
+        Raises:
+            ServerError: ``server-no-model``, ``server-refused``: every request was refused.
+        """
+        refusal = self._refusals.get(model.name)
+        if model.name in self._answered or refusal is None:
+            return
+        raise self._no_model(model.name, refusal.words) if refusal.status == 404 else refusal
 
     def _check_refusal(self, error: RefusalError, model: Target) -> None:
         """Raise a refusal that another form of the request would not change."""
@@ -143,6 +160,8 @@ class Server:
             raise self._no_model(model.name, error.words)
         if error.status not in _REFUSALS_OF_A_FORM:
             raise error
+        # What is said of the first form says more than that a later one is not known either.
+        self._refusals.setdefault(model.name, error)
 
     def _check_listed(self, name: str) -> None:
         """Refuse a name that a server's list lacks: some answer with another model instead."""
