@@ -35,10 +35,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m graftkit.checks.engine.pages docs/rules --check
 	$(BIN)/python -m graftkit.recipes.write docs/recipe.schema.json --check
+	$(BIN)/python -m graftkit.report.serving_table docs tests/serve/expected.toml --check
 
 docs: $(STAMP)
 	$(BIN)/python -m graftkit.checks.engine.pages docs/rules
 	$(BIN)/python -m graftkit.recipes.write docs/recipe.schema.json
+	$(BIN)/python -m graftkit.report.serving_table docs tests/serve/expected.toml
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -61,7 +61,7 @@ _CONFIGURATION = (
 )
 
 _SITES = (
-    Fact(Feature.EMBEDDING, Stance.TAKES, "takes LoRA on the token embeddings", f"{_GRAPH}:2401"),
+    Fact(Feature.EMBEDDING, Stance.TAKES, "takes LoRA on the token embeddings", f"{_GRAPH}:2401; run"),
     Fact(Feature.LM_HEAD, Stance.TAKES, "takes LoRA on an output layer of its own", f"{_GRAPH}:1520"),
     Fact(
         Feature.TIED_HEAD,
@@ -77,10 +77,10 @@ _SITES = (
         Feature.STACKED_EXPERTS,
         Stance.REFUSES,
         "stops in the converter, which has no name for experts as PEFT stacks them",
-        "conversion/base.py:630, conversion/qwen.py:156",
+        "conversion/base.py:630, conversion/qwen.py:156; run",
         remedy=Remedy.CONVERT,
     ),
-    Fact(Feature.ROUTER, Stance.TAKES, "takes LoRA on routers", f"{_GRAPH}:2039, src/models/gemma4.cpp:321"),
+    Fact(Feature.ROUTER, Stance.TAKES, "takes LoRA on routers", f"{_GRAPH}:2039, src/models/gemma4.cpp:321; run"),
     Fact(
         Feature.TOWERS,
         Stance.IGNORES,
