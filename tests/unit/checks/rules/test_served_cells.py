@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from peft import PeftConfig, get_peft_model
 from tests.unit.checks.observed import by_code
+from torch import nn
 
 import graftkit as gk
 from graftkit.checks.check import check
@@ -69,20 +71,21 @@ def _cells() -> Iterator[Any]:
 def adapter_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, gk.ModelMap]]:
     """Return a function that saves an adapter as PEFT does, once for all engines, with the map of its base."""
     folders: dict[tuple[str, str], Path] = {}
-    maps: dict[str, gk.ModelMap] = {}
+    bases: dict[str, tuple[nn.Module, gk.ModelMap]] = {}
 
     def make(family: str, kind: str) -> tuple[Path, gk.ModelMap]:
-        if family not in maps:
-            maps[family] = gk.survey(gk.twin(_FAMILIES[family]))
+        if family not in bases:
+            twin = gk.twin(_FAMILIES[family])
+            bases[family] = twin, gk.survey(twin)
         if (family, kind) not in folders:
             folders[family, kind] = tmp_path_factory.mktemp(kind)
-            _save(family, maps[family], _KINDS[kind], folders[family, kind])
-        return folders[family, kind], maps[family]
+            _save(*bases[family], _KINDS[kind], folders[family, kind])
+        return folders[family, kind], bases[family][1]
 
     return make
 
 
-def _save(family: str, base: gk.ModelMap, kind: Kind, folder: Path) -> None:
+def _save(twin: nn.Module, base: gk.ModelMap, kind: Kind, folder: Path) -> None:
     rank = {"r": 4, "alpha": 4} if kind.method == "loha" else {"r": 4}
     plan = gk.plan(
         base, targets=list(kind.targets), scope=list(kind.scope), method=kind.method, **rank, **kind.options
@@ -90,7 +93,7 @@ def _save(family: str, base: gk.ModelMap, kind: Kind, folder: Path) -> None:
     config: PeftConfig = plan.peft_config
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(gk.twin(_FAMILIES[family]), config)
+        model = get_peft_model(copy.deepcopy(twin), config)
     model.save_pretrained(folder, save_embedding_layers=False)
 
 
