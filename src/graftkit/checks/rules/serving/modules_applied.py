@@ -9,6 +9,9 @@ An engine that finds no module for a tensor gives no error, and serves the base 
 vLLM loads an adapter on a vision tower without `--enable-tower-connector-lora`: requests succeed, and images
 are processed by the base.
 
+llama.cpp's converter leaves the tensors of towers out and says nothing; so do its graphs with weights that they
+multiply without looking for an adapter.
+
 ## How safe that is
 
 Re-keying changes no value. A merged model does not depend on the engine's names for modules.
@@ -19,6 +22,7 @@ Re-keying changes no value. A merged model does not depend on the engine's names
 - https://github.com/vllm-project/vllm/issues/41754
 - https://github.com/vllm-project/vllm/issues/31479
 - https://github.com/sgl-project/sglang/issues/28784
+- llama.cpp: src/llama-graph.cpp, build_lora_mm; src/models/gemma4.cpp
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
     check=_check,
-    help="start the server with the option named, re-key the adapter, or merge it",
+    help="start the server with the option named, convert or re-key the adapter, or merge it",
     since="0.1.0",
     source=Source.VERSIONS,
 )

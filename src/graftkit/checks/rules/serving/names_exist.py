@@ -11,13 +11,14 @@ loads an adapter, and raises a KeyError.
 
 ## How safe that is
 
-Zeros add nothing. What is left out is lost: if the towers were trained, merge instead.
+`graft convert` compares the update that it wrote with the original's, slice by slice. Zeros add nothing.
 
 ## Sources
 
 - https://github.com/sgl-project/sglang/issues/25913
 - https://github.com/sgl-project/sglang/pull/28199
-- https://github.com/ggml-org/llama.cpp/issues/23047
+- vllm/lora/model_manager.py: _validate_moe_lora_format
+- llama.cpp: conversion/base.py, map_tensor_name
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base", "engine"),
     check=_check,
-    help="write tensors of zeros for what is missing, leave out what has no place, or merge the adapter",
+    help="graft convert ADAPTER OUT --to ENGINE, or merge the adapter",
     since="0.1.0",
     source=Source.VERSIONS,
 )

@@ -16,6 +16,7 @@ The product B·A·scale stays the same up to the rounding of lora_B.
 
 - https://github.com/sgl-project/sglang/issues/40835
 - https://github.com/vllm-project/vllm/pull/6909
+- vllm/lora/peft_helper.py: get_rank_and_scaling, since 0.32
 - llama.cpp: src/llama-adapter.h, llama_adapter_lora_weight::get_scale
 - peft.tuners.lora.layer.LoraLayer.update_layer
 """
