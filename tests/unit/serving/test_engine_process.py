@@ -155,23 +155,30 @@ def test_an_engine_that_prints_for_ever_is_cut_to_its_last_words(engine: Engine)
         "write(models={'': {'file': 'missing.npy'}})",
         "models[''] = {}; write()",
         "np.save(out / '0.npy', np.zeros((9, 5), np.float32)); models[''] = {'file': '0.npy'}; write()",
-        "np.save(out / '0.npy', np.array([[{}], [{}]])); models[''] = {'file': '0.npy'}; write()",
-        "answer('', -1)",
+        "np.save(out / '0.npy', np.zeros((2, 5))); models[''] = {'file': '0.npy'}; write()",
     ],
-    ids=[
-        "html",
-        "list",
-        "huge",
-        "elsewhere",
-        "no file",
-        "no answer",
-        "other shape",
-        "pickle",
-        "adapter forgotten",
-    ],
+    ids=["html", "list", "huge", "elsewhere", "no file", "no answer", "other shape", "other dtype"],
 )
 def test_an_answer_that_is_none_is_an_error(engine: Engine, body: str) -> None:
-    assert failure(engine(body), "a").code == "engine-answer"
+    assert failure(engine(body)).code == "engine-answer"
+
+
+def test_a_forgotten_adapter_is_an_error(engine: Engine) -> None:
+    assert failure(engine("answer('', -1)"), "a").code == "engine-answer"
+
+
+def test_nothing_is_unpickled(engine: Engine, tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    python = engine(f"""
+        class Trap:
+            def __reduce__(self):
+                return (os.mkdir, ({str(mark)!r},))
+        np.save(out / "0.npy", np.array([[Trap()], [Trap()]], dtype=object), allow_pickle=True)
+        models[""] = {{"file": "0.npy"}}
+        write()
+    """)
+    assert failure(python).code == "engine-answer"
+    assert not mark.exists()
 
 
 def test_a_python_that_is_not_there_is_a_missing_engine(tmp_path: Path) -> None:
