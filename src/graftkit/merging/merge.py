@@ -15,6 +15,7 @@ from typing import Any
 
 from graftkit._version import __version__
 from graftkit.adapters.file import AdapterFile, read_adapter
+from graftkit.adapters.record import RECORD_NAME, write_record
 from graftkit.errors import MergeError, reraise_as
 from graftkit.files import check_replaceable, overlap, write_text
 from graftkit.merging.checkpoint.base import read_base
@@ -24,6 +25,7 @@ from graftkit.merging.io.read import Unreadable, copy_file, opened
 from graftkit.merging.io.shard_layout import ShardLayout, layout_of
 from graftkit.merging.io.shard_writer import WorkerPools, wait_for_all, worker_pools, write_shard
 from graftkit.merging.io.staging import REPORT_NAME, StagingDir, check_space, merge_stopped, staging_dir
+from graftkit.merging.merged_record import merged_record
 from graftkit.merging.plan import MergePlan, WeightedAdapter, make_plan
 from graftkit.merging.report import MergeReport
 from graftkit.merging.verify import Evidence, new_index, recorded_choice, verify_folder, verify_shard
@@ -55,6 +57,7 @@ def merge(
     rounding errors of double precision. Memory holds a few megabytes per thread and the adapter's tensors in use,
     whatever the size of the model.
 
+    An adapter's ``graftkit.json`` is taken along, as that of a merged model (``graft probe`` reads it).
     The output appears at the end, complete. After an interrupt the same call resumes after the last finished file.
 
     Args:
@@ -278,9 +281,9 @@ class _Run:
 
 
 def _write_companions(companions: Iterable[Path], plan: MergePlan, staging: StagingDir) -> None:
-    """Copy the base's configuration, tokenizer and other small files, and write the output's own index."""
+    """Copy the base's configuration, tokenizer and other small files; write the output's own index and record."""
     for path in companions:
-        if path.name != REPORT_NAME:
+        if path.name not in (REPORT_NAME, RECORD_NAME):
             with opened(path, base_unreadable) as file:
                 copy_file(file, staging.files / path.name)
     if plan.ties.untied:
@@ -289,3 +292,6 @@ def _write_companions(companions: Iterable[Path], plan: MergePlan, staging: Stag
         write_text(path, json.dumps(config, indent=2) + "\n")
     if plan.base.weights.index is not None:
         write_text(staging.files / INDEX, json.dumps(new_index(plan), indent=2) + "\n")
+    record = merged_record([(adapter.file.folder, adapter.weight) for adapter in plan.adapters])
+    if record is not None:
+        write_record(staging.files, record)

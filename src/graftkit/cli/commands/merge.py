@@ -45,6 +45,9 @@ def merge(
 ) -> None:
     """Merge adapters into their base, file by file, in little memory; the result is verified."""
     with only_data_on_stdout(output_format, json=json) as output:
+        from graftkit.checks.check_merged import check_shipped
+        from graftkit.cli.findings_text import findings_text
+        from graftkit.findings import Severity
         from graftkit.merging.merge import merge as run_merge
         from graftkit.merging.merge import plan_merge
 
@@ -60,6 +63,9 @@ def merge(
         with progress_bar(in_bytes=True) as on_progress:
             report = run_merge(base, adapters, out, verify=verify, on_progress=on_progress, **how)
         output.result(report)
+        shipped = check_shipped(out, adapters)
+        if shipped.at_or_above(Severity.WARNING):
+            output.note(findings_text(shipped))
 
 
 def _folders(folders: list[str], adapter: list[str] | None) -> tuple[dict[str, float], str]:

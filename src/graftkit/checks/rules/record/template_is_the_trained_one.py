@@ -40,13 +40,13 @@ def _check(context: CheckContext) -> Observation:
             "no chat template, as in training" if now is None else "the same chat template as in training"
         )
     if known.template is None:
-        return passed("the base has a chat template, and the adapter was trained without one")
+        return passed("there is a chat template, and the adapter was trained without one")
     if now is None:
-        return failed("it was trained with a chat template, and the base has none")
+        return failed("it was trained with a chat template, and there is none")
     rendered = sample_rendering(context.processor)
     if rendered is not None and rendered == known.rendering:
         return passed("another chat template, which renders a conversation of four turns alike")
-    return failed("the base's chat template renders a conversation otherwise than the one in training")
+    return failed("the chat template renders a conversation otherwise than the one in training")
 
 
 RULE = Rule(

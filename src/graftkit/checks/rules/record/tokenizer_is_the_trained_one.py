@@ -41,9 +41,9 @@ def _check(context: CheckContext) -> Observation:
     same_ids = sample_ids(context.processor) == known.ids
     figures: dict[str, Any] = {"same_tokens": same_tokens, "same_ids": same_ids}
     if same_tokens and same_ids:
-        return passed("the base's tokenizer is the one that it was trained with", **figures)
+        return passed("the tokenizer is the one that it was trained with", **figures)
     what = "cuts a sentence into other tokens" if same_tokens else "has other tokens, or other ids for them"
-    message = f"the base's tokenizer {what} than the one that it was trained with"
+    message = f"the tokenizer {what} than the one that it was trained with"
     if context.given.folder is not None and _has_its_own(context.given.folder):
         advice = f"serve it with the tokenizer beside it: {context.given.folder}"
         return failed(message, help=advice, severity=Severity.WARNING, **figures)
