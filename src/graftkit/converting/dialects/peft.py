@@ -14,9 +14,11 @@ from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Deltas, Factors, Other, ReadPair, Slice
 from graftkit.converting.dialects._base import DialectFormat
 from graftkit.converting.dialects._pairs import ORIGIN, common_scale, read_expert, rescaled, stacked_tensors, zeros
+from graftkit.converting.foreign import can_be_foreign, read_foreign
 from graftkit.converting.initial import is_the_bases, moved_base, trained_rows
 from graftkit.converting.safetensors_file import OutTensor, write_safetensors
 from graftkit.engines import Feature
+from graftkit.errors import MergeError
 from graftkit.files import write_text
 from graftkit.merging.adapter.effects import Effects, attach_on_meta, core_path, read_effects
 from graftkit.merging.adapter.tensors import AdapterTensors
@@ -59,7 +61,13 @@ class PeftDialect(DialectFormat):
                 update depends on its input.
         """
         file = read_adapter(folder)
-        effects = read_effects(file, base.model)
+        try:
+            effects = read_effects(file, base.model)
+        except MergeError:
+            # PEFT would load nothing of it, or refuse it.
+            if can_be_foreign(file):
+                return read_foreign(file, base)
+            raise
         factors: list[Factors] = []
         others: list[Other] = []
         for parameter, changes in effects.changes.items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from graftkit.adapters.expert_layout import UNKNOWN_HELP, UNKNOWN_WHY, ExpertLayout, expert_layout
 from graftkit.adapters.file import AdapterFile
 from graftkit.errors import MergeError
 from graftkit.merging.adapter.tensors import AdapterTensors
@@ -52,7 +53,8 @@ def read_effects(file: AdapterFile, model: PreTrainedModel, weight: float = 1.0)
 
     Raises:
         MergeError: ``merge-does-not-fit``: a tensor belongs to no module, or a module lacks a tensor;
-            one of the refusals of :func:`graftkit.merging.unsupported.refuse`.
+            ``merge-expert-layout``: nothing says how its experts lie in a tensor; one of the refusals of
+            :func:`graftkit.merging.unsupported.refuse`.
     """
     config = read_config(file)
     tensors = AdapterTensors(file)
@@ -60,7 +62,7 @@ def read_effects(file: AdapterFile, model: PreTrainedModel, weight: float = 1.0)
     refuse(file, config)
     if file.peft_type == "LORA":
         adapted = attach_on_meta(model, config)
-        tensors = _as_peft_loads(tensors, adapted)
+        tensors = _in_pefts_columns(_as_peft_loads(tensors, adapted), adapted)
         found = [*_lora(adapted, model, config, tensors)]
     else:
         found = [*_layers(config, model, tensors)]
@@ -145,6 +147,40 @@ def _as_peft_loads(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
         raise _does_not_fit(f"PEFT cannot convert its expert tensors: {error}") from error
     new = {name: value for name, value in made.items() if name not in loaded}
     return AdapterTensors(tensors.file, MappingProxyType(new), frozenset(loaded.keys() - made.keys()))
+
+
+def _in_pefts_columns(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
+    """Return the tensors with the columns of each stacked B in PEFT's order.
+
+    Raises:
+        MergeError: ``merge-expert-layout``: nothing says in which order they are.
+    """
+    layout = expert_layout(tensors.file.config)
+    if layout is ExpertLayout.RANK_MAJOR:
+        return tensors
+    made = {}
+    for name, layer in _lora_layers(adapted):
+        rank, experts = int(layer.r[_ADAPTER]), getattr(layer, "num_experts", 1)
+        b = f"{name}.lora_B.weight"
+        # With one rank or one expert there is one order.
+        if min(rank, experts) < 2 or tensors.shapes.get(b, ())[1:] != (rank * experts,):
+            continue
+        if layout is ExpertLayout.UNKNOWN:
+            raise _unknown_layout(b)
+        stored = tensors.read(b)
+        made[b] = stored.view(len(stored), experts, rank).transpose(1, 2).reshape(stored.shape)
+    converted = MappingProxyType({**tensors.converted, **made})
+    return AdapterTensors(tensors.file, converted, tensors.replaced | made.keys())
+
+
+def _unknown_layout(tensor: str) -> MergeError:
+    return MergeError(
+        "nothing says which columns of a tensor belong to which expert",
+        where=tensor,
+        why=UNKNOWN_WHY,
+        help=UNKNOWN_HELP,
+        code="merge-expert-layout",
+    )
 
 
 def _lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
