@@ -37,8 +37,8 @@ def expert_layout(config: Mapping[str, Any]) -> ExpertLayout:
 
 
 UNKNOWN_WHY = (
-    "unsloth saved it, and older versions order its columns by expert, newer ones, like PEFT, by rank: the shapes are "
-    "the same"
+    "unsloth saved it, whose older versions order the columns by expert and whose newer ones, like PEFT, by rank; "
+    "the shapes are the same"
 )
 UNKNOWN_HELP = (
     f'state it in adapter_config.json: "{FIELD}": "{ExpertLayout.BY_EXPERT}" if it was trained before '

@@ -1,8 +1,8 @@
 """Megatron's and NeMo's own checkpoints: recognised, to say which of their exports can be read.
 
-Sources: ``megatron/core/dist_checkpointing`` (a pickled ``common.pt``, and PyTorch's ``.metadata`` beside ``.distcp``
-files), NeMo's ``.nemo`` archives (``model_weights.ckpt``), ``mp_rank_*/model_optim_rng.pt`` of Megatron-LM;
-``examples/conversion/adapter/README.md`` in Megatron Bridge for the export.
+Sources: ``megatron/core/dist_checkpointing`` (a pickled ``common.pt``, and PyTorch's ``.metadata`` beside
+``.distcp`` files), NeMo's ``.nemo`` archives (``model_weights.ckpt``), ``mp_rank_*/model_optim_rng.pt`` of
+Megatron-LM; ``examples/conversion/adapter/README.md`` in Megatron Bridge for the export.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def _pickled(folder: Path) -> AdapterError:
         "this is a checkpoint of Megatron or NeMo, whose parts only a pickle describes",
         where=str(folder),
         why="reading a pickle can run code",
-        help="export it with the tool that wrote it (examples/conversion/adapter/export_adapter.py in Megatron Bridge "
-        "writes adapter_config.json and adapter_model.safetensors), and convert that",
+        help="export it with the tool that wrote it, and convert the export: Megatron Bridge's is "
+        "examples/conversion/adapter/export_adapter.py",
         code="adapter-pickle",
     )
 
