@@ -161,7 +161,7 @@ class Engine:
         known: the versions that the facts cover; everything is unknown of others.
         facts: see ``fact`` for which counts.
         ranks: its limits on the rank; the first that covers a version counts.
-        dialect: what ``graft convert --to`` calls the files that it reads.
+        dialect: what ``graft convert --to`` calls the files that it reads; None: it reads no adapter.
         table: the release whose table is read, where the engine's versions are not told apart.
         by_class: the facts that follow from what a release's source says of a class; None: it does not know it.
     """
@@ -172,7 +172,7 @@ class Engine:
     known: SpecifierSet = field(default_factory=SpecifierSet)
     facts: tuple[Fact, ...] = field(default=(), repr=False)
     ranks: tuple[RankLimit, ...] = field(default=(), repr=False)
-    dialect: str = "peft"
+    dialect: str | None = "peft"
     table: Version | None = None
     by_class: Callable[[Feature, ClassSupport | None, str | None], Iterator[Fact]] | None = field(
         default=None, repr=False
@@ -211,7 +211,7 @@ class Engine:
     @property
     def conversion(self) -> str:
         """The command that writes an adapter as this engine reads it."""
-        return f"graft convert ADAPTER OUT --to {self.dialect}"
+        return f"graft convert ADAPTER OUT --to {self.dialect or 'ENGINE'}"
 
     def advice(self, fact: Fact) -> str | None:
         """Return the next step after a fact, or None where there is none."""

@@ -189,8 +189,7 @@ def _cell(engine: Engine, architecture: Architecture, site: str, measured: _Meas
         engine.fact(feature, architecture.model, name),
     ]
     expected = _worst(facts)
-    # Who reads the files of another engine is not the one that was measured.
-    cells = measured.get(engine.dialect, {}) if engine.name.replace("_", ".") == engine.dialect else {}
+    cells = measured.get(engine.dialect or "", {})
     cell = cells.get(architecture.name, {}).get(_KINDS[site])
     return expected if cell is None else f"{_of_measured(cell, expected)}*"
 

@@ -48,7 +48,7 @@ def test_a_site_of_an_architecture() -> None:
     assert found["gemma4-E2B", "towers"]["vLLM"] == Answer.FLAG
     assert found["gemma4-E2B", "per-layer embeddings"]["llama.cpp"] == Answer.MERGE
     assert {row["Ollama"] for row in found.values()} == {Answer.MERGE}
-    assert {row["MLX"] for row in found.values()} == {Answer.CONVERT}
+    assert {row["MLX"] for (_, site), row in found.items() if site != "towers"} == {Answer.CONVERT}
 
 
 def test_what_was_measured_counts_before_the_facts() -> None:
@@ -59,7 +59,7 @@ def test_what_was_measured_counts_before_the_facts() -> None:
     assert found["mixtral", "experts"]["vLLM"] == f"{Answer.MERGE}*"
     assert found["mixtral", "embeddings"]["vLLM"] == f"{Answer.APPLIED}*"
     assert found["llama", "attention, MLP"]["llama.cpp"] == f"{Answer.MERGE}*"
-    # Ollama reads llama.cpp's files, and nobody ran it.
+    # Nobody ran Ollama.
     assert found["llama", "attention, MLP"]["Ollama"] == Answer.MERGE
 
 

@@ -42,6 +42,33 @@ ENGINE = Engine(
             f"{_LOADER}; run",
             remedy=Remedy.CONVERT,
         ),
+        *(
+            Fact(feature, Stance.REFUSES, says, f"{_LOADER}; run", remedy=Remedy.CONVERT)
+            for feature, says in (
+                (Feature.RSLORA, "has one scale for all modules, as a number"),
+                (Feature.RANK_PATTERN, "has one rank for all modules"),
+                (Feature.ALPHA_PATTERN, "has one scale for all modules"),
+                (Feature.REGEX_TARGETS, "reads the names of modules, and no regular expression"),
+                (Feature.EMPTY_BIAS, "has no option for biases"),
+                (Feature.MOVED_BASE, "adds B·A to the original base, which is not the one it was trained on"),
+                (Feature.STACKED_EXPERTS, "has experts in a form of its own, SwitchLinear"),
+            )
+        ),
+        Fact(Feature.LINEAR, Stance.TAKES, "takes LoRA on linears", "mlx_lm/tuner/utils.py:75; run"),
+        Fact(Feature.ROUTER, Stance.TAKES, "takes LoRA on routers", "mlx_lm/tuner/utils.py:75; run"),
+        Fact(Feature.EMBEDDING, Stance.TAKES, "takes LoRA on embeddings", "mlx_lm/tuner/utils.py:81; run"),
+        Fact(Feature.LM_HEAD, Stance.TAKES, "takes LoRA on the output layer", "mlx_lm/tuner/utils.py:118; run"),
+        Fact(
+            Feature.KEY_IS_VALUE,
+            Stance.TAKES,
+            "makes the values from the adapted keys",
+            "mlx_lm/models/gemma4_text.py; run",
+        ),
+        Fact(Feature.NO_VALUE, Stance.TAKES, "takes a query without a value", "mlx_lm/tuner/utils.py:118"),
+        Fact(Feature.NO_LAYER, Stance.TAKES, "takes LoRA on modules outside layers", "mlx_lm/tuner/utils.py:118"),
+        _unknown_to_it(
+            Feature.TOWERS, "has no towers, and raises at adapters on them", "mlx_lm/tuner/utils.py:161"
+        ),
         _unknown_to_it(Feature.OTHER_METHOD, "has no place for methods other than LoRA"),
         _unknown_to_it(Feature.DORA, "reads DoRA of its own only"),
         _unknown_to_it(Feature.MODULES_TO_SAVE, "has no place for modules that are saved whole"),

@@ -26,5 +26,5 @@ ENGINE = Engine(
         )
         for feature in (Feature.PEFT_FILES, Feature.OTHER_METHOD)
     ),
-    dialect="llama.cpp",
+    dialect=None,
 )

@@ -98,6 +98,14 @@ _SITES = (
         remedy=Remedy.MERGE,
     ),
     Fact(
+        Feature.KEY_IS_VALUE,
+        Stance.IGNORES,
+        "gives the values a copy of the key's weight, which the key's adapter does not reach",
+        "sglang/srt/models/gemma4_mm.py:970",
+        remedy=Remedy.CONVERT,
+        help="it writes each k_proj pair a second time, as v_proj",
+    ),
+    Fact(
         Feature.NO_VALUE,
         Stance.REFUSES,
         "stops with a KeyError at a layer that adapts the query and not the value",

@@ -318,7 +318,7 @@ def keyed(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> tuple[nn.Modul
     [
         pytest.param("vllm", ERROR, id="vllm", marks=pytest.mark.rule_fails("GK703")),
         pytest.param("vllm==0.18.0", UNKNOWN, id="before the model was known"),
-        pytest.param("sglang", UNKNOWN, id="nobody looked"),
+        pytest.param("sglang", ERROR, id="sglang", marks=pytest.mark.rule_fails("GK703")),
         pytest.param("llama_cpp", OK, id="keys that reach the values"),
     ],
 )

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
+from graftkit.engines import Feature
 from graftkit.findings import Severity, Source
 
 
@@ -29,9 +30,12 @@ def _check(context: CheckContext) -> Observation:
     form, engine = context.form, context.engine
     if form == engine.dialect:
         return passed(f"it is in the form that {engine} reads", form=form)
+    if engine.dialect is None:
+        advice = engine.advice(engine.fact(Feature.PEFT_FILES))
+        return failed(f"it is in {form}'s form, and {engine} reads no adapters", help=advice, form=form)
     return failed(
         f"it is in {form}'s form, and {engine} reads {engine.dialect}'s",
-        help=f"graft convert ADAPTER OUT --to {engine.dialect}",
+        help=engine.conversion,
         form=form,
         wanted=engine.dialect,
     )
