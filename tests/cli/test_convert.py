@@ -28,6 +28,7 @@ def adapter(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> Path:
 
 
 def test_a_conversion_and_its_report(base: Path, adapter: Path, tmp_path: Path) -> None:
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
     done = graft("convert", adapter, tmp_path / "out", "--to", "vllm", "--base", base, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     fields = fields_of(done)

@@ -302,7 +302,7 @@ def _plain(value: Any) -> Any:
 
 def _write(file: AdapterFile, result: Migration, target: Path) -> None:
     with atomic_folder(target, marker=RECORD_NAME) as beside:
-        for companion in _companions(file.folder):
+        for companion in companions(file.folder):
             shutil.copyfile(companion, beside / companion.name)
         write_text(beside / CONFIG_NAME, json.dumps(dict(result.config), indent=2, sort_keys=True) + "\n")
         names = {r.before: r.after for r in result.renamed}
@@ -312,7 +312,8 @@ def _write(file: AdapterFile, result: Migration, target: Path) -> None:
         read_adapter(beside)
 
 
-def _companions(folder: Path) -> list[Path]:
+def companions(folder: Path) -> list[Path]:
+    """Return the files beside an adapter that say more of it: its model card, its tokenizer, its chat template."""
     marker = {CONFIG_NAME, RECORD_NAME}
     return sorted(
         path

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from graftkit._version import SCHEMA_VERSION, __version__
+from graftkit.adapters.file import CONFIG_NAME
+from graftkit.adapters.migrate import companions
 from graftkit.adapters.record import RECORD_NAME, Dialect, mark_dialect, read_record
 from graftkit.converting.base import ConvertBase, open_convert_base
 from graftkit.converting.delta import Deltas
@@ -20,11 +22,14 @@ from graftkit.converting.prove_equal import Proof, not_equal, prove_equal
 from graftkit.errors import AdapterError, reraise_as
 from graftkit.files import overlap, write_text
 from graftkit.merging.errors import adapter_unreadable
+from graftkit.merging.io.read import copy_file, opened
 from graftkit.merging.io.staging import StagingDir, check_space, merge_stopped, staging_dir, sync
 from graftkit.progress import Progress
 from graftkit.text import some
 
 REPORT_NAME = "conversion_report.json"
+# What describes an adapter in one form only.
+_OWN = frozenset({CONFIG_NAME, RECORD_NAME, REPORT_NAME})
 # What a converted file may be larger than the original: experts that are written one by one, doubled ranks.
 _GROWTH = 4
 
@@ -116,18 +121,19 @@ def convert(
     if source is target_form and source.name != Dialect.PEFT:
         raise _not_needed(folder, source)
     name = str(base) if base is not None else _base_of(folder, source)
-    opened = open_convert_base(name, trust_remote_code=trust_remote_code, revision=revision)
+    known = open_convert_base(name, trust_remote_code=trust_remote_code, revision=revision)
     tell = _Steps(on_progress)
     tell("read")
-    original = read_whole(source, folder, opened)
-    _refuse(original, target_form, opened, folder)
+    original = read_whole(source, folder, known)
+    _refuse(original, target_form, known, folder)
     with staging_dir(target, REPORT_NAME, ConvertError) as staging:
         check_space(target, _GROWTH * _bytes(folder))
-        job = _Job(folder, opened, target_form, original, staging)
+        job = _Job(folder, known, target_form, original, staging)
         tell("write")
         resumed = job.write()
         tell("compare")
         proof = job.prove()
+        job.copy_companions()
         files = (*sorted(path.name for path in staging.files.iterdir()), RECORD_NAME, REPORT_NAME)
         done = Conversion(folder, target, name, source.name, target_form.name, proof, files, resumed)
         mark_dialect(staging.files, Dialect(target_form.name), read_record(folder))
@@ -169,6 +175,14 @@ class _Job:
                 sync(path)
         self.staging.record(fingerprint, {path.name: None for path in written})
         return False
+
+    def copy_companions(self) -> None:
+        """Copy model card, tokenizer and chat template, which are the same in every form."""
+        with reraise_as(merge_stopped, self.staging.target):
+            for path in companions(self.folder):
+                if path.name not in _OWN and not (self.staging.files / path.name).exists():
+                    with opened(path, adapter_unreadable) as file:
+                        copy_file(file, self.staging.files / path.name)
 
     def prove(self) -> Proof:
         try:

@@ -13,21 +13,19 @@ from hypothesis import strategies as st
 from tests.unit.converting.served_adapters import Bench
 
 import graftkit as gk
+from graftkit.converting.dialects import all_dialects
 
-_MODELS: dict[str, Any] = {
-    "llama": [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-        "embed_tokens",
-        "lm_head",
-    ],
-    "gpt2": ["c_attn", "c_proj"],
+_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_TARGETS = {
+    "vllm": (*_LINEARS, "embed_tokens", "lm_head"),
+    "sglang": (*_LINEARS, "embed_tokens", "lm_head"),
+    "llama.cpp": _LINEARS,
+    "mlx": _LINEARS,
 }
+
+
+def test_every_form_is_gone_through() -> None:
+    assert {dialect.name for dialect in all_dialects() if dialect.writes} - {"peft"} == set(_TARGETS)
 
 
 def assert_same_updates(place: Bench, one: Any, other: Any) -> None:
@@ -54,6 +52,13 @@ def test_models(bench: Callable[[str], Bench], to: str, model: str, targets: lis
     assert_same_updates(place, adapter, place.folder / "back")
 
 
+def test_weights_that_are_stored_as_in_by_out(bench: Callable[[str], Bench]) -> None:
+    place = bench("gpt2")
+    adapter = place.adapter(target_modules=["c_attn", "c_proj", "wte"], r=3, fan_in_fan_out=True, use_rslora=True)
+    gk.convert(adapter, place.folder / "plain", to="peft", base=place.base)
+    assert_same_updates(place, adapter, place.folder / "plain")
+
+
 def test_the_router_comes_back_as_a_parameter(bench: Callable[[str], Bench]) -> None:
     place = bench("mixtral")
     adapter = place.planned(["expert", "router"])
@@ -63,12 +68,12 @@ def test_the_router_comes_back_as_a_parameter(bench: Callable[[str], Bench]) -> 
 
 
 @st.composite
-def options(draw: Any) -> dict[str, Any]:
-    """Draw targets, ranks and scales of a LoRA on a llama."""
-    names = _MODELS["llama"]
-    targets = draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
+def adapters(draw: Any) -> tuple[str, dict[str, Any]]:
+    """Draw a form, and targets, ranks and scales of a LoRA on a llama."""
+    to = draw(st.sampled_from(sorted(_TARGETS)))
+    targets = draw(st.lists(st.sampled_from(_TARGETS[to]), min_size=1, max_size=4, unique=True))
     keyed = st.dictionaries(st.sampled_from(targets), st.integers(1, 6), max_size=2)
-    return {
+    return to, {
         "target_modules": targets,
         "r": draw(st.integers(1, 5)),
         "lora_alpha": draw(st.integers(1, 40)),
@@ -78,10 +83,11 @@ def options(draw: Any) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(fields=options(), to=st.sampled_from(["vllm", "sglang"]), kind=st.sampled_from(["float32", "bfloat16"]))
-def test_any_scale_and_rank(bench: Callable[[str], Bench], fields: dict[str, Any], to: str, kind: str) -> None:
-    place = bench("llama")
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=adapters(), kind=st.sampled_from(["float32", "bfloat16"]))
+def test_any_scale_and_rank(bench: Callable[[str], Bench], drawn: tuple[str, dict[str, Any]], kind: str) -> None:
+    pytest.importorskip("gguf")
+    place, (to, fields) = bench("llama"), drawn
     adapter = place.adapter(dtype=getattr(torch, kind), **fields)
     for name in ("there", "back"):
         shutil.rmtree(place.folder / name, ignore_errors=True)
