@@ -81,7 +81,7 @@ class _Asked:
 
     Attributes:
         texts, chats: of plain texts, and of conversations.
-        other_ids: whether the server made another number of tokens of a text than training did.
+        other_ids: whether the server made another number of tokens of a prompt than training did.
     """
 
     server: Server
@@ -104,12 +104,12 @@ class _Asked:
         answer = self.server.ask(prompt, target)
         if answer is None:
             return {}
-        if prompt.messages or answer.prompt_tokens in (None, len(prompt.ids)):
+        if answer.prompt_tokens in (None, len(prompt.ids)):
             return answer.values
-        # Asked by ids, it may still show what it does with the adapter.
+        # It answered another prompt. Asked by ids, it may still show what it does with the adapter.
         self.other_ids = True
-        by_ids = self.server.ask_ids(prompt, target)
-        return answer.values if by_ids is None else by_ids.values
+        by_ids = None if prompt.messages else self.server.ask_ids(prompt, target)
+        return {} if by_ids is None else by_ids.values
 
 
 def _curve(prompt: ExpectedPrompt, place: int) -> tuple[tuple[float, float], ...]:

@@ -29,10 +29,10 @@ class Signed:
         return record
 
 
-def write_signed(folder: Path, source: str = "qwen3", **options: Any) -> Signed:
+def write_signed(folder: Path, source: str = "qwen3", *, seed: int = 0, **options: Any) -> Signed:
     """Write a twin, and an adapter on it that changes log-probabilities by about one nat."""
     signed = Signed(folder / "base", folder / "adapter")
-    write_engine_twin(source, signed.base)
+    write_engine_twin(source, signed.base, seed=seed)
     model = adapted(signed.base, **options)
     model.save_pretrained(signed.adapter)
     gk.sign(model, AutoTokenizer.from_pretrained(signed.base), signed.adapter)

@@ -149,9 +149,9 @@ def test_a_tokenizer_that_makes_other_ids(live: Live, signed: Signed, takes_ids:
             return getattr(self.inner, name)
 
     found = probed(replace(live, tokenizer=Other(live.tokenizer), takes_ids=takes_ids), signed)
-    assert found.outcome in (
-        (Outcome.OTHER_TEMPLATE,) if takes_ids else (Outcome.OTHER_TEMPLATE, Outcome.OTHER_BASE)
-    )
+    assert found.outcome is Outcome.OTHER_TEMPLATE
+    # What it answers to another prompt is compared with nothing.
+    assert found.error is None or found.error < 1e-3
 
 
 def test_a_coarse_engine(live: Live, signed: Signed) -> None:

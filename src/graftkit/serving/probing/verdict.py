@@ -69,14 +69,15 @@ def judge(rows: Sequence[Row], chats: Sequence[Row], engine: str, *, other_ids: 
     Args:
         rows: of plain texts.
         chats: of conversations, which the server renders itself.
-        other_ids: whether the server made another number of tokens of a text than training did.
+        other_ids: whether the server made another number of tokens of a prompt than training did; its answers to
+            such prompts are not among the rows.
     """
     found = _judged(rows or chats, engine)
     if rows and chats and found.outcome in (Outcome.APPLIED, Outcome.UNKNOWN) and _other_prompt(rows, chats):
         says = "texts are answered as expected, and conversations are not: the server renders them otherwise"
         return _as(found, Outcome.OTHER_TEMPLATE, says)
     if other_ids and found.outcome in (Outcome.APPLIED, Outcome.UNKNOWN):
-        says = "the server makes another number of tokens of a text than the tokenizer of training"
+        says = "the server makes another number of tokens of a prompt than the tokenizer and template of training"
         return _as(found, Outcome.OTHER_TEMPLATE, says)
     return found
 
