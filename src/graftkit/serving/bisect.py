@@ -1,4 +1,4 @@
-"""Which part of an adapter an engine does not apply: each site's part is served alone."""
+"""What is wrong where an engine does not apply an adapter: the site whose part it drops, or the scale."""
 
 from __future__ import annotations
 
@@ -62,6 +62,44 @@ def by_site(
                 return {}  # what the whole was converted by does not take a part: nothing can be said of parts
             cases[name] = Case(form, log_probabilities(model, bench.prefixes))
     return bench.serve(cases, on_progress=on_progress) if cases else {}
+
+
+def scaled_by(model: PeftModel, bench: Bench, form: Path) -> float | None:
+    """Return the factor by which an engine scales the whole update, None where that is not what is wrong.
+
+    What is served is compared with PEFT's outputs under the scales that engines mistake for each other: alpha / r,
+    alpha / sqrt(r), one, and the double and half of what is right.
+
+    Args:
+        model: a LoRA with an effect; its scales are restored.
+        bench: where the whole adapter was served.
+        form: the adapter as it was served.
+    """
+    config: Any = model.active_peft_config
+    r, alpha = getattr(config, "r", None), getattr(config, "lora_alpha", None)
+    if not r or not alpha:
+        return None
+    factors = {0.5, 2.0, r**0.5, r**-0.5, r / alpha, alpha / r} - {1.0}
+    cases = {}
+    for factor in sorted(factors):
+        with _scaled(model, factor):
+            cases[str(factor)] = Case(form, log_probabilities(model, bench.prefixes))
+    found = bench.serve(cases)
+    return next((float(name) for name, result in found.items() if result.outcome is Outcome.APPLIED), None)
+
+
+@contextmanager
+def _scaled(model: PeftModel, factor: float) -> Iterator[None]:
+    """Multiply the scale of every layer for the block."""
+    layers = [layer for layer in adapted_layers(model).values() if hasattr(layer, "scaling")]
+    saved = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scaling.update({name: scale * factor for name, scale in layer.scaling.items()})
+    try:
+        yield
+    finally:
+        for layer, scales in zip(layers, saved, strict=True):
+            layer.scaling.update(scales)
 
 
 def first_not_applied(sites: Mapping[str, Served]) -> str | None:

@@ -21,7 +21,7 @@ from graftkit.findings import Report
 from graftkit.planning.plan import plan
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
-from graftkit.serving.bisect import by_site, first_not_applied
+from graftkit.serving.bisect import by_site, first_not_applied, scaled_by
 from graftkit.serving.comparing import Bench, Case
 from graftkit.serving.engine_process import TIME_LIMIT
 from graftkit.serving.engine_twin import write_engine_twin
@@ -171,6 +171,10 @@ def _served(
     found = bench.serve({"adapter": case}, on_progress=report)["adapter"]
     if found.outcome not in _IN_PART:
         return found, {}
+    report(Progress("looking for what is wrong", 0, None))
+    factor = None if found.outcome is Outcome.IGNORED else scaled_by(adapted, bench, form)
+    if factor is not None:
+        return replace(found, outcome=Outcome.SCALED, factor=factor), {}
     sites = by_site(adapted, bench, work / "sites", as_is=as_is, on_progress=report)
     return replace(found, site=first_not_applied(sites)), sites
 

@@ -1,6 +1,6 @@
 """``gk.prove`` from the model to the verdict, with a program in the engine's place that is right, or wrong in one way.
 
-The program is a Llama in numpy that reads base and adapter from their files. What engines do is in ``tests/serve``.
+The program is a Llama in numpy that reads base and adapter from files. What engines do is in ``tests/serve``.
 """
 
 from __future__ import annotations
@@ -145,8 +145,16 @@ def test_the_site_that_an_engine_drops_is_found(engine: Engine) -> None:
     assert wrong == ["model.layers.1.self_attn.v_proj"]
 
 
-def test_another_scale_is_not_applied(engine: Engine) -> None:
-    assert prove(engine(DOUBLE), as_is=True).served.outcome in {Outcome.SCALED, Outcome.DIFFERENT}
+def test_an_update_that_is_doubled_gives_the_factor(engine: Engine) -> None:
+    found = prove(engine(DOUBLE), as_is=True).served
+    assert (found.outcome, found.factor) == (Outcome.SCALED, 2)
+
+
+def test_an_engine_that_does_not_know_rslora_scales_by_the_root_of_the_rank(engine: Engine) -> None:
+    found = prove(engine(), as_is=True, method="rslora", r=9).served
+    assert found.outcome is Outcome.SCALED
+    assert found.factor == pytest.approx(1 / 3)
+    assert prove(engine(), method="rslora", r=9).served.outcome is Outcome.APPLIED
 
 
 def test_the_command_ends_with_the_verdict(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
