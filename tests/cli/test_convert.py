@@ -35,12 +35,8 @@ def test_a_conversion_and_its_report(base: Path, adapter: Path, tmp_path: Path) 
     assert fields["proof"]["slices"] == fields["proof"]["exact"] == 4
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert set(fields["files"]) == written
-    assert written == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "graftkit.json",
-        "conversion_report.json",
-    }
+    of_form = {"adapter_config.json", "adapter_model.safetensors", "graftkit.json", "conversion_report.json"}
+    assert written == of_form | {"README.md", "chat_template.jinja"}
     assert json.loads((tmp_path / "out" / "graftkit.json").read_text())["dialect"] == "vllm"
 
 
