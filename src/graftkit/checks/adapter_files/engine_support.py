@@ -59,9 +59,12 @@ _Found = Mapping[Fact, Sequence[str]]
 
 def _facts(engine: Engine, model: Model, asked: Iterable[Asked]) -> dict[Fact, list[str]]:
     """Return each fact that applies, with the places that ask for it."""
-    found: dict[Fact, list[str]] = {}
+    places: dict[tuple[Feature, str | None], list[str]] = {}
     for one in asked:
-        found.setdefault(engine.fact(one.feature, model, one.name), []).append(one.at)
+        places.setdefault((one.feature, one.name), []).append(one.at)
+    found: dict[Fact, list[str]] = {}
+    for (feature, name), at in places.items():
+        found.setdefault(engine.fact(feature, model, name), []).extend(at)
     return found
 
 
