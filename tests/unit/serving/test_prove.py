@@ -1,4 +1,4 @@
-"""``gk.prove`` from the model to the verdict, with a program in the engine's place that is right, or wrong in one way.
+"""``gk.prove`` from the model to the verdict, with a program in the engine's place: right, or wrong in one way.
 
 The program is a Llama in numpy that reads base and adapter from files. What engines do is in ``tests/serve``.
 """
