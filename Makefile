@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/graft demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz and not distributed and not peers"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz and not distributed and not peers and not serve"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow"
