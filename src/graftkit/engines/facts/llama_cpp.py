@@ -71,6 +71,15 @@ _SITES = (
         remedy=Remedy.MERGE,
         help=_MERGED,
     ),
+    Fact(
+        Feature.LINEAR,
+        Stance.REFUSES,
+        "stops in the converter, which splits and transposes this projection",
+        f"{_CONVERTER}:179; run",
+        remedy=Remedy.MERGE,
+        help=_MERGED,
+        names=frozenset({"kv_b_proj"}),
+    ),
     Fact(Feature.LINEAR, Stance.TAKES, "takes LoRA on linears", f"{_GRAPH}:1520"),
     Fact(Feature.NO_LAYER, Stance.TAKES, "takes LoRA on modules outside layers", f"{_GRAPH}:1520"),
     Fact(

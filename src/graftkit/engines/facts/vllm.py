@@ -37,6 +37,14 @@ def _refused(feature: Feature, says: str, source: str, versions: SpecifierSet | 
 _CONFIGURATION = (
     Fact(Feature.PEFT_FILES, Stance.TAKES, "reads PEFT's files", "vllm/lora/lora_model.py:197"),
     _refused(Feature.DORA, "refuses DoRA", f"{_HELPER}:66"),
+    Fact(
+        Feature.MODULES_TO_SAVE,
+        Stance.UNKNOWN,
+        "takes a classifier that is saved whole on models that classify, which nobody has compared",
+        f"{_HELPER}:57",
+        SpecifierSet(">=0.31"),
+        names=frozenset({"classifier", "score"}),
+    ),
     _refused(Feature.MODULES_TO_SAVE, "refuses modules that are saved whole", f"{_HELPER}:56"),
     _refused(Feature.TRAINED_NORMS, "refuses modules that are saved whole", f"{_HELPER}:56"),
     *(

@@ -49,6 +49,8 @@ _KINDS = {
     "per-layer-embeddings": Kind(("embed_tokens_per_layer",)),
     "per-layer-gates": Kind(("per_layer_input_gate", "per_layer_projection")),
     "per-layer-projection": Kind(("per_layer_model_projection",)),
+    "latent": Kind(("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa")),
+    "latent-values": Kind(("kv_b_proj",)),
     "tower": Kind(("all-linear",), ("vision",)),
     "dora": Kind(method="dora"),
     "loha": Kind(method="loha"),
