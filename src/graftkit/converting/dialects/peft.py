@@ -97,6 +97,8 @@ def _as_factors(parameter: str, change: Change, effects: Effects, base: ConvertB
     if isinstance(change, SavedRows) and not _is_tied(parameter, base):
         return [trained_rows(change, parameter, effects, base)]
     if isinstance(change, PeftLayer) and rebuilds_base(effects.config):
+        if not parameter.endswith(_WEIGHT) and getattr(effects.config, "bias", "none") == "none":
+            return []  # its layer's bias, which no initializer moves
         found = moved_base(change, effects, base) if parameter.endswith(_WEIGHT) else None
         return [found] if found is not None else None
     if isinstance(change, SavedWeight) and is_the_bases(change, parameter, effects, base):
