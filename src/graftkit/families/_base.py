@@ -5,7 +5,7 @@ To add a family, add ``families/<name>.py`` with a ``FAMILY``; nothing else name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,8 @@ class ServedTwin:
         files: JSON files that belong beside the weights, by name: of image processors and the like.
         released: ``(fields) -> fields``: from what transformers writes into ``config.json``, the fields that
             released configurations have instead; nested mappings address sub-configurations.
+        weights: engine -> ``(name, tensor) -> (name, tensor) …``: a weight as a checkpoint has it that the engine
+            wrote itself, where it reads those of transformers only in part.
         tokenizer_class: what ``tokenizer_config.json`` calls the tokenizer, where a converter decides by it.
     """
 
@@ -61,6 +63,7 @@ class ServedTwin:
     tokens: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     released: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    weights: Mapping[str, Callable[..., Iterable[tuple[str, Any]]]] = field(default_factory=dict)
     tokenizer_class: str | None = None
 
 

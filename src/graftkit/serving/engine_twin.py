@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,12 @@ _LEAST_HEAD = 32
 
 
 def write_engine_twin(
-    source: Any, folder: Path | str, *, seed: int = 0, overrides: Mapping[str, Any] | None = None
+    source: Any,
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    engine: str | None = None,
 ) -> PreTrainedModel:
     """Write a twin of ``source`` as engines load it, and return the model that was written.
 
@@ -37,6 +42,8 @@ def write_engine_twin(
         folder: the folder to write; one that was written for this purpose is replaced.
         seed: of the weights.
         overrides: configuration values the twin must have, over those of its family.
+        engine: the engine that is to load it. Where it reads a family's weights only as it writes them itself,
+            they are written like that, and transformers cannot load them.
 
     Returns:
         The live model: float32, in eval mode, on the CPU.
@@ -52,11 +59,22 @@ def write_engine_twin(
     model = twin(source, seed=seed, overrides=_over(_head_size(shrink(config, wanted)), wanted))
     with atomic_folder(folder, marker=_MARKER) as target, quiet_transformers():
         model.save_pretrained(target)
+        if engine is not None and engine in served.weights:
+            _rewrite_weights(target, served.weights[engine])
         _write_config(model.config, target, served)
         write_tokenizer(model.config, target, served)
         for name, content in served.files.items():
             (target / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
     return model
+
+
+def _rewrite_weights(folder: Path, change: Callable[..., Iterable[tuple[str, Any]]]) -> None:
+    """Write each weight as an engine does; a twin's are all in one file."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    changed = (pair for name, tensor in load_file(file).items() for pair in change(name, tensor))
+    save_file({name: tensor.contiguous() for name, tensor in changed}, file)
 
 
 def _served(config: PretrainedConfig) -> ServedTwin:

@@ -142,7 +142,7 @@ def prove(
         work = Path(temporary)
         report(Progress("building the twin" if own is None else "loading the model", 0, None))
         base = own or work / "base"
-        live = write_engine_twin(model, base, seed=seed) if own is None else load_in_float32(own)
+        live = write_engine_twin(model, base, seed=seed, engine=target) if own is None else load_in_float32(own)
         prefixes = text_prefixes(live.config, seed=seed)
         expected = log_probabilities(live, prefixes)
         bench = Bench(target, engine_at, base, prefixes, expected, engine_options or {}, time_limit)

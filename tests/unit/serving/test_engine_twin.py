@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from graftkit.errors import OutputError
@@ -51,6 +52,38 @@ def test_the_weights_lie_in_single_precision(name: str, written: Any) -> None:
     assert [path.suffix for path in folder.glob("model*")] == [".safetensors"]
 
 
+# As in the config.json of Qwen/Qwen3-30B-A3B, openai/gpt-oss-20b, google/gemma-3-1b-it and google/gemma-4-31B-it.
+RELEASED = {
+    "qwen3_moe": {"num_experts": 4, "head_dim": 32, "rope_theta": 1e4, "norm_topk_prob": True},
+    "gpt_oss": {"rope_theta": 15e4, "rope_scaling": {"rope_type": "yarn", "factor": 32.0}},
+    "gemma3_text": {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6},
+    "google/gemma-4-31B-it": {
+        "vocab_size": 512,
+        "text_config": {"global_head_dim": 64, "num_global_key_value_heads": 1},
+        "vision_config": {"default_output_length": 70},
+    },
+}
+
+
+def contains(fields: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        return all(name in fields and contains(fields[name], value) for name, value in wanted.items())
+    return bool(fields == wanted)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_configuration_has_the_fields_of_released_ones(name: str, written: Any) -> None:
+    _, folder = written(name)
+    assert contains(json.loads((folder / "config.json").read_text(encoding="utf-8")), RELEASED[name])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_have_a_size_that_vllm_computes_on_a_cpu(name: str, written: Any) -> None:
+    model, _ = written(name)
+    fields = model.config.get_text_config().to_dict()
+    assert (fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]) >= 32
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_id_of_the_vocabulary_is_one_token(name: str, written: Any) -> None:
     model, folder = written(name)
@@ -84,6 +117,19 @@ def test_any_text_comes_back_from_its_tokens(text: str, written: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_experts_as_mlx_lm_writes_them(tmp_path: Path) -> None:
+    model = write_engine_twin("gpt_oss", tmp_path / "base", engine="mlx")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    experts, path = model.model.layers[0].mlp.experts, "model.layers.0.mlp.experts"
+    x, expert = torch.randn(experts.gate_up_proj.shape[1]), 2
+    both = x @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
+    for half, name in ((both[::2], "gate_proj"), (both[1::2], "up_proj")):
+        weight, bias = weights[f"{path}.{name}.weight"][expert], weights[f"{path}.{name}.bias"][expert]
+        assert torch.allclose(half, weight @ x + bias, atol=1e-6)
+    assert torch.equal(weights[f"{path}.down_proj.weight"], experts.down_proj.transpose(1, 2))
+    assert torch.equal(weights["lm_head.weight"], model.lm_head.weight)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
