@@ -44,9 +44,9 @@ def prove_merged(
     Args:
         merged: the folder of the merged checkpoint.
         target: "vllm", "llama.cpp" or "mlx".
-        base: the folder of what was merged into, and
-        adapter: what was merged: then the engine's own error is measured on the base, and the checkpoint has to be
-            what PEFT computes with the adapter. Without them only a clear verdict is given.
+        base: the folder of what was merged into: the engine's own error is measured on it. Without it that is not
+            known, and only a clear verdict is given.
+        adapter: what was merged, for a base that is given: the checkpoint has to be what PEFT computes with it.
         python: the engine's Python or the folder of its environment; see ``install.engine_python``.
         engine_options: further arguments of the engine.
         time_limit: seconds for one process of the engine.
@@ -75,17 +75,17 @@ def prove_merged(
             return run.base.values, run.engine
 
         answer, engine = in_engine(folder)
-        if base is None or adapter is None:
+        if base is None:
             found = _alone(expected, answer, engine)
         else:
-            report(Progress("computing what PEFT makes of the adapter", 0, None))
+            report(Progress("loading the base", 0, None))
             plain = load_in_float32(_folder(base))
             unadapted = log_probabilities(plain, prefixes)
-            adapted = log_probabilities(with_adapter(plain, adapter), prefixes)
             served_base, _ = in_engine(_folder(base))
-            found = _with_base(
-                unadapted, adapted, expected, compared(unadapted, expected, served_base, answer, engine)
-            )
+            found = compared(unadapted, expected, served_base, answer, engine)
+            if adapter is not None:
+                adapted = log_probabilities(with_adapter(plain, adapter), prefixes)
+                found = _if_merge_of(found, unadapted, adapted, expected)
     return Proof(
         model=str(merged),
         on_twin=False,
@@ -97,7 +97,9 @@ def prove_merged(
     )
 
 
-def _with_base(unadapted: NDArray[Any], adapted: NDArray[Any], merged: NDArray[Any], found: Served) -> Served:
+def _if_merge_of(
+    found: Served, unadapted: NDArray[Any], adapted: NDArray[Any], merged: NDArray[Any]
+) -> Served:
     """Check besides that the checkpoint is the merge: engines serve a wrong one as faithfully."""
     effect = float(abs(adapted - unadapted).max())
     off = float(abs(merged - adapted).max())

@@ -176,7 +176,8 @@ def test_the_command_ends_with_the_verdict(engine: Engine, capsys: pytest.Captur
         (["llama"], "usage"),
         (["--target", "vllm"], "usage"),
         (["llama", "--merged", "out", "--target", "vllm"], "usage"),
-        (["--merged", "out", "--base", "base", "--target", "vllm"], "usage"),
+        (["--merged", "out", "--adapter", "adapter", "--target", "vllm"], "usage"),
+        (["--merged", "out", "--target", "vllm", "--python", "nowhere"], "engine-missing"),
         (["llama", "--base", "base", "--target", "vllm"], "usage"),
         (["llama", "--adapter", "a", "-t", "attention", "--target", "vllm"], "usage"),
     ],
@@ -215,6 +216,9 @@ def test_a_merged_checkpoint_is_held_against_its_adapter(engine: Engine, tmp_pat
         gk.merge(base, {str(adapter): weight}, out)
         found = gk.prove_merged(out, target="vllm", python=python, base=base, adapter=adapter)
         assert found.served.outcome is outcome
+    with_base = gk.prove_merged(out, target="vllm", python=python, base=base).served
+    assert with_base.outcome is Outcome.APPLIED
+    assert with_base.base_error is not None
     alone = gk.prove_merged(out, target="vllm", python=python)
     assert alone.served.outcome is Outcome.APPLIED
     assert alone.served.base_error is None

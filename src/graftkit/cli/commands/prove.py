@@ -157,8 +157,8 @@ def _check_usage(
         ),
         (base is not None and merged is None, "--base belongs to --merged", "name the base as MODEL"),
         (
-            merged is not None and (base is None) != (adapter is None),
-            "--base and --adapter belong together",
+            merged is not None and adapter is not None and base is None,
+            "an --adapter that was merged needs its --base",
             "give both",
         ),
         (bool(request) and (adapter or merged) is not None, "the adapter is given already", "leave --adapter out"),
