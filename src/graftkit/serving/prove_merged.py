@@ -97,9 +97,7 @@ def prove_merged(
     )
 
 
-def _if_merge_of(
-    found: Served, unadapted: NDArray[Any], adapted: NDArray[Any], merged: NDArray[Any]
-) -> Served:
+def _if_merge_of(found: Served, unadapted: NDArray[Any], adapted: NDArray[Any], merged: NDArray[Any]) -> Served:
     """Check besides that the checkpoint is the merge: engines serve a wrong one as faithfully."""
     effect = float(abs(adapted - unadapted).max())
     off = float(abs(merged - adapted).max())
