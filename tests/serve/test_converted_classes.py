@@ -142,7 +142,9 @@ def largest(found: Any, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize(("engine", "name"), [(engine, name) for engine in TABLES for name in classes(engine)])
 def test_a_converted_adapter_is_what_peft_computes(engine: str, name: str, tmp_path: Path) -> None:
     if (engine, name) in NOT_SERVED:
-        pytest.skip("mlx-lm does not load a twin of it: the layout of its tensors is held in tests/unit/converting")
+        pytest.skip(
+            "mlx-lm does not load a twin of it: the layout of its tensors is held in tests/unit/converting"
+        )
     python, case = python_of(engine), CASES[name]
     model = write_engine_twin(case.source, tmp_path / "base", overrides=case.overrides)
     assert type(model).__name__ == name

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import tomllib
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import PeftConfig, get_peft_model
-from tests.unit.checks.observed import by_code
-from torch import nn
+from tests.unit.checks.served_adapters import SavedAdapters
 
-import graftkit as gk
-from graftkit.checks.check import check
+from graftkit.engines import Stance
 
 _TABLE = tomllib.loads(Path(__file__).parents[1].joinpath("served_cells.toml").read_text(encoding="utf-8"))
 _FAMILIES: Mapping[str, str] = _TABLE.pop("families")
-_RULES = ("GK701", "GK702", "GK703", "GK704", "GK705")
-_SILENT, _REFUSED = frozenset({"ignores"}), frozenset({"refuses"})
-# On towers, what happens depends on how the server is started.
-_EITHER = _SILENT | _REFUSED
 
 
 @dataclass(frozen=True)
@@ -70,51 +61,22 @@ def _cells() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def adapter_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, gk.ModelMap]]:
-    """Return a function that saves an adapter as PEFT does, once for all engines, with the map of its base."""
-    folders: dict[tuple[str, str], Path] = {}
-    bases: dict[str, tuple[nn.Module, gk.ModelMap]] = {}
-
-    def make(family: str, kind: str) -> tuple[Path, gk.ModelMap]:
-        if family not in bases:
-            twin = gk.twin(_FAMILIES[family])
-            bases[family] = twin, gk.survey(twin)
-        if (family, kind) not in folders:
-            folders[family, kind] = tmp_path_factory.mktemp(kind)
-            _save(*bases[family], _KINDS[kind], folders[family, kind])
-        return folders[family, kind], bases[family][1]
-
-    return make
-
-
-def _save(twin: nn.Module, base: gk.ModelMap, kind: Kind, folder: Path) -> None:
-    rank = {"r": 4, "alpha": 4} if kind.method == "loha" else {"r": 4}
-    plan = gk.plan(
-        base, targets=list(kind.targets), scope=list(kind.scope), method=kind.method, **rank, **kind.options
-    )
-    config: PeftConfig = plan.peft_config
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = get_peft_model(copy.deepcopy(twin), config)
-    model.save_pretrained(folder, save_embedding_layers=False)
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> SavedAdapters:
+    return SavedAdapters(tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize(("engine", "kind", "family", "outcome"), list(_cells()))
 def test_the_rules_say_what_the_engine_did(
-    adapter_of: Callable[[str, str], tuple[Path, gk.ModelMap]], engine: str, kind: str, family: str, outcome: str
+    adapters: SavedAdapters, engine: str, kind: str, family: str, outcome: str
 ) -> None:
-    folder, base = adapter_of(family, kind)
-    report = by_code(check(folder, base, target=engine, data=False))
-    found = {code: report[code] for code in _RULES}
-    alarms = [f for f in found.values() if f.severity in {gk.Severity.ERROR, gk.Severity.WARNING}]
-    stances = {stance for finding in alarms for stance in finding.evidence["stances"]}
+    verdict = adapters.verdict(engine, _FAMILIES[family], kind, _KINDS[kind])
     if outcome == "equal":
-        assert {code: f.severity for code, f in found.items()} == dict.fromkeys(_RULES, gk.Severity.OK)
+        assert verdict.passed, verdict
     elif kind == "tower":
-        assert stances
-        assert stances <= _EITHER
+        # What happens depends on how the server is started.
+        assert verdict.stances
     elif outcome == "silent":
-        assert stances == _SILENT
+        assert verdict.stances == {Stance.IGNORES}
     else:
         # A refusal comes before anything it would ignore.
-        assert "refuses" in stances
+        assert Stance.REFUSES in verdict.stances
