@@ -19,7 +19,7 @@ from graftkit.converting.dialects import DialectFormat, dialect_named, dialect_o
 from graftkit.converting.errors import ConvertError, merge_instead
 from graftkit.converting.join import read_whole
 from graftkit.converting.prove_equal import Proof, not_equal, prove_equal
-from graftkit.errors import AdapterError, reraise_as
+from graftkit.errors import AdapterError, MergeError, reraise_as
 from graftkit.files import overlap, write_text
 from graftkit.merging.errors import adapter_unreadable
 from graftkit.merging.io.read import copy_file, opened
@@ -30,6 +30,10 @@ from graftkit.text import some
 REPORT_NAME = "conversion_report.json"
 # What describes an adapter in one form only.
 _OWN = frozenset({CONFIG_NAME, RECORD_NAME, REPORT_NAME})
+# Refusals of adapters that change no weights, or that start from weights that are lost: merging refuses them, too.
+_NO_UPDATE = frozenset(
+    {"merge-prompt", "merge-depends-on-input", "merge-layer-replication", "merge-base-lost", "merge-no-bias"}
+)
 # What a converted file may be larger than the original: experts that are written one by one, doubled ranks.
 _GROWTH = 4
 
@@ -124,7 +128,7 @@ def convert(
     known = open_convert_base(name, trust_remote_code=trust_remote_code, revision=revision)
     tell = _Steps(on_progress)
     tell("read")
-    original = read_whole(source, folder, known)
+    original = _read(source, folder, known, target_form)
     _refuse(original, target_form, known, folder)
     with staging_dir(target, REPORT_NAME, ConvertError) as staging:
         check_space(target, _GROWTH * _bytes(folder))
@@ -230,6 +234,28 @@ def _base_of(folder: Path, source: DialectFormat) -> str:
         help="name it: --base MODEL",
         code="convert-no-base",
     )
+
+
+def _read(source: DialectFormat, folder: Path, base: ConvertBase, to: DialectFormat) -> Deltas:
+    """Read the adapter.
+
+    Raises:
+        ConvertError: ``convert-unsupported``: its update depends on the input, or on weights that are
+            lost.
+        AdapterError, MergeError: it cannot be read, or does not fit.
+    """
+    try:
+        return read_whole(source, folder, base)
+    except MergeError as error:
+        if error.code not in _NO_UPDATE:
+            raise
+        raise ConvertError(
+            f"the adapter has no form that {to.name} reads",
+            where=error.where,
+            why=error.why,
+            help=error.help,
+            code="convert-unsupported",
+        ) from error
 
 
 def _refuse(original: Deltas, to: DialectFormat, base: ConvertBase, folder: Path) -> None:

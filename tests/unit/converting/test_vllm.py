@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.unit.converting.served_adapters import Bench, Tensors, products
 
 import graftkit as gk
 from graftkit.converting.errors import ConvertError
+from graftkit.errors import MergeError
 
 
 def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -122,6 +123,34 @@ def test_what_is_no_product_is_refused(bench: Callable[[str], Bench], fields: di
         gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
     assert caught.value.code == "convert-unsupported"
     assert named in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"}, id="alora"),
+        pytest.param({"init_lora_weights": "pissa_niter_2"}, id="a base that is lost"),
+    ],
+)
+def test_what_merging_refuses_too_is_not_sent_there(bench: Callable[[str], Bench], fields: dict[str, Any]) -> None:
+    place = bench("llama")
+    adapter = place.adapter(target_modules=["q_proj"], r=2, **fields)
+    with pytest.raises(ConvertError) as caught:
+        gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
+    assert caught.value.code == "convert-unsupported"
+    assert "graft merge" not in str(caught.value.help)
+
+
+def test_values_that_are_not_finite_are_refused(bench: Callable[[str], Bench]) -> None:
+    place = bench("llama")
+    adapter = place.adapter(target_modules=["q_proj"], r=2)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("inf")
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(MergeError) as caught:
+        gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
+    assert caught.value.code == "merge-not-finite"
+    assert {path.name for path in place.folder.iterdir()} == {"base", "adapter"}
 
 
 def test_a_bias_that_was_not_trained_is_left_out(bench: Callable[[str], Bench]) -> None:
