@@ -97,14 +97,13 @@ ARCHITECTURES = (
         )
     ),
 )
-# Site -> the kind of adapter that was measured for it.
+# Site -> the kind of adapter that was measured for it. Adapters on towers were measured with the language model's.
 _KINDS = {
-    "attention, MLP": "all-linear",
+    "attention, MLP": "attention",
     "experts": "experts",
     "router": "router",
     "embeddings": "embeddings",
     "output layer": "head",
-    "towers": "tower",
     "keys that are values": "attention",
     "per-layer embeddings": "per-layer-embeddings",
     "projection of per-layer inputs": "per-layer-projection",
@@ -190,7 +189,7 @@ def _cell(engine: Engine, architecture: Architecture, site: str, measured: _Meas
     ]
     expected = _worst(facts)
     cells = measured.get(engine.dialect or "", {})
-    cell = cells.get(architecture.name, {}).get(_KINDS[site])
+    cell = cells.get(architecture.name, {}).get(_KINDS.get(site, ""))
     return expected if cell is None else f"{_of_measured(cell, expected)}*"
 
 

@@ -16,7 +16,7 @@ router = { stock = "ignored", converted = "applied" }
 experts = { stock = "ignored", converted = "convert-unsupported" }
 embeddings = { stock = "applied", converted = "convert-unsupported" }
 ["llama.cpp".llama]
-all-linear = { stock = "refused", converted = "refused" }
+attention = { stock = "refused", converted = "refused" }
 """
 
 
