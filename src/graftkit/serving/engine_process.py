@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -116,41 +116,41 @@ def serve(
         EngineError: ``engine-unknown``; ``engine-missing``: that Python cannot be started; ``engine-timeout``;
             ``engine-died``: it ended and had served nothing; ``engine-answer``: what it wrote cannot be read.
     """
-    worker = installation_of(engine).worker
+    report = on_progress or (lambda _progress: None)
     found: dict[str, Answer] = {}
-    version: str | None = None
-    replaced: tuple[str, ...] = ()
     while True:
+        report(Progress(f"serving in {engine}", len(found), 1 + len(job.adapters)))
+        known = len(found)
         waiting = {name: path for name, path in job.adapters.items() if name not in found}
-        if on_progress is not None:
-            on_progress(Progress(f"serving in {engine}", len(found), 1 + len(job.adapters)))
-        with tempfile.TemporaryDirectory(prefix="graftkit-serve-") as temporary:
-            folder = Path(temporary)
-            fields = {**job.to_dict(), "adapters": {n: str(p.resolve()) for n, p in waiting.items()}}
-            (folder / "job.json").write_text(json.dumps(fields), encoding="utf-8")
-            ended = _run([str(python), "-P", str(_WORKERS / "launch.py"), worker, temporary], engine, time_limit)
-            result = _read(folder / "served", len(job.prefixes), engine, ended)
+        result = _serve_once(engine, python, replace(job, adapters=waiting), time_limit)
         found |= result.models
-        version, replaced = result.version or version, result.replaced or replaced
-        if "" in found and found[""].refusal is not None:
+        missing = [name for name in job.adapters if name not in found]
+        # Without anything new, starting it once more would end in the same way.
+        if not missing or found[""].values is None or len(found) == known:
             break
-        if not result.models and result.current is None:
-            raise _died(engine, ended)
-        if result.current is not None:
-            if result.current == "":
-                raise _died(engine, ended)
-            found[result.current] = Answer(refusal=ended.words)
-        elif ended.status == 0 or set(job.adapters) <= set(found):
-            break
-    missing = [name for name in job.adapters if name not in found and found[""].refusal is None]
-    if missing:
-        raise _unreadable(engine, f"it says nothing of {', '.join(missing)}", ended)
+    if missing and found[""].values is not None:
+        raise _unreadable(engine, f"it says nothing of {', '.join(missing)}")
     return EngineRun(
-        engine=engine if version is None else f"{engine} {version}",
+        engine=engine if result.version is None else f"{engine} {result.version}",
         base=found.pop(""),
-        adapters={name: found[name] for name in job.adapters if name in found},
-        replaced=replaced,
+        adapters=found,
+        replaced=result.replaced,
     )
+
+
+def _serve_once(engine: str, python: Path, job: Job, time_limit: float) -> _Result:
+    """Start the engine once; the adapter with which its process ends is refused in its last words."""
+    with tempfile.TemporaryDirectory(prefix="graftkit-serve-") as temporary:
+        folder = Path(temporary)
+        (folder / "job.json").write_text(json.dumps(job.to_dict()), encoding="utf-8")
+        worker = installation_of(engine).worker
+        ended = _run([str(python), "-P", str(_WORKERS / "launch.py"), worker, temporary], engine, time_limit)
+        result = _read(folder / "served", len(job.prefixes), engine, ended)
+    if "" not in result.models:
+        raise _died(engine, ended)
+    if result.current is None:
+        return result
+    return replace(result, models={**result.models, result.current: Answer(refusal=ended.words)})
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def _read(folder: Path, prefixes: int, engine: str, ended: _Ended) -> _Result:
         replaced = tuple(printable(str(part)) for part in fields["replaced"])
         current = None if fields["current"] is None else str(fields["current"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(engine, f"{type(error).__name__}: {error}", ended) from error
+        raise _unreadable(engine, f"{type(error).__name__}: {error}; {ended.words}") from error
     return _Result(version, replaced, models, current)
 
 
@@ -299,10 +299,10 @@ def _died(engine: str, ended: _Ended) -> EngineError:
     )
 
 
-def _unreadable(engine: str, why: str, ended: _Ended) -> EngineError:
+def _unreadable(engine: str, why: str) -> EngineError:
     return EngineError(
         f"what {engine} answered cannot be read",
-        why=f"{why}; {ended.words}",
+        why=why,
         help="give the Python of the engine itself with --python",
         code="engine-answer",
     )

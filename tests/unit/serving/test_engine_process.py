@@ -167,6 +167,25 @@ def test_a_forgotten_adapter_is_an_error(engine: Engine) -> None:
     assert failure(engine("answer('', -1)"), "a").code == "engine-answer"
 
 
+def test_an_engine_that_ends_without_a_word_on_any_adapter_is_not_started_for_ever(engine: Engine) -> None:
+    assert failure(engine("answer('', -1); sys.exit(1)"), "a").code == "engine-answer"
+
+
+def test_an_adapter_after_which_the_engine_ends_is_refused_and_the_rest_are_served(engine: Engine) -> None:
+    found = run(
+        engine("""
+            answer("", -1)
+            name = next(iter(job["adapters"]))
+            models[name] = {"refused": f"no {name}"}
+            write()
+            sys.exit(1)
+        """),
+        "a",
+        "b",
+    )
+    assert {name: answer.refusal for name, answer in found.adapters.items()} == {"a": "no a", "b": "no b"}
+
+
 def test_nothing_is_unpickled(engine: Engine, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     python = engine(f"""
