@@ -24,6 +24,7 @@ from tests.training.small import (
 )
 
 import graftkit as gk
+from graftkit.adapters.record import read_record
 from graftkit.recipes.recipe import read_recipe
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.training.result import TrainingResult
@@ -109,9 +110,18 @@ def agrees(done: subprocess.CompletedProcess[str], alone: TrainingResult, base: 
     assert theirs.effect == pytest.approx(ours.effect, rel=1e-2)
 
 
+def answers_of(folder: Path) -> list[float]:
+    """Return the log-probabilities that the adapter's record expects."""
+    record = read_record(folder)
+    assert record is not None
+    assert record.expected is not None
+    return [value for prompt in record.expected.prompts for value in prompt.base]
+
+
 def test_launch_starts_processes_that_agree_with_one(tmp_path: Path, base: Path, alone: TrainingResult) -> None:
     done = launched_by_graft(recipe(tmp_path, base))
     agrees(done, alone, base)
+    assert answers_of(Path(output_of(done)["folder"])) == pytest.approx(answers_of(alone.folder), abs=0.05)
     json.loads(done.stdout)  # the first process alone speaks
     assert done.stderr.count("loading the model") == 1
 
@@ -160,6 +170,11 @@ def compared_bit_for_bit(done: subprocess.CompletedProcess[str]) -> bool:
 def test_fsdp2_of_a_base_that_is_loaded_in_parts(tmp_path: Path, base: Path, alone: TrainingResult) -> None:
     done = launched_by_graft(recipe(tmp_path, base, args=IN_PARTS))
     agrees(done, alone, base)
+    # No process could compute what the model answers without the others.
+    record = read_record(output_of(done)["folder"])
+    assert record is not None
+    assert record.base == read_record(alone.folder).base
+    assert (record.expected, set(record.unknown)) == (None, {"expected"})
     assert compared_bit_for_bit(done)
 
 

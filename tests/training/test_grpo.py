@@ -9,6 +9,7 @@ import pytest
 from tests.training.proof import loads_in_stock_peft
 from tests.training.small import save_model, word_tokenizer, write_recipe
 
+from graftkit.adapters.record import read_record
 from graftkit.recipes.recipe import read_recipe
 from graftkit.training.run import train
 
@@ -55,3 +56,7 @@ def test_the_reward_rises(tmp_path: Path, started: Path) -> None:
     assert stock.adapters == ["default"]
     assert stock.faithful
     assert stock.effect > 0.01
+    record = read_record(result.folder)
+    assert record is not None
+    assert record.expected is not None
+    assert record.expected.prompts[0].base != record.expected.prompts[0].adapter
