@@ -42,7 +42,7 @@ def write_signed(folder: Path, source: str = "qwen3", *, seed: int = 0, **option
 def adapted(base: Path, *, std: float = 0.06, **options: Any) -> PeftModel:
     """Return the base with an adapter whose factors are drawn at random."""
     model = AutoModelForCausalLM.from_pretrained(base)
-    peft_model = gk.attach(model, gk.plan(model, **{"r": 4, "alpha": 8, **options}))
+    peft_model = gk.attach(model, gk.plan(model, **{"r": 4, "alpha": 8, "dropout": 0.2, **options}))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():
