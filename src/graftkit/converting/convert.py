@@ -16,6 +16,7 @@ from graftkit.adapters.record import RECORD_NAME, Dialect, mark_dialect, read_re
 from graftkit.converting.base import ConvertBase, open_convert_base
 from graftkit.converting.delta import Deltas
 from graftkit.converting.dialects import DialectFormat, dialect_named, dialect_of
+from graftkit.converting.dialects._refused import notes_on
 from graftkit.converting.errors import ConvertError, merge_instead
 from graftkit.converting.join import read_whole
 from graftkit.converting.prove_equal import Proof, not_equal, prove_equal
@@ -47,6 +48,7 @@ class Conversion:
         base: as the user, or the adapter, named it.
         source, to: the dialects, by name.
         proof: what comparing the result with the original found.
+        notes: what it still depends on: options of the server, and what nobody has looked at.
         files: names of the files in ``out``.
         resumed: whether an earlier, interrupted run had written the tensors.
     """
@@ -57,6 +59,7 @@ class Conversion:
     source: str
     to: str
     proof: Proof
+    notes: tuple[str, ...]
     files: tuple[str, ...] = field(repr=False)
     resumed: bool = False
 
@@ -70,6 +73,7 @@ class Conversion:
             "from": self.source,
             "to": self.to,
             "proof": self.proof.to_dict(),
+            "notes": list(self.notes),
             "files": list(self.files),
             "resumed": self.resumed,
         }
@@ -78,7 +82,7 @@ class Conversion:
         lines = [f"{self.adapter} ({self.source}) -> {self.out} ({self.to})", str(self.proof)]
         if self.proof.padding:
             lines.append(f"{self.proof.padding} pairs of zeros fill up groups that {self.to} takes whole")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def convert(
@@ -139,7 +143,8 @@ def convert(
         proof = job.prove()
         job.copy_companions()
         files = (*sorted(path.name for path in staging.files.iterdir()), RECORD_NAME, REPORT_NAME)
-        done = Conversion(folder, target, name, source.name, target_form.name, proof, files, resumed)
+        notes = notes_on(original, known, target_form.engine) if target_form.engine is not None else ()
+        done = Conversion(folder, target, name, source.name, target_form.name, proof, notes, files, resumed)
         mark_dialect(staging.files, Dialect(target_form.name), read_record(folder))
         write_text(staging.files / REPORT_NAME, json.dumps(done.to_dict(), indent=2) + "\n")
         with reraise_as(merge_stopped, target):

@@ -158,3 +158,21 @@ def test_a_bias_that_was_not_trained_is_left_out(bench: Callable[[str], Bench]) 
     adapter = place.adapter(target_modules=["q_proj"], r=2, bias="lora_only")
     gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
     assert json.loads((place.folder / "out" / "adapter_config.json").read_text())["bias"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "noted"),
+    [
+        pytest.param("llama", "attention", 0, id="nothing to note"),
+        pytest.param("olmoe", "expert", 1, id="a class that nobody has looked at"),
+        pytest.param("google/gemma-4-31B-it", "vision", 1, id="an option of the server"),
+    ],
+)
+def test_what_it_still_depends_on_is_noted(
+    bench: Callable[[str], Bench], model: str, target: str, noted: int
+) -> None:
+    place = bench(model)
+    adapter = place.planned(["attention.q"], scope="vision") if target == "vision" else place.planned([target])
+    done = gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
+    assert len(done.notes) == noted
+    assert done.to_dict()["notes"] == list(done.notes)

@@ -29,6 +29,22 @@ def refused(deltas: Deltas, base: ConvertBase, name: str) -> dict[str, str]:
     return reasons
 
 
+def notes_on(deltas: Deltas, base: ConvertBase, name: str) -> tuple[str, ...]:
+    """Return what a converted adapter still depends on: options of the server, and what nobody has looked at."""
+    engine = engine_named(name)
+    model = Model(base.architecture, base.model_map.model.model_type)
+    notes = []
+    for parameter in deltas.by_parameter():
+        feature = feature_of(parameter, base)
+        leaf = parameter.removesuffix(".weight").rpartition(".")[2]
+        fact = None if feature is None else engine.fact(feature, model, leaf)
+        if fact is not None and fact.stance is Stance.UNKNOWN:
+            notes.append(f"{engine} {fact.says} on {base.architecture}: graft prove shows it")
+        elif fact is not None and fact.stance in _BAD and fact.flag is not None:
+            notes.append(f"start the server with {fact.flag}")
+    return tuple(dict.fromkeys(notes))
+
+
 def _stops(fact: Fact) -> bool:
     """Check whether neither a conversion nor an option of the server helps."""
     return fact.stance in _BAD and fact.flag is None and fact.remedy is not Remedy.CONVERT
