@@ -19,6 +19,7 @@ _HELPER = "vllm/lora/peft_helper.py"
 _UTILS = "vllm/lora/utils.py"
 _MANAGER = "vllm/lora/model_manager.py"
 _MODELS = "vllm/model_executor/models"
+_GEMMA4 = frozenset({"gemma4", "gemma4_text"})
 # Earlier loaders do not know rsLoRA.
 _OLDEST = ">=0.6.6"
 # The release that was run, cell by cell.
@@ -151,21 +152,11 @@ _SITES = (
         Feature.STACKED_EXPERTS,
         Stance.REFUSES,
         "refuses experts as transformers stacks them",
-        f"{_STACKS}, {_MODELS}/gemma4.py:1402; run",
+        f"{_STACKS}; run",
         _RUN,
         remedy=Remedy.CONVERT,
         help=_FORMAT,
-        models=frozenset({"gemma4", "gemma4_text"}),
-    ),
-    Fact(
-        Feature.STACKED_EXPERTS,
-        Stance.REFUSES,
-        "refuses experts as transformers stacks them",
-        f"{_STACKS}, {_MODELS}/qwen3_moe.py:543; run",
-        _RUN,
-        remedy=Remedy.CONVERT,
-        help=_FORMAT,
-        models=frozenset({"qwen3_moe"}),
+        models=frozenset({*_GEMMA4, "granitemoe", "olmoe", "qwen2_moe", "qwen3_moe"}),
     ),
     Fact(
         Feature.STACKED_EXPERTS,
@@ -206,9 +197,18 @@ _SITES = (
         Feature.ROUTER,
         Stance.TAKES,
         "takes LoRA on routers",
-        f"{_MODELS}/gemma4.py:361, {_MODELS}/gpt_oss.py; run",
+        f"{_MODELS}/gemma4.py:361, {_MODELS}/gpt_oss.py:383; run",
         _RUN,
-        models=frozenset({"gemma4", "gemma4_text", "gpt_oss"}),
+        models=frozenset({*_GEMMA4, "gpt_oss", "olmoe", "qwen2_moe"}),
+    ),
+    Fact(
+        Feature.ROUTER,
+        Stance.REFUSES,
+        "knows no module of that name, because its own is gate",
+        "vllm/lora/lora_model.py:268; run",
+        _RUN,
+        remedy=Remedy.MERGE,
+        models=frozenset({"granitemoe"}),
     ),
     # The class of several modalities holds Gemma4ForCausalLM, which names no embeddings either.
     *(
@@ -219,7 +219,7 @@ _SITES = (
             f"{_MODELS}/gemma4.py:1402 and gpt_oss.py:1411 have no embedding_modules; run",
             _RUN,
             remedy=Remedy.MERGE,
-            models=frozenset({"gemma4", "gemma4_text", "gpt_oss"}),
+            models=frozenset({*_GEMMA4, "gpt_oss"}),
         )
         for feature in _OUTSIDE
     ),

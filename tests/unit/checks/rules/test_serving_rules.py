@@ -293,10 +293,10 @@ def test_gk702_names_of_the_text_only_class(e2b: nn.Module, tmp_path: Path) -> N
 def test_gk702_stacked_experts_that_nobody_served_are_unknown(
     twin_of: Callable[[str], nn.Module], tmp_path: Path
 ) -> None:
-    base = twin_of("olmoe")
+    base = twin_of("flex_olmo")
     model = gk.attach(base, gk.plan(base, targets=["experts"], r=2))
     model.save_pretrained(tmp_path, save_embedding_layers=False)
-    found = served(tmp_path, "vllm", twin_of("olmoe"))["GK702"]
+    found = served(tmp_path, "vllm", twin_of("flex_olmo"))["GK702"]
     assert found.severity is UNKNOWN
     assert found.evidence["features"] == ["stacked experts"]
 
