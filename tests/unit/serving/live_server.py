@@ -34,6 +34,7 @@ class Live:
         most: log-probabilities at most; 0 for a server that gives none.
         takes_ids: whether a prompt may be token ids.
         noise: standard deviation of an error on every logit, another one for each model.
+        loras: what ``/lora-adapters`` lists; a request may then switch them off, as llama.cpp's server has it.
         requests: path, headers and body of what came.
     """
 
@@ -45,6 +46,7 @@ class Live:
     takes_ids: bool = True
     noise: float = 0.0
     chat_template: str | None = None
+    loras: list[dict[str, Any]] | None = None
     fault: Fault = no_fault
     requests: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
 
@@ -63,7 +65,8 @@ class Live:
             ids, top = self.asked(body, chat)
         except (KeyError, TypeError, ValueError) as error:
             return 400, {"error": str(error)}
-        best = self.log_probabilities(body["model"], ids).topk(top) if top else None
+        off = bool(body.get("lora")) and not any(one["scale"] for one in body["lora"])
+        best = self.log_probabilities("base" if off else body["model"], ids).topk(top) if top else None
         as_ids = self.form == "ids" and body.get("return_tokens_as_token_ids")
         content = (
             []
@@ -106,8 +109,9 @@ def serving(live: Live) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            listed = self.path == "/v1/models" and live.cards is not None
-            self.respond(None, (200, {"data": live.cards}) if listed else (404, {"detail": "Not Found"}))
+            found: Any = {"/v1/models": live.cards and {"data": live.cards}, "/lora-adapters": live.loras}
+            listed = found.get(self.path)
+            self.respond(None, (404, {"detail": "Not Found"}) if listed is None else (200, listed))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

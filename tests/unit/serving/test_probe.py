@@ -179,6 +179,22 @@ def test_without_the_base(live: Live, signed: Signed) -> None:
     assert found.base_error is None
 
 
+def test_a_server_whose_adapters_a_request_switches_off(live: Live, signed: Signed) -> None:
+    """As llama.cpp's own has it: one model, and the adapter's scale in the request."""
+    cards, loras = [{"id": "tuned", "owned_by": "llamacpp"}], [{"id": 0, "path": "adapter.gguf", "scale": 1.0}]
+    one = replace(live, cards=cards, loras=loras, form="list")
+    found = probed(one, signed)
+    assert found.outcome is Outcome.APPLIED
+    assert found.base_error is not None
+    ignoring = with_models(one, tuned=live.models["base"])
+    assert probed(ignoring, signed).outcome is Outcome.IGNORED
+
+
+def test_a_list_of_bases_is_not_taken_for_the_adapter(live: Live, signed: Signed) -> None:
+    """mlx_lm.server lists the folder of the base, and no owner."""
+    assert error_of(replace(live, cards=[{"id": "base"}]), signed).code == "server-no-model"
+
+
 def test_no_log_probabilities(live: Live, signed: Signed) -> None:
     found = probed(replace(live, most=0), signed)
     assert found.outcome is Outcome.UNKNOWN

@@ -173,7 +173,8 @@ class Server:
 
     def _only_adapter(self, base: str | None) -> str:
         adapters = [card.name for card in self.cards if card.parent is not None]
-        others = [card.name for card in self.cards if card.name != base]
+        # mlx_lm.server, which names no owners, lists the base that its adapter was put on.
+        others = [card.name for card in self.cards if card.name != base and card.owner is not None]
         for names in (adapters, others):
             if len(names) == 1:
                 return names[0]
@@ -181,7 +182,7 @@ class Server:
             "it is not known which of the server's models has the adapter",
             where=self.http.root,
             why=f"it has {some(card.name for card in self.cards)}" if self.cards else "it lists no models",
-            help="--model NAME",
+            help="--model NAME; mlx_lm.server has what it was started with as default_model",
             code="server-no-model",
         )
 
