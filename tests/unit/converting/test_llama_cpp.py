@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from tests.unit.converting.served import Served, factors_of, largest_difference, served_twin
 
+import graftkit as gk
 from graftkit.converting.delta import Deltas
 from graftkit.converting.dialects.llama_cpp import DIALECT
+from graftkit.converting.dialects.peft import DIALECT as PEFT
 from graftkit.converting.gguf_file import LoraFile, LoraPair, read_lora_file, write_lora_file
+from graftkit.converting.join import joined
 from graftkit.errors import AdapterError, MissingDependencyError
 
 TWINS: dict[str, dict[str, Any]] = {
@@ -181,6 +184,21 @@ def test_ranks_and_scales_of_any_kind_are_kept(base_of, tmp_path_factory, ranks,
     written(deltas, served, folder / "gguf")
     back = DIALECT.read(folder / "gguf", served.base)
     assert largest_difference(deltas, back, served.base) <= DIALECT.rounding
+    (folder / "back").mkdir()
+    PEFT.write(joined(back, served.base), served.base, folder / "back")
+    assert largest_difference(deltas, served.read(folder / "back"), served.base) <= 2 * DIALECT.rounding
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "google/gemma-4-26B-A4B-it"])
+def test_there_and_back_again(base_of, name, tmp_path):
+    served = base_of(name)
+    adapter = served.adapter(
+        tmp_path / "peft", targets=["experts", "attention", "router"], scope="language", method="rslora", r=3
+    )
+    gk.convert(adapter, tmp_path / "gguf", to="llama.cpp", base=served.folder)
+    gk.convert(tmp_path / "gguf", tmp_path / "back", to="peft", base=served.folder)
+    first, second = served.read(adapter), served.read(tmp_path / "back")
+    assert largest_difference(first, second, served.base) <= 2 * DIALECT.rounding
 
 
 # ---- what cannot be written ----

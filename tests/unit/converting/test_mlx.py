@@ -18,7 +18,9 @@ from tests.unit.converting.served import Served, factors_of, largest_difference,
 import graftkit as gk
 from graftkit.converting.delta import Deltas
 from graftkit.converting.dialects.mlx import DIALECT
+from graftkit.converting.dialects.peft import DIALECT as PEFT
 from graftkit.converting.errors import ConvertError
+from graftkit.converting.join import joined
 from graftkit.engines import Feature
 from graftkit.errors import AdapterError
 
@@ -126,6 +128,9 @@ def test_ranks_and_scales_of_any_kind_are_kept(base_of, tmp_path_factory, ranks,
     }
     back = DIALECT.read(folder / "mlx", served.base)
     assert largest_difference(deltas, back, served.base) <= DIALECT.rounding + 2**-48
+    (folder / "back").mkdir()
+    PEFT.write(joined(back, served.base), served.base, folder / "back")
+    assert largest_difference(deltas, served.read(folder / "back"), served.base) <= 2 * DIALECT.rounding + 2**-48
 
 
 def test_there_and_back_again(base_of, tmp_path):
