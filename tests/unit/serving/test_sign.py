@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -243,3 +244,20 @@ def test_the_adapter_has_an_effect(signed: Signed) -> None:
     """What the tests above compare is not twice the same."""
     effects = [abs(a - b) for p in expected(signed.record) for a, b in zip(p.adapter, p.base, strict=True)]
     assert max(effects) > 0.5
+
+
+def test_stock_peft_does_not_look_at_it(signed: Signed, tmp_path: Path) -> None:
+    """With the file or without, the adapter loads to the same bits; what is saved from there has none."""
+    base = AutoModelForCausalLM.from_pretrained(signed.base)
+    without = PeftModel.from_pretrained(copy.deepcopy(base), copied(signed, tmp_path)).eval()
+    with_it = PeftModel.from_pretrained(base, signed.adapter).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(with_it(ids).logits, without(ids).logits)
+    with_it.save_pretrained(tmp_path / "again")
+    assert read_record(tmp_path / "again") is None
+
+
+def test_an_adapter_whose_names_are_migrated_keeps_it(signed: Signed, tmp_path: Path) -> None:
+    gk.migrate(signed.adapter, str(signed.base), tmp_path / "out")
+    assert read_record(tmp_path / "out") == signed.record
