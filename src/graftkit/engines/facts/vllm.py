@@ -156,7 +156,7 @@ _SITES = (
         _RUN,
         remedy=Remedy.CONVERT,
         help=_FORMAT,
-        models=frozenset({*_GEMMA4, "granitemoe", "olmoe", "qwen2_moe", "qwen3_moe"}),
+        models=frozenset({*_GEMMA4, "ernie4_5_moe", "granitemoe", "olmoe", "qwen2_moe", "qwen3_moe"}),
     ),
     Fact(
         Feature.STACKED_EXPERTS,
