@@ -27,7 +27,7 @@ from graftkit.serving.engine_process import TIME_LIMIT
 from graftkit.serving.engine_twin import write_engine_twin
 from graftkit.serving.install import engine_python
 from graftkit.serving.reference import give_effect, log_probabilities, text_prefixes
-from graftkit.serving.served_form import in_form_of, save_stock
+from graftkit.serving.served_form import as_peft, in_form_of, save_stock
 from graftkit.surveying.sources.load_model import load_model
 from graftkit.surveying.sources.local import existing_path
 from graftkit.surveying.sources.quiet import quiet_transformers
@@ -117,8 +117,9 @@ def prove(
     Args:
         model: a folder with weights, which is served itself, or what ``gk.twin`` takes, whose twin is served.
         target: "vllm", "llama.cpp" or "mlx".
-        adapter: an adapter's folder. With a twin only its configuration is used, on random factors: its weights
-            fit the model itself. None: a fresh adapter by ``request``.
+        adapter: an adapter's folder; one in the engine's own form is served as it is. With a twin only its
+            configuration is used, on random factors: its weights fit the model itself. None: a fresh adapter by
+            ``request``.
         on_twin: serve a twin even of a folder with weights. None: only of what is no such folder.
         python: the engine's Python or the folder of its environment; see ``install.engine_python``.
         as_is: serve the files as PEFT writes them, as far as the engine, or its own converter, reads them.
@@ -147,10 +148,14 @@ def prove(
         expected = log_probabilities(live, prefixes)
         bench = Bench(target, engine_at, base, prefixes, expected, engine_options or {}, time_limit)
         report(Progress("computing what PEFT makes of the adapter", 0, None))
-        adapted = _adapted(live, adapter, own is not None, seed, request)
-        if is_untrained(adapted):
-            give_effect(adapted, prefixes, seed=seed)
-        found, sites = _served(adapted, bench, work, as_is, report)
+        if own is not None and adapter is not None:
+            given = _users_own(live, Path(adapter).expanduser(), own, work / "given", target)
+        else:
+            given = _Given(_made(live, adapter, seed, request))
+        if is_untrained(given.model):
+            give_effect(given.model, prefixes, seed=seed)
+            given = _Given(given.model)
+        found, sites = _served(given, bench, work, as_is, report)
     return Proof(
         model=model,
         on_twin=own is None,
@@ -162,11 +167,28 @@ def prove(
     )
 
 
+@dataclass(frozen=True)
+class _Given:
+    """The adapter that is proven.
+
+    Attributes:
+        model: its base with it.
+        stock: the user's own files, as PEFT loads them; None where they are to be written from the model.
+        form: the user's own files, where they are in the engine's form already.
+    """
+
+    model: PeftModel
+    stock: Path | None = None
+    form: Path | None = None
+
+
 def _served(
-    adapted: PeftModel, bench: Bench, work: Path, as_is: bool, report: Callable[[Progress], None]
+    given: _Given, bench: Bench, work: Path, as_is: bool, report: Callable[[Progress], None]
 ) -> tuple[Served, Mapping[str, Served]]:
     """Serve the adapter, and where it is not applied each site's part of it."""
-    form = in_form_of(bench.engine, save_stock(adapted, work / "adapter"), bench.base, work / "form", as_is=as_is)
+    adapted = given.model
+    stock = given.stock or save_stock(adapted, work / "adapter")
+    form = given.form or in_form_of(bench.engine, stock, bench.base, work / "form", as_is=as_is)
     case = Case(form, log_probabilities(adapted, bench.prefixes))
     found = bench.serve({"adapter": case}, on_progress=report)["adapter"]
     if found.outcome not in _IN_PART:
@@ -192,16 +214,18 @@ def load_in_float32(folder: Path) -> PreTrainedModel:
     return load_model(str(folder), dtype=torch.float32)
 
 
-def _adapted(
-    live: PreTrainedModel, adapter: str | Path | None, own_files: bool, seed: int, request: Mapping[str, Any]
-) -> PeftModel:
-    """Put the adapter on the model: with its weights where they fit, by its configuration, or a fresh one."""
+def _users_own(live: PreTrainedModel, adapter: Path, base: Path, work: Path, target: str) -> _Given:
+    """Load an adapter on its own base; one that was converted is converted back for PEFT, and served as it is."""
+    stock, form = as_peft(adapter, base, work)
+    return _Given(with_adapter(live, stock), stock, adapter if form == target else None)
+
+
+def _made(live: PreTrainedModel, adapter: str | Path | None, seed: int, request: Mapping[str, Any]) -> PeftModel:
+    """Put an adapter of another model on this one by its configuration, or a fresh one by the request."""
     if adapter is None:
         planned = plan(live, **{"r": _RANK, **request})
         with seeding(live, seed):
             return attach(live, planned)
-    if own_files:
-        return with_adapter(live, adapter)
     stored = read_adapter(Path(adapter).expanduser())
     with seeding(live, seed):
         return attach_stock(live, {**stored.config, "inference_mode": False})

@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graftkit.adapters.record import Dialect
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -17,6 +19,27 @@ def save_stock(model: PeftModel, folder: Path) -> Path:
         warnings.simplefilter("ignore", UserWarning)
         model.save_pretrained(str(folder))
     return folder
+
+
+def as_peft(adapter: Path, base: Path, out: Path) -> tuple[Path, str]:
+    """Return a folder with the adapter as PEFT loads it, and whose form the given one has.
+
+    Args:
+        adapter: a folder in any form; ``graftkit.json`` in it, or else its files, tell which.
+        base: the folder of its base.
+        out: where it is written if it has to be converted back.
+
+    Raises:
+        AdapterError, ConvertError: it cannot be read, or cannot be converted back.
+    """
+    from graftkit.converting.convert import convert
+    from graftkit.converting.dialects import dialect_of
+
+    form = str(dialect_of(adapter).name)
+    if form == Dialect.PEFT:
+        return adapter, form
+    convert(adapter, out, to=Dialect.PEFT, base=base)
+    return out, form
 
 
 def in_form_of(engine: str, adapter: Path, base: Path, out: Path, *, as_is: bool) -> Path:

@@ -201,6 +201,26 @@ def test_an_adapter_of_another_base_is_an_error(engine: Engine, tmp_path: Path) 
     assert caught.value.code == "adapter-misfit"
 
 
+@pytest.mark.parametrize("converted", [False, True], ids=["stock", "converted"])
+def test_the_users_own_files_are_what_is_served(engine: Engine, tmp_path: Path, converted: bool) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model = gk.twin("llama")
+    model.save_pretrained(base)
+    adapted = gk.attach(model, gk.plan(str(base), targets=["q_proj", "v_proj"], r=4))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.5)
+    adapted.save_pretrained(adapter)
+    if converted:
+        gk.convert(adapter, tmp_path / "form", to="vllm", base=base)
+        adapter = tmp_path / "form"
+    note = f"Path({str(tmp_path / 'served')!r}).write_text(job['adapters']['adapter'])"
+    found = gk.prove(str(base), target="vllm", python=engine(note), adapter=adapter, as_is=True)
+    assert not found.on_twin
+    assert found.served.outcome is Outcome.APPLIED
+    assert (tmp_path / "served").read_text() == str(adapter)
+
+
 def test_a_merged_checkpoint_is_held_against_its_adapter(engine: Engine, tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     model = gk.twin("llama")
