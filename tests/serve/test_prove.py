@@ -84,6 +84,7 @@ def test_a_users_own_files_are_served(engine: str, tmp_path: Path, capsys: pytes
     found = prove(str(tmp_path / "base"), engine, adapter=tmp_path / "adapter")
     assert not found.on_twin
     assert found.served.outcome is Outcome.APPLIED
+    capsys.readouterr()  # libraries say things as they are imported
     arguments = ["prove", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter"), "--target", engine]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--json"])
