@@ -164,7 +164,7 @@ def test_a_bias_that_was_not_trained_is_left_out(bench: Callable[[str], Bench]) 
     ("model", "target", "noted"),
     [
         pytest.param("llama", "attention", 0, id="nothing to note"),
-        pytest.param("olmoe", "expert", 1, id="a class that nobody has looked at"),
+        pytest.param("flex_olmo", "expert", 1, id="a class that nobody has looked at"),
         pytest.param("google/gemma-4-31B-it", "vision", 1, id="an option of the server"),
     ],
 )
