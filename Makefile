@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-distributed test-peers fuzz lint format docs bench engines clean
+.PHONY: demo test test-slow test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs bench engines clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo
@@ -24,6 +24,19 @@ test-distributed: $(STAMP)
 test-peers: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[peers]"
 	$(BIN)/python -m pytest -rP -m "peers" tests/peers
+
+# llama.cpp is compiled: about half of the half hour. vLLM has a target of its own for its 3.5 GB.
+test-serve: $(STAMP)
+	for engine in llama.cpp mlx; do $(BIN)/python -m graftkit.serving.install $$engine .engines/$$engine || exit 1; done
+	$(BIN)/python -m pytest -n 2 -m "serve" -k "not vllm"
+
+test-serve-vllm: $(STAMP)
+	$(BIN)/python -m graftkit.serving.install vllm .engines/vllm
+	$(BIN)/python -m pytest -m "serve" -k "vllm"
+
+# Writes what the engines in .engines do into tests/serve/expected.toml, for a new release of one; then `make docs`.
+serve-table: engines
+	GRAFTKIT_WRITE_SERVE_TABLE=1 $(BIN)/python -m pytest -m "serve" tests/serve
 
 # GRAFTKIT_FUZZ_EXAMPLES says how many mutations each test tries.
 fuzz: $(STAMP)

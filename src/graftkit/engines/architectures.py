@@ -59,14 +59,15 @@ ARCHITECTURES = (
         )
     ),
 )
-# Site -> the kind of adapter that was measured for it. Adapters on towers were measured with the language model's.
-KINDS: Mapping[str, str] = {
-    "attention, MLP": "attention",
-    "experts": "experts",
-    "router": "router",
-    "embeddings": "embeddings",
-    "output layer": "head",
-    "keys that are values": "attention",
-    "per-layer embeddings": "per-layer-embeddings",
-    "projection of per-layer inputs": "per-layer-projection",
+# Site -> the kinds of adapter that were measured for it; the first that an architecture has counts. Adapters on
+# towers were measured with the language model's.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "attention, MLP": ("mlp", "all-linear", "attention"),
+    "experts": ("experts",),
+    "router": ("router",),
+    "embeddings": ("embeddings",),
+    "output layer": ("head",),
+    "keys that are values": ("attention",),
+    "per-layer embeddings": ("per-layer-embeddings",),
+    "projection of per-layer inputs": ("per-layer-projection",),
 }

@@ -128,7 +128,8 @@ def _cell(engine: Engine, architecture: Architecture, site: str, measured: _Meas
     ]
     expected = _worst(facts)
     cells = measured.get(engine.dialect or "", {})
-    cell = cells.get(architecture.name, {}).get(KINDS.get(site, ""))
+    row = cells.get(architecture.name, {})
+    cell = next((row[kind] for kind in KINDS.get(site, ()) if kind in row), None)
     return expected if cell is None else f"{_of_measured(cell, expected)}*"
 
 
