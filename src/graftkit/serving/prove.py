@@ -152,8 +152,8 @@ def prove(
             given = _users_own(live, Path(adapter).expanduser(), own, work / "given", target)
         else:
             given = _Given(_made(live, adapter, seed, request))
-        if is_untrained(given.model):
-            give_effect(given.model, prefixes, seed=seed)
+        if given.stock is None or is_untrained(given.model):
+            give_effect(given.model, prefixes, expected, seed=seed)
             given = _Given(given.model)
         found, sites = _served(given, bench, work, as_is, report)
     return Proof(

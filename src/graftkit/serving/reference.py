@@ -90,15 +90,16 @@ def log_probabilities(model: Any, prefixes: Sequence[Sequence[int]]) -> NDArray[
     return np.stack(rows)
 
 
-def give_effect(model: PeftModel, prefixes: Sequence[Sequence[int]], *, seed: int = 0) -> None:
-    """Add noise to a fresh adapter until the model's log-probabilities show it.
+def give_effect(model: PeftModel, prefixes: Sequence[Sequence[int]], base: NDArray[Any], *, seed: int = 0) -> None:
+    """Add noise to an adapter until the model's log-probabilities show it.
 
     The noise is doubled until one of them changes by half a nat, or the noise is larger than any weight: an
     adapter on what no text passes through shows nothing.
 
     Args:
-        model: changed in place.
+        model: changed in place, unless its adapter shows already.
         prefixes: token ids.
+        base: the log-probabilities of the base, from before an initializer may have moved it.
         seed: of the noise.
     """
     import torch
@@ -107,13 +108,9 @@ def give_effect(model: PeftModel, prefixes: Sequence[Sequence[int]], *, seed: in
     parameters = list(adapter_parameters(model).values())
     noise = [torch.randn(parameter.shape, generator=generator) for parameter in parameters]
     fresh = [parameter.detach().clone() for parameter in parameters]
-    with model.disable_adapter():
-        base = log_probabilities(model, prefixes)
     std = _FIRST_STD
-    while True:
+    while std <= _LAST_STD and abs(log_probabilities(model, prefixes) - base).max() < _EFFECT:
         with torch.no_grad():
             for parameter, start, added in zip(parameters, fresh, noise, strict=True):
                 parameter.copy_(start + std * added.to(parameter))
-        if abs(log_probabilities(model, prefixes) - base).max() >= _EFFECT or std >= _LAST_STD:
-            return
         std *= 2

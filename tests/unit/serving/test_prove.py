@@ -157,6 +157,11 @@ def test_an_engine_that_does_not_know_rslora_scales_by_the_root_of_the_rank(engi
     assert prove(engine(), method="rslora", r=9).served.outcome is Outcome.APPLIED
 
 
+def test_an_initializer_that_moves_the_base_is_served_converted_alone(engine: Engine) -> None:
+    assert prove(engine(), init_lora_weights="pissa").served.outcome is Outcome.APPLIED
+    assert prove(engine(), init_lora_weights="pissa", as_is=True).served.outcome is Outcome.DIFFERENT
+
+
 def test_the_command_ends_with_the_verdict(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["prove", "llama", "--target", "vllm", "-t", "q_proj", "--as-is", "--json", "--python"]
     with pytest.raises(SystemExit) as ended:

@@ -142,7 +142,11 @@ class Converters:
             process.stdin.flush()
         except OSError:
             return False
-        return process.stdout.readline() == "done\n"
+        answer = process.stdout.readline()
+        if not answer:
+            # It has ended, which the system may not say at once.
+            self._end()
+        return answer == "done\n"
 
     def close(self) -> None:
         """End the process."""
