@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.serve import cells
 from tests.unit.checks.served_adapters import SavedAdapters
 
 from graftkit.engines import Stance
 from graftkit.engines.outcome import Outcome
 
-_CELLS = pytest.importorskip("tests.serve.cells", reason="the table of what engines did is not there")
-_TABLE = Path(_CELLS.__file__).with_name("expected.toml")
+_TABLE = Path(cells.__file__).with_name("expected.toml")
 _ENGINES = {"llama.cpp": "llama_cpp"}
-_KINDS = {kind.name: kind for kind in _CELLS.KINDS}
+_KINDS = {kind.name: kind for kind in cells.KINDS}
 # Prompts of text alone do not show what an engine does with towers.
 _UNSEEN = frozenset({"language-and-tower"})
 
@@ -25,7 +25,7 @@ def _cells() -> list[Any]:
     return [
         pytest.param(engine, kind, family, rows[family][kind]["stock"], id=f"{engine}: {kind} of {family}")
         for engine, rows in table.items()
-        for family in _CELLS.FAMILIES
+        for family in cells.FAMILIES
         for kind in _KINDS
         if kind in rows.get(family, {}) and kind not in _UNSEEN
     ]
@@ -40,7 +40,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> SavedAdapters:
 def test_the_rules_say_what_the_engine_did(
     adapters: SavedAdapters, engine: str, kind: str, family: str, outcome: str
 ) -> None:
-    verdict = adapters.verdict(_ENGINES.get(engine, engine), _CELLS.FAMILIES[family], kind, _KINDS[kind])
+    verdict = adapters.verdict(_ENGINES.get(engine, engine), cells.FAMILIES[family], kind, _KINDS[kind])
     if outcome == Outcome.APPLIED:
         assert verdict.passed, verdict
     elif outcome == Outcome.REFUSED:
