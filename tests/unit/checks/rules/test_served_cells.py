@@ -28,27 +28,13 @@ class Kind:
 
 
 _KINDS = {
-    "attention": Kind(),
-    "all-linear": Kind(("all-linear",)),
-    "rslora": Kind(method="rslora"),
-    "rank-pattern": Kind(options={"rank_pattern": {"o_proj": 8}}),
-    "alpha-pattern": Kind(options={"alpha_pattern": {"o_proj": 8}}),
     "experts": Kind(("experts",)),
     "router": Kind(("router",)),
-    "embeddings": Kind(("embed_tokens",)),
     "head": Kind(("head",), ("head",)),
-    "per-layer-embeddings": Kind(("embed_tokens_per_layer",)),
-    "per-layer-gates": Kind(("per_layer_input_gate", "per_layer_projection")),
-    "per-layer-projection": Kind(("per_layer_model_projection",)),
     "latent": Kind(("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa")),
     "latent-values": Kind(("kv_b_proj",)),
     "tower": Kind(("all-linear",), ("vision",)),
-    "dora": Kind(method="dora"),
-    "loha": Kind(method="loha"),
-    "pissa": Kind(options={"init_lora_weights": "pissa"}),
     "bias": Kind(options={"bias": "all"}),
-    "tokens": Kind(options={"trainable_token_indices": [5, 6, 7]}),
-    "saved-norm": Kind(options={"modules_to_save": ["input_layernorm"]}),
 }
 
 
