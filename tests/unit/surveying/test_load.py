@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from transformers import Gemma4Config, LlamaConfig
 
-from graftkit.errors import ModelTypeError, SourceError
+from graftkit.errors import BuildError, ModelTypeError, SourceError
 from graftkit.surveying.sources import load_config as load
 from graftkit.surveying.sources.config_file import unknown_model_type
 from graftkit.surveying.sources.load_config import LoadedConfig, load_config
-from graftkit.surveying.sources.model_class import remote_model_class
+from graftkit.surveying.sources.model_class import model_class_of, remote_model_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -377,3 +377,9 @@ def test_an_auto_map_that_names_no_code(
         assert load_config(folder, trust_remote_code=trust).config.hidden_size == expected
     else:
         assert _refusal(folder, trust_remote_code=trust).code == expected
+
+
+def test_a_class_that_transformers_names_and_does_not_export() -> None:
+    with pytest.raises(BuildError) as caught:
+        model_class_of(load_config("voxtral_realtime_text"))
+    assert caught.value.code == "no-model-class"

@@ -53,9 +53,14 @@ def model_class_for(config: PretrainedConfig) -> type[PreTrainedModel]:
             return named
     for auto_name in _AUTO_CLASSES:
         mapping = getattr(transformers, auto_name)._model_mapping
-        if type(config) in mapping.keys():  # noqa: SIM118 (a lazy mapping: `in` would test names)
+        if type(config) not in mapping.keys():  # noqa: SIM118 (a lazy mapping: `in` would test names)
+            continue
+        try:
             chosen = mapping[type(config)]
-            return chosen[0] if isinstance(chosen, tuple) else chosen  # type: ignore[no-any-return]
+        except ValueError:
+            # Some of its entries name a class that their module does not export.
+            continue
+        return chosen[0] if isinstance(chosen, tuple) else chosen  # type: ignore[no-any-return]
     raise BuildError(
         f"no model class of transformers {transformers.__version__} takes {type(config).__name__}",
         where=config.model_type,
