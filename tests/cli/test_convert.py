@@ -91,7 +91,7 @@ def test_no_base_is_named(adapter: Path, tmp_path: Path) -> None:
 
 def test_another_base(adapter: Path, tmp_path: Path) -> None:
     error = refused("convert", adapter, tmp_path / "out", "--to", "vllm", "--base", "gpt2")
-    assert error["code"] == "merge-does-not-fit"
+    assert error["code"] == "adapter-does-not-fit"
     assert not list(tmp_path.glob(".out*"))
 
 
