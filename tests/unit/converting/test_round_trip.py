@@ -32,7 +32,9 @@ def assert_same_updates(place: Bench, one: Any, other: Any) -> None:
     wanted, found = place.updates(one), place.updates(other)
     assert set(found) == set(wanted)
     for name, update in wanted.items():
-        torch.testing.assert_close(found[name], update, rtol=1e-6, atol=1e-6)
+        # Where products cancel, the rounding is that of the products.
+        largest = float(update.abs().max())
+        torch.testing.assert_close(found[name], update, rtol=0, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("to", ["vllm", "sglang"])
