@@ -5,29 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.serve.servers import ENGINES, Running, free_port, python_of, started
 from tests.unit.serving.signed import Signed, write_signed
 
 import graftkit as gk
 from graftkit.adapters.record import RECORD_NAME
-from graftkit.engines.outcome import Outcome, Served
+from graftkit.engines.outcome import Outcome
 
 pytestmark = [pytest.mark.serve, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
-ENGINES = Path(__file__).parents[2] / ".engines"
-# Seconds for a server to load its model on a busy machine.
-PATIENCE = 400
 # What the twins' tokenizer does not do, and llama.cpp's server does unless it is told.
 AS_THE_TOKENIZER = ["tokenizer.ggml.add_bos_token=bool:false", "tokenizer.ggml.add_space_prefix=bool:false"]
 
@@ -46,63 +37,6 @@ def half(signed: Signed) -> Path:
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] / 2}))
     (folder / RECORD_NAME).unlink()
     return folder
-
-
-def python_of(engine: str) -> Path:
-    python = ENGINES / engine / "bin" / "python"
-    if not python.is_file():
-        pytest.skip(f"{engine} is not in {ENGINES}: make engines")
-    return python
-
-
-@dataclass(frozen=True)
-class Running:
-    url: str
-
-    def probe(self, signed: Signed, model: str | None = None, base: str | None = None) -> Served:
-        return gk.probe(self.url, signed.adapter, model=model, base=base, timeout=PATIENCE)
-
-
-@contextmanager
-def started(command: list[str | Path], port: int, folder: Path, **environment: str) -> Iterator[Running]:
-    """Run a server for the block, from when it answers."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
-    env.pop("PYTHONPATH", None)
-    url, log = f"http://127.0.0.1:{port}", folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(part) for part in command],
-            cwd=folder,
-            env=env,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        wait_for(url, process, log)
-        yield Running(url)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2)
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-    pytest.fail(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 # ---- llama.cpp's server, as llama-cpp-python ships it ----

@@ -57,6 +57,7 @@ class ServedTwin:
         weights: engine -> ``(name, tensor) -> (name, tensor) …``: a weight as a checkpoint has it that the engine
             wrote itself, where it reads those of transformers only in part.
         tokenizer_class: what ``tokenizer_config.json`` calls the tokenizer, where a converter decides by it.
+        starts_with_bos: whether the tokenizer, and the chat template, put the ``bos`` token before a prompt.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class ServedTwin:
     released: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     weights: Mapping[str, Callable[..., Iterable[tuple[str, Any]]]] = field(default_factory=dict)
     tokenizer_class: str | None = None
+    starts_with_bos: bool = False
 
 
 @dataclass(frozen=True)

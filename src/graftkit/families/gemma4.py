@@ -293,5 +293,7 @@ FAMILY = Family(
         tokens=_TOKENS,
         files={"processor_config.json": _PROCESSOR},
         released=_released,
+        # llama.cpp does so whatever the tokenizer says (src/llama-vocab.cpp, "workaround for Gemma 4").
+        starts_with_bos=True,
     ),
 )

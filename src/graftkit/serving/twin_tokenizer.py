@@ -46,16 +46,30 @@ def write_tokenizer(config: PretrainedConfig, folder: Path, served: ServedTwin) 
     fields = {
         _FIELD.sub("_token", field): named[index] for field, index in _token_fields(config) if index in named
     }
+    tokenizer = _tokenizer(config.get_text_config().vocab_size, named)
+    if served.starts_with_bos:
+        _put_first(roles["bos_token"], tokenizer)
     saved = PreTrainedTokenizerFast(
-        tokenizer_object=_tokenizer(config.get_text_config().vocab_size, named),
+        tokenizer_object=tokenizer,
         unk_token=_UNKNOWN,
         extra_special_tokens={field: text for field, text in fields.items() if text not in roles.values()},
         **roles,
     )
-    saved.chat_template = _TEMPLATE
+    saved.chat_template = ("{{ bos_token }}" if served.starts_with_bos else "") + _TEMPLATE
     saved.save_pretrained(folder)
     if served.tokenizer_class is not None:
         _name_class(folder / "tokenizer_config.json", served.tokenizer_class)
+
+
+def _put_first(token: str, tokenizer: Tokenizer) -> None:
+    """Let a tokenizer put a special token before each text."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{token} $A",
+        pair=f"{token} $A {token}:1 $B:1",
+        special_tokens=[(token, tokenizer.token_to_id(token))],
+    )
 
 
 def _name_class(path: Path, name: str) -> None:

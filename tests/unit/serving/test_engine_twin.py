@@ -103,6 +103,18 @@ def test_special_tokens_have_the_ids_of_the_configuration(name: str, written: An
             assert tokenizer(text, add_special_tokens=False).input_ids == [index]
 
 
+@pytest.mark.parametrize(("name", "starts"), [("google/gemma-4-E2B-it", True), ("llama", False)])
+def test_prompts_start_with_bos_where_a_family_says_so(name: str, starts: bool, written: Any) -> None:
+    _, folder = written(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "a"}]
+    chat = tokenizer.apply_chat_template(messages, return_dict=False)
+    pair = tokenizer("a", "b").input_ids
+    for ids, times in ((tokenizer("a").input_ids, 1), (chat, 1), (pair, 2)):
+        assert ids.count(tokenizer.bos_token_id) == (times if starts else 0)
+        assert (ids[0] == tokenizer.bos_token_id) is starts
+
+
 def test_a_processor_finds_its_tokens(written: Any) -> None:
     model, folder = written("google/gemma-4-E2B-it")
     tokenizer = AutoTokenizer.from_pretrained(folder)
