@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ class Live:
     @torch.no_grad()
     def log_probabilities(self, name: str, ids: list[int]) -> torch.Tensor:
         logits = self.models[name](torch.tensor([ids])).logits[0, -1].double()
-        generator = torch.Generator().manual_seed(hash((name, *ids)) % 2**31)
+        generator = torch.Generator().manual_seed(crc32(repr((name, ids)).encode()))
         logits += self.noise * torch.randn(logits.shape, generator=generator, dtype=torch.float64)
         return logits.log_softmax(-1)
 

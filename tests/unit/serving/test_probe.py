@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tests.unit.serving.live_server import Live, serving, sleeping
-from tests.unit.serving.signed import Signed
+from tests.unit.serving.signed import Signed, write_signed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graftkit as gk
@@ -161,6 +161,18 @@ def test_a_coarse_engine(live: Live, signed: Signed) -> None:
     scaled = probed(with_models(coarse, tuned=adapted(signed, 0.5)), signed)
     assert scaled.outcome is Outcome.SCALED
     assert scaled.factor == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("std", "outcome"), [(0.06, Outcome.APPLIED), (0.25, Outcome.UNKNOWN)])
+def test_a_server_in_half_precision(std: float, outcome: Outcome, tmp_path: Path) -> None:
+    """A strong adapter has several times its base's error there; that is no other adapter."""
+    signed = write_signed(tmp_path, "llama", std=std)
+    base = AutoModelForCausalLM.from_pretrained(signed.base).eval().bfloat16()
+    models = {"base": base, "tuned": adapted(signed).bfloat16()}
+    live = Live(AutoTokenizer.from_pretrained(signed.base), models, cards=CARDS, form="ids")
+    assert probed(live, signed).outcome is outcome
+    dropped = with_models(live, tuned=adapted(signed, without="down_proj").bfloat16())
+    assert probed(dropped, signed).outcome is Outcome.DIFFERENT
 
 
 def test_an_engine_too_coarse_to_tell(live: Live, signed: Signed) -> None:
