@@ -18,9 +18,8 @@ _FLOOR = 2e-4
 # A sum or difference of two values with independent errors has 1.4 times the error of one; more where an adapter's
 # own arithmetic is coarse.
 _NOISE = 2.0
-# A strong adapter multiplies the error of its base in half precision by so much, up to this share of its effect: more
-# than was measured on twins of Llama, Qwen 3 and Gemma 4 in bfloat16. A small part of an adapter that is left out
-# looks the same.
+# A strong adapter multiplies the error that its base has in half precision by so much, up to this share of its
+# effect: more than on twins of Llama, Qwen 3 and Gemma 4 in bfloat16. A small part of it left out looks the same.
 _AMPLIFIED, _SMALL_SHARE = 10.0, 0.15
 # Up to this share of the effect, an error leaves no doubt which of "applied", "ignored" and "scaled" it is.
 _SHARE = 1 / 3
