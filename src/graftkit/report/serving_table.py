@@ -65,9 +65,9 @@ OPTIONS = (
     Feature.REPLICATION,
     Feature.BLOCK_DIAGONAL,
     Feature.QALORA,
-    Feature.FP8_BASE,
-    Feature.FP8_EXPERTS,
 )
+# What the base is, whatever the adapter's files are.
+BASES = (Feature.FP8_BASE, Feature.FP8_EXPERTS)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,10 @@ def sections(measured: _Measured) -> tuple[Section, ...]:
             "By option",
             "Whatever the adapter is on.",
             ("option", *titles),
-            tuple((feature.words, *(_of_files(engine, feature) for engine in engines)) for feature in OPTIONS),
+            (
+                *((feature.words, *(_of_files(engine, feature) for engine in engines)) for feature in OPTIONS),
+                *((feature.words, *(answer_of(engine.fact(feature)) for engine in engines)) for feature in BASES),
+            ),
         ),
         Section(
             "By class",
@@ -143,7 +146,7 @@ def _of_measured(cell: Mapping[str, str], expected: Answer) -> Answer:
 def _worst(facts: Iterable[Fact]) -> Answer:
     """Return what is to be done so that nothing stands against it: a merge leaves nothing to convert."""
     answers = {answer_of(fact) for fact in facts}
-    order = (Answer.NO, Answer.MERGE, Answer.CONVERT, Answer.FLAG, Answer.UNKNOWN, Answer.APPLIED)
+    order = (Answer.NO, Answer.MERGE, Answer.UNKNOWN, Answer.CONVERT, Answer.FLAG, Answer.APPLIED)
     return next(answer for answer in order if answer in answers)
 
 

@@ -71,9 +71,7 @@ def _facts(engine: Engine, model: Model, asked: Iterable[Asked]) -> dict[Fact, l
 def _refused(engine: Engine, found: _Found) -> Observation:
     hard = [fact for fact in found if fact.flag is None]
     first = (hard or list(found))[0]
-    # A merge leaves nothing to convert.
-    merged = any(fact.remedy is Remedy.MERGE for fact in found)
-    wanted = [fact for fact in found if not merged or fact.remedy is not Remedy.CONVERT]
+    wanted = _to_advise(found)
     return failed(
         _message(engine, found),
         where=found[first][0],
@@ -83,6 +81,13 @@ def _refused(engine: Engine, found: _Found) -> Observation:
         remedies=sorted({fact.remedy.value for fact in wanted if fact.remedy is not None}),
         **_evidence(engine, found),
     )
+
+
+def _to_advise(found: _Found) -> list[Fact]:
+    """Return the facts whose advice helps: a merge leaves nothing to convert, and some things nothing helps."""
+    lost = [fact for fact in found if fact.remedy is None and fact.flag is None]
+    merged = any(fact.remedy is Remedy.MERGE for fact in found)
+    return lost or [fact for fact in found if not merged or fact.remedy is not Remedy.CONVERT]
 
 
 def _evidence(engine: Engine, found: _Found) -> dict[str, Any]:

@@ -5,6 +5,18 @@ from packaging.specifiers import SpecifierSet
 from graftkit.engines.base import Fact, Feature, Remedy, Stance
 
 _ALL = SpecifierSet()
+_ACTIVATED = "serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged"
+# What a merge refuses too: `graftkit.merging.unsupported`.
+_UNMERGED = {
+    Feature.ALORA: _ACTIVATED,
+    Feature.REPLICATION: "serve it with PEFT; it cannot be merged",
+    Feature.QALORA: "serve it with PEFT; it cannot be merged",
+}
+
+
+def refuses_unmerged(feature: Feature, says: str, source: str, versions: SpecifierSet = _ALL) -> Fact:
+    """Return the fact that an engine refuses what cannot be merged either."""
+    return Fact(feature, Stance.REFUSES, says, source, versions, help=_UNMERGED[feature])
 
 
 def ignores_moved_base(source: str, versions: SpecifierSet = _ALL) -> Fact:
@@ -16,8 +28,7 @@ def ignores_moved_base(source: str, versions: SpecifierSet = _ALL) -> Fact:
 def ignores_invocation_tokens(source: str, versions: SpecifierSet = _ALL) -> Fact:
     """Return the fact that an engine runs an activated LoRA as if it were a plain one."""
     says = "ignores invocation tokens, so that the adapter acts on the whole prompt"
-    help = "serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged"
-    return Fact(Feature.ALORA, Stance.IGNORES, says, source, versions, help=help)
+    return Fact(Feature.ALORA, Stance.IGNORES, says, source, versions, help=_ACTIVATED)
 
 
 def ignores_patterns(source: str, versions: SpecifierSet = _ALL) -> tuple[Fact, Fact]:

@@ -9,6 +9,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from graftkit.engines.base import Engine, Fact, Feature, Remedy, Stance
+from graftkit.engines.facts._shared import refuses_unmerged
 from graftkit.engines.releases.table import ClassSupport
 
 _LOADER = "mlx_lm/tuner/utils.py:143"
@@ -75,6 +76,10 @@ ENGINE = Engine(
         _unknown_to_it(Feature.TRAINED_NORMS, "has no place for norms that are saved whole"),
         _unknown_to_it(Feature.TRAINABLE_TOKENS, "has no place for trained tokens"),
         _unknown_to_it(Feature.BIAS, "has no place for trained biases"),
+        _unknown_to_it(Feature.BLOCK_DIAGONAL, "has no block-diagonal LoRA"),
+        refuses_unmerged(Feature.ALORA, "has no activated LoRA", _LOADER),
+        refuses_unmerged(Feature.REPLICATION, "replicates no layers", _LOADER),
+        refuses_unmerged(Feature.QALORA, "has no QALoRA", _LOADER),
     ),
     dialect="mlx",
     by_class=_by_class,

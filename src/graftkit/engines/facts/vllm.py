@@ -11,7 +11,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from graftkit.engines.base import Engine, Fact, Feature, RankLimit, Remedy, Stance
-from graftkit.engines.facts._shared import ignores_invocation_tokens, ignores_moved_base, ignores_patterns
+from graftkit.engines.facts._shared import (
+    ignores_invocation_tokens,
+    ignores_moved_base,
+    ignores_patterns,
+    refuses_unmerged,
+)
 from graftkit.engines.releases.table import ClassSupport
 
 _THREADS = "https://github.com/vllm-project/vllm"
@@ -69,7 +74,7 @@ _CONFIGURATION = (
         remedy=Remedy.CONVERT,
         help='it sets "bias" to "none": no bias was saved',
     ),
-    _refused(Feature.ALORA, "refuses activated LoRA", f"{_HELPER}:79", _RUN),
+    refuses_unmerged(Feature.ALORA, "refuses activated LoRA", f"{_HELPER}:79", _RUN),
     ignores_invocation_tokens(f"{_THREADS}/pull/19710", _UNREAD),
     Fact(
         Feature.MOVED_BASE,
@@ -89,9 +94,9 @@ _CONFIGURATION = (
         remedy=Remedy.CONVERT,
     ),
     ignores_moved_base(f"{_HELPER} of 0.31.0 has no init_lora_weights", _UNREAD),
-    _refused(Feature.REPLICATION, "refuses replicated layers", f"{_HELPER}:81", _RUN),
+    refuses_unmerged(Feature.REPLICATION, "refuses replicated layers", f"{_HELPER}:81", _RUN),
     _refused(Feature.BLOCK_DIAGONAL, "refuses block-diagonal LoRA", f"{_HELPER}:83", _RUN),
-    _refused(Feature.QALORA, "refuses QALoRA", f"{_HELPER}:85", _RUN),
+    refuses_unmerged(Feature.QALORA, "refuses QALoRA", f"{_HELPER}:85", _RUN),
     Fact(
         Feature.TRAINABLE_TOKENS,
         Stance.REFUSES,

@@ -27,9 +27,12 @@ from tests.unit.checks.observed import by_code, seen
 from torch import nn
 
 import graftkit as gk
+from graftkit.adapters.file import read_adapter
 from graftkit.checks.adapter_files import asked, engine_support
 from graftkit.checks.check import check
+from graftkit.engines import all_engines
 from graftkit.engines.outcome import Outcome, Served
+from graftkit.merging.adapter.effects import read_effects
 
 E2B, K_EQ_V = "google/gemma-4-E2B-it", "google/gemma-4-31B-it"
 WEIGHTS = "adapter_model.safetensors"
@@ -183,6 +186,10 @@ def test_gk701_what_an_engine_does_not_take(
         pytest.param({}, "ollama", ["merge"], id="merged"),
         pytest.param({"use_dora": True}, "mlx", ["merge"], id="what is merged is not converted as well"),
         pytest.param({"init_lora_weights": "pissa"}, "vllm", ["convert"], id="doubled in rank"),
+        pytest.param(
+            {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"}, "mlx", [], id="neither, activated"
+        ),
+        pytest.param({"layer_replication": [[0, 1], [0, 2]]}, "vllm", [], id="neither, replicated"),
     ],
 )
 def test_gk701_says_whether_to_convert_or_to_merge(
@@ -190,6 +197,22 @@ def test_gk701_says_whether_to_convert_or_to_merge(
 ) -> None:
     found = served(saved(llama, tmp_path, lora(**options)), target, llama)["GK701"]
     assert found.evidence["remedies"] == remedies
+
+
+@pytest.mark.parametrize("engine", [engine.name for engine in all_engines()])
+@pytest.mark.parametrize(
+    "options",
+    [{"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"}, {"layer_replication": [[0, 1], [0, 2]]}],
+    ids=["activated", "replicated"],
+)
+def test_no_merge_is_advised_where_it_is_refused(
+    llama: nn.Module, tmp_path: Path, options: dict[str, Any], engine: str
+) -> None:
+    adapter = saved(llama, tmp_path, lora(**options))
+    with pytest.raises(gk.GraftError) as caught:
+        read_effects(read_adapter(adapter), llama)
+    assert caught.value.code.startswith("merge-")
+    assert "merge" not in served(adapter, engine, llama)["GK701"].evidence.get("remedies", ())
 
 
 def test_gk701_every_field_of_the_installed_peft_was_looked_at() -> None:
