@@ -28,6 +28,7 @@ class Feature(StrEnum):
     # What the files and their configuration say.
     PEFT_FILES = "peft files", "an adapter in PEFT's files"
     OTHER_METHOD = "other method", "methods other than LoRA"
+    NO_WEIGHTS = "no weights", "methods that change no weights"
     DORA = "dora", "DoRA"
     BIAS = "bias", "trained biases"
     EMPTY_BIAS = "empty bias", "the option for biases, without trained ones"

@@ -17,6 +17,9 @@ from graftkit.surveying.checkpoint.scalars import read_scalars
 
 _Reason = tuple[str, str, str, str]
 
+# PEFT's types whose update depends on a router.
+_ROUTED = frozenset({"LILY", "POLY", "XLORA", "MIXED"})
+
 
 def rebuilds_base(config: Any) -> bool:
     """Check whether PEFT changes the base weights before it loads this adapter: B·A alone is not the update."""
@@ -70,12 +73,33 @@ def refuse_other_bounds(file: AdapterFile, base: Base, params: Iterable[str]) ->
     )
 
 
-def _prompt(config: Any) -> _Reason | None:
+def changes_no_weights(peft_type: str) -> bool:
+    """Check whether adapters of a method cannot be merged: they add tokens or modules, or depend on the input.
+
+    Args:
+        peft_type: in capitals, as a configuration has it; of one that PEFT does not know nothing is said.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = next((kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value == peft_type), None)
+    if kind is None:
+        return False
+    return peft_type in _ROUTED or _adds_to_the_model(PEFT_TYPE_TO_CONFIG_MAPPING[kind], kind)
+
+
+def _adds_to_the_model(config: Any, peft_type: Any) -> bool:
+    """Check whether adapters of a method, by its configuration or the class of it, add tokens or modules."""
     from peft import PeftType
+    from peft.config import PromptLearningConfig
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
-    trained_tokens = config.peft_type == PeftType.TRAINABLE_TOKENS
-    if not config.is_prompt_learning and (trained_tokens or config.peft_type in PEFT_TYPE_TO_PREFIX_MAPPING):
+    of_prompts = issubclass(config if isinstance(config, type) else type(config), PromptLearningConfig)
+    in_weights = peft_type == PeftType.TRAINABLE_TOKENS or peft_type in PEFT_TYPE_TO_PREFIX_MAPPING
+    return of_prompts or not in_weights
+
+
+def _prompt(config: Any) -> _Reason | None:
+    if not _adds_to_the_model(config, config.peft_type):
         return None
     return (
         "merge-prompt",
@@ -86,12 +110,9 @@ def _prompt(config: Any) -> _Reason | None:
 
 
 def _depends_on_input(config: Any) -> _Reason | None:
-    from peft import PeftType
-
-    routed = (getattr(PeftType, name, None) for name in ("LILY", "POLY", "XLORA", "MIXED"))
     fields = (("alora_invocation_tokens", "aLoRA"), ("arrow_config", "Arrow"), ("use_qalora", "QALoRA"))
     named = next((word for field, word in fields if getattr(config, field, None)), None)
-    if named is None and config.peft_type not in set(routed):
+    if named is None and config.peft_type.value not in _ROUTED:
         return None
     return (
         "merge-depends-on-input",

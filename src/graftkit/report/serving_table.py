@@ -62,6 +62,7 @@ OPTIONS = (
     Feature.TRAINED_NORMS,
     Feature.TRAINABLE_TOKENS,
     Feature.OTHER_METHOD,
+    Feature.NO_WEIGHTS,
     Feature.REPLICATION,
     Feature.BLOCK_DIAGONAL,
     Feature.QALORA,

@@ -10,6 +10,7 @@ from typing import Any
 from graftkit.checks.adapter_files.base_fit import BaseFit
 from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 from graftkit.engines import Feature, Model
+from graftkit.merging.unsupported import changes_no_weights
 from graftkit.planning.initializers import initializer_of
 
 # Parts of a model that serve other modalities than text. Engines treat them apart from the language model.
@@ -64,7 +65,8 @@ def model_of(fit: BaseFit | None) -> Model:
 def asked_by_files(saved: SavedAdapter, fit: BaseFit | None) -> tuple[Asked, ...]:
     """Return what an adapter's files ask for; with a base also what its class and its precision ask."""
     if saved.file.peft_type != "LORA":
-        return (Asked(Feature.OTHER_METHOD, saved.file.peft_type),)
+        method = Feature.NO_WEIGHTS if changes_no_weights(saved.file.peft_type) else Feature.OTHER_METHOD
+        return (Asked(method, saved.file.peft_type),)
     found = [Asked(Feature.PEFT_FILES, saved.file.peft_type)]
     found += [Asked(feature, name) for name, feature in _FIELDS.items() if saved.file.config.get(name)]
     found += [Asked(f, tensor) for part, f in _TENSORS.items() if (tensor := _first(saved, part)) is not None]

@@ -8,6 +8,7 @@ _ALL = SpecifierSet()
 _ACTIVATED = "serve it with an engine that knows activated LoRA (llama.cpp); it cannot be merged"
 # What a merge refuses too: `graftkit.merging.unsupported`.
 _UNMERGED = {
+    Feature.NO_WEIGHTS: "serve it with PEFT; it cannot be merged",
     Feature.ALORA: _ACTIVATED,
     Feature.REPLICATION: "serve it with PEFT; it cannot be merged",
     Feature.QALORA: "serve it with PEFT; it cannot be merged",

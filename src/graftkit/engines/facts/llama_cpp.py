@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from packaging.version import Version
 
 from graftkit.engines.base import Engine, Fact, Feature, Remedy, Stance
-from graftkit.engines.facts._shared import ignores_moved_base
+from graftkit.engines.facts._shared import ignores_moved_base, refuses_unmerged
 from graftkit.engines.releases.table import ClassSupport
 
 _CONVERTER = "convert_lora_to_gguf.py"
@@ -31,6 +31,7 @@ _CONFIGURATION = (
     _stops(Feature.MODULES_TO_SAVE),
     _stops(Feature.TRAINABLE_TOKENS),
     _stops(Feature.OTHER_METHOD),
+    refuses_unmerged(Feature.NO_WEIGHTS, _OTHER_TENSORS, f"{_CONVERTER}:479"),
     Fact(Feature.EMPTY_BIAS, Stance.TAKES, "reads tensors, not the option for biases", f"{_CONVERTER}:460; run"),
     Fact(
         Feature.TRAINED_NORMS,

@@ -77,6 +77,7 @@ ENGINE = Engine(
         _unknown_to_it(Feature.TRAINABLE_TOKENS, "has no place for trained tokens"),
         _unknown_to_it(Feature.BIAS, "has no place for trained biases"),
         _unknown_to_it(Feature.BLOCK_DIAGONAL, "has no block-diagonal LoRA"),
+        refuses_unmerged(Feature.NO_WEIGHTS, "has no place for methods other than LoRA", _LOADER),
         refuses_unmerged(Feature.ALORA, "has no activated LoRA", _LOADER),
         refuses_unmerged(Feature.REPLICATION, "replicates no layers", _LOADER),
         refuses_unmerged(Feature.QALORA, "has no QALoRA", _LOADER),

@@ -32,7 +32,7 @@ ENGINE = Engine(
         ),
         *(
             refuses_unmerged(feature, _SAYS, _THREAD)
-            for feature in (Feature.ALORA, Feature.REPLICATION, Feature.QALORA)
+            for feature in (Feature.NO_WEIGHTS, Feature.ALORA, Feature.REPLICATION, Feature.QALORA)
         ),
     ),
     dialect=None,

@@ -11,7 +11,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from graftkit.engines.base import Engine, Fact, Feature, Remedy, Stance
-from graftkit.engines.facts._shared import ignores_invocation_tokens, ignores_moved_base, ignores_patterns
+from graftkit.engines.facts._shared import (
+    ignores_invocation_tokens,
+    ignores_moved_base,
+    ignores_patterns,
+    refuses_unmerged,
+)
 from graftkit.engines.releases.table import ClassSupport
 
 _THREADS = "https://github.com/sgl-project/sglang"
@@ -30,6 +35,7 @@ _CONFIGURATION = (
     Fact(
         Feature.OTHER_METHOD, Stance.REFUSES, "loads nothing but LoRA", f"{_LORA}/lora.py:67", remedy=Remedy.MERGE
     ),
+    refuses_unmerged(Feature.NO_WEIGHTS, "loads nothing but LoRA", f"{_LORA}/lora.py:67"),
     ignores_invocation_tokens(f"{_THREADS}/issues/16942"),
     ignores_moved_base(f"{_LORA}/lora_config.py:43 reads no init_lora_weights"),
     Fact(Feature.EMPTY_BIAS, Stance.TAKES, "reads no option for biases", f"{_LORA}/lora_config.py:43"),

@@ -106,6 +106,7 @@ _CONFIGURATION = (
         help="untied tokens can be converted to a LoRA on the embeddings",
     ),
     _refused(Feature.OTHER_METHOD, "loads nothing but LoRA", f"{_UTILS}:220"),
+    refuses_unmerged(Feature.NO_WEIGHTS, "loads nothing but LoRA", f"{_UTILS}:220"),
     Fact(
         Feature.REGEX_TARGETS,
         Stance.TAKES,

@@ -201,14 +201,17 @@ def test_gk701_says_whether_to_convert_or_to_merge(
 
 @pytest.mark.parametrize("engine", [engine.name for engine in all_engines()])
 @pytest.mark.parametrize(
-    "options",
-    [{"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"}, {"layer_replication": [[0, 1], [0, 2]]}],
-    ids=["activated", "replicated"],
+    "config",
+    [
+        pytest.param(lora(alora_invocation_tokens=[1, 2], task_type="CAUSAL_LM"), id="activated"),
+        pytest.param(lora(layer_replication=[[0, 1], [0, 2]]), id="replicated"),
+        pytest.param(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), id="prompt"),
+    ],
 )
 def test_no_merge_is_advised_where_it_is_refused(
-    llama: nn.Module, tmp_path: Path, options: dict[str, Any], engine: str
+    llama: nn.Module, tmp_path: Path, config: PeftConfig, engine: str
 ) -> None:
-    adapter = saved(llama, tmp_path, lora(**options))
+    adapter = saved(llama, tmp_path, config)
     with pytest.raises(gk.GraftError) as caught:
         read_effects(read_adapter(adapter), llama)
     assert caught.value.code.startswith("merge-")
