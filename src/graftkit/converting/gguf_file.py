@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import AdapterError, MissingDependencyError, OutputError, reraise_as
+from graftkit.converting.errors import not_writable
+from graftkit.errors import AdapterError, MissingDependencyError, reraise_as
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +106,7 @@ def write_lora_file(path: Path, file: LoraFile) -> None:
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, file.base.rpartition("/")[2])
         writer.add_base_model_repo_url(0, f"{_HUB}{file.base}")
-    with reraise_as(_not_writable, path):
+    with reraise_as(not_writable, path):
         try:
             _write_tensors(writer, path, file.pairs)
         finally:
@@ -232,14 +233,4 @@ def _bad(path: Path, why: str) -> AdapterError:
         why=why,
         help="compare it with one that llama.cpp's convert_lora_to_gguf.py, or graft convert, has written",
         code="adapter-gguf",
-    )
-
-
-def _not_writable(path: str, why: str) -> OutputError:
-    return OutputError(
-        "the converted adapter cannot be written",
-        where=path,
-        why=why,
-        help="fix the cause and rerun",
-        code="output-not-writable",
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from graftkit.errors import OutputError, reraise_as
+from graftkit.converting.errors import not_writable
+from graftkit.errors import reraise_as
 from graftkit.merging.checkpoint.shards import FLOATS, torch_dtype
 from graftkit.surveying.checkpoint.safetensors_header import StoredTensor, header_bytes
 
@@ -42,7 +43,7 @@ def write_safetensors(path: Path, tensors: Iterable[OutTensor], metadata: Mappin
         ValueError: a tensor has another shape than it said.
     """
     every = tuple(tensors)
-    with reraise_as(_not_writable, path), path.open("wb") as file:
+    with reraise_as(not_writable, path), path.open("wb") as file:
         file.write(header_bytes(_layout(every), metadata, 0))
         for tensor in every:
             made = tensor.make().detach().to(torch_dtype(tensor.dtype)).contiguous()
@@ -69,13 +70,3 @@ def _raw(tensor: torch.Tensor) -> memoryview:
 def is_float(dtype: str) -> bool:
     """Check whether a stored dtype is one that factors are kept in."""
     return dtype in FLOATS
-
-
-def _not_writable(path: str, why: str) -> OutputError:
-    return OutputError(
-        "the converted adapter cannot be written",
-        where=path,
-        why=why,
-        help="fix the cause and rerun",
-        code="output-not-writable",
-    )

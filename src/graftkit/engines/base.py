@@ -14,6 +14,9 @@ from packaging.version import Version
 
 from graftkit.engines.releases.table import ClassSupport, read_table
 
+# Towers that serve other modalities than text. Engines treat them apart from the language model.
+OTHER_MODALITIES = frozenset({"vision", "audio", "projector"})
+
 
 class Feature(StrEnum):
     """Something an adapter may have that engines differ about: its name in JSON, and in a sentence."""

@@ -206,9 +206,9 @@ def test_an_adapter_of_another_base_is_an_error(engine: Engine, tmp_path: Path) 
     assert caught.value.code == "adapter-misfit"
 
 
-@pytest.mark.parametrize("converted", [False, True], ids=["stock", "converted"])
-def test_the_users_own_files_are_what_is_served(engine: Engine, tmp_path: Path, converted: bool) -> None:
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
+def save_own_files(folder: Path) -> tuple[Path, Path]:
+    """Save a base, and an adapter on it with an effect; return their folders."""
+    base, adapter = folder / "base", folder / "adapter"
     model = gk.twin("llama")
     model.save_pretrained(base)
     adapted = gk.attach(model, gk.plan(str(base), targets=["q_proj", "v_proj"], r=4))
@@ -216,6 +216,12 @@ def test_the_users_own_files_are_what_is_served(engine: Engine, tmp_path: Path, 
         if "lora_B" in name:
             parameter.data.normal_(std=0.5)
     adapted.save_pretrained(adapter)
+    return base, adapter
+
+
+@pytest.mark.parametrize("converted", [False, True], ids=["stock", "converted"])
+def test_the_users_own_files_are_what_is_served(engine: Engine, tmp_path: Path, converted: bool) -> None:
+    base, adapter = save_own_files(tmp_path)
     if converted:
         gk.convert(adapter, tmp_path / "form", to="vllm", base=base)
         adapter = tmp_path / "form"
@@ -227,14 +233,7 @@ def test_the_users_own_files_are_what_is_served(engine: Engine, tmp_path: Path, 
 
 
 def test_a_merged_checkpoint_is_held_against_its_adapter(engine: Engine, tmp_path: Path) -> None:
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    model = gk.twin("llama")
-    model.save_pretrained(base)
-    adapted = gk.attach(model, gk.plan(str(base), targets=["q_proj", "v_proj"], r=4))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.5)
-    adapted.save_pretrained(adapter)
+    base, adapter = save_own_files(tmp_path)
     python = engine()
     for weight, outcome in ((1.0, Outcome.APPLIED), (0.5, Outcome.DIFFERENT)):
         out = tmp_path / f"merged-{weight}"

@@ -10,11 +10,10 @@ from typing import Any
 from graftkit.checks.adapter_files.base_fit import BaseFit
 from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
 from graftkit.engines import Feature, Model
+from graftkit.engines.base import OTHER_MODALITIES
 from graftkit.merging.unsupported import changes_no_weights
 from graftkit.planning.initializers import initializer_of
 
-# Parts of a model that serve other modalities than text. Engines treat them apart from the language model.
-_TOWERS = frozenset({"vision", "audio", "projector"})
 # The roles of linears that make an attention's values.
 _VALUES = frozenset({"attention.v", "attention.qkv", "attention.kv"})
 # Roles that are judged as features of the adapter, module by module.
@@ -155,7 +154,7 @@ def _of_module(core: str, fit: BaseFit) -> Iterator[Asked]:
         yield Asked(_of_holder(core, fit), core, leaf)
     elif site.path != core:
         yield Asked(Feature.INNER_NAMES, core, leaf)
-    elif site.tower in _TOWERS:
+    elif site.tower in OTHER_MODALITIES:
         yield Asked(Feature.TOWERS, core, leaf)
     elif site.role not in _OUTSIDE:
         yield Asked(Feature.ROUTER if site.role == "router" else Feature.LINEAR, core, leaf)
@@ -174,7 +173,7 @@ def _queries_without_values(fit: BaseFit) -> list[str]:
     layers: dict[str, dict[str, str]] = {}
     for module in fit.saved.modules:
         site = fit.sites.get(module)
-        if site is not None and site.tower not in _TOWERS:
+        if site is not None and site.tower not in OTHER_MODALITIES:
             layers.setdefault(module.rpartition(".")[0], {})[site.role] = module
     return [
         query

@@ -31,8 +31,12 @@ class DialectFormat:
     writes: ClassVar[bool] = True
 
     def recognises(self, folder: Path) -> bool:
-        """Check whether a folder without a mark is certainly of this dialect, by its files' names and headers."""
-        raise NotImplementedError
+        """Check whether a folder without a mark is certainly of this dialect, by its files' names and headers.
+
+        Where the files are called as PEFT's only the mark tells.
+        """
+        del folder
+        return False
 
     def base_of(self, folder: Path) -> str | None:
         """Return the base that an adapter's files name, None where they name none.

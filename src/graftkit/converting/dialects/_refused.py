@@ -5,10 +5,9 @@ from __future__ import annotations
 from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Deltas
 from graftkit.engines import Engine, Fact, Feature, Model, Remedy, Stance, engine_named
+from graftkit.engines.base import OTHER_MODALITIES
 from graftkit.surveying import kinds
 
-# Parts of a model that serve other modalities than text.
-_TOWERS = frozenset({"vision", "audio", "projector"})
 _BAD = frozenset({Stance.REFUSES, Stance.IGNORES})
 
 
@@ -60,7 +59,7 @@ def feature_of(parameter: str, base: ConvertBase) -> Feature | None:
     site = base.site(parameter)
     if site is None or site.kind in {kinds.CONV, kinds.MULTIHEAD}:
         return None
-    if site.tower in _TOWERS:
+    if site.tower in OTHER_MODALITIES:
         return Feature.TOWERS
     if site.kind == kinds.EMBEDDING:
         return Feature.TIED_EMBEDDING if site.tied_to else Feature.EMBEDDING

@@ -43,10 +43,6 @@ class SglangDialect(DialectFormat):
     # B with another scale than most is kept in single precision.
     rounding: ClassVar[float] = 2.0**-24
 
-    def recognises(self, folder: Path) -> bool:
-        del folder  # its files are called as PEFT's: only the mark tells
-        return False
-
     def refusals(self, deltas: Deltas, base: ConvertBase) -> dict[str, str]:
         return {**_nameless(deltas, _names(base)), **refused(deltas, base, "sglang")}
 

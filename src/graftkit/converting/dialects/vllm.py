@@ -29,10 +29,6 @@ class VllmDialect(DialectFormat):
     # B with another scale than most is kept in single precision.
     rounding: ClassVar[float] = 2.0**-24
 
-    def recognises(self, folder: Path) -> bool:
-        del folder  # its files are called as PEFT's: only the mark tells
-        return False
-
     def refusals(self, deltas: Deltas, base: ConvertBase) -> dict[str, str]:
         return refused(deltas, base, "vllm")
 
