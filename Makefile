@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs bench engines clean
+.PHONY: demo families test test-slow test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs bench engines clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo
@@ -54,6 +54,10 @@ docs: $(STAMP)
 	$(BIN)/python -m graftkit.checks.engine.pages docs/rules
 	$(BIN)/python -m graftkit.recipes.write docs/recipe.schema.json
 	$(BIN)/python -m graftkit.report.serving_table docs tests/serve/expected.toml
+
+# What is known of each model class: hours for all; TYPES=a,b makes those entries alone.
+families: $(STAMP)
+	$(BIN)/python -m graftkit.twins.write_known $(if $(TYPES),--types $(TYPES))
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,140 @@
+"""Find out what users should not have to wait for, class by class, and write it into families/known_twins.toml."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graftkit.errors import GraftError
+from graftkit.families._known_twins import KNOWN_TWINS, KnownTwin, read_known_twins
+from graftkit.files import write_text
+from graftkit.surveying.sources.load_config import load_config
+from graftkit.surveying.sources.model_class import model_class_of
+from graftkit.twins.source_hash import source_hash
+from graftkit.twins.twin import twin
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_HEADER = """\
+# What is known of each model class's twin: `make families` writes it, `make families TYPES=a,b` those types alone.
+# `graftkit.families._known_twins.KnownTwin` says what the keys mean.
+"""
+
+
+def entry_for(model_type: str) -> KnownTwin:
+    """Find out what is known of the class that a model type's default configuration is loaded into.
+
+    Raises:
+        GraftError: there is no such class, or no twin of it runs.
+    """
+    model_class = model_class_of(load_config(model_type))
+    model = twin(model_type)
+    return KnownTwin(
+        model_class.__name__,
+        model_type,
+        source_hash(model_class),
+        kept=_kept(model),
+        batch=_batch(model),
+        unreached=_unreached(model),
+    )
+
+
+def _kept(_model: PreTrainedModel) -> tuple[str, ...]:
+    return ()
+
+
+def _batch(_model: PreTrainedModel) -> Mapping[str, Mapping[str, str]]:
+    return {}
+
+
+def _unreached(_model: PreTrainedModel) -> tuple[str, ...]:
+    return ()
+
+
+def to_toml(entries: Iterable[KnownTwin]) -> str:
+    """Return the table, sorted by class name, one input a line."""
+    ordered = sorted(entries, key=lambda entry: entry.class_name)
+    return "\n".join([_HEADER, *(_entry_lines(entry) for entry in ordered)])
+
+
+def _entry_lines(entry: KnownTwin) -> str:
+    lines = [f"[{entry.class_name}]"]
+    lines += [f"model_type = {json.dumps(entry.model_type)}", f"sources = {json.dumps(entry.sources)}"]
+    for name, values in (("kept", entry.kept), ("unreached", entry.unreached)):
+        if values:
+            lines.append(f"{name} = {json.dumps(list(values))}")
+    for modality, inputs in entry.batch.items():
+        lines += [f"batch.{modality}.{name} = {json.dumps(value)}" for name, value in inputs.items()]
+    return "\n".join(lines) + "\n"
+
+
+def stale(path: Path, model_types: Iterable[str]) -> dict[str, str]:
+    """Return the entries of these model types that were made from other sources: class name -> model type."""
+    wanted = set(model_types)
+    behind: dict[str, str] = {}
+    for entry in read_known_twins(path).values():
+        if entry.model_type in wanted:
+            model_class = model_class_of(load_config(entry.model_type))
+            if (model_class.__name__, source_hash(model_class)) != (entry.class_name, entry.sources):
+                behind[entry.class_name] = entry.model_type
+    return behind
+
+
+def write(path: Path, model_types: Iterable[str]) -> list[str]:
+    """Make the entries of these model types again, and leave the others; return the types that have none.
+
+    The table is written after each one, whole, so that an interrupted run loses one entry at most. Where another
+    type has made the entry of a class, that one stays.
+    """
+    wanted, without = list(model_types), []
+    for number, model_type in enumerate(wanted, 1):
+        began = time.monotonic()
+        entries = read_known_twins(path)
+        try:
+            entry = entry_for(model_type)
+        except GraftError as error:
+            without.append(model_type)
+            outcome = f"no entry: {error.what}: {error.why}".splitlines()[0]
+        else:
+            owner = entries.get(entry.class_name)
+            if owner is None or owner.model_type == model_type:
+                write_text(path, to_toml((entries | {entry.class_name: entry}).values()))
+            outcome = entry.class_name
+        _tell(f"[{number}/{len(wanted)}] {model_type} {time.monotonic() - began:.1f} s: {outcome}")
+    return without
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the entries of the given types, of all by default; with ``--check`` report stale ones and return 1."""
+    from transformers import CONFIG_MAPPING
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--types", help="model types, with commas; all that transformers knows by default")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where an entry is stale")
+    parser.add_argument("--to", type=Path, default=KNOWN_TWINS, help="the table")
+    given = parser.parse_args(arguments)
+    types = given.types.split(",") if given.types else list(CONFIG_MAPPING)
+    if not given.check:
+        without = write(given.to, types)
+        if without:
+            _tell(f"no entry for {len(without)} types: {', '.join(without)}")
+        return 0
+    behind = stale(given.to, types)
+    if behind:
+        _tell(f"stale: {', '.join(behind)}; run `make families TYPES={','.join(behind.values())}`")
+    return int(bool(behind))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
