@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.families import family_of
-from graftkit.twins import attention, related_fields
-from graftkit.twins.field_sizes import HEAD_COUNTS, SPECIAL_IDS, TARGETS, VOCAB, is_count, is_token_field
-from graftkit.twins.layers import shrink_layers
+from graftkit.twins.sizes import attention, related_fields
+from graftkit.twins.sizes.field_sizes import (
+    HEAD_COUNTS,
+    LAYER_COUNTS,
+    REPEATS,
+    SPECIAL_IDS,
+    TARGETS,
+    VOCAB,
+    is_count,
+    is_token_field,
+)
+from graftkit.twins.sizes.kept import Kept
+from graftkit.twins.sizes.layers import shrink_layers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -36,7 +46,22 @@ _DROPPED = (
 )
 
 
-def shrink(config: PretrainedConfig, overrides: Mapping[str, Any] | None = None) -> PretrainedConfig:
+_COUNTS = REPEATS | set(LAYER_COUNTS)
+# In this order: each reads what those before it changed.
+_RULES = (
+    attention.shrink_latent_heads,
+    related_fields.experts,
+    attention.shrink_heads,
+    related_fields.state_space,
+    related_fields.codebooks,
+    related_fields.positions,
+    related_fields.image,
+)
+
+
+def shrink(
+    config: PretrainedConfig, overrides: Mapping[str, Any] | None = None, *, kept: Iterable[str] = ()
+) -> PretrainedConfig:
     """Return a tiny copy of ``config``: widths near 64, a vocabulary of 512, one layer of every kind.
 
     Kept as they are: every kind of layer (attention pattern, dense and sparse, with and without shared
@@ -48,11 +73,12 @@ def shrink(config: PretrainedConfig, overrides: Mapping[str, Any] | None = None)
         config: any transformers configuration. It is not changed.
         overrides: values the result must have; nested mappings address sub-configurations. They win over
             the family's overrides, which win over the generic rules.
+        kept: what is left at full size, as patterns over its fields (see :mod:`graftkit.twins.sizes.kept`).
 
     Raises:
         BuildError: code ``twin``, where the configuration's class refuses the values.
     """
-    fields = _merged(_shrunk(config, {}, None), overrides or {})
+    fields = _merged(_shrunk(config, {}, None, Kept.of(kept)), overrides or {})
     try:
         small = type(config)(**fields)
     except Exception as error:
@@ -90,7 +116,7 @@ def _in_vocabulary(value: Any, known: dict[int, int]) -> Any:
     return known.setdefault(value, SPECIAL_IDS + len(known) % (VOCAB - SPECIAL_IDS))
 
 
-def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | None) -> dict[str, Any]:
+def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | None, kept: Kept) -> dict[str, Any]:
     """Return the fields of one configuration and, recursively, of its sub-configurations.
 
     ``tokens`` maps ids of special tokens to the twin's, and grows. A sub-configuration of another family than its
@@ -100,41 +126,54 @@ def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | N
     family = family_of(config.model_type)
     subs = {name: getattr(config, name, None) for name in config.sub_configs}
     own = {k: v for k, v in fields.items() if k not in subs and k not in _DROPPED}
-    new = own | _shrink_own(own, tokens)
+    new = own | _shrink_own(own, tokens, kept)
     for name, sub in subs.items():
         if hasattr(sub, "to_dict"):
-            new[name] = _shrunk(sub, tokens, family)
+            new[name] = _shrunk(sub, tokens, family, kept.inside(name))
         else:
             new[name] = copy.deepcopy(fields.get(name))
     new |= related_fields.tiles(new)
-    return _merged(new, family.twin_overrides) if family and family is not parent else new
+    if family is None or family is parent or kept.everything:
+        return new
+    return _merged(new, _still_needed(family.twin_overrides, kept))
 
 
-def _shrink_own(own: Mapping[str, Any], tokens: dict[int, int]) -> dict[str, Any]:
-    new: dict[str, Any] = {}
-    for name, value in own.items():
-        if is_token_field(name):
-            new[name] = _in_vocabulary(value, tokens)
-        elif name in HEAD_COUNTS and is_count(value):
-            new[name] = attention.shrunk_heads(value)
-        elif name in TARGETS:
-            new[name] = _sized(name, value)
-    new |= attention.shrink_latent_heads(own, new)
-    new |= related_fields.experts(own, new)
-    new |= attention.shrink_heads(own, new)
-    new |= related_fields.state_space(own, new)
-    new |= related_fields.codebooks(own, new)
-    new |= related_fields.positions(own) | related_fields.image(own)
-    layers = shrink_layers({**own, **{k: v for k, v in new.items() if isinstance(v, list)}})
-    new |= layers
-    if "per_layer_config" in layers:
-        new["per_layer_config"] = related_fields.layer_overrides(own, new, layers["per_layer_config"])
-    new |= attention.shrink_rope(own, new)
-    return new
+def _still_needed(overrides: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
+    """Return a family's overrides but those of kept fields: its widths go with the generic ones."""
+    needed: dict[str, Any] = {}
+    for name, value in overrides.items():
+        if isinstance(value, Mapping) and name.endswith("_config"):
+            needed[name] = _still_needed(value, kept.inside(name))
+        elif not kept.has(name) and not (kept.widths and is_count(value) and name not in _COUNTS):
+            needed[name] = value
+    return needed
+
+
+def _shrink_own(own: Mapping[str, Any], tokens: dict[int, int], kept: Kept) -> dict[str, Any]:
+    """Return the fields of one configuration, without its parts, that change."""
+    new = {name: _in_vocabulary(value, tokens) for name, value in own.items() if is_token_field(name)}
+    new |= {
+        name: _sized(name, value) for name, value in own.items() if name in (REPEATS if kept.widths else TARGETS)
+    }
+    new |= kept.of_fields(own)
+    for rule in (related_fields.experts,) if kept.widths else _RULES:
+        new |= kept.without(rule(own, new))
+    new |= _fewer_layers({**own, **{k: v for k, v in new.items() if isinstance(v, list)}}, kept)
+    overrides = new.get("per_layer_config", own.get("per_layer_config"))
+    if isinstance(overrides, Mapping) and not kept.widths:
+        new["per_layer_config"] = related_fields.layer_overrides(own, new, overrides)
+    return new | kept.without(attention.shrink_rope(own, new))
+
+
+def _fewer_layers(own: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
+    changed = {} if kept.everything else shrink_layers(own)
+    return {} if any(kept.has(name) for name in changed) else changed
 
 
 def _sized(name: str, value: Any) -> Any:
     """Shrink a size, or a list of one size a layer whose ratios are kept."""
+    if name in HEAD_COUNTS and is_count(value):
+        return attention.shrunk_heads(value)
     target = TARGETS[name]
     if isinstance(value, list) and value and all(is_count(v) for v in value):
         smallest = min(value)

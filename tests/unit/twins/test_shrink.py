@@ -8,8 +8,9 @@ import pytest
 
 from graftkit.errors import BuildError
 from graftkit.families import geometry
-from graftkit.twins.layers import shrink_layers
 from graftkit.twins.shrink import shrink
+from graftkit.twins.sizes.field_sizes import LAYER_COUNTS, REPEATS, is_token_field
+from graftkit.twins.sizes.layers import shrink_layers
 
 
 def _parts(config):
@@ -202,3 +203,73 @@ LAYERS = (
 def test_layers_kept(fields, expected):
     changed = shrink_layers(fields)
     assert {k: changed[k] for k in expected} == expected
+
+
+def _widths(config):
+    """Every integer field of the configuration and its parts that is neither a token's id nor a count of repeats."""
+    counts = {*LAYER_COUNTS, *REPEATS, "num_kv_shared_layers", "first_k_dense_replace"}
+    return {
+        (part, name): value
+        for part, own in _parts(config).items()
+        for name, value in own.to_dict().items()
+        if type(value) is int and name not in counts and not is_token_field(name)
+    }
+
+
+def test_everything_but_depth_can_be_kept(case):
+    config = case.config()
+    small = shrink(config, kept=["*"])
+    assert _widths(small) == _widths(config)
+    for name, part in _parts(shrink(config)).items():
+        counts = [field for field in LAYER_COUNTS if hasattr(part, field)]
+        assert [getattr(_parts(small)[name], c) for c in counts] == [getattr(part, c) for c in counts]
+
+
+def test_everything_can_be_kept_with_its_layers(case):
+    config = case.config()
+    small = shrink(config, kept=["**"])
+    for name, part in _parts(config).items():
+        for field in (*LAYER_COUNTS, "layer_types", "hidden_size"):
+            assert getattr(_parts(small)[name], field, None) == getattr(part, field, None), (name, field)
+
+
+def test_one_part_can_be_kept():
+    from transformers import LlavaConfig
+
+    config = LlavaConfig()
+    nothing, small = shrink(config), shrink(config, kept=["vision_config.*"])
+    assert small.vision_config.hidden_size == config.vision_config.hidden_size
+    assert small.vision_config.image_size == config.vision_config.image_size
+    assert small.vision_config.num_hidden_layers == nothing.vision_config.num_hidden_layers
+    assert small.text_config.to_dict() == nothing.text_config.to_dict()
+
+
+def test_one_field_of_one_part_can_be_kept():
+    from transformers import LlavaConfig
+
+    config = LlavaConfig()
+    small = shrink(config, kept=["text_config.intermediate_size"])
+    assert small.text_config.intermediate_size == config.text_config.intermediate_size
+    assert small.vision_config.to_dict() == shrink(config).vision_config.to_dict()
+
+
+def test_related_sizes_follow_a_kept_one():
+    from transformers import Qwen3Config
+
+    config = Qwen3Config(hidden_size=4096, num_attention_heads=32, head_dim=128)
+    small = shrink(config, kept=["hidden_size"])
+    assert small.hidden_size == small.head_dim * small.num_attention_heads == 4096
+
+
+def test_a_kept_list_of_layers_keeps_the_layers_of_its_part():
+    from transformers import Qwen3NextConfig
+
+    config = Qwen3NextConfig()
+    small = shrink(config, kept=["layer_types"])
+    assert (small.layer_types, small.num_hidden_layers) == (config.layer_types, config.num_hidden_layers)
+
+
+def test_overrides_win_over_what_is_kept():
+    from transformers import LlamaConfig
+
+    assert shrink(LlamaConfig(), {"hidden_size": 32}, kept=["*"]).hidden_size == 32

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
+from graftkit.surveying.structure import EXPERT_COUNTS
+
 HIDDEN = 64
 INTERMEDIATE = 128
 SMALL_INTERMEDIATE = 32
@@ -90,6 +92,19 @@ _NAMES_BY_TARGET = (
 )
 TARGETS = {name: target for target, names in _NAMES_BY_TARGET for name in names.split()}
 HEAD_COUNTS = frozenset(_TO_HEADS.split())
+EXPERTS = (*EXPERT_COUNTS, "num_routed_experts")
+TOP_K = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_k",
+    "moe_top_k",
+    "num_selected_experts",
+)
+# What only repeats one structure, and decides no width. Groups of experts are among them: there are no more than
+# experts.
+REPEATS = frozenset({*_TO_VOCAB.split(), *EXPERTS, *TOP_K, "n_group", "num_expert_group", "topk_group"})
 
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim")
 LAYER_COUNTS = [

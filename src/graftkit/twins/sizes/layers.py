@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from graftkit.twins.field_sizes import LAYER_COUNTS, is_count
+from graftkit.twins.sizes.field_sizes import LAYER_COUNTS, is_count
 
 # The layers i with i % period == offset are of another kind.
 _PERIODS = [

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.twins.field_sizes import HEAD_DIM, HEADS, HIDDEN, WIDTHS, first_count, is_count
+from graftkit.twins.sizes.field_sizes import HEAD_DIM, HEADS, HIDDEN, WIDTHS, first_count, is_count
 
 # Key/value heads and the query heads they are shared by.
 _KV_PAIRS = (
@@ -65,7 +65,7 @@ def _head_dim(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     if is_latent or not is_count(head_dim) or heads is None or width is None:
         return {}
     filled = head_dim * own[heads] == own[width]
-    return {"head_dim": min(head_dim, new[width] // new[heads] if filled else 2 * HEAD_DIM)}
+    return {"head_dim": new[width] // new[heads] if filled else min(head_dim, 2 * HEAD_DIM)}
 
 
 def shrink_rope(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

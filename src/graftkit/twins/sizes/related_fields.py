@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from graftkit.surveying.structure import EXPERT_COUNTS
-from graftkit.twins.field_sizes import HEAD_DIM, HIDDEN, SMALL_INTERMEDIATE, first_count, is_count
-
-_EXPERTS = (*EXPERT_COUNTS, "num_routed_experts")
-_TOP_K = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "top_k_experts",
-    "moe_topk",
-    "moe_k",
-    "moe_top_k",
-    "num_selected_experts",
+from graftkit.twins.sizes.field_sizes import (
+    EXPERTS,
+    HEAD_DIM,
+    HIDDEN,
+    SMALL_INTERMEDIATE,
+    TOP_K,
+    first_count,
+    is_count,
 )
+
 # Mamba's heads, and how wide each is.
 _STATE_HEADS = (
     ("mamba_n_heads", "mamba_d_head"),
@@ -29,8 +26,8 @@ _PATCHES_PER_SIDE = 4
 
 def experts(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Keep top-k below the number of experts where it was, and one where it was one."""
-    experts = first_count(own, _EXPERTS)
-    top_k = first_count(own, _TOP_K)
+    experts = first_count(own, EXPERTS)
+    top_k = first_count(own, TOP_K)
     if experts is None or top_k is None or not own[top_k] < own[experts]:
         return {}
     return {top_k: min(new[top_k], max(1, new[experts] - 1))}
@@ -63,7 +60,7 @@ def codebooks(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def positions(own: Mapping[str, Any]) -> dict[str, Any]:
+def positions(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
     """Shrink a learned table of positions; a rotary model's length decides no shape and is kept."""
     length = own.get("max_position_embeddings")
     if not is_count(length) or own.get("rope_parameters"):
@@ -71,7 +68,7 @@ def positions(own: Mapping[str, Any]) -> dict[str, Any]:
     return {"max_position_embeddings": min(length, 4 * HIDDEN)}
 
 
-def image(own: Mapping[str, Any]) -> dict[str, Any]:
+def image(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
     """Set an image of 4 x 4 patches, whatever the patch size is."""
     size, patch = own.get("image_size"), own.get("patch_size")
     if _is_pair(size) and _is_pair(patch):
