@@ -25,7 +25,8 @@ class KnownTwin:
         sources: a hash of the sources that the entry was made from: another one means that it is stale.
         kept: what the twin does not shrink, in the words of ``graftkit.twins.shrink``.
         batch: modality -> input -> expression: the recipe of a batch; empty where none is known.
-        unreached: patterns over module paths that no gradient reaches under this batch.
+        unreached: cause -> patterns of the sites that no gradient reaches under this batch, in the words of
+            ``graftkit.twins.reaching``.
     """
 
     class_name: str
@@ -33,7 +34,7 @@ class KnownTwin:
     sources: str
     kept: tuple[str, ...] = ()
     batch: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    unreached: tuple[str, ...] = ()
+    unreached: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def known_twin(class_name: str) -> KnownTwin | None:
@@ -56,5 +57,11 @@ def read_known_twins(path: Path) -> dict[str, KnownTwin]:
 
 
 def _known_twin(class_name: str, fields: Mapping[str, Any]) -> KnownTwin:
-    lists = {name: tuple(fields.get(name, ())) for name in ("kept", "unreached")}
-    return KnownTwin(class_name, fields["model_type"], fields["sources"], batch=fields.get("batch", {}), **lists)
+    return KnownTwin(
+        class_name,
+        fields["model_type"],
+        fields["sources"],
+        kept=tuple(fields.get("kept", ())),
+        batch=fields.get("batch", {}),
+        unreached={cause: tuple(patterns) for cause, patterns in fields.get("unreached", {}).items()},
+    )

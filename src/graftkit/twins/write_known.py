@@ -15,6 +15,8 @@ from graftkit.families._known_twins import KNOWN_TWINS, KnownTwin, read_known_tw
 from graftkit.files import write_text
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
+from graftkit.twins.example_batch import example_batch
+from graftkit.twins.reaching.find import find_patterns
 from graftkit.twins.source_hash import source_hash
 from graftkit.twins.twin import twin
 
@@ -53,8 +55,8 @@ def _batch(_model: PreTrainedModel) -> Mapping[str, Mapping[str, str]]:
     return {}
 
 
-def _unreached(_model: PreTrainedModel) -> tuple[str, ...]:
-    return ()
+def _unreached(model: PreTrainedModel) -> Mapping[str, tuple[str, ...]]:
+    return find_patterns(model, example_batch(model))
 
 
 def to_toml(entries: Iterable[KnownTwin]) -> str:
@@ -66,9 +68,9 @@ def to_toml(entries: Iterable[KnownTwin]) -> str:
 def _entry_lines(entry: KnownTwin) -> str:
     lines = [f"[{entry.class_name}]"]
     lines += [f"model_type = {json.dumps(entry.model_type)}", f"sources = {json.dumps(entry.sources)}"]
-    for name, values in (("kept", entry.kept), ("unreached", entry.unreached)):
-        if values:
-            lines.append(f"{name} = {json.dumps(list(values))}")
+    if entry.kept:
+        lines.append(f"kept = {json.dumps(list(entry.kept))}")
+    lines += [f"unreached.{cause} = {json.dumps(patterns)}" for cause, patterns in entry.unreached.items()]
     for modality, inputs in entry.batch.items():
         lines += [f"batch.{modality}.{name} = {json.dumps(value)}" for name, value in inputs.items()]
     return "\n".join(lines) + "\n"

@@ -16,12 +16,12 @@ ENTRY = KnownTwin(
     "0123456789ab",
     kept=("hidden_size", "text_config.hidden_size"),
     batch={"text": {"input_ids": 'tokens("x")', "labels": "targets()"}},
-    unreached=("bert.pooler.*",),
+    unreached={"not_read": ("bert.pooler.dense",)},
 )
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    bare = dataclasses.replace(ENTRY, class_name="A", kept=(), batch={}, unreached=())
+    bare = dataclasses.replace(ENTRY, class_name="A", kept=(), batch={}, unreached={})
     path = write_text(tmp_path / "known.toml", write_known.to_toml([ENTRY, bare]))
     assert read_known_twins(path) == {"A": bare, "BertForMaskedLM": ENTRY}
     assert list(read_known_twins(path)) == ["A", "BertForMaskedLM"]

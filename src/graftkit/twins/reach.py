@@ -1,0 +1,140 @@
+"""Which sites of a small model get no gradient from what it computes on a batch, and why."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.objective import loss_of
+from graftkit.surveying import kinds
+from graftkit.surveying.survey import survey
+from graftkit.twins.weights import redraw_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from graftkit.surveying.sites import Site
+
+# Weights are drawn this often: a unit that is never positive, an expert that no token chooses and a softmax that
+# one key wins are chance.
+_DRAWS = 3
+
+
+class NoGradient(Enum):
+    """Why no gradient reaches an adapter on a site. The value is the reason that people read."""
+
+    NOT_CALLED = "the forward pass never calls it"
+    READ_PAST = "its weight is read without calling it"
+    NOT_READ = "what it computes does not reach the loss"
+    ONLY_CHOOSES = "it only decides a choice (a rank, a rounding) or a value taken as fixed"
+
+
+def unreached(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, NoGradient]:
+    """Return the adaptable sites of a small model that get no gradient on ``batch``, and why, by path.
+
+    The loss is the model's own, or that of ``outputs_loss`` where it computes none. A site counts as unreached
+    where it is so with the model's weights and with two other draws of them. The model and torch's random state
+    do not change.
+
+    Args:
+        model: a small model without adapters, as ``twin`` builds it: it is copied.
+        batch: what its forward takes.
+    """
+    import torch
+
+    sites = [site for site in survey(model) if site.adaptable and not site.tied_to]
+    probe = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]), evaluating(probe):
+        passes = [_backward(probe, batch, sites)]
+        while len(passes) < _DRAWS and (left := _unreached(sites, passes)):
+            redraw_weights(probe, torch.Generator().manual_seed(len(passes)))
+            passes.append(_backward(probe, batch, left))
+        return {site.path: _cause(probe, batch, site, passes) for site in _unreached(sites, passes)}
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one backward pass reached: the modules that ran, and the sites whose weights got a gradient."""
+
+    called: frozenset[str]
+    trained: frozenset[str]
+
+    def reaches(self, site: Site) -> bool:
+        return site.path in self.trained and (site.kind == kinds.PARAMETER or site.path in self.called)
+
+
+def _unreached(sites: Sequence[Site], passes: Sequence[_Pass]) -> list[Site]:
+    return [site for site in sites if not any(one.reaches(site) for one in passes)]
+
+
+def _backward(model: nn.Module, batch: Mapping[str, Any], sites: Sequence[Site]) -> _Pass:
+    import torch
+
+    called: set[str] = set()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    model.zero_grad()
+    with ExitStack() as stack, torch.enable_grad():
+        for site in sites:
+            if site.kind != kinds.PARAMETER:
+                hook = model.get_submodule(site.path).register_forward_hook(
+                    lambda *_, path=site.path: called.add(path)
+                )
+                stack.callback(hook.remove)
+        torch.manual_seed(0)
+        loss_of(model, batch).backward()  # type: ignore[no-untyped-call]
+    trained = {site.path for site in sites if any(_has_gradient(weight) for weight in _weights(model, site))}
+    return _Pass(frozenset(called), frozenset(trained))
+
+
+def _weights(model: nn.Module, site: Site) -> list[nn.Parameter]:
+    """Return the parameter of a site, or those that a parametrization computes it from."""
+    parent, _, name = site.path.rpartition(".")
+    if site.kind == kinds.PARAMETER:
+        return [model.get_submodule(parent).get_parameter(name)]
+    named = model.get_submodule(site.path).named_parameters()
+    return [parameter for name, parameter in named if not name.rpartition(".")[2].endswith("bias")]
+
+
+def _has_gradient(weight: nn.Parameter) -> bool:
+    return weight.grad is not None and bool(weight.grad.any())
+
+
+# ---- why ----
+
+
+def _cause(model: nn.Module, batch: Mapping[str, Any], site: Site, passes: Sequence[_Pass]) -> NoGradient:
+    if site.kind != kinds.PARAMETER and not any(site.path in one.called for one in passes):
+        trained = any(site.path in one.trained for one in passes)
+        return NoGradient.READ_PAST if trained else NoGradient.NOT_CALLED
+    return NoGradient.ONLY_CHOOSES if _matters(model, batch, site) else NoGradient.NOT_READ
+
+
+def _matters(model: nn.Module, batch: Mapping[str, Any], site: Site) -> bool:
+    """Check whether the loss changes with another draw of a site's weight."""
+    import torch
+
+    before = _loss(model, batch)
+    weights = _weights(model, site)
+    saved = [weight.detach().clone() for weight in weights]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in weights:
+            weight.copy_(weight.std() * torch.randn(weight.shape, generator=generator).to(weight))
+        after = _loss(model, batch)
+        for weight, value in zip(weights, saved, strict=True):
+            weight.copy_(value)
+    return not torch.equal(before, after)
+
+
+def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return loss_of(model, batch)

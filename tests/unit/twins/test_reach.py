@@ -1,0 +1,132 @@
+"""Sites without a gradient: found on a batch, with the cause, and generalized to more layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import graftkit as gk
+from graftkit.twins.reach import NoGradient, unreached
+from graftkit.twins.reaching.find import find_patterns, sites_meant
+from graftkit.twins.reaching.patterns import generalize, meant_by
+
+
+class Parts(nn.Module):
+    """One linear for each way to get no gradient, and two that get one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 4)
+        self.used, self.pooler, self.chooser, self.spare, self.read = (nn.Linear(4, 4) for _ in range(5))
+        self.routed = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        states = self.used(self.embed(ids))
+        self.pooler(states)
+        order = self.chooser(states).sum(-1).argsort()
+        states = states.gather(1, order[..., None].expand_as(states)) @ self.read.weight
+        # Whichever is chosen: with other weights it is the other.
+        chosen = self.routed[int(self.used.weight.sum() > 0)]
+        return {"states": chosen(states) * torch.arange(1, 6)[:, None]}
+
+
+def test_each_cause_is_told_from_the_others() -> None:
+    torch.manual_seed(0)
+    model = Parts().eval()
+    found = unreached(model, {"ids": torch.arange(10).reshape(2, 5) % 8})
+    assert found == {
+        "pooler": NoGradient.NOT_READ,
+        "chooser": NoGradient.ONLY_CHOOSES,
+        "spare": NoGradient.NOT_CALLED,
+        "read": NoGradient.READ_PAST,
+    }
+
+
+def test_neither_the_model_nor_the_random_state_changes() -> None:
+    model = gk.twin("bert")
+    batch = gk.example_batch(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    state = torch.random.get_rng_state()
+    unreached(model, batch)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert flags == [parameter.requires_grad for parameter in model.parameters()]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "t5", "qwen3_moe"])
+def test_a_model_that_uses_everything_has_no_such_site(model_type: str) -> None:
+    model = gk.twin(model_type)
+    assert not unreached(model, gk.example_batch(model))
+
+
+def test_an_indexer_only_chooses_positions() -> None:
+    model = gk.twin("deepseek_v32")
+    found = unreached(model, gk.example_batch(model))
+    assert set(found.values()) == {NoGradient.ONLY_CHOOSES}
+    assert all(".indexer." in path for path in found)
+
+
+def test_the_last_layer_of_a_tower_that_is_read_before_its_end() -> None:
+    model = gk.twin("llava")
+    found = unreached(model, gk.example_batch(model))
+    paths = [site.path for site in gk.survey(model)]
+    larger = [path.replace("layers.1.", "layers.23.") for path in paths] + paths
+    meant = meant_by(generalize(found, paths), larger)
+    assert meant
+    assert all(path.startswith("model.vision_tower.encoder.layers.23.") for path in meant)
+
+
+def test_experts_that_no_token_chose_are_no_pattern() -> None:
+    # Its experts are linears of their own, "expert_0" and so on, and its router leaves some without a token.
+    model = gk.twin("nllb-moe")
+    batch = {name: tensor[:1, :2] for name, tensor in gk.example_batch(model).items()}
+    assert any(".experts." in path for path in unreached(model, batch))
+    paths = [site.path for site in gk.survey(model)]
+    assert not any(".experts." in path for path in sites_meant(find_patterns(model, batch), paths))
+
+
+# ---- patterns ----
+
+
+def layers(name: str, number: int, *leaves: str) -> list[str]:
+    return [f"{name}.{index}.{leaf}" for index in range(number) for leaf in leaves]
+
+
+@pytest.mark.parametrize(
+    ("dead", "pattern"),
+    [
+        ({"h.0.a", "h.1.a", "h.2.a"}, ("h.*.a",)),
+        ({"h.0.a"}, ("h.0.a",)),
+        ({"h.2.a"}, ("h.-1.a",)),
+        ({"h.1.a"}, ()),
+        ({"h.0.a", "h.1.a"}, ()),
+        ({"head"}, ("head",)),
+    ],
+    ids=["every", "first", "last", "middle", "all but the last", "no layer"],
+)
+def test_patterns_say_which_layers_agree(dead: set[str], pattern: tuple[str, ...]) -> None:
+    paths = [*layers("h", 3, "a", "b"), "head"]
+    assert generalize(dead, paths) == pattern
+
+
+def test_the_last_layer_proves_nothing_where_it_is_of_a_kind_of_its_own() -> None:
+    paths = [*layers("h", 2, "a"), "h.1.extra"]
+    assert generalize({"h.1.a"}, paths) == ()
+
+
+def test_a_pattern_for_the_last_follows_the_number_of_layers() -> None:
+    patterns = generalize({"h.1.a"}, layers("h", 2, "a", "b"))
+    assert meant_by(patterns, layers("h", 40, "a", "b")) == {"h.39.a"}
+
+
+@given(
+    st.sets(st.sampled_from([*layers("a", 3, "x", "y"), *layers("b.0.c", 2, "x"), *layers("b.1.c", 2, "x"), "d"]))
+)
+def test_patterns_never_mean_more_than_what_was_found(dead: set[str]) -> None:
+    paths = [*layers("a", 3, "x", "y"), *layers("b.0.c", 2, "x"), *layers("b.1.c", 2, "x"), "d"]
+    assert meant_by(generalize(dead, paths), paths) <= dead
