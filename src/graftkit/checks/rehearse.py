@@ -15,10 +15,11 @@ from graftkit.checks.doctor import STATIC, settings_of, static_inputs
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
-from graftkit.checks.probes.live_adapter import restoring_state, seeding, sits_in_layers
+from graftkit.checks.probes.live_adapter import restoring_state, sits_in_layers
 from graftkit.checks.rules import all_rules
 from graftkit.errors import AttachError, BuildError, PlanError
 from graftkit.findings import Report
+from graftkit.modeling.random_state import seeding
 from graftkit.modeling.threads import one_thread
 from graftkit.planning.quantization import plan_quantization
 from graftkit.progress import Progress

@@ -13,11 +13,12 @@ from graftkit.adapters.file import read_adapter
 from graftkit.attaching.attach import attach, attach_stock
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import run
-from graftkit.checks.probes.live_adapter import is_untrained, seeding
+from graftkit.checks.probes.live_adapter import is_untrained
 from graftkit.checks.rules import all_rules
 from graftkit.engines.outcome import Outcome, Served
 from graftkit.errors import AdapterError
 from graftkit.findings import Report
+from graftkit.modeling.random_state import seeding
 from graftkit.planning.plan import plan
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings

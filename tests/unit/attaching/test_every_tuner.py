@@ -18,7 +18,8 @@ from transformers import BitsAndBytesConfig
 
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
-from graftkit.checks.probes.forward import difference, logits_of, loss_of
+from graftkit.checks.probes.forward import difference, logits_of
+from graftkit.modeling.outputs import loss_of
 from graftkit.planning.config.methods import method_named, method_names
 
 E2B = "google/gemma-4-E2B-it"

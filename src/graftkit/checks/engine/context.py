@@ -254,20 +254,20 @@ class CheckContext:
             raise UndecidableError(f"the base's weights cannot be read: {error.why or error.what}") from error
 
     @cached_property
-    def base_logits(self) -> Tensor:
-        """The logits on the batch with the adapter switched off."""
-        from graftkit.checks.probes.forward import logits_of
+    def base_outputs(self) -> dict[str, Tensor]:
+        """Every floating-point output on the batch with the adapter switched off, by path."""
+        from graftkit.modeling.outputs import outputs_of
 
         with self.model.disable_adapter():
-            return logits_of(self.model, self.batch)
+            return outputs_of(self.model, self.batch)
 
     @cached_property
-    def pristine_logits(self) -> Tensor:
-        """The logits on the batch of a copy of the base without PEFT's layers."""
-        from graftkit.checks.probes.forward import logits_of
+    def pristine_outputs(self) -> dict[str, Tensor]:
+        """Every floating-point output on the batch of a copy of the base without PEFT's layers, by path."""
         from graftkit.checks.probes.live_adapter import without_adapter
+        from graftkit.modeling.outputs import outputs_of
 
-        return logits_of(without_adapter(self.model), self.batch)
+        return outputs_of(without_adapter(self.model), self.batch)
 
     @cached_property
     def gradients(self) -> Gradients:

@@ -1,59 +1,74 @@
-"""One forward pass of a model: its logits, its loss, and how far two models' logits are apart."""
+"""How far the outputs of two forward passes are apart, and how far they may be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftkit.modeling.device import on_device_of
-from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.outputs import main_output, outputs_of
 from graftkit.surveying.quantized import quantization_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Largest accepted difference of logits, relative to the largest logit. Sums are reordered by a merge, so single
+# Largest accepted difference of an output, relative to its largest value. Sums are reordered by a merge, so single
 # precision keeps about five digits and half precision about two.
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
 
 
-def logits_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Return the model's logits on ``batch`` in evaluation mode, float32 on the CPU, for text (B, T, vocabulary).
+@dataclass(frozen=True)
+class Comparison:
+    """How far the outputs of two forward passes are apart.
 
-    Labels stay in the batch: an encoder-decoder makes its decoder's input from them.
+    Attributes:
+        difference: the largest of all outputs, each relative to its own largest value; infinite where a value is
+            not finite, a shape differs, or only one of the passes has an output of that name.
+        worst: the name of the output that differs most; "" where the output is a tensor.
+        outputs: how many outputs were compared.
     """
-    import torch
 
-    with evaluating(model), torch.no_grad():
-        output = model(**on_device_of(model, batch))
-    return first_tensor(output).float().cpu()
+    difference: float
+    worst: str
+    outputs: int
 
-
-def first_tensor(output: Any) -> Tensor:
-    """Return the logits of an output, or its first tensor if it has none."""
-    import torch
-
-    if isinstance(output, torch.Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    tensor = logits if logits is not None else output[0]
-    return first_tensor(tensor) if isinstance(tensor, (tuple, list)) else tensor
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What a finding says of the comparison."""
+        return {"difference": self.difference, "outputs": self.outputs, "worst_output": self.worst}
 
 
-def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Return the model's own loss on ``batch``, or the mean square of its logits where it computes none."""
-    output = model(**on_device_of(model, batch))
-    loss = getattr(output, "loss", None)
-    return loss if loss is not None else first_tensor(output).float().pow(2).mean()
+def compare(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Comparison:
+    """Compare the outputs of two passes, as ``outputs_of`` returns them.
+
+    Raises:
+        ValueError: neither has an output.
+    """
+    apart = {
+        name: difference(a[name], b[name]) if name in a and name in b else float("inf") for name in {**a, **b}
+    }
+    worst = max(apart, key=lambda name: apart[name])
+    return Comparison(apart[worst], worst, len(apart))
+
+
+def logits_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Return the model's main output on ``batch`` in evaluation mode, on the CPU, for text (B, T, vocabulary).
+
+    Raises:
+        ValueError: the model returns no floating-point tensor.
+    """
+    return main_output(outputs_of(model, batch))
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Return the largest difference of two logit tensors, relative to the largest logit of the first.
+    """Return the largest difference of two tensors, relative to the largest value of the first.
 
-    It is infinite where either has a value that is not finite: such logits never count as equal.
+    It is infinite where their shapes differ or a value is not finite: such outputs never count as equal.
     """
     if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
         return float("inf")
+    if not a.numel():
+        return 0.0
     scale = a.abs().max().clamp_min(1e-12)
     return float((a - b).abs().max() / scale)
 

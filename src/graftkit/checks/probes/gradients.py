@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.probes.checkpointing import Mode, checkpointing
-from graftkit.checks.probes.forward import loss_of
 from graftkit.checks.probes.live_adapter import (
     adapted_layers,
     adapter_parameters,
     perturbing,
     restoring_gradients,
-    seeding,
 )
 from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.outputs import loss_of
+from graftkit.modeling.random_state import seeding
 from graftkit.text import first_line
 
 if TYPE_CHECKING:

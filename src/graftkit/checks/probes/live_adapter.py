@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.random_state import fork_random_state
 from graftkit.planning.initializers import moves_base
 
 if TYPE_CHECKING:
@@ -97,26 +98,6 @@ def restoring_state(model: PeftModel) -> Iterator[None]:
         finally:
             for parameter, requires_grad in trainable:
                 parameter.requires_grad_(requires_grad)
-
-
-@contextmanager
-def fork_random_state(model: nn.Module) -> Iterator[None]:
-    """Restore after the block the random state of the CPU and of the model's devices."""
-    import torch
-
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)):
-        yield
-
-
-@contextmanager
-def seeding(model: nn.Module, seed: int) -> Iterator[None]:
-    """Run the block from a fixed random state; restore after it the one that was."""
-    import torch
-
-    with fork_random_state(model):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -103,8 +103,8 @@ def _verify(
     model: Any, request: dict[str, Any], folder: Path | None, seed: int, settings: CheckSettings
 ) -> Report:
     from graftkit.attaching.attach import attach
-    from graftkit.checks.probes.live_adapter import seeding
     from graftkit.checks.verify import verify as run_checks
+    from graftkit.modeling.random_state import seeding
     from graftkit.planning.plan import plan
     from graftkit.twins.example_batch import example_batch
 

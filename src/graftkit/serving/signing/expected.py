@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from graftkit.adapters.record import Expected, ExpectedPrompt, Message
-from graftkit.checks.probes.forward import first_tensor
-from graftkit.checks.probes.live_adapter import fork_random_state, moved_base
+from graftkit.checks.probes.live_adapter import moved_base
 from graftkit.modeling.autocast import without_autocast
 from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.outputs import main_output
+from graftkit.modeling.random_state import fork_random_state
 from graftkit.modeling.sharding import is_sharded
 from graftkit.serving.signing.prompts import Prompt, prompts_for
 from graftkit.surveying.sources.local_processor import tokenizer_of
@@ -121,7 +122,7 @@ def _log_probabilities(model: PeftModel, ids: Iterable[int], context: AbstractCo
     tokens = torch.tensor([list(ids)], device=device)
     with context:
         output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    return first_tensor(output)[0, -1].double().cpu().log_softmax(-1)
+    return main_output(output)[0, -1].double().cpu().log_softmax(-1)
 
 
 def _unique_texts(tokenizer: Any) -> dict[int, str]:

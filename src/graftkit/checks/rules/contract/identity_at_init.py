@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
-from graftkit.checks.probes.forward import difference, logits_of, room_for_copy, tolerance
+from graftkit.checks.probes.forward import compare, room_for_copy, tolerance
 from graftkit.checks.probes.live_adapter import is_untrained, moved_base
 from graftkit.findings import Severity
+from graftkit.modeling.outputs import outputs_of
 
 
 def _check(context: CheckContext) -> Observation:
@@ -37,12 +38,13 @@ def _check(context: CheckContext) -> Observation:
         )
     if (lacking := room_for_copy(context.model)) is not None:
         return unknown(lacking, help="run it on the twin: gk.twin(model)")
-    apart = difference(context.pristine_logits, logits_of(context.model, context.batch))
+    compared = compare(context.pristine_outputs, outputs_of(context.model, context.batch))
+    apart = compared.difference
     if apart <= tolerance(context.model):
-        return passed(f"logits with and without the adapter differ by {apart:.1e}", difference=apart)
+        return passed(f"outputs with and without the adapter differ by {apart:.1e}", **compared.figures)
     if not is_untrained(context.model):
-        return unknown("the adapter has been trained; its initial state is gone", difference=apart)
-    return failed(f"logits with and without the fresh adapter differ by {apart:.1e}", difference=apart)
+        return unknown("the adapter has been trained; its initial state is gone", **compared.figures)
+    return failed(f"outputs with and without the fresh adapter differ by {apart:.1e}", **compared.figures)
 
 
 RULE = Rule(

@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any
 from graftkit.adapters.file import WEIGHTS_NAME
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
-from graftkit.checks.probes.forward import difference, logits_of, room_for_copy, tolerance
+from graftkit.checks.probes.forward import compare, room_for_copy, tolerance
 from graftkit.checks.probes.live_adapter import moved_base, perturbing, without_adapter
 from graftkit.checks.probes.merging import quantized_layer
 from graftkit.findings import Severity
+from graftkit.modeling.outputs import outputs_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,7 +51,7 @@ def _check(context: CheckContext) -> Observation:
             help="load the base from disk, load the adapter on it, and compare",
         )
     with perturbing(model), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
-        adapted = logits_of(model, context.batch)
+        adapted = outputs_of(model, context.batch)
         with warnings.catch_warnings():
             # PEFT looks up the base model's configuration on the Hub to see whether the vocabulary grew.
             warnings.filterwarnings("ignore", message="Could not find a config file")
@@ -66,12 +67,13 @@ def _check(context: CheckContext) -> Observation:
             except (ValueError, RuntimeError, KeyError) as error:
                 return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
         equal = _tensors_equal(model, again)
-        reloaded = logits_of(again, context.batch)
-    apart, effect = difference(adapted, reloaded), difference(adapted, context.base_logits)
+        reloaded = outputs_of(again, context.batch)
+    compared, effect = compare(adapted, reloaded), compare(adapted, context.base_outputs).difference
+    apart = compared.difference
     lost = [str(w.message) for w in raised if "adapter keys" in str(w.message)]
     allowed = tolerance(model)
     figures: dict[str, Any] = {
-        "difference": apart,
+        **compared.figures,
         "adapter_effect": effect,
         "tensors": tensors,
         "tolerance": allowed,
@@ -84,17 +86,17 @@ def _check(context: CheckContext) -> Observation:
         return failed(_what_differs(lost, equal, apart), **figures)
     if not effect > allowed:
         return unknown(
-            f"the adapter changes the logits by {effect:.1e}, too little to show a lost tensor", **figures
+            f"the adapter changes the outputs by {effect:.1e}, too little to show a lost tensor", **figures
         )
     return passed(
-        f"{tensors} tensors saved; logits differ by {apart:.1e} after reloading in stock PEFT", **figures
+        f"{tensors} tensors saved; outputs differ by {apart:.1e} after reloading in stock PEFT", **figures
     )
 
 
 def _what_differs(lost: list[str], equal: bool, apart: float) -> str:
     if lost:
         return lost[0].partition("[")[0].rstrip(": ")
-    return f"logits differ by {apart:.1e} after save and reload" + ("" if equal else ", and so do the tensors")
+    return f"outputs differ by {apart:.1e} after save and reload" + ("" if equal else ", and so do the tensors")
 
 
 def _tensors_equal(model: PeftModel, again: PeftModel) -> bool:

@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed
-from graftkit.checks.probes.forward import difference, logits_of, tolerance
+from graftkit.checks.probes.forward import compare, difference, logits_of, tolerance
 from graftkit.checks.probes.text_batches import generates, reason_without_text, text_rows
 from graftkit.findings import Severity
 from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.outputs import outputs_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,8 +44,8 @@ def _check(context: CheckContext) -> Observation:
     base: Any = model.get_base_model()
     if not generates(base):
         return passed("the model generates nothing, so it has no cache")
-    without = logits_of(model, {**context.batch, "use_cache": False})
-    whole = difference(without, logits_of(model, {**context.batch, "use_cache": True}))
+    without = outputs_of(model, {**context.batch, "use_cache": False})
+    whole = compare(without, outputs_of(model, {**context.batch, "use_cache": True})).difference
     allowed = tolerance(model)
     evidence: dict[str, Any] = {"difference": whole, "tolerance": allowed}
     if not whole <= allowed:

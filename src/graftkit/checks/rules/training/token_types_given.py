@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, passed, unknown
-from graftkit.checks.probes.forward import difference, logits_of, tolerance
+from graftkit.checks.probes.forward import compare, tolerance
 from graftkit.findings import Severity
+from graftkit.modeling.outputs import outputs_of
 from graftkit.text import first_line
 
 if TYPE_CHECKING:
@@ -73,15 +74,15 @@ def _types(config: Any, batch: Mapping[str, Any]) -> Tensor | None:
 
 
 def _compared(context: CheckContext, key: str, types: Tensor, config: Any) -> Observation:
-    right = logits_of(context.model, {**context.batch, key: types})
+    right = outputs_of(context.model, {**context.batch, key: types})
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     evidence: dict[str, Any] = {"key": key, _FLAG: getattr(text, _FLAG, None)}
     fault = f"the batch has no {key}" if key not in context.batch else f"{key} marks other tokens than the images'"
     try:
-        seen = logits_of(context.model, context.batch)
+        seen = outputs_of(context.model, context.batch)
     except ValueError as error:
         return failed(f"{fault}: {first_line(error)}", where=key, **evidence)
-    apart, allowed = difference(right, seen), tolerance(context.model)
+    apart, allowed = compare(right, seen).difference, tolerance(context.model)
     evidence |= {"difference": apart, "tolerance": allowed}
     if apart > allowed:
         return failed(f"{fault}, and with the right types the logits differ by {apart:.1e}", where=key, **evidence)
@@ -90,16 +91,16 @@ def _compared(context: CheckContext, key: str, types: Tensor, config: Any) -> Ob
     return unknown(f"{fault}; the model reads it, and this batch does not show what it does", **evidence)
 
 
-def _reads(context: CheckContext, key: str, right: Tensor, types: Tensor) -> bool:
+def _reads(context: CheckContext, key: str, right: Mapping[str, Tensor], types: Tensor) -> bool:
     """Check whether the logits depend on the types at all: on none, or on those of an image in every token."""
     import torch
 
     for other in (torch.zeros_like(types), torch.ones_like(types)):
         try:
-            seen = logits_of(context.model, {**context.batch, key: other})
+            seen = outputs_of(context.model, {**context.batch, key: other})
         except Exception:  # a model that reads them may fail in any way on types that fit no image
             return True
-        if difference(right, seen) > tolerance(context.model):
+        if compare(right, seen).difference > tolerance(context.model):
             return True
     return False
 
