@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from graftkit.surveying.survey import survey
     from graftkit.training.guard.guard import Guard
     from graftkit.training.run import train
+    from graftkit.twins.description import TwinDescription, describe_twin
     from graftkit.twins.example_batch import example_batch
     from graftkit.twins.twin import twin
 
@@ -47,11 +48,13 @@ __all__ = [
     "Report",
     "Severity",
     "Site",
+    "TwinDescription",
     "__version__",
     "as_linear",
     "attach",
     "check",
     "convert",
+    "describe_twin",
     "disable",
     "doctor",
     "enable",
@@ -82,10 +85,12 @@ _HOME = {
     "Report": "findings",
     "Severity": "findings",
     "Site": "surveying.sites",
+    "TwinDescription": "twins.description",
     "as_linear": "attaching.as_linear",
     "attach": "attaching.attach",
     "check": "checks.check",
     "convert": "converting.convert",
+    "describe_twin": "twins.description",
     "disable": "attaching.enable",
     "doctor": "checks.doctor",
     "enable": "attaching.enable",

@@ -31,6 +31,7 @@ from graftkit.surveying.sources.load_model import load_model
 from graftkit.surveying.sources.local import local_folder
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.surveying.survey import survey
+from graftkit.twins.description import TwinDescription, describe_twin
 from graftkit.twins.example_batch import example_batch
 from graftkit.twins.twin import twin
 
@@ -52,6 +53,7 @@ def rehearse(
     trust_remote_code: bool = False,
     revision: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_description: Callable[[TwinDescription], None] | None = None,
 ) -> Report:
     """Do what training with this recipe does up to the first batch, and run every rule on the result.
 
@@ -66,6 +68,7 @@ def rehearse(
         trust_remote_code: allow the model's own code to run.
         revision: branch, tag or commit of a hub id.
         on_progress: called before each step; the rules on the architecture and on the model are counted apart.
+        on_description: called with what the twin has of the model, once it is built.
 
     Raises:
         SourceError, BuildError: the model cannot be found, built or loaded.
@@ -79,7 +82,10 @@ def rehearse(
         report(Progress("building the twin" if on_twin else "loading the model", 0, None))
         given = given if on_twin else replace(given, checkpoint=origin.folder())
         try:
-            live = _with_live(given, recipe, origin.live(on_twin, seed), on_twin, seed)
+            built = origin.twin(seed, on_progress) if on_twin else origin.loaded()
+            if on_twin and on_description is not None:
+                on_description(describe_twin(built))
+            live = _with_live(given, recipe, built, on_twin, seed)
         except (PlanError, AttachError) as error:
             live = given = replace(given, recipe_refusal=error)
     chosen = settings or settings_of(recipe)
@@ -118,9 +124,15 @@ class _ModelSource:
     trust_remote_code: bool
     revision: str | None
 
-    def live(self, on_twin: bool, seed: int) -> PreTrainedModel:
-        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
-        return twin(self.source, seed=seed, **options) if on_twin else load_model(self.source, **options)
+    def twin(self, seed: int, on_progress: Callable[[Progress], None] | None) -> PreTrainedModel:
+        return twin(self.source, seed=seed, on_progress=on_progress, **self._access)
+
+    def loaded(self) -> PreTrainedModel:
+        return load_model(self.source, **self._access)
+
+    @property
+    def _access(self) -> dict[str, Any]:
+        return {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
 
     def folder(self) -> Path | None:
         """Return the folder with the model's weights if it is on this machine."""

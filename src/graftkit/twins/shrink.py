@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
     from graftkit.families import Family
 
-# Not part of the architecture: where the weights came from and how they were stored.
-_DROPPED = (
-    "quantization_config",
+# Where the weights came from and how they were stored.
+_NOT_ARCHITECTURE = (
     "transformers_version",
     "dtype",
     "torch_dtype",
     "name_or_path",
     "_name_or_path",
+)
+_DROPPED = (
+    *_NOT_ARCHITECTURE,
+    "quantization_config",
     "suppress_tokens",
     "begin_suppress_tokens",
     "forced_decoder_ids",
     "compression_config",
-    # Which stages a backbone returns: named after layers that the twin may not have. The default is the last.
-    "stage_names",
-    "out_features",
-    "out_indices",
 )
-
+# Which stages a backbone returns: named after layers that the twin may not have. The default is the last.
+_STAGES = ("stage_names", "out_features", "out_indices")
 
 _COUNTS = REPEATS | set(LAYER_COUNTS)
 # In this order: each reads what those before it changed.
@@ -78,7 +78,7 @@ def shrink(
     Raises:
         BuildError: code ``twin``, where the configuration's class refuses the values.
     """
-    fields = _merged(_shrunk(config, {}, None, Kept.of(kept)), overrides or {})
+    fields = _fields(config, overrides, kept)
     try:
         small = type(config)(**fields)
     except Exception as error:
@@ -86,6 +86,31 @@ def shrink(
         raise no_twin(f"{type(config).__name__} refuses the shrunk values", config, error, help) from error
     small.architectures = copy.copy(config.architectures)
     return small
+
+
+def changed_fields(
+    config: PretrainedConfig, overrides: Mapping[str, Any] | None = None, *, kept: Iterable[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Return what ``shrink`` changes, or drops: dotted path of a field -> its value, and the value in the twin.
+
+    A field that is dropped has None. Whether the configuration's class takes the values is not asked.
+    """
+    return dict(_differences(config.to_dict(), _fields(config, overrides, kept), ""))
+
+
+def _differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], part: str
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for name, value in before.items():
+        small = after.get(name)
+        if isinstance(value, Mapping) and isinstance(small, Mapping) and "model_type" in value:
+            yield from _differences(value, small, f"{part}{name}.")
+        elif value != small and name not in _NOT_ARCHITECTURE:
+            yield f"{part}{name}", (value, small)
+
+
+def _fields(config: PretrainedConfig, overrides: Mapping[str, Any] | None, kept: Iterable[str]) -> dict[str, Any]:
+    return _merged(_shrunk(config, {}, None, Kept.of(kept)), overrides or {})
 
 
 def no_twin(what: str, config: PretrainedConfig, why: Exception | str, help: str) -> BuildError:
@@ -127,6 +152,8 @@ def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | N
     subs = {name: getattr(config, name, None) for name in config.sub_configs}
     own = {k: v for k, v in fields.items() if k not in subs and k not in _DROPPED}
     new = own | _shrink_own(own, tokens, kept)
+    if any(new[name] != own[name] for name in LAYER_COUNTS if name in own):
+        new = {name: value for name, value in new.items() if name not in _STAGES}
     for name, sub in subs.items():
         if hasattr(sub, "to_dict"):
             new[name] = _shrunk(sub, tokens, family, kept.inside(name))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError, GraftError
+from graftkit.families._known_twins import known_twin
 from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.modeling.threads import one_thread
 from graftkit.modeling.unwrapping import base_model_of
+from graftkit.progress import Progress
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.twins.bounds import calibrate_bounds
+from graftkit.twins.description import attach_description
 from graftkit.twins.example_batch import example_batch
+from graftkit.twins.ladder import Attempt, Ladder, TooLargeError
 from graftkit.twins.shrink import no_twin, shrink
 from graftkit.twins.weights import redraw_weights
 
@@ -34,12 +39,16 @@ def twin(
     overrides: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> PreTrainedModel:
     """Build a live, tiny model of the same architecture as ``source``: same class, random weights, on the CPU.
 
     The twin is in eval mode. Its weights are drawn so that logits depend on the input and every tower gets a
     gradient; wrappers with infinite clip bounds get bounds that clamp a few percent of their activations. The
     same ``seed`` gives the same weights, and torch's global random state does not change.
+
+    A class that graftkit does not know yet is shrunk less, step by step, until an example batch runs on the twin,
+    for a minute at most. ``gk.describe_twin`` says what was shrunk, and what was not.
 
     Args:
         source: a model, a configuration, a path, a model type or a hub id.
@@ -48,6 +57,7 @@ def twin(
         overrides: configuration values the twin must have (see ``shrink``).
         trust_remote_code: let configuration and model code from the hub or from a directory run.
         revision: branch, tag or commit of a hub id.
+        on_progress: called before each step of an unknown class.
 
     Raises:
         SourceError: ``source`` names no model.
@@ -56,16 +66,50 @@ def twin(
     import torch
 
     config, model_class = _resolve(source, trust_remote_code, revision)
-    small = shrink(config, overrides)
-    # fork_rng() restores the CPU's generator; other devices' are not touched.
+    made = _Recipe(config, model_class, overrides, dtype or torch.float32, seed)
     with quiet_transformers(), one_thread(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = _build(model_class, small, dtype or torch.float32)
-        redraw_weights(model, torch.Generator().manual_seed(seed))
-        model.eval()
+        built = _known(made) or Ladder(config, made.build, _find_batch, overrides, on_progress).climb()
+        model = built.model
+        assert model is not None
         if bounded_wrappers(model):
-            calibrate_bounds(model, _batch_or_none(model))
+            calibrate_bounds(model, built.batch or _batch_or_none(model))
+    attach_description(model, config, overrides=overrides, kept=built.kept, runs=built.runs)
     return model
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a twin of one configuration is made, whatever of it is kept."""
+
+    config: PretrainedConfig
+    model_class: type[PreTrainedModel]
+    overrides: Mapping[str, Any] | None
+    dtype: torch.dtype
+    seed: int
+
+    def build(self, kept: frozenset[str]) -> PreTrainedModel:
+        """Return the model in eval mode, its weights redrawn, with these fields at full size."""
+        import torch
+
+        # The caller restores the CPU's generator.
+        torch.default_generator.manual_seed(self.seed)
+        small = shrink(self.config, self.overrides, kept=kept)
+        _refuse_large(self.model_class, small, must_be_known=bool(kept))
+        model = _build(self.model_class, small, self.dtype)
+        redraw_weights(model, torch.Generator().manual_seed(self.seed))
+        return model.eval()
+
+
+def _known(made: _Recipe) -> Attempt | None:
+    """Return the twin of a class that the table knows, or None where that does not fit the configuration."""
+    known = known_twin(made.model_class.__name__)
+    if known is None:
+        return None
+    kept = frozenset(known.kept)
+    try:
+        return Attempt(kept, made.build(kept))
+    except BuildError:
+        return None
 
 
 def _resolve(
@@ -87,7 +131,6 @@ def _resolve(
 
 
 def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    _refuse_large(model_class, config)
     try:
         return model_class._from_config(config, dtype=dtype)
     except Exception as error:
@@ -96,15 +139,25 @@ def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, dtype: 
         raise no_twin(what, config, error, help) from error
 
 
-def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig) -> None:
+def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig, *, must_be_known: bool) -> None:
+    """Refuse a model that is not small; where that is asked, also one whose size only building it would tell."""
     try:
         size = sum(p.numel() for p in build_on_meta(config, model_class).parameters())
     except BuildError:
+        if must_be_known:
+            raise
         return  # some classes compute with values while they are built: _build() reports a failure
     if size > _MOST_PARAMETERS:
-        what = f"shrunk, {model_class.__name__} would still have {size:,} parameters"
-        why = "its configuration sets sizes under names that the shrinking rules do not know"
-        raise no_twin(what, config, why, "pass overrides for its size fields: gk.twin(source, overrides={...})")
+        raise TooLargeError(
+            f"no twin: shrunk, {model_class.__name__} would still have {size:,} parameters",
+            where=config.model_type,
+            why="its configuration sets sizes under names that the shrinking rules do not know",
+            help="pass overrides for its size fields: gk.twin(source, overrides={...})",
+        )
+
+
+def _find_batch(model: PreTrainedModel, _seconds: float) -> Mapping[str, torch.Tensor]:
+    return example_batch(model)
 
 
 def _batch_or_none(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:

@@ -15,6 +15,7 @@ from graftkit.families._known_twins import KNOWN_TWINS, KnownTwin, read_known_tw
 from graftkit.files import write_text
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
+from graftkit.twins.description import describe_twin
 from graftkit.twins.example_batch import example_batch
 from graftkit.twins.reaching.find import find_patterns
 from graftkit.twins.source_hash import source_hash
@@ -47,8 +48,8 @@ def entry_for(model_type: str) -> KnownTwin:
     )
 
 
-def _kept(_model: PreTrainedModel) -> tuple[str, ...]:
-    return ()
+def _kept(model: PreTrainedModel) -> tuple[str, ...]:
+    return describe_twin(model).kept
 
 
 def _batch(_model: PreTrainedModel) -> Mapping[str, Mapping[str, str]]:

@@ -206,7 +206,7 @@ def test_layers_kept(fields, expected):
 
 
 def _widths(config):
-    """Every integer field of the configuration and its parts that is neither a token's id nor a count of repeats."""
+    """Every integer field, of the parts too, that is neither a token's id nor a count of repeats."""
     counts = {*LAYER_COUNTS, *REPEATS, "num_kv_shared_layers", "first_k_dense_replace"}
     return {
         (part, name): value

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftkit.cli import options, reporting
-from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.output import Format, Output, only_data_on_stdout
 from graftkit.cli.progress import progress_bar
 from graftkit.errors import GraftError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from transformers import PreTrainedModel
 
     from graftkit.findings import Report
     from graftkit.recipes.settings import CheckSettings
@@ -61,7 +63,14 @@ def verify(
                 settings = reporting.settings_for(select, ignore, read)
                 with progress_bar() as on_progress:
                     return rehearse(
-                        read, model, on_twin=twin, seed=seed, settings=settings, on_progress=on_progress, **access
+                        read,
+                        model,
+                        on_twin=twin,
+                        seed=seed,
+                        settings=settings,
+                        on_progress=on_progress,
+                        on_description=lambda description: output.note(str(description)),
+                        **access,
                     )
 
             report = reporting.run_and_fix(output, check, fix, recipe=recipe)
@@ -79,7 +88,7 @@ def verify(
 
             def check_model() -> Report:
                 with one_thread() if twin else nullcontext():
-                    live = _live_model(model, seed if twin else None, access)
+                    live = _twin(model, seed, output, access) if twin else _loaded(model, access)
                     folder = None if twin else local_folder(model, revision)
                     return _verify(live, request, folder, seed, reporting.settings_for(select, ignore))
 
@@ -89,11 +98,17 @@ def verify(
         reporting.conclude(output, report, f"graft verify {model or recipe}", fail_level, verbose=verbose)
 
 
-def _live_model(name: str, twin_seed: int | None, access: dict[str, Any]) -> Any:
-    if twin_seed is not None:
-        from graftkit.twins.twin import twin
+def _twin(name: str, seed: int, output: Output, access: dict[str, Any]) -> PreTrainedModel:
+    from graftkit.twins.description import describe_twin
+    from graftkit.twins.twin import twin
 
-        return twin(name, seed=twin_seed, **access)
+    with progress_bar() as on_progress:
+        model = twin(name, seed=seed, on_progress=on_progress, **access)
+    output.note(str(describe_twin(model)))
+    return model
+
+
+def _loaded(name: str, access: dict[str, Any]) -> PreTrainedModel:
     from graftkit.surveying.sources.load_model import load_model
 
     return load_model(name, **access)

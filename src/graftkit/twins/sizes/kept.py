@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+OWN_WIDTHS = ".*"
 EVERY_WIDTH = "*"
 EVERYTHING = "**"
 
@@ -57,7 +58,7 @@ class Kept:
         if self.patterns & {EVERY_WIDTH, EVERYTHING}:
             return True
         if not self.part:
-            return ".*" in self.patterns
+            return OWN_WIDTHS in self.patterns
         names = self.part.split(".")
         return any(".".join((*names[:end], "*")) in self.patterns for end in range(1, len(names) + 1))
 

@@ -1,0 +1,184 @@
+"""The smallest twin that builds and runs: where shrinking goes too far, shrink less, step by step."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import BuildError
+from graftkit.progress import Progress
+from graftkit.twins.shrink import changed_fields
+from graftkit.twins.sizes.field_sizes import LAYER_COUNTS
+from graftkit.twins.sizes.kept import EVERY_WIDTH, EVERYTHING, OWN_WIDTHS
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# How long the climb for an unknown class may take in all.
+SECONDS = 50.0
+# Of that, what one step may take to find a batch; the first, at which most classes end, may take longer.
+_FIRST_SEARCH, _LATER_SEARCH = 20.0, 8.0
+# Errors that are followed: each names fields that the next step keeps.
+_MOST_ERRORS = 6
+_WORD = re.compile(r"[A-Za-z_]\w+")
+# Frames of these packages say nothing about the model.
+_LIBRARIES = re.compile(r"[/\\](torch|graftkit|huggingface_hub)[/\\]")
+
+
+class TooLargeError(BuildError):
+    """A shrunk configuration describes a model that is not small: shrinking less cannot help."""
+
+    code = "twin"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One step: what it kept, and how far it came.
+
+    Attributes:
+        kept: what was not shrunk, as patterns over the configuration's fields.
+        model: the twin, or None where it cannot be built.
+        batch: inputs that it ran on, or None where none was found.
+        error: why there is no model, or no batch.
+    """
+
+    kept: frozenset[str]
+    model: PreTrainedModel | None = None
+    batch: Mapping[str, torch.Tensor] | None = None
+    error: BuildError | None = None
+
+    @property
+    def runs(self) -> bool | None:
+        """Whether a batch ran on the model; None where none was tried."""
+        return None if self.batch is None and self.error is None else self.batch is not None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """How to climb for one configuration.
+
+    Attributes:
+        config: the full configuration.
+        build: makes a live model of what ``shrink`` returns with these patterns kept. Raises ``BuildError``.
+        find_batch: finds inputs that a model runs on, within so many seconds. Raises ``BuildError``.
+        overrides: values that every step's configuration has.
+        on_progress: called before each step.
+        seconds: how long the climb may take in all.
+    """
+
+    config: PretrainedConfig
+    build: Callable[[frozenset[str]], PreTrainedModel]
+    find_batch: Callable[[PreTrainedModel, float], Mapping[str, torch.Tensor]]
+    overrides: Mapping[str, Any] | None = None
+    on_progress: Callable[[Progress], None] | None = None
+    seconds: float = SECONDS
+
+    def climb(self) -> Attempt:
+        """Return the first step that builds and runs; where none runs, the first that builds.
+
+        Nothing is kept at first, then the fields that the errors name, then the widths of one part after the
+        other, then everything but the layers, then these too.
+
+        Raises:
+            BuildError: no step gives a model. The error is that of the most shrunken configuration.
+        """
+        until = time.monotonic() + self.seconds
+        attempts: list[Attempt] = []
+        for kept in self._steps(attempts):
+            left = until - time.monotonic()
+            if left <= 0 and attempts:
+                break
+            attempts.append(self._attempt(kept, len(attempts), left))
+            if attempts[-1].batch is not None:
+                return self._without_what_is_not_needed(attempts[-1], until)
+        for attempt in attempts:
+            if attempt.model is not None:
+                return attempt
+        raise attempts[0].error or AssertionError("an attempt without a model has an error")
+
+    def _steps(self, attempts: list[Attempt]) -> Iterator[frozenset[str]]:
+        """Yield what to keep next; ``attempts`` has got the outcome of the last one by then."""
+        yield frozenset()
+        if isinstance(attempts[-1].error, TooLargeError):
+            return
+        for _ in range(_MOST_ERRORS):
+            named = named_fields(self.config, attempts[-1].error, self._changed(attempts[-1].kept))
+            if not named:
+                break
+            yield attempts[-1].kept | named
+        parts = [name for name in self.config.sub_configs if hasattr(getattr(self.config, name, None), "to_dict")]
+        for part in parts:
+            yield frozenset({f"{part}.*"})
+        if parts:
+            yield frozenset({OWN_WIDTHS})
+        yield frozenset({EVERY_WIDTH})
+        yield frozenset({EVERYTHING})
+
+    def _attempt(self, kept: frozenset[str], number: int, seconds: float) -> Attempt:
+        if self.on_progress is not None:
+            self.on_progress(Progress(_step(self.config, kept), number, None))
+        try:
+            model = self.build(kept)
+        except BuildError as error:
+            return Attempt(kept, error=error)
+        try:
+            batch = self.find_batch(model, min(seconds, _LATER_SEARCH if kept else _FIRST_SEARCH))
+        except BuildError as error:
+            return Attempt(kept, model, error=error)
+        return Attempt(kept, model, batch)
+
+    def _without_what_is_not_needed(self, attempt: Attempt, until: float) -> Attempt:
+        """Shrink each kept field after all, where the twin runs without it: an error names more than its cause."""
+        for name in sorted(attempt.kept) if len(attempt.kept) > 1 else ():
+            if time.monotonic() > until:
+                break
+            fewer = self._attempt(attempt.kept - {name}, len(attempt.kept), until - time.monotonic())
+            if fewer.batch is not None:
+                attempt = fewer
+        return attempt
+
+    def _changed(self, kept: frozenset[str]) -> frozenset[str]:
+        return frozenset(changed_fields(self.config, self.overrides, kept=kept))
+
+
+def _step(config: PretrainedConfig, kept: frozenset[str]) -> str:
+    what = f" with {', '.join(sorted(kept))} at full size" if kept else ""
+    return f"building a twin of {config.model_type}{what}"
+
+
+def named_fields(config: PretrainedConfig, error: BaseException | None, changed: frozenset[str]) -> frozenset[str]:
+    """Return those of the changed fields that an error names, in its message or in the line that raised it.
+
+    Args:
+        config: the full configuration, for the names that its parts' fields have in code.
+        error: what building or running a twin raised.
+        changed: dotted paths of the fields that are not as they were.
+    """
+    words = frozenset(_words(error))
+    named = frozenset(path for path in changed if _names_of(config, path) & words)
+    if named or not words & {"layer", "layers"}:
+        return named
+    return frozenset(path for path in changed if path.rpartition(".")[2] in LAYER_COUNTS)
+
+
+def _words(error: BaseException | None) -> Iterator[str]:
+    while error is not None:
+        if not isinstance(error, BuildError):
+            yield from _WORD.findall(str(error))
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.line or "" for frame in frames if not _LIBRARIES.search(frame.filename)]
+            yield from _WORD.findall(lines[-1] if lines else "")
+        error = error.__cause__
+
+
+def _names_of(config: PretrainedConfig, path: str) -> set[str]:
+    """Return a field's name, and the others under which code reads it."""
+    *parts, name = path.split(".")
+    for part in parts:
+        config = getattr(config, part)
+    return {name, *(alias for alias, field in config.attribute_map.items() if field == name)}
