@@ -62,6 +62,7 @@ def test_verify_the_twin() -> None:
     }
     contract = {"code", "severity", "title", "where", "message", "help", "url", "source", "fix"}
     assert contract <= fields["findings"][0].keys()
+    assert fields["twin"]["changes"]["num_hidden_layers"] == {"source": 32, "twin": 2}
 
 
 def test_verify_exits_1_on_a_finding() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graftkit.findings import Report
     from graftkit.recipes.recipe import Recipe
     from graftkit.recipes.settings import CheckSettings
+    from graftkit.twins.description import TwinDescription
 
 Select = Annotated[
     list[str] | None,
@@ -85,8 +86,20 @@ def run_and_fix(output: Output, check: Callable[[], Report], fix: bool, **files:
     return report
 
 
-def conclude(output: Output, report: Report, title: str, fail_level: FailLevel, *, verbose: bool) -> None:
-    """Write the report in the format asked for, and exit with 1 if a finding counts at ``fail_level``."""
+def conclude(
+    output: Output,
+    report: Report,
+    title: str,
+    fail_level: FailLevel,
+    *,
+    verbose: bool,
+    twin: TwinDescription | None = None,
+) -> None:
+    """Write the report in the format asked for, and exit with 1 if a finding counts at ``fail_level``.
+
+    Args:
+        twin: what was checked instead of the model, if that was a twin.
+    """
     from graftkit.cli.findings_text import findings_text
     from graftkit.findings import Severity
     from graftkit.report.annotations import to_annotations
@@ -96,8 +109,8 @@ def conclude(output: Output, report: Report, title: str, fail_level: FailLevel, 
 
     command = shlex.join(["graft", *sys.argv[1:]])
     output.result(
-        report,
-        human=lambda: findings_text(report, verbose=verbose),
+        report.to_dict() | ({"twin": twin.to_dict()} if twin else {}),
+        human=lambda: (f"{twin}\n\n" if twin else "") + findings_text(report, verbose=verbose),
         html=lambda: render_report(findings_page(report, title, command)),
         sarif=lambda: json.dumps(to_sarif(report), indent=2),
         github=lambda: to_annotations(report),

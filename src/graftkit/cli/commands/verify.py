@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftkit.cli import options, reporting
-from graftkit.cli.output import Format, Output, only_data_on_stdout
+from graftkit.cli.output import Format, only_data_on_stdout
 from graftkit.cli.progress import progress_bar
 from graftkit.errors import GraftError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from graftkit.findings import Report
     from graftkit.recipes.settings import CheckSettings
+    from graftkit.twins.description import TwinDescription
 
 
 def verify(
@@ -50,6 +51,7 @@ def verify(
     to adapt, and the options for that cannot be given.
     """
     access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    described: list[TwinDescription] = []
     with only_data_on_stdout(output_format, json=json) as output:
         if recipe is not None:
             if any((targets, scope, method != "lora", r, alpha, option)):
@@ -69,7 +71,7 @@ def verify(
                         seed=seed,
                         settings=settings,
                         on_progress=on_progress,
-                        on_description=lambda description: output.note(str(description)),
+                        on_description=described.append,
                         **access,
                     )
 
@@ -88,23 +90,25 @@ def verify(
 
             def check_model() -> Report:
                 with one_thread() if twin else nullcontext():
-                    live = _twin(model, seed, output, access) if twin else _loaded(model, access)
+                    live = _twin(model, seed, access, described) if twin else _loaded(model, access)
                     folder = None if twin else local_folder(model, revision)
                     return _verify(live, request, folder, seed, reporting.settings_for(select, ignore))
 
             report = reporting.run_and_fix(output, check_model, fix)
         else:
             raise _nothing_to_verify()
-        reporting.conclude(output, report, f"graft verify {model or recipe}", fail_level, verbose=verbose)
+        last = next(reversed(described), None)
+        title = f"graft verify {model or recipe}"
+        reporting.conclude(output, report, title, fail_level, verbose=verbose, twin=last)
 
 
-def _twin(name: str, seed: int, output: Output, access: dict[str, Any]) -> PreTrainedModel:
+def _twin(name: str, seed: int, access: dict[str, Any], described: list[TwinDescription]) -> PreTrainedModel:
     from graftkit.twins.description import describe_twin
     from graftkit.twins.twin import twin
 
     with progress_bar() as on_progress:
         model = twin(name, seed=seed, on_progress=on_progress, **access)
-    output.note(str(describe_twin(model)))
+    described.append(describe_twin(model))
     return model
 
 
