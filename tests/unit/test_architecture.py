@@ -39,6 +39,7 @@ FLOORS = (
     ("report",),
     ("serving",),
     ("training",),
+    ("matrix",),
     ("demo",),
     ("cli",),
 )

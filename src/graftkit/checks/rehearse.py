@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -16,12 +15,12 @@ from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.probes.live_adapter import restoring_state, sits_in_layers
+from graftkit.checks.probes.quantizing import quantized
 from graftkit.checks.rules import all_rules
 from graftkit.errors import AttachError, BuildError, PlanError
 from graftkit.findings import Report
 from graftkit.modeling.random_state import seeding
 from graftkit.modeling.threads import one_thread
-from graftkit.planning.quantization import plan_quantization
 from graftkit.progress import Progress
 from graftkit.recipes.initializer import recipe_initializer
 from graftkit.recipes.recipe import Recipe
@@ -112,8 +111,6 @@ def _live_rules() -> tuple[Rule, ...]:
 _BATCHES, _ROWS = 2, 8
 # What a twin's small layers and random inputs may not give such an initializer, or no example batch is known for.
 _OF_TWINS = frozenset({"initialize-few", "initialize-rank", "initialize-unsettled", "twin"})
-# Source: bitsandbytes.nn.Linear4bit.forward.
-_REPACKING = "support_avx512bf16_for_cpu"
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, on_twin: b
 
 def _adapted(model: PreTrainedModel, recipe: Recipe, training: Training, on_twin: bool, seed: int) -> PeftModel:
     if recipe.fields.quantization is not None:
-        model = _quantized(model, recipe.fields.quantization)
+        model = quantized(model, recipe.fields.quantization)
     row, stock = recipe_initializer(recipe), recipe.fields.adapter.peft_config
     plan = recipe.plan(model) if stock is None else None
     if row is None or not row.needs_data:
@@ -190,19 +187,6 @@ def _initialize(adapted: PeftModel, config: Any, training: Training, on_twin: bo
         if not on_twin or error.code not in _OF_TWINS:
             raise
         adapted.peft_config["default"].init_lora_weights = config.init_lora_weights
-
-
-def _quantized(model: PreTrainedModel, bits: str) -> PreTrainedModel:
-    """Return the model as bitsandbytes loads it, without quantizing the modules that a plan leaves in 16 bit."""
-    config = plan_quantization(survey(model), bits).config
-    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-        model.save_pretrained(folder)
-        loaded: PreTrainedModel = type(model).from_pretrained(folder, quantization_config=config)
-    for module in loaded.modules():
-        if hasattr(module, _REPACKING):
-            # A faster CPU kernel repacks the weights permanently, and refuses the widths below 32 of twins.
-            setattr(module, _REPACKING, False)
-    return loaded
 
 
 def _prepare(model: PeftModel, training: Training) -> None:

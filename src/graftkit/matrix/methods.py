@@ -1,0 +1,65 @@
+"""The methods of the matrix: PEFT's, LoRA's variants, and LoRA from each initializer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftkit.errors import PlanError
+from graftkit.planning.config.methods import method_named, method_names
+from graftkit.planning.initializers import Initializer, initializer_names, initializer_of
+from graftkit.text import suggest
+
+# A rank that fits the narrowest layers of twins.
+_RANK = 2
+# What a configuration requires, or what PEFT's defaults, made for real widths, have to become on a twin.
+_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "adalora": {"total_step": 10},
+    "fourierft": {"n_frequency": 16},
+    "frod": {"progressbar": False},
+    "waveft": {"n_frequency": 16},
+}
+# An initializer that is a pattern in PEFT's own list, written out.
+_WRITTEN_OUT = {"pissa_niter_[number of iters]": "pissa_niter_4"}
+
+
+@dataclass(frozen=True)
+class MatrixMethod:
+    """One way to adapt a family.
+
+    Attributes:
+        name: the method's, as a plan takes it, or the initializer's.
+        method: as ``plan`` takes it.
+        options: further arguments of ``plan``: what makes it fit a twin, and the initializer.
+        initializer: where it is LoRA from an initializer.
+    """
+
+    name: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    initializer: Initializer | None = None
+
+
+def matrix_methods() -> tuple[str, ...]:
+    """Return every method of the installed PEFT that adapts layers, then LoRA's initializers, by name."""
+    initializers = (_WRITTEN_OUT.get(name, name) for name in initializer_names())
+    return (*method_names(), *initializers)
+
+
+def matrix_method(name: str) -> MatrixMethod:
+    """Return a method by its name.
+
+    Raises:
+        PlanError: ``method-unknown``, or ``method-not-for-layers``.
+    """
+    known = matrix_methods()
+    if name in method_names():
+        ranked = bool(method_named(name).defaults.get(method_named(name).rank_field or ""))
+        return MatrixMethod(name, name, {**({"r": _RANK} if ranked else {}), **_FIELDS.get(name, {})})
+    if name in known:
+        return MatrixMethod(name, "lora", {"r": _RANK, "init_lora_weights": name}, initializer_of(name))
+    method_named(name)  # raises what a plan would
+    raise PlanError(
+        f"unknown method {name!r}", help=suggest(name, known) or "method='lora'", code="method-unknown"
+    )

@@ -1,0 +1,91 @@
+"""From findings and errors to the outcome of a check."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from graftkit.errors import AttachError, GraftError, PlanError
+from graftkit.findings import Finding, Severity
+from graftkit.matrix.cell import Outcome, Verdict
+from graftkit.text import describe, printable
+
+# What PEFT raises on purpose, where a method does not do what is asked.
+DELIBERATE = (NotImplementedError, ValueError, TypeError)
+_LONGEST = 500
+
+
+def guarded(check: Callable[[], Outcome]) -> Outcome:
+    """Return the outcome of a check; an error that it raises is one too, and never lost."""
+    try:
+        return check()
+    except GraftError as error:
+        return of_error(error)
+    except Exception as error:  # whatever a model, PEFT or a library runs into is what the matrix is for
+        evidence = {"error": _class(error), **_place(error)}
+        return Outcome(Verdict.FAILED, _short(describe(error)), ("unexpected",), evidence)
+
+
+def of_error(error: GraftError) -> Outcome:
+    """Return the outcome of an error that graftkit raised on purpose.
+
+    A plan that is refused, and a method that PEFT refuses on purpose, are refusals; anything else failed.
+    """
+    cause = error.__cause__
+    refused = isinstance(error, PlanError) or (isinstance(error, AttachError) and isinstance(cause, DELIBERATE))
+    evidence = {} if cause is None else {"error": _class(cause)}
+    message = _short(f"{error.what}: {error.why}" if error.why else error.what)
+    return Outcome(Verdict.REFUSED if refused else Verdict.FAILED, message, (error.code,), evidence)
+
+
+def of_findings(findings: Iterable[Finding]) -> Outcome:
+    """Return the outcome of a check that these findings decide: the worst of them counts."""
+    found = tuple(findings)
+    verdicts = {finding.code: verdict_of(finding) for finding in found}
+    worst = next(verdict for verdict in Verdict if verdict in verdicts.values())
+    missed = [finding for finding in found if verdicts[finding.code] is not Verdict.PROVEN]
+    return Outcome(
+        worst,
+        _short("; ".join(finding.message for finding in missed or found)),
+        tuple(finding.code for finding in missed),
+        {name: plain(value) for finding in found for name, value in finding.evidence.items()},
+    )
+
+
+def verdict_of(finding: Finding) -> Verdict:
+    """Return what a finding means for its check: a rule that crashed failed, one that could not decide did not."""
+    if finding.severity is Severity.OK:
+        return Verdict.PROVEN
+    if finding.severity is not Severity.UNKNOWN:
+        return Verdict.FAILED
+    if finding.evidence.get("refused"):
+        return Verdict.REFUSED
+    return Verdict.FAILED if "error" in finding.evidence else Verdict.UNKNOWN
+
+
+def plain(value: Any) -> Any:
+    """Return a figure as JSON has it; a number that is not finite becomes its name."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (str, int, bool, type(None))) else _short(str(value))
+
+
+def _class(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _place(error: BaseException) -> dict[str, str]:
+    """Return the file and line that raised, without the folders of this machine."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return {"raised_at": f"{'/'.join(Path(frames[-1].filename).parts[-3:])}:{frames[-1].lineno}"} if frames else {}
+
+
+def _short(text: str) -> str:
+    return printable(" ".join(text.split()), _LONGEST)
