@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Before any Hugging Face package is imported, in this process and in those that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,6 +21,16 @@ import graftkit as gk
 torch.set_num_threads(1)
 
 USUAL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _new_assets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty cache of what was found out about classes: an earlier run must not decide what this one sees."""
+    folder = str(tmp_path_factory.mktemp("assets"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ASSETS_CACHE", folder)
+        patch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -16,7 +16,15 @@ def on_device_of(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
 
 
-def cast_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the batch on the model's device, its floating-point tensors in the model's type."""
+def cast_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the batch on the model's device, its floating-point tensors in the model's type; flags stay."""
+    import torch
+
     device, dtype = model.device, model.dtype
-    return {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in batch.items()}
+
+    def cast(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+
+    return {name: cast(value) for name, value in batch.items()}

@@ -156,8 +156,8 @@ def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig, 
         )
 
 
-def _find_batch(model: PreTrainedModel, _seconds: float) -> Mapping[str, torch.Tensor]:
-    return example_batch(model)
+def _find_batch(model: PreTrainedModel, seconds: float) -> Mapping[str, torch.Tensor]:
+    return example_batch(model, seconds=seconds)
 
 
 def _batch_or_none(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:

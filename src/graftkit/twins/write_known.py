@@ -6,15 +6,19 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.errors import GraftError
-from graftkit.families._known_twins import KNOWN_TWINS, KnownTwin, read_known_twins
+from graftkit.families import family_of
+from graftkit.families._known_twins import KNOWN_TWINS, KnownTwin, known_twins, read_known_twins
 from graftkit.files import write_text
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
+from graftkit.surveying.sources.quiet import quiet_transformers
+from graftkit.twins.batches.search import NoRecipe, find_recipe
 from graftkit.twins.description import describe_twin
 from graftkit.twins.example_batch import example_batch
 from graftkit.twins.reaching.find import find_patterns
@@ -52,8 +56,12 @@ def _kept(model: PreTrainedModel) -> tuple[str, ...]:
     return describe_twin(model).kept
 
 
-def _batch(_model: PreTrainedModel) -> Mapping[str, Mapping[str, str]]:
-    return {}
+def _batch(model: PreTrainedModel) -> Mapping[str, Mapping[str, str]]:
+    family = family_of(model.config.model_type)
+    if family is not None and family.example_inputs is not None:
+        return {}
+    with quiet_transformers():
+        return find_recipe(model).recipe
 
 
 def _unreached(model: PreTrainedModel) -> Mapping[str, tuple[str, ...]]:
@@ -98,12 +106,13 @@ def write(path: Path, model_types: Iterable[str]) -> list[str]:
     wanted, without = list(model_types), []
     for number, model_type in enumerate(wanted, 1):
         began = time.monotonic()
-        entries = read_known_twins(path)
+        entries = {name: e for name, e in read_known_twins(path).items() if e.model_type != model_type}
         try:
-            entry = entry_for(model_type)
-        except GraftError as error:
+            with _forgotten(path, entries):
+                entry = entry_for(model_type)
+        except (GraftError, NoRecipe) as error:
             without.append(model_type)
-            outcome = f"no entry: {error.what}: {error.why}".splitlines()[0]
+            outcome = f"no entry: {error}".splitlines()[0]
         else:
             owner = entries.get(entry.class_name)
             if owner is None or owner.model_type == model_type:
@@ -111,6 +120,18 @@ def write(path: Path, model_types: Iterable[str]) -> list[str]:
             outcome = entry.class_name
         _tell(f"[{number}/{len(wanted)}] {model_type} {time.monotonic() - began:.1f} s: {outcome}")
     return without
+
+
+@contextmanager
+def _forgotten(path: Path, entries: Mapping[str, KnownTwin]) -> Iterator[None]:
+    """Leave an entry out of the table while it is made, so that it is not made from itself."""
+    if path.is_file():
+        write_text(path, to_toml(entries.values()))
+    known_twins.cache_clear()
+    try:
+        yield
+    finally:
+        known_twins.cache_clear()
 
 
 def _tell(line: str) -> None:

@@ -1,0 +1,1 @@
+"""What each input of a forward may look like, best guess first: expressions of a recipe, by modality."""

@@ -1,0 +1,159 @@
+"""Candidates for images: dense pixels, and patches with the grid that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from graftkit.twins.batches.candidates.placeholders import with_placeholders
+from graftkit.twins.batches.facts import ModelFacts
+
+VISION = ("vision", "image", "visual", "vit", "backbone", "encoder")
+CHANNELS = ("num_channels", "in_channels", "in_chans", "image_channels")
+_TOKENS = ("image_token_id", "image_token_index", "image_patch_id", "img_context_token_id", "media_token_id")
+_MERGES = ("spatial_merge_size", "merge_size", "downsample_factor", "pooling_kernel_size", "model_patch_size")
+# For classes whose configuration states no size; larger ones only where a class insists.
+_SIDES = ("64", "128", "32", "224", "256", "384", "512")
+_NOT_PLAIN = ("prompt", "high_res", "local", "mask", "videos")
+
+
+def images(facts: ModelFacts) -> list[dict[str, str]]:
+    """Return groups of inputs for one image a row."""
+    name = _pixels(facts)
+    if name is None:
+        return []
+    grids = grid_inputs(facts, video=False)
+    packed = list(_packed(facts, name, grids)) if grids else []
+    dense = [] if name == "hidden_states" else list(_dense(facts, name))
+    groups = packed + dense if grids else dense
+    return with_placeholders(facts, groups, _TOKENS)
+
+
+def _pixels(facts: ModelFacts) -> str | None:
+    """Return the input that holds pixels or patches: by its name, else by its documented axes."""
+    for name in ("flattened_patches", "image_patches", "pixel_values", "image", "images"):
+        if facts.takes(name):
+            return name
+    if facts.takes("hidden_states") and grid_inputs(facts, video=False):
+        return "hidden_states"
+    axes = {"num_channels", "height", "image_size"}
+    return next(
+        (
+            i.name
+            for i in facts.inputs.values()
+            if axes & set(i.shape) and not any(w in i.name for w in _NOT_PLAIN)
+        ),
+        None,
+    )
+
+
+def grid_inputs(facts: ModelFacts, *, video: bool) -> list[str]:
+    """Return the inputs that say how patches lie in an image, or in a video."""
+    endings = ("grid_thw", "grid_hw", "spatial_shapes", "target_sizes", "position_ids", "image_grids")
+    own = ("grid_thw", "spatial_shapes", "target_sizes", "pixel_position_ids")
+    return [
+        name
+        for name in facts.inputs
+        if name.endswith(endings) and ("video" in name) == video and (video or "image" in name or name in own)
+    ]
+
+
+def grid_values(names: Iterable[str], frames: str, side: str, rows: str = "B") -> dict[str, str]:
+    """Return what the inputs of a grid hold where each row has ``side`` x ``side`` patches."""
+    values = {}
+    for name in names:
+        if name.endswith("thw"):
+            values[name] = f"rows({frames}, {side}, {side})"
+        elif name.endswith("position_ids"):
+            values[name] = f"patch_positions({rows}, {side}, {side})"
+        else:
+            values[name] = f"rows({side}, {side})"
+    return values
+
+
+def _packed(facts: ModelFacts, name: str, grids: list[str]) -> Iterator[dict[str, str]]:
+    merge = merge_factor(facts)
+    sides = [f"2 * {merge}", f"4 * {merge}", "4", "8"]
+    for side in dict.fromkeys(sides):
+        extra = grid_values(grids, "1", side)
+        for names in ("merge_sizes", "image_merge_sizes"):
+            if facts.takes(names):
+                extra[names] = f"each({merge})"
+        padded = name == "pixel_values" and not any(grid.endswith(("thw", "hw")) for grid in grids)
+        for shape in patch_shapes(facts, f"({side}) ** 2", padded=padded):
+            masks = {}
+            if facts.takes("pixel_attention_mask"):
+                masks["pixel_attention_mask"] = f"ones(B, ({side}) ** 2)"
+            yield {name: f"normal({shape})", **extra, **masks}
+
+
+def merge_factor(facts: ModelFacts) -> str:
+    """Return into how few a tower merges the patches of one side."""
+    kernel = facts.fields(("merge_kernel_size",), VISION)
+    if kernel and isinstance(facts.value(kernel[0]), list | tuple):
+        return f"{kernel[0]}[0]"
+    return facts.count(_MERGES, 1, VISION)
+
+
+def patch_shapes(facts: ModelFacts, patches: str, *, padded: bool) -> list[str]:
+    """Return shapes of patches, of which a row has so many: packed over all rows, or padded row by row."""
+    channels = facts.count(CHANNELS, 3, VISION)
+    patch = facts.count(("patch_size", "model_patch_size"), 14, VISION)
+    frames = facts.count(("temporal_patch_size",), 1, VISION)
+    flat, square = f"{channels} * {patch} ** 2", f"{channels}, {patch}, {patch}"
+    rows = f"B * {patches}"
+    by_row = [f"B, {patches}, {flat}", f"B, {patches}, {square}"]
+    packed = [
+        f"{rows}, {channels} * {frames} * {patch} ** 2",
+        f"{rows}, {flat}",
+        f"{rows}, {square}",
+        f"1, {rows}, {square}",
+        f"{rows}, {channels}, {frames}, {patch}, {patch}",
+        f"{rows}, {frames}, {patch}, {patch}, {channels}",
+        f"1, {channels}, {patch}, {rows} * {patch}",
+        f"1, {rows}, {flat}",
+    ]
+    return by_row + packed if padded else packed + by_row
+
+
+def _dense(facts: ModelFacts, name: str) -> Iterator[dict[str, str]]:
+    shapes = sorted(_axes(facts, name), key=lambda at: at[0])
+    for _, shape in shapes:
+        group = {name: f"normal({', '.join(shape)})"}
+        if facts.takes("aspect_ratio_ids"):
+            tiles = shape[-4] if len(shape) > 4 else "1"
+            group |= {"aspect_ratio_ids": "ones(B, 1)", "aspect_ratio_mask": f"ones(B, 1, {tiles})"}
+        sized = group | {"image_sizes": f"rows({shape[-2]}, {shape[-1]})"}
+        groups = [group, sized] if facts.takes("image_sizes") else [group]
+        # A size belongs to what is cut into tiles; not every tower takes one.
+        yield from reversed(groups) if facts.fields(("image_grid_pinpoints",)) else groups
+
+
+def _axes(facts: ModelFacts, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield shapes with their rank: how far the size and the leading axes are from the best guess."""
+    channels = facts.count(CHANNELS, 3, VISION)
+    documented = len(facts.inputs[name].shape)
+    leading = [[], ["1"], ["2"], ["1", "1"], ["2", "2"]]
+    frames = facts.fields(("num_frames", "frames_per_clip", "max_num_tiles", "num_image_with_embedding"), VISION)
+    leading[1:1] = [[field] for field in frames] + [["1", field] for field in frames]
+    leading.sort(key=lambda axes: bool(documented) and len(axes) + 4 != documented)
+    for far, (height, width) in enumerate(image_sizes(facts)):
+        for deep, axes in enumerate(leading):
+            yield far + deep, ["B", *axes, channels, height, width]
+        if documented == 5:
+            for field in [*frames, "2"]:
+                yield far + len(leading), ["B", channels, field, height, width]
+
+
+def image_sizes(facts: ModelFacts) -> list[tuple[str, str]]:
+    """Return heights and widths: those that the configuration states, then usual ones."""
+    stated = facts.fields(("image_size", "input_size", "img_size"), VISION)
+    sizes = [(f"height({field})", f"width({field})") for field in stated if _is_size(facts.value(field))]
+    return [*sizes, *((side, side) for side in _SIDES), ("32", "128"), ("48", "320"), ("1024", "1024")]
+
+
+def _is_size(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(side, int) for side in value.values()) and bool(value)
+    if isinstance(value, list | tuple):
+        return len(value) >= 2 and all(isinstance(side, int) for side in value)
+    return isinstance(value, int) and value > 1
