@@ -119,6 +119,15 @@ def test_names_on_disk_differ_from_names_in_memory() -> None:
     assert plain.checkpoint_keys == ("model.layers.0.self_attn.q_proj.weight",)
 
 
+def test_experts_that_a_checkpoint_counts_through_two_towers() -> None:
+    found = gk.survey("ernie4_5_vl_moe")
+    experts = "model.language_model.layers.1.mlp.{}_moe.experts.down_proj"
+    text, vision = found[experts.format("text")], found[experts.format("vision")]
+    first, last = "model.layers.1.mlp.experts.{}.down_proj.weight".format, len(text.checkpoint_keys)
+    assert text.checkpoint_keys == tuple(first(n) for n in range(last))
+    assert vision.checkpoint_keys == tuple(first(n) for n in range(last, last + len(vision.checkpoint_keys)))
+
+
 class Router(nn.Linear):
     """A Linear subclass that computes something else (llama4 and phimoe have one)."""
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from graftkit.surveying.checkpoint.origins import recording_origins
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -23,7 +25,7 @@ def stored_shapes(model: nn.Module, names: Iterable[str]) -> dict[str, dict[str,
     """Return, for each parameter or buffer of ``names``, the checkpoint keys that hold it and their shapes.
 
     Source: ``transformers.core_model_loading.revert_weight_conversion``, which ``save_pretrained`` uses; it is
-    run on meta tensors of the right shape, one parameter at a time.
+    run on meta tensors of the right shapes.
     """
     from transformers import PreTrainedModel
 
@@ -34,7 +36,10 @@ def stored_shapes(model: nn.Module, names: Iterable[str]) -> dict[str, dict[str,
     stand_in = _StandIn(model)
     if not stand_in._weight_conversions:
         return unchanged
-    return {name: _revert(stand_in, name, tensors[name].shape) for name in unchanged}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    together = _revert(stand_in, shapes)
+    # Two names of which both are stored under one key: the second one took it.
+    return {name: together.get(name) or _revert(stand_in, {name: shapes[name]})[name] for name in unchanged}
 
 
 class _StandIn:
@@ -55,12 +60,23 @@ class _StandIn:
         return getattr(self._model, name)
 
 
-def _revert(stand_in: _StandIn, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def _revert(stand_in: _StandIn, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return, for each parameter, the checkpoint keys that it has a part in, and their shapes.
+
+    They are reverted together, because a key may hold several parameters, and several parameters may be spread
+    over several keys: the experts of two towers that a checkpoint counts through, for one.
+    """
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
-    reverted = revert_weight_conversion(stand_in, {name: torch.empty(shape, device="meta")})
-    return {key: tuple(tensor.shape) for key, tensor in reverted.items()}
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    with recording_origins(tensors) as origins_of:
+        reverted = revert_weight_conversion(stand_in, tensors)
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, tensor in reverted.items():
+        for name in origins_of(tensor):
+            found.setdefault(name, {})[key] = tuple(tensor.shape)
+    return found
 
 
 @dataclass(frozen=True)
