@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,3 +32,38 @@ def progress_bar(*, in_bytes: bool = False) -> Iterator[Callable[[Progress], Non
             bar.update(task, description=progress.step, completed=progress.done, total=progress.total)
 
         yield show
+
+
+# Without a terminal, how many seconds lie between two lines on how far a run is.
+_BETWEEN_LINES = 60.0
+
+
+@contextmanager
+def timed_progress(expected: float) -> Iterator[Callable[[Progress], None]]:
+    """Show how far a long run is and how long it will still take: a bar in a terminal, else a line a minute.
+
+    Args:
+        expected: seconds that the whole run was estimated to take; what was done so far corrects it.
+    """
+    began = last = time.monotonic()
+    with progress_bar() as on_progress:
+
+        def show(progress: Progress) -> None:
+            nonlocal last
+            now = time.monotonic()
+            left = _left(expected, now - began, progress)
+            on_progress(replace(progress, step=f"{progress.step}, {left} left"))
+            if not sys.stderr.isatty() and now - last >= _BETWEEN_LINES:
+                last = now
+                sys.stderr.write(f"{progress.done} of {progress.total}, {left} left\n")
+
+        yield show
+
+
+def _left(expected: float, passed: float, progress: Progress) -> str:
+    """Return the time that is left, as "1:05 h": the estimate counts less, the more is done."""
+    share = progress.done / progress.total if progress.total else 0.0
+    by_pace = passed / share if share else expected
+    seconds = max(0.0, (1 - share) * (share * by_pace + (1 - share) * expected))
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02} h"

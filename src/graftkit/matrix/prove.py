@@ -16,10 +16,10 @@ from graftkit.checks.verify import verify
 from graftkit.errors import PlanError
 from graftkit.findings import Finding
 from graftkit.matrix.cell import Cell, Check, Outcome, Verdict
-from graftkit.matrix.methods import MatrixMethod, matrix_method
-from graftkit.matrix.origin import made_from, versions
-from graftkit.matrix.outcomes import guarded, of_findings
-from graftkit.matrix.subject import Subject, prepare
+from graftkit.matrix.trials.methods import MatrixMethod, matrix_method
+from graftkit.matrix.trials.origin import made_from, versions
+from graftkit.matrix.trials.outcomes import guarded, of_findings
+from graftkit.matrix.trials.subject import Subject, prepare
 from graftkit.planning.plan import Plan, plan
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings

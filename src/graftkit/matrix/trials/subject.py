@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.probes.quantizing import quantized
 from graftkit.matrix.cell import Outcome, Verdict
-from graftkit.matrix.outcomes import guarded
+from graftkit.matrix.trials.outcomes import guarded
 from graftkit.planning.quantization import plan_quantization
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of

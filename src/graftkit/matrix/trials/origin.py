@@ -9,6 +9,7 @@ from pathlib import Path
 import graftkit
 from graftkit.env import version_of
 from graftkit.families import family_of
+from graftkit.families._known_twins import known_twins
 
 _PACKAGES = ("graftkit", "transformers", "peft", "torch")
 # The rooms, and the folders of rooms, whose code an outcome depends on. Families are hashed one by one.
@@ -23,10 +24,8 @@ _CODE = (
     "checks/rules/contract",
     "checks/rules/training",
     "checks/verify.py",
-    "matrix/methods.py",
-    "matrix/outcomes.py",
     "matrix/prove.py",
-    "matrix/subject.py",
+    "matrix/trials",
 )
 
 
@@ -42,6 +41,8 @@ def made_from(model_type: str) -> str:
     family = family_of(model_type)
     if family is not None:
         digest.update((_root() / "families" / f"{family.name}.py").read_bytes())
+    known = (twin for twin in known_twins().values() if twin.model_type == model_type)
+    digest.update(repr(sorted(known, key=lambda twin: twin.class_name)).encode())
     return digest.hexdigest()[:12]
 
 
