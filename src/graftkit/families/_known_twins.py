@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+_HEADER = """\
+# What is known of each model class's twin: `make families` writes it, `make families TYPES=a,b` those types alone.
+# `graftkit.families._known_twins.KnownTwin` says what the keys mean.
+"""
 
 KNOWN_TWINS = Path(__file__).with_name("known_twins.toml")
 
@@ -65,3 +71,20 @@ def _known_twin(class_name: str, fields: Mapping[str, Any]) -> KnownTwin:
         batch=fields.get("batch", {}),
         unreached={cause: tuple(patterns) for cause, patterns in fields.get("unreached", {}).items()},
     )
+
+
+def to_toml(entries: Iterable[KnownTwin]) -> str:
+    """Return the table, sorted by class name, one input a line."""
+    ordered = sorted(entries, key=lambda entry: entry.class_name)
+    return "\n".join([_HEADER, *(_entry_lines(entry) for entry in ordered)])
+
+
+def _entry_lines(entry: KnownTwin) -> str:
+    lines = [f"[{entry.class_name}]"]
+    lines += [f"model_type = {json.dumps(entry.model_type)}", f"sources = {json.dumps(entry.sources)}"]
+    if entry.kept:
+        lines.append(f"kept = {json.dumps(list(entry.kept))}")
+    lines += [f"unreached.{cause} = {json.dumps(patterns)}" for cause, patterns in entry.unreached.items()]
+    for modality, inputs in entry.batch.items():
+        lines += [f"batch.{modality}.{name} = {json.dumps(value)}" for name, value in inputs.items()]
+    return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,9 @@ from graftkit.modeling.module_mode import evaluating
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.progress import Progress
 from graftkit.surveying.sources.quiet import quiet_transformers
-from graftkit.twins.batches.found import cache_recipe, cached_recipe
-from graftkit.twins.batches.recipe import MODALITIES, Recipe, make_batch
+from graftkit.twins.batches.recipe import MODALITIES, Recipe, is_recipe, make_batch
 from graftkit.twins.batches.search import SECONDS, NoRecipe, find_recipe
+from graftkit.twins.remembered import Fact, recall, remember
 
 if TYPE_CHECKING:
     import torch
@@ -71,19 +71,12 @@ def example_batch(
             try:
                 batch = cast_inputs(base, make(_generator(seed)))
                 _try(base, batch)
-            except NoRecipe as error:
-                refused = error.failure.error if error.failure else error
             except Exception as error:
-                refused = refused or error
+                refused = error if isinstance(error, NoRecipe) else refused or error
             else:
                 return batch
-    raise BuildError(
-        f"no example batch is known for {type(base).__name__}",
-        where=getattr(getattr(base, "config", None), "model_type", None),
-        why=f"{type(refused).__name__}: {refused}".strip(),
-        help="pass your own batch",
-        code="twin",
-    ) from refused
+    refused = refused or ValueError("it is too large to be searched")
+    raise _no_batch(base, refused) from _cause(refused)
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -106,8 +99,8 @@ def _ways(
         return
     model_class = type(model)
     known = known_twin(model_class.__name__)
-    for recipe in (known.batch if known else None, cached_recipe(model_class)):
-        if recipe:
+    for recipe in (known.batch if known else None, recall(Fact.BATCH, model_class)):
+        if recipe and is_recipe(recipe):
             yield partial(_made, model, batch_size, modalities, recipe)
     if _is_small(model):
         yield lambda generator: _made(model, batch_size, modalities, search.recipe(model), generator)
@@ -124,14 +117,63 @@ def _made(
 
 
 @dataclass(frozen=True)
+class Searched:
+    """The outcome of a search on one model.
+
+    Attributes:
+        batch: inputs on the model's device, that it ran on.
+        recipe: what they were made from; None where the family's own code made them.
+        unfed: why modalities are missing that the forward takes, by modality.
+    """
+
+    batch: Mapping[str, Any]
+    recipe: Recipe | None = None
+    unfed: Mapping[str, Exception] = field(default_factory=dict)
+
+
+def search_batch(model: PreTrainedModel, *, seconds: float = SECONDS) -> Searched:
+    """Search for a batch on a small model, whatever is known or remembered of its class.
+
+    Raises:
+        BuildError: code ``twin``, where none is found.
+    """
+    family = family_of(model.config.model_type)
+    if family is not None and family.example_inputs is not None:
+        return Searched(example_batch(model))
+    try:
+        with quiet_transformers():
+            found = find_recipe(model, seconds=seconds)
+            batch = cast_inputs(model, make_batch(found.recipe, model, 2, _generator(0)))
+    except Exception as error:
+        raise _no_batch(model, error) from _cause(error)
+    return Searched(batch, found.recipe, {m: failure.error for m, failure in found.unfed.items()})
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what a model raised, where that is why a search found nothing."""
+    return error.failure.error if isinstance(error, NoRecipe) and error.failure else error
+
+
+def _no_batch(model: PreTrainedModel, error: Exception) -> BuildError:
+    cause = _cause(error)
+    return BuildError(
+        f"no example batch is known for {type(model).__name__}",
+        where=getattr(getattr(model, "config", None), "model_type", None),
+        why=f"{type(cause).__name__}: {cause}".strip(),
+        help="pass your own batch",
+        code="twin",
+    )
+
+
+@dataclass(frozen=True)
 class _Search:
     seconds: float
     on_progress: Callable[[Progress], None] | None
 
     def recipe(self, model: PreTrainedModel) -> Recipe:
-        found = find_recipe(model, seconds=self.seconds, on_progress=self.on_progress).recipe
-        cache_recipe(type(model), found)
-        return found
+        recipe = find_recipe(model, seconds=self.seconds, on_progress=self.on_progress).recipe
+        remember(Fact.BATCH, type(model), recipe)
+        return recipe
 
 
 def _is_small(model: PreTrainedModel) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import traceback
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.progress import Progress
+from graftkit.twins.example_batch import Searched
 from graftkit.twins.shrink import changed_fields
 from graftkit.twins.sizes.field_sizes import LAYER_COUNTS
 from graftkit.twins.sizes.kept import EVERY_WIDTH, EVERYTHING, OWN_WIDTHS
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 # How long the climb for an unknown class may take in all.
@@ -43,19 +44,24 @@ class Attempt:
     Attributes:
         kept: what was not shrunk, as patterns over the configuration's fields.
         model: the twin, or None where it cannot be built.
-        batch: inputs that it ran on, or None where none was found.
-        error: why there is no model, or no batch.
+        found: the batch that it ran on, and what that does not feed; None where none was found.
+        error: why there is no model, no batch, or none that feeds everything.
     """
 
     kept: frozenset[str]
     model: PreTrainedModel | None = None
-    batch: Mapping[str, torch.Tensor] | None = None
+    found: Searched | None = None
     error: BuildError | None = None
 
     @property
     def runs(self) -> bool | None:
         """Whether a batch ran on the model; None where none was tried."""
-        return None if self.batch is None and self.error is None else self.batch is not None
+        return None if self.found is None and self.error is None else self.found is not None
+
+    @property
+    def missing(self) -> float:
+        """How many modalities the batch does not feed; infinite without a batch."""
+        return len(self.found.unfed) if self.found else math.inf
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,15 @@ class Ladder:
 
     config: PretrainedConfig
     build: Callable[[frozenset[str]], PreTrainedModel]
-    find_batch: Callable[[PreTrainedModel, float], Mapping[str, torch.Tensor]]
+    find_batch: Callable[[PreTrainedModel, float], Searched]
     overrides: Mapping[str, Any] | None = None
     on_progress: Callable[[Progress], None] | None = None
     seconds: float = SECONDS
 
     def climb(self) -> Attempt:
-        """Return the first step that builds and runs; where none runs, the first that builds.
+        """Return the first step that builds and runs on a batch that feeds every modality it takes.
+
+        Where there is none, the first that leaves the fewest unfed; where none runs, the first that builds.
 
         Nothing is kept at first, then the fields that the errors name, then the widths of one part after the
         other, then everything but the layers, then these too.
@@ -94,8 +102,11 @@ class Ladder:
             if left <= 0 and attempts:
                 break
             attempts.append(self._attempt(kept, len(attempts), left))
-            if attempts[-1].batch is not None:
-                return self._without_what_is_not_needed(attempts[-1], until)
+            if not attempts[-1].missing:
+                break
+        best = min(attempts, key=lambda attempt: attempt.missing)
+        if best.found is not None:
+            return self._without_what_is_not_needed(best, until)
         for attempt in attempts:
             if attempt.model is not None:
                 return attempt
@@ -127,10 +138,10 @@ class Ladder:
         except BuildError as error:
             return Attempt(kept, error=error)
         try:
-            batch = self.find_batch(model, min(seconds, _LATER_SEARCH if kept else _FIRST_SEARCH))
+            found = self.find_batch(model, min(seconds, _LATER_SEARCH if kept else _FIRST_SEARCH))
         except BuildError as error:
             return Attempt(kept, model, error=error)
-        return Attempt(kept, model, batch)
+        return Attempt(kept, model, found, _unfed(found))
 
     def _without_what_is_not_needed(self, attempt: Attempt, until: float) -> Attempt:
         """Shrink each kept field after all, where the twin runs without it: an error names more than its cause."""
@@ -138,12 +149,21 @@ class Ladder:
             if time.monotonic() > until:
                 break
             fewer = self._attempt(attempt.kept - {name}, len(attempt.kept), until - time.monotonic())
-            if fewer.batch is not None:
+            if fewer.missing <= attempt.missing:
                 attempt = fewer
         return attempt
 
     def _changed(self, kept: frozenset[str]) -> frozenset[str]:
         return frozenset(changed_fields(self.config, self.overrides, kept=kept))
+
+
+def _unfed(found: Searched) -> BuildError | None:
+    """Return the error of the first modality that a batch does not feed."""
+    for modality, cause in found.unfed.items():
+        error = BuildError(f"no batch with {modality} runs", why=str(cause), code="twin")
+        error.__cause__ = cause
+        return error
+    return None
 
 
 def _step(config: PretrainedConfig, kept: frozenset[str]) -> str:

@@ -18,8 +18,9 @@ from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.twins.bounds import calibrate_bounds
 from graftkit.twins.description import attach_description
-from graftkit.twins.example_batch import example_batch
+from graftkit.twins.example_batch import Searched, example_batch, search_batch
 from graftkit.twins.ladder import Attempt, Ladder, TooLargeError
+from graftkit.twins.remembered import Fact, recall, remember
 from graftkit.twins.shrink import no_twin, shrink
 from graftkit.twins.weights import redraw_weights
 
@@ -68,11 +69,11 @@ def twin(
     config, model_class = _resolve(source, trust_remote_code, revision)
     made = _Recipe(config, model_class, overrides, dtype or torch.float32, seed)
     with quiet_transformers(), one_thread(), torch.random.fork_rng(devices=[]):
-        built = _known(made) or Ladder(config, made.build, _find_batch, overrides, on_progress).climb()
+        built = _known(made) or _climbed(made, on_progress)
         model = built.model
         assert model is not None
         if bounded_wrappers(model):
-            calibrate_bounds(model, built.batch or _batch_or_none(model))
+            calibrate_bounds(model, built.found.batch if built.found else _batch_or_none(model))
     attach_description(model, config, overrides=overrides, kept=built.kept, runs=built.runs)
     return model
 
@@ -103,13 +104,24 @@ class _Recipe:
 def _known(made: _Recipe) -> Attempt | None:
     """Return the twin of a class that the table knows, or None where that does not fit the configuration."""
     known = known_twin(made.model_class.__name__)
-    if known is None:
+    remembered = known.kept if known else recall(Fact.KEPT, made.model_class)
+    if remembered is None:
         return None
-    kept = frozenset(known.kept)
+    kept = frozenset(remembered)
     try:
         return Attempt(kept, made.build(kept))
     except BuildError:
         return None
+
+
+def _climbed(made: _Recipe, on_progress: Callable[[Progress], None] | None) -> Attempt:
+    """Return the smallest twin that runs, and remember it for classes that transformers does not have."""
+    built = Ladder(made.config, made.build, _find_batch, made.overrides, on_progress).climb()
+    if built.found is not None and not made.overrides:
+        remember(Fact.KEPT, made.model_class, sorted(built.kept))
+        if built.found.recipe:
+            remember(Fact.BATCH, made.model_class, built.found.recipe)
+    return built
 
 
 def _resolve(
@@ -156,8 +168,8 @@ def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig, 
         )
 
 
-def _find_batch(model: PreTrainedModel, seconds: float) -> Mapping[str, torch.Tensor]:
-    return example_batch(model, seconds=seconds)
+def _find_batch(model: PreTrainedModel, seconds: float) -> Searched:
+    return search_batch(model, seconds=seconds)
 
 
 def _batch_or_none(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:

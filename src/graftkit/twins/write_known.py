@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.errors import GraftError
 from graftkit.families import family_of
-from graftkit.families._known_twins import KNOWN_TWINS, KnownTwin, known_twins, read_known_twins
+from graftkit.families._known_twins import KNOWN_TWINS, KnownTwin, known_twins, read_known_twins, to_toml
 from graftkit.files import write_text
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
@@ -22,16 +21,12 @@ from graftkit.twins.batches.search import NoRecipe, find_recipe
 from graftkit.twins.description import describe_twin
 from graftkit.twins.example_batch import example_batch
 from graftkit.twins.reaching.find import find_patterns
+from graftkit.twins.remembered import forget
 from graftkit.twins.source_hash import source_hash
 from graftkit.twins.twin import twin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_HEADER = """\
-# What is known of each model class's twin: `make families` writes it, `make families TYPES=a,b` those types alone.
-# `graftkit.families._known_twins.KnownTwin` says what the keys mean.
-"""
 
 
 def entry_for(model_type: str) -> KnownTwin:
@@ -41,6 +36,7 @@ def entry_for(model_type: str) -> KnownTwin:
         GraftError: there is no such class, or no twin of it runs.
     """
     model_class = model_class_of(load_config(model_type))
+    forget(model_class)
     model = twin(model_type)
     return KnownTwin(
         model_class.__name__,
@@ -66,23 +62,6 @@ def _batch(model: PreTrainedModel) -> Mapping[str, Mapping[str, str]]:
 
 def _unreached(model: PreTrainedModel) -> Mapping[str, tuple[str, ...]]:
     return find_patterns(model, example_batch(model))
-
-
-def to_toml(entries: Iterable[KnownTwin]) -> str:
-    """Return the table, sorted by class name, one input a line."""
-    ordered = sorted(entries, key=lambda entry: entry.class_name)
-    return "\n".join([_HEADER, *(_entry_lines(entry) for entry in ordered)])
-
-
-def _entry_lines(entry: KnownTwin) -> str:
-    lines = [f"[{entry.class_name}]"]
-    lines += [f"model_type = {json.dumps(entry.model_type)}", f"sources = {json.dumps(entry.sources)}"]
-    if entry.kept:
-        lines.append(f"kept = {json.dumps(list(entry.kept))}")
-    lines += [f"unreached.{cause} = {json.dumps(patterns)}" for cause, patterns in entry.unreached.items()]
-    for modality, inputs in entry.batch.items():
-        lines += [f"batch.{modality}.{name} = {json.dumps(value)}" for name, value in inputs.items()]
-    return "\n".join(lines) + "\n"
 
 
 def stale(path: Path, model_types: Iterable[str]) -> dict[str, str]:

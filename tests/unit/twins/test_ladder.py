@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from graftkit.errors import BuildError
 from graftkit.twins.description import describe_twin
+from graftkit.twins.example_batch import Searched
 from graftkit.twins.ladder import Ladder, TooLargeError, named_fields
 from graftkit.twins.shrink import changed_fields, shrink
 from graftkit.twins.twin import twin
@@ -68,7 +69,7 @@ def _ladder(wants, *, config=None, overrides=None, steps=None, seconds=30.0):
             wants(model.config)
         except ValueError as error:
             raise BuildError("no batch", code="twin") from error
-        return {"x": torch.zeros(1)}
+        return Searched({"x": torch.zeros(1)})
 
     on_progress = None if steps is None else steps.append
     return Ladder(config, build, find_batch, overrides, on_progress, seconds)

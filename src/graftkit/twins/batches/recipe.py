@@ -67,6 +67,12 @@ def make_batch(
     return maker.batch
 
 
+def is_recipe(value: Any) -> bool:
+    """Check whether a value that was read from a file has the form of a recipe."""
+    groups = value.values() if isinstance(value, Mapping) else [None]
+    return all(isinstance(group, Mapping) and all(isinstance(e, str) for e in group.values()) for group in groups)
+
+
 def _has_parts(config: PretrainedConfig, inputs: Mapping[str, str]) -> bool:
     """Check that a configuration has every part whose fields the expressions name."""
     named = {name for expression in inputs.values() for name in _NAME.findall(expression)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graftkit.progress import Progress
@@ -33,10 +33,17 @@ _SEEDS = (0, 1)
 
 @dataclass(frozen=True)
 class Found:
-    """A recipe that runs, and what one forward of it reached."""
+    """A recipe that runs, and what one forward of it reached.
+
+    Attributes:
+        recipe: it ran.
+        trial: that forward pass.
+        unfed: modalities that the forward takes and of which no candidate ran, with the best one's failure.
+    """
 
     recipe: Recipe
     trial: Trial
+    unfed: Mapping[str, Failure] = field(default_factory=dict)
 
 
 class NoRecipe(Exception):  # noqa: N818 (says what there is not)
@@ -71,10 +78,11 @@ def find_recipe(
         search = _Search(ModelFacts(model), watched, time.monotonic() + seconds, on_progress)
         found = search.start()
         if found is None:
-            raise NoRecipe(search.furthest.failure if search.furthest else None)
+            furthest = max(search.failures, key=lambda trial: trial.reach, default=None)
+            raise NoRecipe(furthest.failure if furthest else None)
         for extend in (search.add_modalities, search.add_labels, search.add_optional, search.route_to_experts):
             found = extend(found)
-    return found
+    return replace(found, unfed={m: f for m, f in search.unfed.items() if m not in found.recipe})
 
 
 @dataclass
@@ -83,9 +91,10 @@ class _Search:
     trials: Trials
     deadline: float
     on_progress: Callable[[Progress], None] | None
-    furthest: Trial | None = None
+    failures: list[Trial] = field(default_factory=list)
     best: int = 0
     tried: set[str] = field(default_factory=set)
+    unfed: dict[str, Failure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.total = sum(is_linear(module) for module in self.facts.model.modules())
@@ -101,8 +110,8 @@ class _Search:
 
     # Trials
 
-    def attempt(self, recipe: Recipe) -> Found | None:
-        """Run a recipe, repaired as often as that helps."""
+    def attempt(self, recipe: Recipe, failures: list[Trial] | None = None) -> Found | None:
+        """Run a recipe, repaired as often as that helps; trials that failed are added to ``failures``."""
         for _ in range(_REPAIRS):
             key = repr(sorted((g, sorted(i.items())) for g, i in recipe.items() if i))
             if self.is_over or key in self.tried:
@@ -112,8 +121,7 @@ class _Search:
             if trial.failure is None:
                 self.best = max(self.best, len(trial.linears))
                 return Found({group: inputs for group, inputs in recipe.items() if inputs}, trial)
-            if self.furthest is None or trial.reach > self.furthest.reach:
-                self.furthest = trial
+            self.failures.append(trial) if failures is None else failures.append(trial)
             changed = repaired(self.facts, recipe, trial.failure)
             if changed is None:
                 return None
@@ -171,9 +179,13 @@ class _Search:
     def add_modalities(self, found: Found) -> Found:
         """Feed every modality that the class takes beside those that are fed."""
         for modality, groups in self.options.items():
-            if modality not in found.recipe:
-                tried = (self.attempt({**found.recipe, modality: group}) for group in groups[:_BESIDE])
+            if modality not in found.recipe and groups:
+                failures: list[Trial] = []
+                tried = (self.attempt({**found.recipe, modality: group}, failures) for group in groups[:_BESIDE])
                 found = self.first_gain(found, tried)
+                furthest = max(failures, key=lambda trial: trial.reach, default=None)
+                if modality not in found.recipe and furthest and furthest.failure:
+                    self.unfed[modality] = furthest.failure
         words = texts(self.facts)
         if words and "text" not in found.recipe:
             found = self.first_gain(found, (self.attempt({**found.recipe, "text": text}) for text in words))
