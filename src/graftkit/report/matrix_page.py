@@ -78,6 +78,7 @@ class MatrixKey:
         proof: the checks that a family has to pass to have the best outcome.
         uncounted: verdicts that say nothing for or against: totals leave them out.
         methods: the methods that come first; the page opens with the first of them.
+        released: release of transformers -> the day it was made (ISO 8601), oldest first.
     """
 
     verdicts: Mapping[str, str]
@@ -85,6 +86,7 @@ class MatrixKey:
     proof: tuple[str, ...]
     uncounted: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("lora",)
+    released: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> str:
@@ -122,8 +124,8 @@ class _Encoder:
         self._codes: _Table[str] = _Table()
         self._figures: _Table[tuple[str, ...]] = _Table()
         self._versions: _Table[tuple[tuple[str, str], ...]] = _Table()
-        self._families = [self._family(family) for family in families]
         self._key = key
+        self._families = [self._family(family) for family in families]
 
     def encode(self) -> dict[str, Any]:
         """Return the page's data: lists and numbers, as ``matrix.js`` reads them."""
@@ -132,6 +134,7 @@ class _Encoder:
             "uncounted": [self._verdicts.index(verdict) for verdict in self._key.uncounted],
             "checks": [[check, self._key.checks.get(check, "")] for check in self.checks],
             "proof": [check for check in self._key.proof if check in self.checks],
+            "released": dict(self._key.released),
             "methods": self.methods,
             "modalities": self.modalities,
             "messages": self._messages.values,
@@ -143,6 +146,8 @@ class _Encoder:
         }
 
     def _family(self, family: MatrixFamily) -> list[Any]:
+        if family.introduced is not None and family.introduced not in self._key.released:
+            raise ValueError(f"{family.model_type}: {family.introduced!r} is no release of the key")
         modalities = [self.modalities.index(name) for name in family.modalities]
         runs = sorted(family.runs, key=lambda run: self.methods.index(run.method))
         encoded = [self._run(family.model_type, run) for run in runs]
@@ -214,10 +219,15 @@ def _figure(value: Any) -> float | int | str:
     if isinstance(value, int | str):
         return value
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_figure(item)}" for name, item in value.items())
+        return ", ".join(f"{name}: {_nested(item)}" for name, item in value.items())
     if isinstance(value, Iterable):
-        return ", ".join(str(_figure(item)) for item in value)
+        return ", ".join(str(_nested(item)) for item in value)
     return str(value)
+
+
+def _nested(value: Any) -> float | int | str:
+    figure = _figure(value)
+    return f"({figure})" if isinstance(value, Mapping) else figure
 
 
 @dataclass(frozen=True)
@@ -274,7 +284,7 @@ def render_matrix(families: Sequence[MatrixFamily], key: MatrixKey, generated: s
         generated: one line for those who read the source: from what it is made, and how.
 
     Raises:
-        ValueError: there is no family, or a verdict that the key lacks.
+        ValueError: there is no family, or a verdict or release that the key lacks.
     """
     if not families:
         raise ValueError("a matrix without families has no page")

@@ -26,6 +26,7 @@ KEY = MatrixKey(
     checks={"twin": "Is one built?", "merge": "Does it merge?", "packing": "Is it packed?"},
     proof=("twin", "merge"),
     uncounted=("not-applicable",),
+    released={"5.20.0": "2026-08-01"},
 )
 VERSIONS = {"peft": "0.21.2", "torch": "2.13.0"}
 
@@ -125,9 +126,11 @@ def test_a_matrix_without_families_has_no_page() -> None:
         page_of()
 
 
-def test_a_verdict_that_the_key_lacks_is_refused() -> None:
+def test_what_the_key_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="splendid"):
         page_of(family("llama", MatrixRun("lora", "proven", (cell("twin", "splendid"),))))
+    with pytest.raises(ValueError, match=r"5\.21\.0"):
+        page_of(replace(VIT, introduced="5.21.0"))
 
 
 FIGURES = st.recursive(

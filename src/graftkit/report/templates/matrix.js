@@ -32,13 +32,15 @@
   });
   const byType = new Map(families.map((family) => [family.type, family]));
 
-  const release = (text) => text.split(".").map(Number);
-  const before = (a, b) => {
-    const [x, y] = [release(a), release(b)];
-    const place = x.findIndex((part, index) => part !== (y[index] ?? 0));
-    return place >= 0 && x[place] < (y[place] ?? 0);
+  // Releases are listed oldest first; "since" is one of them, or a year.
+  const releases = Object.keys(data.released);
+  const present = releases.filter((name) => families.some((family) => family.introduced === name)).reverse();
+  const yearOf = (name) => data.released[name].slice(0, 4);
+  const years = [...new Set(present.map(yearOf))];
+  const isSince = (introduced, since) => {
+    if (!introduced) return false;
+    return years.includes(since) ? yearOf(introduced) >= since : releases.indexOf(introduced) >= releases.indexOf(since);
   };
-  const releases = [...new Set(families.map((family) => family.introduced).filter(Boolean))].sort((a, b) => (before(a, b) ? 1 : -1));
 
   // ---- the state: what the filters say, and which cell is open; the address holds all of it
   const initial = () => ({ q: "", modality: [], method: data.methods[0], verdict: [], where: "outcome", since: "", cell: "" });
@@ -54,7 +56,7 @@
       method: among(given.get("method"), [...data.methods, EVERY], data.methods[0]),
       verdict: list("verdict", data.verdicts),
       where: among(given.get("in"), ["any", ...checks], "outcome"),
-      since: among(given.get("since"), releases, ""),
+      since: among(given.get("since"), [...years, ...present], ""),
       cell: given.get("cell") ?? "",
     };
   };
@@ -83,7 +85,7 @@
     if (!run && wanted.method !== EVERY) return false;
     if (!terms.every((term) => family.text.includes(term))) return false;
     if (!wanted.modality.every((modality) => family.modalities.includes(modality))) return false;
-    if (wanted.since && (!family.introduced || before(family.introduced, wanted.since))) return false;
+    if (wanted.since && !isSince(family.introduced, wanted.since)) return false;
     return !wanted.verdict.length || asked(family, run, wanted).some((digit) => wanted.verdict.includes(nameOf(digit)));
   };
 
@@ -114,7 +116,7 @@
 
   const buildRow = (family, place) => {
     const name = el("div", { class: "family", role: "rowheader", tabindex: -1, title: family.cls }, el("b", {}, family.type));
-    if (family.introduced) name.append(el("span", { class: "new" }, family.introduced));
+    if (family.introduced && yearOf(family.introduced) === years[0]) name.append(el("span", { class: "new" }, family.introduced));
     name.append(el("span", { class: "modalities" }, family.modalities.join(" ")));
     const row = el("div", { class: "row", role: "row" }, name);
     for (const column of columns) {
@@ -260,7 +262,7 @@
     table([
       ["class", family.cls || "none"],
       ["modalities", family.modalities.join(", ")],
-      ...(family.introduced ? [["in transformers since", family.introduced]] : []),
+      ...(family.introduced ? [["in transformers since", `${family.introduced}, ${data.released[family.introduced]}`]] : []),
     ]);
 
   const overview = (family) => {
@@ -367,10 +369,14 @@
   const setUp = () => {
     options(at("method"), [...data.methods.map((name) => [name, name]), ...(data.methods.length > 1 ? [[EVERY, "all methods"]] : [])]);
     options(at("where"), [["outcome", "outcome"], ["any", "any check"], ...checks.map((name) => [name, name])]);
-    options(at("since"), [["", "any release"], ...releases.map((name) => [name, name])]);
+    options(at("since"), [
+      ["", "any release"],
+      ...years.map((year) => [year, `in transformers since ${year}`]),
+      ...present.map((name) => [name, `${name}, ${data.released[name]}`]),
+    ]);
     chips(at("modalities"), data.modalities.map((name) => [name, name]), "modality");
     chips(at("verdicts"), presentVerdicts(), "verdict");
-    at("since-label").hidden = releases.length === 0;
+    at("since-label").hidden = present.length === 0;
     at("q").addEventListener("input", (event) => change({ q: event.target.value }));
     for (const key of ["method", "where", "since"]) at(key).addEventListener("change", (event) => change({ [key]: event.target.value }));
     at("clear").addEventListener("click", () => change({ ...initial(), cell: state.cell }));
