@@ -18,6 +18,7 @@ class LeftAlone(Enum):
     TIED = "its weight is tied to {other}: merging an adapter on it would change both"
     NOT_IN_ALL_LINEAR = "all-linear leaves out {kind}: name it to adapt it"
     STACKED_EXPERTS = "stacked experts: add 'experts' to the targets to adapt them"
+    NO_GRADIENT = "no gradient reaches it: {cause}"
     NOT_REQUESTED = "not requested"
     NOT_BY_METHOD = "{method} cannot adapt {kind} sites"
     NO_RANK = "EVA gave it no rank: its inputs vary in fewer directions than those of other layers"
@@ -87,6 +88,7 @@ class Shortfall(Enum):
     OUT_OF_SCOPE = "only in {towers}, outside the scope"
     NOT_ADAPTABLE = "no adapter can go on its {count} weights: {reasons}"
     NOT_BY_METHOD = "{method} cannot adapt its {count} weights: {reasons}"
+    NO_GRADIENT = "nothing would train its {count} weights: {reasons}"
 
     def of(self, target: str, sites: Sequence[Site] = (), **facts: object) -> Unmet:
         """Return the finding that ``target`` is not met, with the facts in its reason."""
@@ -122,6 +124,33 @@ class Unmet:
             "reason": self.reason,
             "sites": list(self.sites),
         }
+
+
+class Caution(Enum):
+    """What a plan does as asked and warns of. The value is the warning that people read, with blanks for facts."""
+
+    NO_GRADIENT = "adapted because {target} names it, although no gradient reaches it: {cause}"
+
+    def about(self, sites: Sequence[str], **facts: object) -> PlanWarning:
+        """Return the warning about these sites, with the facts in its message."""
+        return PlanWarning(self, tuple(sites), self.value.format(**facts))
+
+
+@dataclass(frozen=True, slots=True)
+class PlanWarning:
+    """Something that a plan does as asked, and that will not do what one expects.
+
+    Attributes:
+        sites: the paths of the weights that it is about.
+        message: the caution as a sentence for people.
+    """
+
+    caution: Caution
+    sites: tuple[str, ...]
+    message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"caution": self.caution.name.lower(), "sites": list(self.sites), "message": self.message}
 
 
 def objection_to(site: Site) -> Skipped | None:

@@ -21,15 +21,23 @@ class Explanation:
         decision: "adapted" or "left alone".
         via: the PEFT field that reaches it, or None.
         reason: why it is adapted, or why not.
+        warning: what the plan warns of about it, or None.
     """
 
     site: Site
     decision: str
     via: str | None
     reason: str
+    warning: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"site": self.site.to_dict(), "decision": self.decision, "via": self.via, "reason": self.reason}
+        return {
+            "site": self.site.to_dict(),
+            "decision": self.decision,
+            "via": self.via,
+            "reason": self.reason,
+            "warning": self.warning,
+        }
 
     def __str__(self) -> str:
         site = self.site
@@ -42,6 +50,7 @@ class Explanation:
         facts = (
             ("wrapper", f"{site.wrapper.cls} at {site.wrapper.path}" if site.wrapper else None),
             ("tied to", ", ".join(site.tied_to)),
+            ("warning", self.warning),
             ("quantized by", site.quantized),
             ("note", site.note),
             ("on disk", some(site.checkpoint_keys)),
@@ -66,6 +75,7 @@ def explain(plan: Plan, path: str) -> Explanation:
         ) from None
     for attached in plan.attached:
         if attached.path == site.path:
-            return Explanation(site, "adapted", attached.via, attached.reason)
+            warnings = [warning.message for warning in plan.warnings if site.path in warning.sites]
+            return Explanation(site, "adapted", attached.via, attached.reason, "; ".join(warnings) or None)
     reason = next(skipped.reason for skipped in plan.skipped if skipped.path == site.path)
     return Explanation(site, "left alone", None, reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,18 @@ from graftkit.planning.config.hyperparameters import check_values, field_values,
 from graftkit.planning.config.methods import Method, method_named, refusal_of
 from graftkit.planning.cost import Memory, memory_of, planned_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
-from graftkit.planning.decisions import Attached, LeftAlone, Shortfall, Skipped, Unmet
+from graftkit.planning.decisions import Attached, LeftAlone, PlanWarning, Shortfall, Skipped, Unmet
 from graftkit.planning.quantization import QuantizationPlan, plan_quantization
 from graftkit.planning.selection.select import read_intent, select
 from graftkit.planning.selection.target_names import is_role
 from graftkit.planning.text import plan_text
 from graftkit.planning.trials.small_layer import check_initializer, refusal_when_quantized
+from graftkit.progress import Progress
 from graftkit.surveying.checkpoint.complete import check_complete
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.surveying.survey import survey
 from graftkit.text import some
+from graftkit.twins.reaching.known import Reach, reach_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -47,6 +49,8 @@ class Plan:
         method: the method's name.
         trainable_params: elements that will be trained.
         memory: bytes that training needs besides activations.
+        reach: which sites no gradient reaches, and how that is known.
+        warnings: about what is adapted as asked, and will not do what one expects.
         quantization: what quantizing the base reaches and leaves, where that was asked for.
     """
 
@@ -60,6 +64,8 @@ class Plan:
     method: str
     trainable_params: int
     memory: Memory
+    reach: Reach
+    warnings: tuple[PlanWarning, ...] = ()
     quantization: QuantizationPlan | None = None
 
     @property
@@ -94,6 +100,8 @@ class Plan:
             "skipped": [s.to_dict() for s in self.skipped],
             "unmatched": list(self.unmatched),
             "unmet": [unmet.to_dict() for unmet in self.unmet],
+            "reach": self.reach.to_dict(),
+            "warnings": [warning.to_dict() for warning in self.warnings],
             "coverage": [row.to_dict() for row in self.coverage],
             "layers": [asdict(row) for row in self.layers],
             "trainable_params": self.trainable_params,
@@ -119,6 +127,7 @@ def plan(
     quantization: str | None = None,
     allow_unmatched: bool = False,
     strict: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Plan:
     """Turn what the user means into a PEFT configuration that does exactly that on this model.
@@ -127,6 +136,8 @@ def plan(
         model: a ``ModelMap``, or anything ``survey`` takes.
         targets: ``"all-linear"``, roles ("attention", "mlp", "experts", "embeddings", "head", "router"),
             module names (in a tower, the wrapper's name means its inner linear), or regular expressions.
+            ``"all-linear"`` and roles leave out what no gradient reaches (a pooler that the loss does not read, an
+            indexer that only ranks), as far as that is known; a name adapts it, with a warning.
         scope: what to adapt: towers ("language", "vision", "audio", …, or "all"), or modules by their paths. None:
             the towers that every batch feeds. Modules of no known tower are adapted where the scope has "unknown"
             or their paths; a scope of towers alone is refused where the targets also name some of those.
@@ -140,6 +151,7 @@ def plan(
         allow_unmatched: pass over names that reach nothing, and list them in ``Plan.unmet``, instead of failing.
         strict: fail over a role that this model lacks, or that no adapter can go on, which is passed over and
             listed in ``Plan.unmet`` otherwise.
+        on_progress: called while a twin is asked which weights get a gradient, where that is not known.
         options: further fields of PEFT's configuration class (``options:`` in a recipe). Keys of ``rank_pattern``
             and the like may be towers, roles or the names ``targets`` takes; the rest is passed on as it is.
 
@@ -153,7 +165,8 @@ def plan(
     hyperparameters = field_values(chosen_method, r, alpha, dropout)
     model_map = model if isinstance(model, ModelMap) else _survey(model)
     intent = read_intent(model_map, targets, scope)
-    selection = select(model_map, intent, allow_unmatched=allow_unmatched, strict=strict)
+    reach = reach_of(model_map, on_progress)
+    selection = select(model_map, intent, reach.unreached, allow_unmatched=allow_unmatched, strict=strict)
     attached, refused, unmet = _accepted(chosen_method, selection.attached, strict=strict)
     skipped = {s.path: s for s in (*selection.skipped, *refused)}
     config = build_config(model_map, attached, chosen_method, hyperparameters, options)
@@ -172,6 +185,8 @@ def plan(
         method=method,
         trainable_params=trainable,
         memory=memory_of(base_bytes, trainable),
+        reach=reach,
+        warnings=selection.warnings,
         quantization=quantized,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from graftkit.text import count, percent, size, table
+from graftkit.text import count, percent, size, some, table
 
 
 def plan_text(plan: Mapping[str, Any], hyperparameters: str) -> str:
@@ -59,5 +59,8 @@ def _targets(plan: Mapping[str, Any]) -> str:
     lines = [
         f"{name} = {value if isinstance(value, str) else sorted(value)}" for name, value in fields.items() if value
     ]
+    lines += [f"warning: {some(warning['sites'])}: {warning['message']}" for warning in plan["warnings"]]
+    if plan["reach"]["reason"]:
+        lines.append(f"which weights get a gradient is not known: {plan['reach']['reason']}")
     lines += [f"passed over: {unmet['target']}: {unmet['reason']}" for unmet in plan["unmet"]]
     return "\n".join(lines)

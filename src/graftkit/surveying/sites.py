@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit._version import SCHEMA_VERSION
 from graftkit.surveying.checkpoint.comparison import Checkpoint
 from graftkit.surveying.text import survey_text
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # The tower of modules of which neither the model's structure nor names tell what feeds them.
 UNKNOWN_TOWER = "unknown"
@@ -229,6 +232,14 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What a transformers model is built from, weights apart."""
+
+    model_class: type[PreTrainedModel]
+    config: PretrainedConfig
+
+
+@dataclass(frozen=True)
 class ModelMap:
     """Every place an adapter can go in one model. Iterates over its sites, in definition order.
 
@@ -237,6 +248,7 @@ class ModelMap:
         module_paths: every module's path but the root's: what PEFT matches targets against.
         parameter_paths: every parameter's path: what PEFT matches target parameters against.
         checkpoint: what the weight files store; None where their headers were not read.
+        architecture: None for a module that is no transformers model.
     """
 
     model: ModelInfo
@@ -245,6 +257,7 @@ class ModelMap:
     module_paths: tuple[str, ...] = field(repr=False)
     parameter_paths: tuple[str, ...] = field(repr=False)
     checkpoint: Checkpoint | None = None
+    architecture: Architecture | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)

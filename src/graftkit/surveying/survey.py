@@ -13,7 +13,7 @@ from graftkit.surveying.checkpoint.keys import checkpoint_keys
 from graftkit.surveying.checkpoint.local_weights import local_checkpoint
 from graftkit.surveying.find_sites import find_sites
 from graftkit.surveying.quantized import logical_size
-from graftkit.surveying.sites import ModelInfo, ModelMap, Site, Tower
+from graftkit.surveying.sites import Architecture, ModelInfo, ModelMap, Site, Tower
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import LoadedConfig, load_config
 from graftkit.surveying.sources.model_class import model_class_of
@@ -73,7 +73,14 @@ def _map(model: nn.Module, name: str, origin: str) -> ModelMap:
         sites=sites,
         module_paths=tuple(path for path in structure.modules if path),
         parameter_paths=tuple(structure.parameters),
+        architecture=_architecture(model),
     )
+
+
+def _architecture(model: nn.Module) -> Architecture | None:
+    from transformers import PreTrainedModel
+
+    return Architecture(type(model), model.config) if isinstance(model, PreTrainedModel) else None
 
 
 def _weight_name(site: Site) -> str:

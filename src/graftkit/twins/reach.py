@@ -10,7 +10,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from graftkit.modeling.module_mode import evaluating
-from graftkit.modeling.objective import loss_of
+from graftkit.modeling.outputs import loss_of
+from graftkit.modeling.random_state import seeding
 from graftkit.surveying import kinds
 from graftkit.surveying.survey import survey
 from graftkit.twins.weights import redraw_weights
@@ -37,7 +38,7 @@ class NoGradient(Enum):
 def unreached(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, NoGradient]:
     """Return the adaptable sites of a small model that get no gradient on ``batch``, and why, by path.
 
-    The loss is the model's own, or that of ``outputs_loss`` where it computes none. A site counts as unreached
+    The loss is the model's own, or that of ``loss_over`` where it computes none. A site counts as unreached
     where it is so with the model's weights and with two other draws of them. The model and torch's random state
     do not change.
 
@@ -49,7 +50,7 @@ def unreached(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, NoGradien
 
     sites = [site for site in survey(model) if site.adaptable and not site.tied_to]
     probe = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]), evaluating(probe):
+    with evaluating(probe):
         passes = [_backward(probe, batch, sites)]
         while len(passes) < _DRAWS and (left := _unreached(sites, passes)):
             redraw_weights(probe, torch.Generator().manual_seed(len(passes)))
@@ -79,14 +80,13 @@ def _backward(model: nn.Module, batch: Mapping[str, Any], sites: Sequence[Site])
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     model.zero_grad()
-    with ExitStack() as stack, torch.enable_grad():
+    with ExitStack() as stack, torch.enable_grad(), seeding(model, 0):
         for site in sites:
             if site.kind != kinds.PARAMETER:
                 hook = model.get_submodule(site.path).register_forward_hook(
                     lambda *_, path=site.path: called.add(path)
                 )
                 stack.callback(hook.remove)
-        torch.manual_seed(0)
         loss_of(model, batch).backward()  # type: ignore[no-untyped-call]
     trained = {site.path for site in sites if any(_has_gradient(weight) for weight in _weights(model, site))}
     return _Pass(frozenset(called), frozenset(trained))
@@ -135,6 +135,5 @@ def _matters(model: nn.Module, batch: Mapping[str, Any], site: Site) -> bool:
 def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     import torch
 
-    torch.manual_seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), seeding(model, 0):
         return loss_of(model, batch)

@@ -12,6 +12,7 @@ from graftkit.modeling.bounded_wrappers import bounded_wrappers
 from graftkit.modeling.threads import one_thread
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.progress import Progress
+from graftkit.surveying.sites import Architecture
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
@@ -52,7 +53,7 @@ def twin(
     for a minute at most. ``gk.describe_twin`` says what was shrunk, and what was not.
 
     Args:
-        source: a model, a configuration, a path, a model type or a hub id.
+        source: a model, a configuration, a path, a model type, a hub id, or the ``architecture`` of a survey.
         seed: of the weights.
         dtype: of the floating-point weights; float32 if None.
         overrides: configuration values the twin must have (see ``shrink``).
@@ -129,6 +130,8 @@ def _resolve(
 ) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
     from transformers import PreTrainedModel
 
+    if isinstance(source, Architecture):
+        return source.config, source.model_class
     model = base_model_of(source)
     if isinstance(model, PreTrainedModel):
         return model.config, type(model)

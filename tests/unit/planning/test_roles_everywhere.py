@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import pytest
@@ -119,7 +120,8 @@ def test_every_model_type_with_attention_or_mlps_can_be_planned() -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model_map = gk.survey(model_type)
+                # Without its architecture no twin is made: roles are what counts here.
+                model_map = dataclasses.replace(gk.survey(model_type), architecture=None)
         except GraftError:
             continue
         able = {s.role.partition(".")[0] for s in model_map if s.adaptable and not s.tied_to}

@@ -9,6 +9,7 @@ import typer
 
 from graftkit.cli import options
 from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import progress_bar
 
 
 def plan(
@@ -45,19 +46,21 @@ def plan(
 
         model_map = survey(model, trust_remote_code=trust_remote_code, revision=revision)
         check_complete(model_map.checkpoint, model)
-        made = make_plan(
-            model_map,
-            targets=options.split(targets) or "all-linear",
-            scope=options.split(scope),
-            method=method,
-            r=r,
-            alpha=alpha,
-            dropout=dropout,
-            quantization=quantization,
-            allow_unmatched=allow_unmatched,
-            strict=strict,
-            **options.peft_options(option),
-        )
+        with progress_bar() as show:
+            made = make_plan(
+                model_map,
+                targets=options.split(targets) or "all-linear",
+                scope=options.split(scope),
+                method=method,
+                r=r,
+                alpha=alpha,
+                dropout=dropout,
+                quantization=quantization,
+                allow_unmatched=allow_unmatched,
+                strict=strict,
+                **options.peft_options(option),
+                on_progress=show,
+            )
         if write is not None:
             output.note(f"wrote {_write_config(made.to_dict()['peft_config'], write)}")
         if explain is not None:

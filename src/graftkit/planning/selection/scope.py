@@ -70,15 +70,19 @@ def fed_towers(model_map: ModelMap) -> tuple[str, ...]:
     return (*(fed or others), *(t for t in present if t == "head"))
 
 
-def refuse_to_guess(model_map: ModelMap, scope: Scope, targets: Iterable[str]) -> None:
+def refuse_to_guess(model_map: ModelMap, scope: Scope, targets: Iterable[str], left_out: Collection[str]) -> None:
     """Refuse a scope of towers where the targets also name modules of which the tower is not known.
+
+    Args:
+        left_out: paths of sites that are not adapted whatever the scope.
 
     Raises:
         PlanError: ``tower-unknown``.
     """
     if scope.settled:
         return
-    unknown = [site for site in model_map if site.tower == UNKNOWN_TOWER and objection_to(site) is None]
+    able = [site for site in model_map if objection_to(site) is None and site.path not in left_out]
+    unknown = [site for site in able if site.tower == UNKNOWN_TOWER]
     meant = {site.path for target in targets for site, _ in sites_meant(target, unknown)}
     if not meant:
         return

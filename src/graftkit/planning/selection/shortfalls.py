@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 from graftkit.errors import PlanError
-from graftkit.planning.decisions import Shortfall, Skipped, Unmet, objection_to
+from graftkit.planning.decisions import LeftAlone, Shortfall, Skipped, Unmet, objection_to
 from graftkit.planning.matching import ends_with
 from graftkit.planning.selection.scope import Scope
 from graftkit.planning.selection.target_names import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, is_role, sites_meant
@@ -14,15 +14,19 @@ from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import some, suggest
 
 
-def unmet_by(target: str, matched: Sequence[Site], model_map: ModelMap, scope: Scope) -> Unmet | None:
+def unmet_by(
+    target: str, matched: Sequence[Site], objections: Sequence[Skipped], model_map: ModelMap, scope: Scope
+) -> Unmet | None:
     """Return why a target reaches nothing that an adapter can go on; None where it does.
 
     Args:
         matched: the sites in scope that it means.
+        objections: why some of these are left alone.
     """
-    objections = [objection for site in matched if (objection := objection_to(site)) is not None]
     if len(objections) < len(matched):
         return None
+    if any(objection.cause is LeftAlone.NO_GRADIENT for objection in objections):
+        return Shortfall.NO_GRADIENT.of(target, matched, reasons=_reasons(objections))
     if matched:
         return Shortfall.NOT_ADAPTABLE.of(target, matched, reasons=_reasons(objections))
     outside = [site for site in model_map if site not in scope]
@@ -40,19 +44,27 @@ def unmet_by(target: str, matched: Sequence[Site], model_map: ModelMap, scope: S
 
 def _reasons(objections: Sequence[Skipped]) -> str:
     """Return one reason for each cause, and how many weights have it where there are several."""
-    counted = Counter((o.cause, o.site.obstacle) for o in objections)
-    first = {(o.cause, o.site.obstacle): o.reason for o in reversed(objections)}
+    counted = Counter(map(_kind_of, objections))
+    first = {_kind_of(o): o.reason for o in reversed(objections)}
     return "; ".join(f"{first[c]} ({n})" if len(counted) > 1 else first[c] for c, n in counted.items())
+
+
+def _kind_of(objection: Skipped) -> Hashable:
+    by_cause = objection.cause is LeftAlone.NO_GRADIENT
+    return objection.cause, objection.reason if by_cause else objection.site.obstacle
 
 
 # ---- errors ----
 
 
-def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Scope) -> PlanError:
+def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Scope, left_out: Collection[str]) -> PlanError:
     """Return the error for a target that is not met.
 
     Its code is ``target-not-adaptable`` where the target names something that no adapter can go on, else
-    ``target-unmatched``.
+    ``target-unmatched``, or ``target-no-gradient``.
+
+    Args:
+        left_out: paths of sites that no role adapts.
     """
     target = unmet.target
     if unmet.cause is Shortfall.NOT_ADAPTABLE:
@@ -64,6 +76,14 @@ def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Scope) -> PlanError:
             if model_map[unmet.sites[0]].tied_to
             else "leave it out of the targets",
             code="target-not-adaptable",
+        )
+    if unmet.cause is Shortfall.NO_GRADIENT:
+        return PlanError(
+            f"target {target!r} names only what nothing would train",
+            where=unmet.sites[0],
+            why=unmet.reason,
+            help=f"leave it out of the targets, or name the weights: targets={[unmet.sites[0]]}",
+            code="target-no-gradient",
         )
     if unmet.cause is Shortfall.OUT_OF_SCOPE:
         return PlanError(
@@ -81,22 +101,31 @@ def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Scope) -> PlanError:
             help="use 'experts' in the targets instead",
             code="target-unmatched",
         )
-    return _role_error(unmet, model_map, scope) if is_role(target) else _name_error(target, model_map, scope)
+    return (
+        _role_error(unmet, model_map, scope, left_out)
+        if is_role(target)
+        else _name_error(target, model_map, scope)
+    )
 
 
-def _role_error(unmet: Unmet, model_map: ModelMap, scope: Scope) -> PlanError:
+def _role_error(unmet: Unmet, model_map: ModelMap, scope: Scope, left_out: Collection[str]) -> PlanError:
     return PlanError(
         f"nothing in this model is {unmet.target!r}",
         where=model_map.model.name,
         why=unmet.reason,
-        help=f"ask for what it has: {roles_present(model_map, scope)}",
+        help=f"ask for what it has: {roles_present(model_map, scope, left_out)}",
         code="target-unmatched",
     )
 
 
-def roles_present(model_map: ModelMap, scope: Scope) -> str:
-    """Return the role words that mean something adaptable in scope, as text."""
-    able = [site for site in model_map if site in scope and objection_to(site) is None]
+def roles_present(model_map: ModelMap, scope: Scope, left_out: Collection[str]) -> str:
+    """Return the role words that mean something adaptable in scope, as text.
+
+    Args:
+        left_out: paths of sites that no role adapts.
+    """
+    in_scope = [site for site in model_map if site in scope and site.path not in left_out]
+    able = [site for site in in_scope if objection_to(site) is None]
     return ", ".join(role for role in (ALL_LINEAR, *ROLE_TARGETS) if sites_meant(role, able)) or "nothing"
 
 
