@@ -1,8 +1,8 @@
 """llama.cpp's graph of DeepSeek V2 and V3 multiplies some weights without looking for a LoRA on them.
 
-A weight that a LoRA may be on is multiplied by `build_lora_mm`; `ggml_mul_mat` on a weight of the model ignores the
-LoRA without a word. Reads the source alone: needs a checkout of llama.cpp, whose folder is the argument. Exits with 1
-while the fault is there.
+A weight that a LoRA may be on is multiplied by `build_lora_mm`; `ggml_mul_mat` on a weight of the model ignores
+the LoRA without a word. Reads the source alone: needs a checkout of llama.cpp, whose folder is the argument. Exits
+with 1 while the fault is there.
 """
 
 import re
