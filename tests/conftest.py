@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 from collections.abc import Callable, Iterator
 
 # Before any Hugging Face package is imported, in this process and in those that tests start.
@@ -11,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tests run side by side: a second thread on matrices this small only waits for the others.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Which families stock PEFT proves in this run. Processes that share the tests inherit it.
+os.environ.setdefault("GRAFTKIT_FAMILIES_SEED", str(random.randrange(10**6)))
 
 import pytest
 import torch
@@ -21,6 +24,10 @@ import graftkit as gk
 torch.set_num_threads(1)
 
 USUAL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def pytest_report_header() -> str:
+    return f"GRAFTKIT_FAMILIES_SEED={os.environ['GRAFTKIT_FAMILIES_SEED']}"
 
 
 @pytest.fixture(scope="session", autouse=True)
