@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.attach import attach
 from graftkit.attaching.initialize import initialize
 from graftkit.checks.probes.checkpointing import can_checkpoint
-from graftkit.checks.probes.live_adapter import perturbing
+from graftkit.checks.probes.live_adapter import perturbed
 from graftkit.checks.probes.text_batches import generates, reason_without_text
 from graftkit.checks.verify import verify
 from graftkit.errors import PlanError
 from graftkit.findings import Finding
 from graftkit.matrix.cell import Cell, Check, Outcome, Verdict
 from graftkit.matrix.trials.methods import MatrixMethod, matrix_method
+from graftkit.matrix.trials.moved_base import identity, reload
 from graftkit.matrix.trials.origin import made_from, versions
-from graftkit.matrix.trials.outcomes import guarded, of_findings
+from graftkit.matrix.trials.outcomes import guarded, of_finding, of_fresh, together
 from graftkit.matrix.trials.subject import Subject, prepare
 from graftkit.planning.plan import Plan, plan
 from graftkit.progress import Progress
@@ -32,19 +34,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # The rules that decide a check; "attach" and "4-bit" also need that PEFT attached what was planned.
+_FRESH, _RELOADED = "GK115", "GK508"
 _RULES: Mapping[Check, tuple[str, ...]] = {
-    Check.ATTACH: ("GK115",),
+    Check.ATTACH: (_FRESH,),
     Check.GRADIENTS: ("GK203",),
     Check.MERGE: ("GK601", "GK607"),
-    Check.RELOAD: ("GK508",),
+    Check.RELOAD: (_RELOADED,),
     Check.CHECKPOINTING: ("GK202",),
     Check.CACHE: ("GK201",),
     Check.PACKING: ("GK205",),
-    Check.FOUR_BIT: ("GK115", "GK203", "GK508"),
+    Check.FOUR_BIT: (_FRESH, "GK203", _RELOADED),
 }
-_CONTRACT = (Check.ATTACH, Check.GRADIENTS, Check.MERGE, Check.RELOAD)
 _TARGETS = ("all-linear", "experts")
 _BATCHES = 2
+_NOT_REBUILT = Outcome(
+    Verdict.REFUSED,
+    "stock PEFT does not move the original base again: the adapter has to be saved as plain LoRA",
+    (_RELOADED,),
+)
 
 
 def prove(
@@ -106,21 +113,31 @@ class _Trial:
             found[check] = _timed(run)
             if found[check].verdict is not Verdict.PROVEN:
                 return {**dict.fromkeys(wanted, _not_reached(check, found[check])), **found}
-        return {**found, **self._on_the_adapted(made["adapted"], wanted, found[Check.ATTACH].seconds)}
+            if self._method.undecided is not None:
+                undecided = Outcome(Verdict.UNKNOWN, self._method.undecided)
+                return {**dict.fromkeys(wanted, undecided), **found}
+        fresh = _timed(lambda: self._contract(Check.ATTACH, twin, made["adapted"]))
+        found[Check.ATTACH] = fresh.after(fresh.seconds + found[Check.ATTACH].seconds)
+        return found | self._on_the_adapted(made["adapted"], wanted)
 
-    def _on_the_adapted(
-        self, adapted: PeftModel, wanted: tuple[Check, ...], seconds: float
-    ) -> dict[Check, Outcome]:
-        found = self._contract(adapted, [check for check in _CONTRACT if check in wanted])
-        if Check.ATTACH in found:
-            found[Check.ATTACH] = found[Check.ATTACH].after(found[Check.ATTACH].seconds + seconds)
-        others: dict[Check, Callable[[], Outcome]] = {
+    def _on_the_adapted(self, adapted: PeftModel, wanted: tuple[Check, ...]) -> dict[Check, Outcome]:
+        """Try what an adapter that has an effect must do."""
+        twin = self._subject.twin
+        tried: dict[Check, Callable[[], Outcome]] = {
+            Check.GRADIENTS: lambda: self._contract(Check.GRADIENTS, twin, adapted),
+            Check.MERGE: lambda: self._contract(Check.MERGE, twin, adapted),
+            Check.RELOAD: lambda: self._contract(Check.RELOAD, twin, adapted),
             Check.CHECKPOINTING: lambda: self._checkpointing(adapted),
             Check.CACHE: lambda: self._cache(adapted),
             Check.PACKING: lambda: self._packing(adapted),
             Check.FOUR_BIT: self._four_bit,
         }
-        return found | {check: _timed(run) for check, run in others.items() if check in wanted}
+        found = {}
+        with perturbed(adapted):
+            for check, run in tried.items():
+                if check in wanted:
+                    found[check] = _timed(run)
+        return found
 
     # ---- plan and attach ----
 
@@ -155,28 +172,29 @@ class _Trial:
 
     # ---- the checks ----
 
-    def _contract(self, adapted: PeftModel, checks: list[Check]) -> dict[Check, Outcome]:
-        codes = tuple(code for check in checks for code in _RULES[check])
-        if not codes:
-            return {}
-        ran, error = {}, None
-        try:
-            ran = self._findings(adapted, codes)
-        except Exception as raised:
-            error = raised
-        return {check: _decided(check, ran, error) for check in checks}
+    def _contract(self, check: Check, original: PreTrainedModel | None, adapted: PeftModel) -> Outcome:
+        """Run the rules of a check; what they cannot know where the base was moved is known from the original."""
+        initializer, batch = self._method.initializer, self._subject.batch or {}
+        codes = _RULES[check]
+        known: list[Outcome] = []
+        if initializer is not None and initializer.moves_base and original is not None:
+            if _FRESH in codes:
+                known.append(identity(original, adapted, batch))
+            if _RELOADED in codes:
+                known.append(reload(original, adapted, batch) if initializer.rebuilt_on_load else _NOT_REBUILT)
+            codes = tuple(code for code in codes if code not in (_FRESH, _RELOADED))
+        return together([*known, *self._outcomes(adapted, codes)])
 
     def _checkpointing(self, adapted: PeftModel) -> Outcome:
         if not can_checkpoint(adapted):
             return Outcome(Verdict.NOT_APPLICABLE, "none of the model's layers can recompute its activations")
         # As TRL trains by default: recomputed, without re-entrance. The evidence has the other kind as well.
-        return _decided(Check.CHECKPOINTING, self._findings(adapted, _RULES[Check.CHECKPOINTING], Training()))
+        return together(self._outcomes(adapted, _RULES[Check.CHECKPOINTING], Training()))
 
     def _cache(self, adapted: PeftModel) -> Outcome:
         if not generates(adapted.get_base_model()):
             return Outcome(Verdict.NOT_APPLICABLE, "the model generates nothing, so it has no cache")
-        with perturbing(adapted):
-            found = _decided(Check.CACHE, self._findings(adapted, _RULES[Check.CACHE]))
+        found = together(self._outcomes(adapted, _RULES[Check.CACHE]))
         if found.verdict is Verdict.PROVEN and "difference_of_next_token" not in found.evidence:
             return Outcome(Verdict.UNKNOWN, found.message, _RULES[Check.CACHE], found.evidence)
         return found
@@ -184,9 +202,7 @@ class _Trial:
     def _packing(self, adapted: PeftModel) -> Outcome:
         if (reason := reason_without_text(adapted)) is not None:
             return Outcome(Verdict.NOT_APPLICABLE, f"samples are not packed for this model: {reason}")
-        with perturbing(adapted):
-            found = self._findings(adapted, _RULES[Check.PACKING], Training(packing=True))
-        outcome = _decided(Check.PACKING, found)
+        outcome = together(self._outcomes(adapted, _RULES[Check.PACKING], Training(packing=True)))
         if outcome.verdict is Verdict.FAILED and "refusal" in outcome.evidence:
             return Outcome(Verdict.REFUSED, outcome.message, outcome.codes, outcome.evidence)
         return outcome
@@ -195,17 +211,26 @@ class _Trial:
         base = self._subject.in_4_bit
         if base is None:
             return Outcome(Verdict.NOT_APPLICABLE, "the model has no linear that bitsandbytes quantizes")
-        base = copy.deepcopy(base)
         made = self._plan(base)
         if not any(attached.site.quantized for attached in made.attached):
             return Outcome(Verdict.REFUSED, "the method adapts none of the quantized linears", ("plan-empty",))
-        adapted = self._attached(base, made)
-        return _decided(Check.FOUR_BIT, self._findings(adapted, _RULES[Check.FOUR_BIT]))
+        adapted = self._attached(copy.deepcopy(base), made)
+        return self._contract(Check.FOUR_BIT, base, adapted)
 
-    def _findings(
+    def _outcomes(
         self, adapted: PeftModel, codes: tuple[str, ...], training: Training | None = None
-    ) -> dict[str, tuple[Finding, float]]:
-        """Return rule -> what it found, and the seconds that took."""
+    ) -> list[Outcome]:
+        """Run rules, and return what each came to: on the fresh adapter as it is, then with an effect."""
+        others = tuple(code for code in codes if code != _FRESH)
+        fresh = [of_fresh(*row) for row in self._run(adapted, (_FRESH,))] if _FRESH in codes else []
+        with perturbed(adapted) if fresh else nullcontext():
+            found = self._run(adapted, others, training) if others else []
+        return [*fresh, *(of_finding(*row) for row in found)]
+
+    def _run(
+        self, adapted: PeftModel, codes: tuple[str, ...], training: Training | None = None
+    ) -> list[tuple[Finding, float]]:
+        """Return what each rule found, and the seconds that took."""
         began: list[float] = []
 
         def note(_progress: Progress) -> None:
@@ -220,18 +245,7 @@ class _Trial:
         )
         ended = [*began[1:], time.monotonic()]
         rows = zip(report, began, ended, strict=True)
-        return {finding.code: (finding, after - before) for finding, before, after in rows}
-
-
-def _decided(check: Check, ran: Mapping[str, tuple[Finding, float]], error: Exception | None = None) -> Outcome:
-    if error is not None:
-        return guarded(lambda: _raise(error))
-    rows = [ran[code] for code in _RULES[check]]
-    return of_findings(finding for finding, _ in rows).after(sum(seconds for _, seconds in rows))
-
-
-def _raise(error: Exception) -> Outcome:
-    raise error
+        return [(finding, after - before) for finding, before, after in rows]
 
 
 def _timed(run: Callable[[], Outcome]) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from graftkit.modeling.module_mode import evaluating
@@ -68,11 +68,15 @@ def perturbing(model: PeftModel, *, seed: int = 0) -> Iterator[None]:
 
     The adapter's tensors are restored bit for bit.
     """
+    with perturbed(model, seed=seed) if is_untrained(model) else nullcontext():
+        yield
+
+
+@contextmanager
+def perturbed(model: PeftModel, *, seed: int = 0) -> Iterator[None]:
+    """Add noise to the adapter for the block, trained or not; its tensors are restored bit for bit."""
     import torch
 
-    if not is_untrained(model):
-        yield
-        return
     generator = torch.Generator().manual_seed(seed)
     parameters = adapter_parameters(model)
     saved = {name: parameter.detach().clone() for name, parameter in parameters.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 
 class MergeRefusedError(Exception):
-    """PEFT cannot merge this adapter, or not without changing quantized weights; the message says why."""
+    """PEFT cannot merge this adapter, or not without changing quantized weights; the message says why.
+
+    Attributes:
+        by_design: whether that is refused on purpose, rather than something that went wrong.
+    """
+
+    def __init__(self, message: str, *, by_design: bool) -> None:
+        super().__init__(message)
+        self.by_design = by_design
 
 
 @contextmanager
@@ -37,7 +45,8 @@ def merging(model: PeftModel) -> Iterator[dict[str, Tensor]]:
     layers = adapted_layers(model)
     if (quantized := quantized_layer(model)) is not None:
         raise MergeRefusedError(
-            f"merging into quantized weights rounds them again ({quantized}); merge into the 16-bit base"
+            f"merging into quantized weights rounds them again ({quantized}); merge into the 16-bit base",
+            by_design=True,
         )
     kept = {
         f"{path}.{name}": (layer.get_base_layer(), name, parameter, parameter.detach().clone())
@@ -48,13 +57,13 @@ def merging(model: PeftModel) -> Iterator[dict[str, Tensor]]:
         try:
             model.merge_adapter()
         except Exception as error:
-            raise MergeRefusedError(f"this adapter cannot be merged: {error}") from error
+            by_design = isinstance(error, (NotImplementedError, ValueError))
+            raise MergeRefusedError(f"this adapter cannot be merged: {error}", by_design=by_design) from error
         yield {key: copied for key, (_, _, _, copied) in kept.items()}
     finally:
         for layer in layers.values():
-            merged = getattr(layer, "merged_adapters", None)
-            if merged:
-                merged.clear()
+            if getattr(layer, "merged_adapters", None):
+                _unmerge(layer)
         with torch.no_grad():
             for base, name, parameter, copied in kept.values():
                 parameter.data = copied
@@ -134,6 +143,13 @@ def repeat_in_float64(model: PeftModel, batch: Mapping[str, Any], merged: Merged
     except (RuntimeError, ValueError, TypeError, MergeRefusedError):
         return None
     return InFloat64(compare(adapted, again.outputs).difference, compare(again.weights, merged.weights).difference)
+
+
+def _unmerge(layer: Any) -> None:
+    """Take an adapter out of its layer, whose weights are restored afterwards; some methods exchange modules."""
+    with suppress(NotImplementedError):
+        layer.unmerge()
+    layer.merged_adapters.clear()
 
 
 def quantized_layer(model: PeftModel) -> str | None:

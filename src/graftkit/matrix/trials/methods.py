@@ -20,6 +20,9 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = {
     "frod": {"progressbar": False},
     "waveft": {"n_frequency": 16},
 }
+# What cannot be tried here although PEFT attaches it, and why.
+_UNDECIDED: Mapping[str, str] = {"poly": "it routes by task, which a batch has to name"}
+_NEEDS_GPU: Mapping[str, str] = {"loftq": "it quantizes on a GPU, and there is none"}
 # An initializer that is a pattern in PEFT's own list, written out.
 _WRITTEN_OUT = {"pissa_niter_[number of iters]": "pissa_niter_4"}
 
@@ -33,12 +36,14 @@ class MatrixMethod:
         method: as ``plan`` takes it.
         options: further arguments of ``plan``: what makes it fit a twin, and the initializer.
         initializer: where it is LoRA from an initializer.
+        undecided: why nothing can be tried beyond the plan; None where all can.
     """
 
     name: str
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     initializer: Initializer | None = None
+    undecided: str | None = None
 
 
 def matrix_methods() -> tuple[str, ...]:
@@ -56,10 +61,18 @@ def matrix_method(name: str) -> MatrixMethod:
     known = matrix_methods()
     if name in method_names():
         ranked = bool(method_named(name).defaults.get(method_named(name).rank_field or ""))
-        return MatrixMethod(name, name, {**({"r": _RANK} if ranked else {}), **_FIELDS.get(name, {})})
+        fields = {**({"r": _RANK} if ranked else {}), **_FIELDS.get(name, {})}
+        return MatrixMethod(name, name, fields, undecided=_UNDECIDED.get(name))
     if name in known:
-        return MatrixMethod(name, "lora", {"r": _RANK, "init_lora_weights": name}, initializer_of(name))
+        fields = {"r": _RANK, "init_lora_weights": name}
+        return MatrixMethod(name, "lora", fields, initializer_of(name), _without_gpu(name))
     method_named(name)  # raises what a plan would
     raise PlanError(
         f"unknown method {name!r}", help=suggest(name, known) or "method='lora'", code="method-unknown"
     )
+
+
+def _without_gpu(name: str) -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else _NEEDS_GPU.get(name)

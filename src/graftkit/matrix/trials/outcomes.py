@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,39 @@ def of_error(error: GraftError) -> Outcome:
     return Outcome(Verdict.REFUSED if refused else Verdict.FAILED, message, (error.code,), evidence)
 
 
-def of_findings(findings: Iterable[Finding]) -> Outcome:
-    """Return the outcome of a check that these findings decide: the worst of them counts."""
-    found = tuple(findings)
-    verdicts = {finding.code: verdict_of(finding) for finding in found}
-    worst = next(verdict for verdict in Verdict if verdict in verdicts.values())
-    missed = [finding for finding in found if verdicts[finding.code] is not Verdict.PROVEN]
+def of_finding(finding: Finding, seconds: float) -> Outcome:
+    """Return the outcome of one rule."""
+    verdict = verdict_of(finding)
+    codes = () if verdict is Verdict.PROVEN else (finding.code,)
+    evidence = {name: plain(value) for name, value in finding.evidence.items()}
+    return Outcome(verdict, _short(finding.message), codes, evidence, seconds)
+
+
+def of_fresh(finding: Finding, seconds: float) -> Outcome:
+    """Return the outcome of the rule on a fresh adapter, where it is known that the adapter is fresh.
+
+    The rule cannot tell a trained adapter from a method that does not begin with the model as it was.
+    """
+    outcome = of_finding(finding, seconds)
+    if outcome.verdict is not Verdict.UNKNOWN or "difference" not in finding.evidence:
+        return outcome
+    said = (
+        f"the method does not begin with the model as it was: outputs differ by {outcome.evidence['difference']}"
+    )
+    return replace(outcome, verdict=Verdict.FAILED, message=said)
+
+
+def together(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return the outcome of a check that several outcomes decide: the worst of them counts."""
+    found = tuple(outcomes)
+    worst = next(verdict for verdict in Verdict if verdict in {outcome.verdict for outcome in found})
+    missed = [outcome for outcome in found if outcome.verdict is not Verdict.PROVEN]
     return Outcome(
         worst,
-        _short("; ".join(finding.message for finding in missed or found)),
-        tuple(finding.code for finding in missed),
-        {name: plain(value) for finding in found for name, value in finding.evidence.items()},
+        _short("; ".join(outcome.message for outcome in missed or found)),
+        tuple(code for outcome in missed for code in outcome.codes),
+        {name: value for outcome in found for name, value in outcome.evidence.items()},
+        sum(outcome.seconds for outcome in found),
     )
 
 
@@ -61,7 +84,7 @@ def verdict_of(finding: Finding) -> Verdict:
         return Verdict.PROVEN
     if finding.severity is not Severity.UNKNOWN:
         return Verdict.FAILED
-    if finding.evidence.get("refused"):
+    if finding.evidence.get("refused") or finding.evidence.get("error") == NotImplementedError.__name__:
         return Verdict.REFUSED
     return Verdict.FAILED if "error" in finding.evidence else Verdict.UNKNOWN
 

@@ -46,7 +46,7 @@ def _check(context: CheckContext) -> Observation:
             model.unmerge_adapter()
             after = _weights(model, before)
     except MergeRefusedError as refusal:
-        return unknown(str(refusal))
+        return unknown(str(refusal), refused=refusal.by_design)
     errors = {name: _units(before[name], merged[name], after[name]) for name in before}
     drifts = {name: _drift(before[name], after[name]) for name in before}
     changed = sum(not before[name].equal(merged[name]) for name in before)
