@@ -40,6 +40,14 @@ def _new_assets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_extensions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """PEFT's BOFT compiles where it is attached, and waits without end for the lock of a run that was killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def _twins() -> dict[str, nn.Module]:
     return {}

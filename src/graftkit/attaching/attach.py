@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.same_model import check_same_model
 from graftkit.errors import AttachError
+from graftkit.modeling.extensions import own_extension_folder
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.planning.plan import Plan
 from graftkit.text import some
@@ -46,7 +47,8 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # PEFT edits the configuration it is given (sets become lists, targets are narrowed): the plan keeps its own.
     try:
-        peft_model = get_peft_model(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
+        with own_extension_folder():
+            peft_model = get_peft_model(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
     except Exception as error:
         raise _refused(error, model) from error
     try:
@@ -94,7 +96,8 @@ def attach_stock(model: nn.Module, fields: Mapping[str, Any]) -> PeftModel:
 
     _check_plain(model)
     try:
-        return get_peft_model(model, PeftConfig.from_peft_type(**fields))
+        with own_extension_folder():
+            return get_peft_model(model, PeftConfig.from_peft_type(**fields))
     except Exception as error:
         raise _refused(error, model) from error
 

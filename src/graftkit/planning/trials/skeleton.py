@@ -11,6 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import PlanError
+from graftkit.modeling.extensions import own_extension_folder
 from graftkit.planning.initializers import moves_base
 from graftkit.surveying.sites import ModelMap, Site
 
@@ -126,7 +127,11 @@ def quietly() -> Iterator[list[str]]:
     import torch
 
     messages: list[str] = []
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
+    with (
+        own_extension_folder(),
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
         yield messages
         messages += [str(w.message) for w in caught]

@@ -32,6 +32,7 @@ from graftkit.checks.probes.forward import compare, room_for_copy, tolerance
 from graftkit.checks.probes.live_adapter import moved_base, perturbing, without_adapter
 from graftkit.checks.probes.merging import quantized_layer
 from graftkit.findings import Severity
+from graftkit.modeling.extensions import own_extension_folder
 from graftkit.modeling.outputs import outputs_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def _check(context: CheckContext) -> Observation:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
             try:
-                again = PeftModel.from_pretrained(base, saved)
+                with own_extension_folder():
+                    again = PeftModel.from_pretrained(base, saved)
             except (ValueError, RuntimeError, KeyError) as error:
                 return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
         equal = _tensors_equal(model, again)
