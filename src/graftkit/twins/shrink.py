@@ -48,9 +48,11 @@ _STAGES = ("stage_names", "out_features", "out_indices")
 
 _COUNTS = REPEATS | set(LAYER_COUNTS)
 # In this order: each reads what those before it changed.
+_FEATURE_TOKENS = tuple(f"{kind}_token_{end}" for kind in ("image", "audio", "video") for end in ("id", "index"))
 _RULES = (
     attention.shrink_latent_heads,
     related_fields.experts,
+    related_fields.unset,
     attention.shrink_heads,
     related_fields.state_space,
     related_fields.codebooks,
@@ -141,6 +143,13 @@ def _in_vocabulary(value: Any, known: dict[int, int]) -> Any:
     return known.setdefault(value, SPECIAL_IDS + len(known) % (VOCAB - SPECIAL_IDS))
 
 
+def _placeholders(fields: Mapping[str, Any], tokens: dict[int, int]) -> dict[str, int]:
+    """Set the tokens that stand for features where a default configuration leaves them open."""
+    parts = [name for name, value in fields.items() if isinstance(value, Mapping) and "model_type" in value]
+    unset = [name for name in _FEATURE_TOKENS if len(parts) > 1 and name in fields and fields[name] is None]
+    return {name: tokens.setdefault(-1 - at, SPECIAL_IDS + len(tokens)) for at, name in enumerate(unset)}
+
+
 def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | None, kept: Kept) -> dict[str, Any]:
     """Return the fields of one configuration and, recursively, of its sub-configurations.
 
@@ -159,7 +168,8 @@ def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | N
             new[name] = _shrunk(sub, tokens, family, kept.inside(name))
         else:
             new[name] = copy.deepcopy(fields.get(name))
-    new |= related_fields.tiles(new)
+    new |= related_fields.tiles(new) | kept.without(related_fields.merged_widths(fields, new))
+    new |= _placeholders(new, tokens)
     if family is None or family is parent or kept.everything:
         return new
     return _merged(new, _still_needed(family.twin_overrides, kept))
@@ -183,7 +193,7 @@ def _shrink_own(own: Mapping[str, Any], tokens: dict[int, int], kept: Kept) -> d
         name: _sized(name, value) for name, value in own.items() if name in (REPEATS if kept.widths else TARGETS)
     }
     new |= kept.of_fields(own)
-    for rule in (related_fields.experts,) if kept.widths else _RULES:
+    for rule in (related_fields.experts, related_fields.unset) if kept.widths else _RULES:
         new |= kept.without(rule(own, new))
     new |= _fewer_layers({**own, **{k: v for k, v in new.items() if isinstance(v, list)}}, kept)
     overrides = new.get("per_layer_config", own.get("per_layer_config"))

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from graftkit.twins.sizes.field_sizes import is_count
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 _DOCUMENTED = re.compile(r"\n\s+(\w+) \(([^\n]*)\):")
 _SHAPE = re.compile(r"of shape `?[(\[]([^)\]]*)[)\]]")
 _DEEPEST = 3
+# Inputs of other modalities than text: required ones of a part are not asked for.
+_FEATURES = re.compile(r"pixel_values|image_|video_|input_features|num_frames")
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,13 @@ class ModelFacts:
     @cached_property
     def inputs(self) -> dict[str, Input]:
         """Return the forward's arguments, by name."""
-        forward = type(self.model).forward
-        documented = dict(_DOCUMENTED.findall(forward.__doc__ or ""))
-        arguments = inspect.signature(forward).parameters.values()
-        named = [a for a in arguments if a.name != "self" and a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)]
-        return {a.name: _input(a, documented.get(a.name, "")) for a in named}
+        own = _inputs_of(type(self.model))
+        if not self.takes_keywords:
+            return own
+        passed = {
+            name: given for module in _passed_on_to(self.model) for name, given in _inputs_of(type(module)).items()
+        }
+        return own | {name: given for name, given in passed.items() if _FEATURES.match(name) and name not in own}
 
     @cached_property
     def takes_keywords(self) -> bool:
@@ -109,6 +114,25 @@ class ModelFacts:
     def width(self) -> str:
         """Return the width of the main part's hidden states."""
         return self.count(("hidden_size", "d_model", "n_embd", "embed_dim", "dim"), 64)
+
+
+def _inputs_of(model_class: type[nn.Module]) -> dict[str, Input]:
+    forward = model_class.forward
+    documented = dict(_DOCUMENTED.findall(forward.__doc__ or ""))
+    arguments = inspect.signature(forward).parameters.values()
+    named = [a for a in arguments if a.name != "self" and a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)]
+    return {a.name: _input(a, documented.get(a.name, "")) for a in named}
+
+
+def _passed_on_to(model: nn.Module) -> Iterable[nn.Module]:
+    """Yield the model inside one with a head, and its encoder: they get the keywords that a forward passes on."""
+    from transformers import PreTrainedModel
+
+    for name in ("base_model", "model", "encoder"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, PreTrainedModel) and inner is not model:
+            yield inner
+            yield from _passed_on_to(inner)
 
 
 def _parts(path: str, config: Any, depth: int) -> Iterable[tuple[str, PretrainedConfig]]:

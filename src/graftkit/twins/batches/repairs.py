@@ -169,6 +169,28 @@ def _size(facts: ModelFacts, size: str) -> Any:
         return None
 
 
+def index_range(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
+    """Draw indices that the table at which the forward failed has."""
+    from torch import nn
+
+    if "index out of range" not in failure.message or not failure.module:
+        return None
+    if not isinstance(facts.model.get_submodule(failure.module), nn.Embedding):
+        return None
+    limit = f'rows_of("{failure.module}")'
+    for name, expression in given(recipe).items():
+        function, values = call_arguments(expression)
+        shape = tuple(_size(facts, value) for value in values[2:])
+        if function == "integers" and values[1] != limit and shape == failure.given[: len(shape)]:
+            return with_input(recipe, name, f"integers({values[0]}, {limit}, {', '.join(values[2:])})")
+        plain = function == "words" or (
+            function == "tokens" and not any(PLACEHOLDERS in g for g in recipe.values())
+        )
+        if plain and failure.given[1:] == (_size(facts, values[0]),):
+            return with_input(recipe, name, f"integers(0, {limit}, B, {values[0]})")
+    return None
+
+
 def something_is_none(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
     """Add every optional input where the model computes with one that is None."""
     if "None" not in failure.message:
@@ -184,6 +206,7 @@ _REPAIRS: tuple[Repair, ...] = (
     unexpected_keyword,
     placeholder_count,
     input_width,
+    index_range,
     labels_refused,
     something_is_none,
     placeholders_unknown,

@@ -184,8 +184,8 @@ class _Search:
                 tried = (self.attempt({**found.recipe, modality: group}, failures) for group in groups[:_BESIDE])
                 found = self.first_gain(found, tried)
                 furthest = max(failures, key=lambda trial: trial.reach, default=None)
-                if modality not in found.recipe and furthest and furthest.failure:
-                    self.unfed[modality] = furthest.failure
+                if modality not in found.recipe:
+                    self.unfed[modality] = furthest.failure if furthest and furthest.failure else _untried()
         words = texts(self.facts)
         if words and "text" not in found.recipe:
             found = self.first_gain(found, (self.attempt({**found.recipe, "text": text}) for text in words))
@@ -252,6 +252,11 @@ class _Search:
         return frozenset(
             path for path in every - trial.linears if "experts." in path and _unnumbered(path) in called
         )
+
+
+def _untried() -> Failure:
+    error = TimeoutError("the time was over before this modality was tried")
+    return Failure(error, str(error))
 
 
 def _unnumbered(path: str) -> str:

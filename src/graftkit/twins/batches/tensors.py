@@ -99,6 +99,10 @@ class TensorFunctions:
                 return size
         return next(module.parameters(recurse=False)).shape[-1]
 
+    def rows_of(self, path: str) -> int:
+        """Return how many rows the table of the embedding at a path has."""
+        return next(self.model.get_submodule(path).parameters(recurse=False)).shape[0]
+
     def height(self, size: Any) -> int:
         """Return the height of a size that is a number, a pair (height, width) or a mapping of names."""
         return _side(size, 0, "height")

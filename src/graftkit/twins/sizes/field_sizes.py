@@ -125,7 +125,7 @@ LAYER_COUNTS = [
     "resampler_depth",
 ]
 
-_TOKEN_FIELD = re.compile(r"_token_(ids?|index|idx)$")
+_TOKEN_FIELD = re.compile(r"(_token_(ids?|index|idx)|_patch_id)$")
 
 
 def is_count(value: Any) -> TypeGuard[int]:

@@ -10,7 +10,9 @@ from graftkit.twins.sizes.field_sizes import (
     HEAD_DIM,
     HIDDEN,
     SMALL_INTERMEDIATE,
+    TARGETS,
     TOP_K,
+    WIDTHS,
     first_count,
     is_count,
 )
@@ -22,6 +24,8 @@ _STATE_HEADS = (
     ("mamba_num_heads", "mamba_head_dim"),
 )
 _PATCHES_PER_SIDE = 4
+# How many patches of a side a tower merges into one.
+_MERGES = ("spatial_merge_size", "merge_size")
 
 
 def experts(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +35,42 @@ def experts(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     if experts is None or top_k is None or not own[top_k] < own[experts]:
         return {}
     return {top_k: min(new[top_k], max(1, new[experts] - 1))}
+
+
+def unset(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Set what a default configuration leaves open although its class cannot compute without it.
+
+    A window where layers slide, and how many experts a token goes to where there are experts.
+    """
+    changed: dict[str, Any] = {}
+    if "sliding_attention" in (own.get("layer_types") or ()) and own.get("sliding_window", 0) is None:
+        changed["sliding_window"] = TARGETS["sliding_window"]
+    experts = first_count(own, EXPERTS)
+    if experts is not None and first_count(own, TOP_K) is None:
+        few = min(TARGETS["num_experts_per_tok"], max(1, new[experts] - 1))
+        changed |= {name: few for name in TOP_K if name in own and own[name] is None}
+    return changed
+
+
+def merged_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep a width that is a tower's times the patches it merges into one: what follows the tower takes those.
+
+    Args:
+        own: the fields of a configuration and its parts.
+        new: the same, shrunk.
+    """
+    changed: dict[str, Any] = {}
+    towers = {name: part for name, part in own.items() if isinstance(part, Mapping)}
+    for tower, part in towers.items():
+        width, merge = first_count(part, WIDTHS), first_count(part, _MERGES)
+        if width is None or merge is None or part[merge] == 1:
+            continue
+        patches = part[merge] ** 2
+        wide = (
+            name for name, value in own.items() if TARGETS.get(name) == HIDDEN and value == part[width] * patches
+        )
+        changed |= dict.fromkeys(wide, new[tower][width] * patches)
+    return changed
 
 
 def state_space(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def patch_shapes(facts: ModelFacts, patches: str, *, padded: bool) -> list[str]:
     """Return shapes of patches, of which a row has so many: packed over all rows, or padded row by row."""
     channels = facts.count(CHANNELS, 3, VISION)
     patch = facts.count(("patch_size", "model_patch_size"), 14, VISION)
-    frames = facts.count(("temporal_patch_size",), 1, VISION)
+    frames = facts.count(("temporal_patch_size", "patch_temporal"), 1, VISION)
+    merge = merge_factor(facts)
     flat, square = f"{channels} * {patch} ** 2", f"{channels}, {patch}, {patch}"
     rows = f"B * {patches}"
     by_row = [f"B, {patches}, {flat}", f"B, {patches}, {square}"]
@@ -109,6 +110,8 @@ def patch_shapes(facts: ModelFacts, patches: str, *, padded: bool) -> list[str]:
         f"1, {rows}, {square}",
         f"{rows}, {channels}, {frames}, {patch}, {patch}",
         f"{rows}, {frames}, {patch}, {patch}, {channels}",
+        f"{rows} // {merge} ** 2, {patch} * {merge}, {patch} * {merge}, {channels}",
+        f"{rows}, {patch} * {merge}, {patch} * {merge}, {channels}",
         f"1, {channels}, {patch}, {rows} * {patch}",
         f"1, {rows}, {flat}",
     ]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from graftkit.twins.batches.candidates.images import CHANNELS, VISION, image_sizes
+from graftkit.twins.batches.candidates.placeholders import MARKS
 from graftkit.twins.batches.facts import Input, ModelFacts
 
 # Not inputs but results, caches, or another form of an input that is already there.
@@ -62,6 +63,7 @@ def _by_name(facts: ModelFacts, name: str) -> str | None:
         "lang_ids": "full(0, B, 1)",
         "encoder_hidden_states": f"normal(B, 8, {count(_ENCODER_WIDTHS, 64)})",
         "encoder_attention_mask": "ones(B, 8)",
+        MARKS: "types()",
         "qformer_input_ids": "words(6)",
         "qformer_attention_mask": "ones(B, 6)",
         "query_embeds": f"normal(B, 4, {facts.width})",

@@ -14,7 +14,10 @@ def texts(facts: ModelFacts) -> list[dict[str, str]]:
     """Return groups of inputs for text: tokens, or codes of several books a step."""
     if not facts.takes("input_ids"):
         return []
-    return [_with_masks(facts, ids) for ids in (f"tokens({TEXT_TOKENS})", *_codes(facts))]
+    groups = [_with_masks(facts, ids) for ids in (f"tokens({TEXT_TOKENS})", *_codes(facts))]
+    if not facts.is_encoder_decoder or not facts.takes("decoder_input_ids"):
+        return groups
+    return [{**group, "decoder_input_ids": ids} for group in groups for ids in decoder_ids(facts)]
 
 
 def _with_masks(facts: ModelFacts, ids: str) -> dict[str, str]:
@@ -26,16 +29,13 @@ def _with_masks(facts: ModelFacts, ids: str) -> dict[str, str]:
             group[name] = "types()"
     if facts.takes("token_type_ids", "pixel_values"):
         group["token_type_ids"] = "types()"
-    if facts.is_encoder_decoder and facts.takes("decoder_input_ids"):
-        group["decoder_input_ids"] = decoder_ids(facts)
     return group
 
 
-def decoder_ids(facts: ModelFacts) -> str:
-    """Return ids for a decoder of a few steps, with several codes a step where its documented shape says so."""
-    if facts.inputs["decoder_input_ids"].shape[2:]:
-        return next((code.replace(str(TEXT_TOKENS), str(_TARGET_TOKENS)) for code in _codes(facts)), "words(4)")
-    return f"words({_TARGET_TOKENS})"
+def decoder_ids(facts: ModelFacts) -> list[str]:
+    """Return ids for a decoder of a few steps: tokens, or several codes a step."""
+    codes = [code.replace(f" {TEXT_TOKENS}", f" {_TARGET_TOKENS}") for code in _codes(facts)]
+    return [f"words({_TARGET_TOKENS})", *codes]
 
 
 def _codes(facts: ModelFacts) -> list[str]:
@@ -62,8 +62,7 @@ def labels(facts: ModelFacts, *, has_text: bool) -> list[dict[str, str]]:
 def _labels(facts: ModelFacts, *, has_text: bool) -> list[str]:
     classes, steps = "integers(0, num_labels, B)", f"integers(1, vocab_size, B, {_TARGET_TOKENS})"
     if facts.is_encoder_decoder:
-        codes = [decoder_ids(facts)] if facts.takes("decoder_input_ids") else []
-        return [*codes, f"words({_TARGET_TOKENS})"]
+        return decoder_ids(facts)
     if has_text:
         return ["targets()", "integers(0, num_labels, B, T)", classes]
     by_step = len(facts.inputs["labels"].shape) == 2
