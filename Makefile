@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo families test test-slow test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs bench engines clean
+.PHONY: demo families buildable test test-families test-slow test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs bench engines clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz and not distributed and not peers and not serve"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz and not distributed and not peers and not serve and not families"
+
+# Every model type; `make test` has those that people ask for and a tenth of the others, which changes every day.
+test-families: $(STAMP)
+	GRAFTKIT_FAMILY_TURN=all $(BIN)/python -m pytest -n 2 tests/families
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow"
@@ -60,6 +64,10 @@ docs: $(STAMP)
 # What is known of each model class: hours for all; TYPES=a,b makes those entries alone.
 families: $(STAMP)
 	$(BIN)/python -m graftkit.twins.write_known $(if $(TYPES),--types $(TYPES))
+
+# Which model types are built from their default configuration, for a new transformers.
+buildable: $(STAMP)
+	$(BIN)/python -m tests.families.buildable
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -6,6 +6,7 @@ import copy
 import os
 import random
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 # Before any Hugging Face package is imported, in this process and in those that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,11 +18,21 @@ os.environ.setdefault("GRAFTKIT_FAMILIES_SEED", str(random.randrange(10**6)))
 
 import pytest
 import torch
+from tests.families.turns import VARIABLE, fix_turn
 from torch import nn
 
 import graftkit as gk
 
 torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    fix_turn(os.environ, datetime.now(UTC).date())
+
+
+def pytest_report_header() -> str:
+    return f"families: {VARIABLE}={os.environ[VARIABLE]}"
+
 
 USUAL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
