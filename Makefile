@@ -76,6 +76,36 @@ format: $(STAMP)
 bench: $(STAMP)
 	for figure in benchmarks/*.py; do $(BIN)/python $$figure || exit 1; done
 
+# Which families go with which methods: hours on two cores, told before; an interrupted run goes on where it stopped.
+# The exit status 1 says that a cell failed, which the page shows.
+JOBS ?= 2
+MATRIX := .matrix/matrix.jsonl
+matrix: $(STAMP)
+	mkdir -p .matrix
+	test -f $(MATRIX) -o ! -f docs/matrix.jsonl.gz || gunzip -c docs/matrix.jsonl.gz > $(MATRIX)
+	$(BIN)/graft matrix --all --methods lora --jobs $(JOBS) --store $(MATRIX) || test $$? = 1
+	$(BIN)/graft matrix --wanted --methods all --jobs $(JOBS) --store $(MATRIX) || test $$? = 1
+	$(BIN)/graft matrix --store $(MATRIX) --pack docs/matrix.jsonl.gz --html docs/matrix.html > .matrix/summary.txt || test $$? = 1
+
+# The same with the newest transformers, PEFT and TRL, in a venv of its own, against today's matrix: what is new, what
+# broke, what got well. MATRIX_OLD is the store to compare with, NEXT_FAMILIES what to try.
+MATRIX_OLD ?= docs/matrix.jsonl.gz
+NEXT_FAMILIES ?= --all
+NEXT_CHECKS ?= twin,plan,attach,gradients,merge,reload
+matrix-next:
+	test -d .matrix/next || $(PYTHON) -m venv .matrix/next
+	.matrix/next/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	.matrix/next/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	.matrix/next/bin/python -m graftkit.matrix.newest pyproject.toml constraints.txt .matrix/next/requirements.txt
+	.matrix/next/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --requirement .matrix/next/requirements.txt
+	.matrix/next/bin/graft matrix $(NEXT_FAMILIES) --methods lora --checks $(NEXT_CHECKS) --jobs $(JOBS) \
+	  --store .matrix/next.jsonl --compare $(MATRIX_OLD) || test $$? = 1
+
+# Which release of transformers brought which model type, from the wheel of a release: `make introduced RELEASE=5.24.0`.
+introduced: $(STAMP)
+	$(BIN)/python -m pip download --quiet --no-deps --dest .matrix/wheels "transformers==$(RELEASE)"
+	$(BIN)/python -m graftkit.matrix.write_introduced .matrix/wheels/*.whl
+
 # What a proof serves adapters in: 5 GB and, where llama.cpp has to be compiled, half an hour.
 engines: $(STAMP)
 	for engine in llama.cpp mlx vllm; do $(BIN)/python -m graftkit.serving.install $$engine .engines/$$engine || exit 1; done

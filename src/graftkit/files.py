@@ -19,26 +19,35 @@ def write_text(path: Path | str, text: str) -> Path:
     Raises:
         OutputError: ``output-not-writable``. An existing file is then untouched.
     """
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path | str, content: bytes) -> Path:
+    """Write ``content`` to ``path`` through a temporary file beside it.
+
+    Raises:
+        OutputError: ``output-not-writable``. An existing file is then untouched.
+    """
     target = Path(path)
     with as_output_error(target):
         target = target.resolve()
         if target.exists() and not target.is_file():
             # A device or a pipe (/dev/stdout) is written to; it must never be renamed over.
-            with target.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with target.open("wb") as stream:
+                stream.write(content)
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-        _replace_file(target, text, mode)
+        _replace_file(target, content, mode)
     return target
 
 
-def _replace_file(target: Path, text: str, mode: int) -> None:
+def _replace_file(target: Path, content: bytes, mode: int) -> None:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     beside = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.chmod(mode)

@@ -68,7 +68,7 @@ def checks_named(names: Iterable[str]) -> tuple[Check, ...]:
 
 def checked_in_store() -> Path | None:
     """Return the store that the repository keeps, or None outside a checkout."""
-    file = Path(graftkit.__file__).parents[2] / "docs" / "matrix.jsonl"
+    file = Path(graftkit.__file__).parents[2] / "docs" / "matrix.jsonl.gz"
     return file if file.is_file() else None
 
 

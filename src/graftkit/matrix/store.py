@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from graftkit.errors import GraftError, reraise_as
-from graftkit.files import as_output_error, write_text
+from graftkit.files import as_output_error, write_bytes, write_text
 from graftkit.matrix.cell import Cell, Check
 
+_COMPRESSED = ".gz"
 _ORDER = {check: at for at, check in enumerate(Check)}
 
 
@@ -18,7 +20,8 @@ class Store:
     """The cells of one file, which is read when it is opened; every ``add`` is on the disk when it returns.
 
     A last line without its end is what an interrupted run left half written: it is no cell, and the next ``add``
-    removes it. Any other line that cannot be read is an error.
+    removes it. Any other line that cannot be read is an error. A file whose name ends in ``.gz`` is compressed: it
+    can be read, and written by ``pack``.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -47,8 +50,10 @@ class Store:
 
         Raises:
             OutputError: ``output-not-writable``.
+            GraftError: ``matrix-store``: the store is compressed.
         """
         new = tuple(cells)
+        self._refuse_compressed()
         lines = "".join(map(_line, new)).encode()
         with as_output_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,16 +71,40 @@ class Store:
 
         Raises:
             OutputError: ``output-not-writable``. The file is then unchanged.
+            GraftError: ``matrix-store``: the store is compressed.
         """
+        self._refuse_compressed()
         text = "".join(map(_line, self.cells))
         write_text(self.path, text)
         self._whole = len(text.encode())
+
+    def pack(self, path: Path) -> None:
+        """Write the cells to another file, sorted, and compressed where its name ends in ``.gz``.
+
+        The same cells give the same bytes.
+
+        Raises:
+            OutputError: ``output-not-writable``. The file is then unchanged.
+        """
+        written = "".join(map(_line, self.cells)).encode()
+        write_bytes(path, gzip.compress(written, mtime=0) if path.suffix == _COMPRESSED else written)
+
+    def _refuse_compressed(self) -> None:
+        if self.path.suffix == _COMPRESSED:
+            raise GraftError(
+                "nothing can be added to a compressed matrix",
+                where=str(self.path),
+                help=f"gunzip --keep {self.path}, and give the file that it makes",
+                code="matrix-store",
+            )
 
     def _read(self) -> Iterator[Cell]:
         if not self.path.exists():
             return
         with reraise_as(_unreadable, self.path):
             written = self.path.read_bytes()
+            if self.path.suffix == _COMPRESSED:
+                written = gzip.decompress(written)
         self._whole = written.rfind(b"\n") + 1
         for number, line in enumerate(written[: self._whole].splitlines(), start=1):
             if line.strip():

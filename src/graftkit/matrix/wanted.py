@@ -14,4 +14,5 @@ TABLE = Path(__file__).with_name("wanted.toml")
 def wanted() -> Mapping[str, str]:
     """Return model type -> why it is on the list."""
     groups = tomllib.loads(TABLE.read_text(encoding="utf-8"))
-    return {name: group["why"] for group in groups.values() for name in group["types"]}
+    wanted = [group for group in groups.values() if group.get("wanted", True)]
+    return {name: group["why"] for group in wanted for name in group["types"]}

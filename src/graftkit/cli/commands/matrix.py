@@ -54,6 +54,9 @@ def matrix(
         typer.Option("--store", help="The file of the cells, JSON lines. Default: one in the cache."),
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the store as a page.")] = None,
+    pack: Annotated[
+        Path | None, typer.Option("--pack", help="Write the store to another file, compressed if named .gz.")
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option("--compare", metavar="OLD", help="Show what changed against another store.")
     ] = None,
@@ -82,6 +85,8 @@ def matrix(
             summary = _run(output, kept, chosen, named, only, seed, again, jobs, time_limit)
         if html is not None:
             _write_page(kept, html)
+        if pack is not None:
+            kept.pack(pack)
         if old is not None:
             output.result(compare_cells(old.cells, summary.cells, known=known_types()))
         else:
@@ -152,6 +157,7 @@ def _run(
         output.note(f"{cells} cells of {len(tasks)} families, {jobs} at a time: about {_time(seconds)}")
         with timed_progress(seconds) as on_progress:
             run(store, tasks, jobs=jobs, time_limit=time_limit, on_progress=on_progress)
+        store.compact()
     return _shown(store, set(families), chosen, wanted)
 
 
