@@ -65,7 +65,7 @@ class StockProof:
 
 
 def prove(model: nn.Module, batch: Mapping[str, Any], config_folder: Path) -> StockProof:
-    """Attach, perturb, differentiate, merge, save and reload, with the configuration that PEFT reads from a folder.
+    """Attach, perturb, differentiate, merge, save and reload, with the configuration that PEFT reads from disk.
 
     The model is not changed.
     """

@@ -130,10 +130,11 @@ class Caution(Enum):
     """What a plan does as asked and warns of. The value is the warning that people read, with blanks for facts."""
 
     NO_GRADIENT = "adapted because {target} names it, although no gradient reaches it: {cause}"
+    FAULT = "{says}; see {page}"
 
-    def about(self, sites: Sequence[str], **facts: object) -> PlanWarning:
+    def about(self, sites: Sequence[str], *, page: str | None = None, **facts: object) -> PlanWarning:
         """Return the warning about these sites, with the facts in its message."""
-        return PlanWarning(self, tuple(sites), self.value.format(**facts))
+        return PlanWarning(self, tuple(sites), self.value.format(page=page, **facts), page)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +144,21 @@ class PlanWarning:
     Attributes:
         sites: the paths of the weights that it is about.
         message: the caution as a sentence for people.
+        page: of graftkit's repository, where one reports the fault behind it.
     """
 
     caution: Caution
     sites: tuple[str, ...]
     message: str
+    page: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"caution": self.caution.name.lower(), "sites": list(self.sites), "message": self.message}
+        return {
+            "caution": self.caution.name.lower(),
+            "sites": list(self.sites),
+            "message": self.message,
+            "page": self.page,
+        }
 
 
 def objection_to(site: Site) -> Skipped | None:

@@ -15,7 +15,7 @@ from graftkit.planning.config.hyperparameters import check_values, field_values,
 from graftkit.planning.config.methods import Method, method_named, refusal_of
 from graftkit.planning.cost import Memory, memory_of, planned_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
-from graftkit.planning.decisions import Attached, LeftAlone, PlanWarning, Shortfall, Skipped, Unmet
+from graftkit.planning.decisions import Attached, Caution, LeftAlone, PlanWarning, Shortfall, Skipped, Unmet
 from graftkit.planning.quantization import QuantizationPlan, plan_quantization
 from graftkit.planning.selection.select import read_intent, select
 from graftkit.planning.selection.target_names import is_role
@@ -186,7 +186,7 @@ def plan(
         trainable_params=trainable,
         memory=memory_of(base_bytes, trainable),
         reach=reach,
-        warnings=selection.warnings,
+        warnings=(*selection.warnings, *_faults(model_map, attached, config)),
         quantization=quantized,
     )
 
@@ -221,6 +221,17 @@ def _accepted(
     refused = [a.site for a in chosen if refusals[a.path]]
     skipped = [LeftAlone.NOT_BY_METHOD.skip(site, method=method.name, kind=_kind(site)) for site in refused]
     return accepted, skipped, unmet
+
+
+def _faults(model_map: ModelMap, attached: Sequence[Attached], config: PeftConfig) -> list[PlanWarning]:
+    """Return the known faults of others that the adapter would meet on these sites."""
+    paths = {a.path for a in attached}
+    met = {
+        found.fault: [path for path in found.sites if path in paths]
+        for found in model_map.faults
+        if config.peft_type == "LORA" or not found.fault.of_lora_alone
+    }
+    return [Caution.FAULT.about(on, says=fault.says, page=fault.page) for fault, on in met.items() if on]
 
 
 def _no_method(method: Method, named: Sequence[Attached], why: str | None) -> PlanError:

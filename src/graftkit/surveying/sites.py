@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit._version import SCHEMA_VERSION
 from graftkit.surveying.checkpoint.comparison import Checkpoint
+from graftkit.surveying.faults import FoundFault
 from graftkit.surveying.text import survey_text
 
 if TYPE_CHECKING:
@@ -249,6 +250,7 @@ class ModelMap:
         parameter_paths: every parameter's path: what PEFT matches target parameters against.
         checkpoint: what the weight files store; None where their headers were not read.
         architecture: None for a module that is no transformers model.
+        faults: of PEFT and transformers, that adapters on some of its sites would meet.
     """
 
     model: ModelInfo
@@ -258,6 +260,7 @@ class ModelMap:
     parameter_paths: tuple[str, ...] = field(repr=False)
     checkpoint: Checkpoint | None = None
     architecture: Architecture | None = field(default=None, repr=False, compare=False)
+    faults: tuple[FoundFault, ...] = ()
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -295,6 +298,7 @@ class ModelMap:
             "model": self.model.to_dict(),
             "towers": [tower.to_dict() for tower in self.towers],
             "sites": [site.to_dict() for site in self.sites],
+            "faults": [found.to_dict() for found in self.faults],
             "checkpoint": self.checkpoint.to_dict() if self.checkpoint else None,
         }
 

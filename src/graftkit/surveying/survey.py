@@ -11,6 +11,7 @@ from graftkit.surveying.checkpoint.comparison import compare
 from graftkit.surveying.checkpoint.headers import read_headers
 from graftkit.surveying.checkpoint.keys import checkpoint_keys
 from graftkit.surveying.checkpoint.local_weights import local_checkpoint
+from graftkit.surveying.faults import find_faults
 from graftkit.surveying.find_sites import find_sites
 from graftkit.surveying.quantized import logical_size
 from graftkit.surveying.sites import Architecture, ModelInfo, ModelMap, Site, Tower
@@ -74,6 +75,7 @@ def _map(model: nn.Module, name: str, origin: str) -> ModelMap:
         module_paths=tuple(path for path in structure.modules if path),
         parameter_paths=tuple(structure.parameters),
         architecture=_architecture(model),
+        faults=find_faults(model, sites),
     )
 
 
