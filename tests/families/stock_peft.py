@@ -22,7 +22,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-# Relative to the largest value of an output. Sums of a merge are in another order; float64 leaves no room for more.
+# Relative to the largest value of an output: the sums of a merge are in another order, which float64 hardly shows.
 _ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
 _NOISE = 0.05
 _CACHE = re.compile(r"past|cache|mems|kv_states")
