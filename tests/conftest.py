@@ -14,7 +14,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tests run side by side: a second thread on matrices this small only waits for the others.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Which families stock PEFT proves in this run. Processes that share the tests inherit it.
-os.environ.setdefault("GRAFTKIT_FAMILIES_SEED", str(random.randrange(10**6)))
+SEED = "GRAFTKIT_FAMILIES_SEED"
+os.environ.setdefault(SEED, str(random.randrange(10**6)))
 
 import pytest
 import torch
@@ -31,14 +32,10 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"families: {VARIABLE}={os.environ[VARIABLE]}"
+    return f"{VARIABLE}={os.environ[VARIABLE]} {SEED}={os.environ[SEED]}"
 
 
 USUAL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def pytest_report_header() -> str:
-    return f"GRAFTKIT_FAMILIES_SEED={os.environ['GRAFTKIT_FAMILIES_SEED']}"
 
 
 @pytest.fixture(scope="session", autouse=True)
