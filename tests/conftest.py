@@ -14,8 +14,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tests run side by side: a second thread on matrices this small only waits for the others.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Which families stock PEFT proves in this run. Processes that share the tests inherit it.
-SEED = "GRAFTKIT_FAMILIES_SEED"
-os.environ.setdefault(SEED, str(random.randrange(10**6)))
+os.environ.setdefault("GRAFTKIT_FAMILIES_SEED", str(random.randrange(10**6)))
 
 import pytest
 import torch
@@ -32,7 +31,7 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"{VARIABLE}={os.environ[VARIABLE]} {SEED}={os.environ[SEED]}"
+    return " ".join(f"{name}={os.environ[name]}" for name in (VARIABLE, "GRAFTKIT_FAMILIES_SEED"))
 
 
 USUAL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
