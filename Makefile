@@ -53,13 +53,13 @@ lint: $(STAMP)
 	$(BIN)/python -m graftkit.checks.engine.pages docs/rules --check
 	$(BIN)/python -m graftkit.recipes.write docs/recipe.schema.json --check
 	$(BIN)/python -m graftkit.report.serving_table docs tests/serve/expected.toml --check
-	$(BIN)/python -m graftkit.matrix.page docs/matrix.jsonl docs/matrix.html --check
+	$(BIN)/python -m graftkit.matrix.page docs/matrix.jsonl.gz docs/matrix.html --check
 
 docs: $(STAMP)
 	$(BIN)/python -m graftkit.checks.engine.pages docs/rules
 	$(BIN)/python -m graftkit.recipes.write docs/recipe.schema.json
 	$(BIN)/python -m graftkit.report.serving_table docs tests/serve/expected.toml
-	$(BIN)/python -m graftkit.matrix.page docs/matrix.jsonl docs/matrix.html
+	$(BIN)/python -m graftkit.matrix.page docs/matrix.jsonl.gz docs/matrix.html
 
 # What is known of each model class: hours for all; TYPES=a,b makes those entries alone.
 families: $(STAMP)
