@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import GraftError
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.text import count, some
-from graftkit.twins.shrink import changed_fields
+from graftkit.twins.faithful import Difference
+from graftkit.twins.shrink import config_differences
 from graftkit.twins.sizes.field_sizes import EXPERTS, LAYER_COUNTS
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class TwinDescription:
             (``graftkit.twins.sizes.kept`` says what they mean).
         changes: every field that was shrunk or dropped.
         runs: whether an example batch ran on it when it was built; None where it is known, and was not tried.
+        differs: in what its structure differs from the full model's, beyond the numbers of layers and experts; None
+            where it is known, and was not compared.
     """
 
     model_class: str
@@ -60,6 +63,7 @@ class TwinDescription:
     kept: tuple[str, ...]
     changes: tuple[ChangedField, ...]
     runs: bool | None
+    differs: tuple[str, ...] | None
 
     @property
     def layers(self) -> tuple[ChangedField, ...]:
@@ -91,6 +95,7 @@ class TwinDescription:
             "kept": list(self.kept),
             "changes": {change.path: {"source": change.source, "twin": change.twin} for change in self.changes},
             "runs": self.runs,
+            "differs": None if self.differs is None else list(self.differs),
         }
 
     def __str__(self) -> str:
@@ -121,20 +126,20 @@ def attach_description(
     model: PreTrainedModel,
     source: PretrainedConfig,
     *,
-    overrides: Mapping[str, Any] | None,
     kept: Iterable[str],
     runs: bool | None,
+    differs: tuple[Difference, ...] | None,
 ) -> None:
     """Let ``describe_twin`` find out how this model was made from the configuration."""
-    kept = tuple(sorted(kept))
-    changes = changed_fields(source, overrides, kept=kept)
+    changes = dict(config_differences(source.to_dict(), model.config.to_dict()))
     description = TwinDescription(
         model_class=type(model).__name__,
         model_type=source.model_type,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        kept=kept,
+        kept=tuple(sorted(kept)),
         changes=tuple(ChangedField(path, *values) for path, values in sorted(changes.items())),
         runs=runs,
+        differs=None if differs is None else tuple(str(difference) for difference in differs),
     )
     setattr(model, _ATTRIBUTE, description)
 
@@ -155,6 +160,8 @@ def _lines(twin: TwinDescription) -> Iterator[str]:
         yield f"  at full size: {', '.join(twin.kept)}"
     if twin.dropped:
         yield f"  dropped: {', '.join(change.path for change in twin.dropped)}"
+    if twin.differs:
+        yield f"  other modules than the full model: {some(twin.differs, 8)}"
     if twin.runs is False:
         yield "  no example batch runs on it: pass your own"
 

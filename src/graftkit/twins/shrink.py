@@ -56,6 +56,8 @@ _RULES = (
     attention.shrink_heads,
     related_fields.state_space,
     related_fields.codebooks,
+    related_fields.embeddings,
+    related_fields.as_wide,
     related_fields.positions,
     related_fields.image,
 )
@@ -97,16 +99,22 @@ def changed_fields(
 
     A field that is dropped has None. Whether the configuration's class takes the values is not asked.
     """
-    return dict(_differences(config.to_dict(), _fields(config, overrides, kept), ""))
+    return dict(config_differences(config.to_dict(), _fields(config, overrides, kept)))
 
 
-def _differences(
-    before: Mapping[str, Any], after: Mapping[str, Any], part: str
+def config_differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], part: str = ""
 ) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield the dotted path of each field of ``before`` that ``after`` has not, or has otherwise, and both.
+
+    Args:
+        before, after: fields of two configurations, as ``to_dict`` gives them.
+        part: dotted path of the part that they are of, with a dot behind it.
+    """
     for name, value in before.items():
         small = after.get(name)
         if isinstance(value, Mapping) and isinstance(small, Mapping) and "model_type" in value:
-            yield from _differences(value, small, f"{part}{name}.")
+            yield from config_differences(value, small, f"{part}{name}.")
         elif value != small and name not in _NOT_ARCHITECTURE:
             yield f"{part}{name}", (value, small)
 
@@ -203,7 +211,7 @@ def _shrink_own(own: Mapping[str, Any], tokens: dict[int, int], kept: Kept) -> d
 
 
 def _fewer_layers(own: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
-    changed = {} if kept.everything else shrink_layers(own)
+    changed = {} if kept.everything else shrink_layers(own, first=kept.first_layers)
     return {} if any(kept.has(name) for name in changed) else changed
 
 

@@ -107,6 +107,7 @@ TOP_K = (
 REPEATS = frozenset({*_TO_VOCAB.split(), *EXPERTS, *TOP_K, "n_group", "num_expert_group", "topk_group"})
 
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim")
+EMBEDDING_WIDTHS = ("embedding_size", "word_embed_proj_dim")
 LAYER_COUNTS = [
     "num_hidden_layers",
     "n_layer",

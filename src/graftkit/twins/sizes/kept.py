@@ -1,19 +1,26 @@
 """Which fields of a configuration a twin leaves at full size, written as patterns.
 
-==========================  ==========================================================================
-``hidden_size``             this field of the configuration itself
-``vision_config.hidden_size``  this field of a part; parts of parts are dotted too
-``vision_config.*``         all widths of a part, and of the parts inside it
-``.*``                      all widths of the configuration itself, without its parts
-``*``                       everything but what only repeats: layers, experts, and vocabulary entries
-``**``                      the layers too
-==========================  ==========================================================================
+``hidden_size``
+    This field of the configuration itself.
+``vision_config.hidden_size``
+    This field of a part; parts of parts are dotted too.
+``vision_config.num_hidden_layers[:6]``
+    The first six of the layers that this field counts, in place of the fewest that show every kind.
+``vision_config.*``
+    All widths of a part, and of the parts inside it.
+``.*``
+    All widths of the configuration itself, without its parts.
+``*``
+    Everything but what only repeats: layers, experts, and vocabulary entries.
+``**``
+    These too.
 
 A field that counts or lists layers stands for its part's layers as a whole: of these, all or none are kept.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +28,12 @@ from typing import Any
 OWN_WIDTHS = ".*"
 EVERY_WIDTH = "*"
 EVERYTHING = "**"
+_FIRST_LAYERS = re.compile(r"(?P<path>.+)\[:(?P<number>\d+)\]")
+
+
+def first_layers(path: str, number: int) -> str:
+    """Return the pattern that keeps the first layers of those that a field counts."""
+    return f"{path}[:{number}]"
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,15 @@ class Kept:
     def of_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the named ones of these fields."""
         return {name: value for name, value in fields.items() if self.has(name)}
+
+    @property
+    def first_layers(self) -> int | None:
+        """How many of the part's layers are kept from the first on, where a pattern says so."""
+        found = (_FIRST_LAYERS.fullmatch(pattern) for pattern in self.patterns)
+        numbers = (
+            int(match["number"]) for match in found if match and match["path"].rpartition(".")[0] == self.part
+        )
+        return next(numbers, None)
 
     def without(self, changed: Mapping[str, Any]) -> dict[str, Any]:
         """Return these changes but those of named fields."""
