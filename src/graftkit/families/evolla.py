@@ -7,6 +7,6 @@ from graftkit.families._base import Family
 FAMILY = Family(
     name="evolla",
     model_types=("evolla",),
-    # Every num_hidden_layers // aligner_num_add_layers-th layer gets one (EvollaDecoderLayer): the last of the twin's.
+    # Each num_hidden_layers // aligner_num_add_layers-th layer gets one (EvollaDecoderLayer): one of two.
     twin_overrides={"aligner_num_add_layers": 1},
 )

@@ -53,8 +53,8 @@ class TwinDescription:
             (``graftkit.twins.sizes.kept`` says what they mean).
         changes: every field that was shrunk or dropped.
         runs: whether an example batch ran on it when it was built; None where it is known, and was not tried.
-        differs: in what its structure differs from the full model's, beyond the numbers of layers and experts; None
-            where it is known, and was not compared.
+        differs: in what its structure differs from the full model's, beyond how often modules repeat; None where
+            it is known, and was not compared.
     """
 
     model_class: str

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
-from graftkit.twins.faithful import Difference
-from graftkit.twins.shrink import changed_fields
+from graftkit.surveying.sources.build import build_on_meta
+from graftkit.twins.faithful import Difference, differences
+from graftkit.twins.shrink import changed_fields, shrink
 from graftkit.twins.sizes.field_sizes import LAYER_COUNTS, is_count
 from graftkit.twins.sizes.kept import first_layers
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedModel
 
-# From patterns to what the structure of the twin that keeps them differs in from that of the full model.
-Compare: TypeAlias = Callable[[frozenset[str]], tuple[Difference, ...]]
 _MOST_LAYERS = 32
 
 
@@ -27,55 +26,66 @@ class KeptStructure:
 
     Attributes:
         kept: patterns over the configuration's fields.
-        differences: in what the twin's structure differs from the full model's all the same.
+        differs: in what the twin's structure differs from the full model's all the same.
     """
 
     kept: frozenset[str]
-    differences: tuple[Difference, ...]
+    differs: tuple[Difference, ...]
 
 
 def keep_structure(
-    config: PretrainedConfig, compare: Compare, overrides: Mapping[str, Any] | None, until: float
+    full: PreTrainedModel, overrides: Mapping[str, Any] | None = None, *, seconds: float = 25.0
 ) -> KeptStructure:
     """Return what to keep so that nothing of the structure is lost.
 
-    One field after the other is tried: first more layers, the fewest of each part that bring back what they can,
-    then each other size.
+    One field after the other is tried, on the meta device: first more layers, the fewest of each part that bring
+    back what they can, then each other size.
 
     Args:
-        config: the full configuration.
-        compare: as :data:`Compare`; raises ``BuildError`` where that twin cannot be built.
+        full: the full model, on the meta device.
         overrides: values that every twin has.
-        until: when to stop, on the monotonic clock.
+        seconds: how long to try; what is lost by then stays lost.
 
     Raises:
         BuildError: the most shrunken twin cannot be built.
     """
-    best = KeptStructure(frozenset(), compare(frozenset()))
+    until = time.monotonic() + seconds
+    best = compare(full, frozenset(), overrides)
     sizes = {
-        path: (full, small)
-        for path, (full, small) in changed_fields(config, overrides).items()
-        if is_count(full) and is_count(small)
+        path: (whole, small)
+        for path, (whole, small) in changed_fields(full.config, overrides).items()
+        if is_count(whole) and is_count(small)
     }
     of_layers = {path for path in sizes if path.rpartition(".")[2] in LAYER_COUNTS}
     for path in sorted(sizes, key=lambda path: path not in of_layers):
-        if not best.differences or time.monotonic() > until:
+        if not best.differs or time.monotonic() > until:
             break
-        with_all = _with(best, path, compare)
-        if path in of_layers and with_all is not best:
-            full, small = sizes[path]
-            numbers = range(small + 1, min(full, _MOST_LAYERS) + 1)
-            fewer = (_with(best, first_layers(path, number), compare) for number in numbers)
-            with_all = next((one for one in fewer if len(one.differences) <= len(with_all.differences)), with_all)
-        best = with_all
+        better = _with(best, path, full, overrides)
+        if path in of_layers and better is not best:
+            whole, small = sizes[path]
+            numbers = range(small + 1, min(whole, _MOST_LAYERS) + 1)
+            fewer = (_with(best, first_layers(path, number), full, overrides) for number in numbers)
+            better = next((one for one in fewer if len(one.differs) <= len(better.differs)), better)
+        best = better
     return best
 
 
-def _with(best: KeptStructure, pattern: str, compare: Compare) -> KeptStructure:
+def compare(full: PreTrainedModel, kept: frozenset[str], overrides: Mapping[str, Any] | None) -> KeptStructure:
+    """Return in what the twin that keeps these fields is built otherwise than the full model.
+
+    Raises:
+        BuildError: that twin cannot be built, or not on the meta device.
+    """
+    twin = build_on_meta(shrink(full.config, overrides, kept=kept), type(full))
+    return KeptStructure(kept, differences(full, twin))
+
+
+def _with(
+    best: KeptStructure, pattern: str, full: PreTrainedModel, overrides: Mapping[str, Any] | None
+) -> KeptStructure:
     """Return what is kept with this pattern too where that brings something back, else ``best`` itself."""
-    kept = best.kept | {pattern}
     try:
-        differences = compare(kept)
+        found = compare(full, best.kept | {pattern}, overrides)
     except BuildError:
         return best
-    return replace(best, kept=kept, differences=differences) if len(differences) < len(best.differences) else best
+    return found if len(found.differs) < len(best.differs) else best

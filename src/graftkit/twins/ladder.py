@@ -73,6 +73,7 @@ class Ladder:
         build: makes a live model of what ``shrink`` returns with these patterns kept. Raises ``BuildError``.
         find_batch: finds inputs that a model runs on, within so many seconds. Raises ``BuildError``.
         overrides: values that every step's configuration has.
+        start: what every step keeps.
         on_progress: called before each step.
         seconds: how long the climb may take in all.
     """
@@ -81,6 +82,7 @@ class Ladder:
     build: Callable[[frozenset[str]], PreTrainedModel]
     find_batch: Callable[[PreTrainedModel, float], Searched]
     overrides: Mapping[str, Any] | None = None
+    start: frozenset[str] = frozenset()
     on_progress: Callable[[Progress], None] | None = None
     seconds: float = SECONDS
 
@@ -89,7 +91,7 @@ class Ladder:
 
         Where there is none, the first that leaves the fewest unfed; where none runs, the first that builds.
 
-        Nothing is kept at first, then the fields that the errors name, then the widths of one part after the
+        Nothing more is kept at first, then the fields that the errors name, then the widths of one part after the
         other, then everything but the layers, then these too.
 
         Raises:
@@ -114,7 +116,7 @@ class Ladder:
 
     def _steps(self, attempts: list[Attempt]) -> Iterator[frozenset[str]]:
         """Yield what to keep next; ``attempts`` has got the outcome of the last one by then."""
-        yield frozenset()
+        yield self.start
         if isinstance(attempts[-1].error, TooLargeError):
             return
         for _ in range(_MOST_ERRORS):
@@ -124,11 +126,11 @@ class Ladder:
             yield attempts[-1].kept | named
         parts = [name for name in self.config.sub_configs if hasattr(getattr(self.config, name, None), "to_dict")]
         for part in parts:
-            yield frozenset({f"{part}.*"})
+            yield self.start | {f"{part}.*"}
         if parts:
-            yield frozenset({OWN_WIDTHS})
-        yield frozenset({EVERY_WIDTH})
-        yield frozenset({EVERYTHING})
+            yield self.start | {OWN_WIDTHS}
+        yield self.start | {EVERY_WIDTH}
+        yield self.start | {EVERYTHING}
 
     def _attempt(self, kept: frozenset[str], number: int, seconds: float) -> Attempt:
         if self.on_progress is not None:
@@ -138,14 +140,15 @@ class Ladder:
         except BuildError as error:
             return Attempt(kept, error=error)
         try:
-            found = self.find_batch(model, min(seconds, _LATER_SEARCH if kept else _FIRST_SEARCH))
+            found = self.find_batch(model, min(seconds, _FIRST_SEARCH if kept == self.start else _LATER_SEARCH))
         except BuildError as error:
             return Attempt(kept, model, error=error)
         return Attempt(kept, model, found, _unfed(found))
 
     def _without_what_is_not_needed(self, attempt: Attempt, until: float) -> Attempt:
         """Shrink each kept field after all, where the twin runs without it: an error names more than its cause."""
-        for name in sorted(attempt.kept) if len(attempt.kept) > 1 else ():
+        named = sorted(attempt.kept - self.start)
+        for name in named if len(named) > 1 else ():
             if time.monotonic() > until:
                 break
             fewer = self._attempt(attempt.kept - {name}, len(attempt.kept), until - time.monotonic())

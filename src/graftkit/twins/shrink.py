@@ -47,13 +47,14 @@ _DROPPED = (
 _STAGES = ("stage_names", "out_features", "out_indices")
 
 _COUNTS = REPEATS | set(LAYER_COUNTS)
-# In this order: each reads what those before it changed.
 _FEATURE_TOKENS = tuple(f"{kind}_token_{end}" for kind in ("image", "audio", "video") for end in ("id", "index"))
+# In this order: each reads what those before it changed.
 _RULES = (
     attention.shrink_latent_heads,
     related_fields.experts,
     related_fields.unset,
     attention.shrink_heads,
+    attention.shrink_heads_of_stages,
     related_fields.state_space,
     related_fields.codebooks,
     related_fields.embeddings,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,9 @@ from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.twins.bounds import calibrate_bounds
 from graftkit.twins.description import attach_description
 from graftkit.twins.example_batch import Searched, example_batch, search_batch
-from graftkit.twins.ladder import Attempt, Ladder, TooLargeError
+from graftkit.twins.faithful import Difference
+from graftkit.twins.keep_structure import compare, keep_structure
+from graftkit.twins.ladder import SECONDS, Attempt, Ladder, TooLargeError
 from graftkit.twins.remembered import Fact, recall, remember
 from graftkit.twins.shrink import no_twin, shrink
 from graftkit.twins.weights import redraw_weights
@@ -70,12 +74,15 @@ def twin(
     config, model_class = _resolve(source, trust_remote_code, revision)
     made = _Recipe(config, model_class, overrides, dtype or torch.float32, seed)
     with quiet_transformers(), one_thread(), torch.random.fork_rng(devices=[]):
-        built = _known(made) or _climbed(made, on_progress)
+        differs: tuple[Difference, ...] | None = None
+        built = _known(made)
+        if built is None:
+            built, differs = _climbed(made, on_progress)
         model = built.model
         assert model is not None
         if bounded_wrappers(model):
             calibrate_bounds(model, built.found.batch if built.found else _batch_or_none(model))
-    attach_description(model, config, overrides=overrides, kept=built.kept, runs=built.runs)
+    attach_description(model, config, kept=built.kept, runs=built.runs, differs=differs)
     return model
 
 
@@ -115,14 +122,35 @@ def _known(made: _Recipe) -> Attempt | None:
         return None
 
 
-def _climbed(made: _Recipe, on_progress: Callable[[Progress], None] | None) -> Attempt:
-    """Return the smallest twin that runs, and remember it for classes that transformers does not have."""
-    built = Ladder(made.config, made.build, _find_batch, made.overrides, on_progress).climb()
+def _climbed(
+    made: _Recipe, on_progress: Callable[[Progress], None] | None
+) -> tuple[Attempt, tuple[Difference, ...] | None]:
+    """Return the smallest twin that runs and is built like the full model, and in what it is not.
+
+    It is remembered for classes that transformers does not have.
+    """
+    until = time.monotonic() + SECONDS
+    full = _full(made)
+    start: frozenset[str] = frozenset()
+    with suppress(BuildError):
+        start = start if full is None else keep_structure(full, made.overrides).kept
+    left = until - time.monotonic()
+    built = Ladder(made.config, made.build, _find_batch, made.overrides, start, on_progress, left).climb()
     if built.found is not None and not made.overrides:
         remember(Fact.KEPT, made.model_class, sorted(built.kept))
         if built.found.recipe:
             remember(Fact.BATCH, made.model_class, built.found.recipe)
-    return built
+    differs = None
+    with suppress(BuildError):
+        differs = None if full is None else compare(full, built.kept, made.overrides).differs
+    return built, differs
+
+
+def _full(made: _Recipe) -> PreTrainedModel | None:
+    try:
+        return build_on_meta(made.config, made.model_class)
+    except BuildError:
+        return None
 
 
 def _resolve(

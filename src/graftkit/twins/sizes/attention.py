@@ -20,7 +20,8 @@ _KV_PAIRS = (
     (("linear_num_key_heads",), ("linear_num_value_heads",)),
     (("num_global_key_value_heads",), ("num_attention_heads",)),
 )
-_HEADS = ("num_attention_heads", "num_heads")
+_HEADS = ("num_attention_heads", "num_heads", "n_head", "decoder_attention_heads", "encoder_attention_heads")
+_HEAD_DIMS = ("head_dim", "d_head")
 
 
 def shrunk_heads(value: int) -> int:
@@ -54,18 +55,29 @@ def shrink_latent_heads(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[
     new_rope = new["qk_rope_head_dim"]
     new_nope = min(nope, max(1, min(3, round(nope / rope))) * new_rope)
     sums = {rope: new_rope, rope + nope: new_rope + new_nope}
-    heads = {name: sums[own[name]] for name in ("head_dim", "qk_head_dim") if own.get(name) in sums}
+    heads = {
+        name: sums[own[name]] for name in ("head_dim", "qk_head_dim", "swa_head_dim") if own.get(name) in sums
+    }
     return {"qk_nope_head_dim": new_nope, **heads}
 
 
 def _head_dim(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Let heads that filled the hidden size still fill it, and others still not."""
-    head_dim, heads, width = own.get("head_dim"), first_count(own, _HEADS), first_count(own, WIDTHS)
+    head_dim, heads, width = first_count(own, _HEAD_DIMS), first_count(own, _HEADS), first_count(own, WIDTHS)
     is_latent = {"qk_rope_head_dim", "qk_nope_head_dim"} <= set(own)
-    if is_latent or not is_count(head_dim) or heads is None or width is None:
+    if is_latent or head_dim is None or heads is None or width is None:
         return {}
-    filled = head_dim * own[heads] == own[width]
-    return {"head_dim": new[width] // new[heads] if filled else min(head_dim, 2 * HEAD_DIM)}
+    filled = own[head_dim] * own[heads] == own[width]
+    return {head_dim: new[width] // new[heads] if filled else min(own[head_dim], 2 * HEAD_DIM)}
+
+
+def shrink_heads_of_stages(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Let the heads of stages that double their width keep their share of it."""
+    heads, width = own.get("num_heads"), first_count(own, ("embed_dim",))
+    if width is None or not isinstance(heads, list) or not heads or not all(is_count(n) for n in heads):
+        return {}
+    first = max(1, heads[0] * new[width] // own[width])
+    return {"num_heads": [number * first // heads[0] for number in heads]}
 
 
 def shrink_rope(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

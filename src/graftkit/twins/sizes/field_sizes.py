@@ -62,7 +62,7 @@ _TO_COUNT = {
     2: (
         "zero_expert_num num_experts_per_tok num_experts_per_token top_k_experts moe_topk moe_k moe_top_k "
         "num_selected_experts n_shared_experts num_shared_experts moe_num_shared_experts n_group "
-        "num_expert_group n_groups mamba_n_groups mamba_ngroups num_mem_blocks mask_time_length"
+        "num_expert_group index_kpool n_groups mamba_n_groups mamba_ngroups num_mem_blocks mask_time_length"
     ),
     3: "conv_L_cache",
     4: (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from graftkit.twins.sizes.field_sizes import (
+    EMBEDDING_WIDTHS,
     EXPERTS,
     HEAD_DIM,
     HIDDEN,
@@ -24,6 +26,8 @@ _STATE_HEADS = (
     ("mamba_num_heads", "mamba_head_dim"),
 )
 _PATCHES_PER_SIDE = 4
+# Names of widths; what comes before ``_size`` in the others is measured in pixels, samples or ids.
+_WIDTH = re.compile(r"(_dim|_width|_channels?|(?<!image)(?<!patch)(?<!window)(?<!kernel)(?<!vocab)(?<!crop)_size)$")
 # How many patches of a side a tower merges into one.
 _MERGES = ("spatial_merge_size", "merge_size")
 
@@ -98,6 +102,24 @@ def codebooks(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("codebook_dim", "vector_quantization_hidden_dimension")
         if is_count(own.get(name)) and is_count(width)
     }
+
+
+def as_wide(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Let other widths that equal the part's own follow it: nothing projects between them."""
+    width = first_count(own, (*WIDTHS, "hidden_dim", "embed_dim"))
+    if width is None or new[width] == own[width]:
+        return {}
+    others = (name for name in own if name not in TARGETS and _WIDTH.search(name))
+    return {name: new[width] for name in others if is_count(own[name]) and own[name] == own[width]}
+
+
+def embeddings(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep embeddings of another width than the layers so: what projects them is there only then."""
+    width = first_count(own, WIDTHS)
+    if width is None:
+        return {}
+    others = [name for name in EMBEDDING_WIDTHS if is_count(own.get(name)) and own[name] != own[width]]
+    return {name: new[width] // 2 if own[name] < own[width] else 2 * new[width] for name in others}
 
 
 def positions(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
