@@ -18,8 +18,8 @@ from graftkit.families._known_twins import known_twin
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
-from graftkit.twins.faithful import differences
-from graftkit.twins.keep_structure import keep_structure
+from graftkit.twins.faithful.differences import differences
+from graftkit.twins.faithful.keep_structure import keep_structure
 from graftkit.twins.shrink import shrink
 
 # How weights are stored and what generation does: no part of what a twin is a twin of.

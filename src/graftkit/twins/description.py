@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import GraftError
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.text import count, some
-from graftkit.twins.faithful import Difference
+from graftkit.twins.faithful.differences import Difference
 from graftkit.twins.shrink import config_differences
 from graftkit.twins.sizes.field_sizes import EXPERTS, LAYER_COUNTS
 

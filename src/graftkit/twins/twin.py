@@ -22,8 +22,8 @@ from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.twins.bounds import calibrate_bounds
 from graftkit.twins.description import attach_description
 from graftkit.twins.example_batch import Searched, example_batch, search_batch
-from graftkit.twins.faithful import Difference
-from graftkit.twins.keep_structure import compare, keep_structure
+from graftkit.twins.faithful.differences import Difference
+from graftkit.twins.faithful.keep_structure import compare, keep_structure
 from graftkit.twins.ladder import SECONDS, Attempt, Ladder, TooLargeError
 from graftkit.twins.remembered import Fact, recall, remember
 from graftkit.twins.shrink import no_twin, shrink

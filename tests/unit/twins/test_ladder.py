@@ -83,7 +83,7 @@ def _refuse(message, *, when):
 def test_nothing_is_kept_where_nothing_has_to_be():
     climbed = _ladder(lambda config: None).climb()
     assert climbed.kept == frozenset()
-    assert climbed.batch is not None
+    assert climbed.runs
 
 
 def test_a_field_that_the_error_names_is_kept_in_the_part_that_needs_it():
@@ -171,7 +171,7 @@ def test_the_overrides_of_the_user_hold_on_every_step():
 def test_where_nothing_runs_the_smallest_that_builds_is_returned():
     climbed = _ladder(lambda config: _refuse("?", when=True)).climb()
     assert climbed.kept == frozenset()
-    assert climbed.batch is None
+    assert climbed.runs is False
 
 
 def test_where_nothing_builds_the_first_error_is_raised():

@@ -27,7 +27,9 @@ _STATE_HEADS = (
 )
 _PATCHES_PER_SIDE = 4
 # Names of widths; what comes before ``_size`` in the others is measured in pixels, samples or ids.
-_WIDTH = re.compile(r"(_dim|_width|_channels?|(?<!image)(?<!patch)(?<!window)(?<!kernel)(?<!vocab)(?<!crop)_size)$")
+_WIDTH = re.compile(
+    r"(_dim|_width|_channels?|(?<!image)(?<!patch)(?<!window)(?<!kernel)(?<!vocab)(?<!crop)_size)$"
+)
 # How many patches of a side a tower merges into one.
 _MERGES = ("spatial_merge_size", "merge_size")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.surveying.sources.build import build_on_meta
-from graftkit.twins.faithful import Difference, differences
+from graftkit.twins.faithful.differences import Difference, differences
 from graftkit.twins.shrink import changed_fields, shrink
 from graftkit.twins.sizes.field_sizes import LAYER_COUNTS, is_count
 from graftkit.twins.sizes.kept import first_layers
