@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
@@ -13,12 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tests run side by side: a second thread on matrices this small only waits for the others.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Which families stock PEFT proves in this run. Processes that share the tests inherit it.
-os.environ.setdefault("GRAFTKIT_FAMILIES_SEED", str(random.randrange(10**6)))
 
 import pytest
 import torch
-from tests.families.turns import VARIABLE, fix_turn
+from tests.families.turns import SEED, VARIABLE, fix_seed, fix_turn
 from torch import nn
 
 import graftkit as gk
@@ -28,10 +25,11 @@ torch.set_num_threads(1)
 
 def pytest_configure() -> None:
     fix_turn(os.environ, datetime.now(UTC).date())
+    fix_seed(os.environ)
 
 
 def pytest_report_header() -> str:
-    return " ".join(f"{name}={os.environ[name]}" for name in (VARIABLE, "GRAFTKIT_FAMILIES_SEED"))
+    return f"families: {VARIABLE}={os.environ[VARIABLE]} {SEED}={os.environ[SEED]}"
 
 
 USUAL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

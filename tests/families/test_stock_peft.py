@@ -1,12 +1,11 @@
 """A random tenth of the proven families, proven once more by PEFT and torch alone.
 
-``GRAFTKIT_FAMILIES_SEED`` chooses the tenth; the header of each run says which it was.
+``GRAFTKIT_FAMILY_SEED`` chooses the tenth; the header of each run says which it was.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import warnings
 from pathlib import Path
 
@@ -15,18 +14,17 @@ import torch
 from peft import LoraConfig
 from tests.families import stock_peft
 from tests.families.gaps import TABLE, read_gaps
+from tests.families.turns import SEED, drawn
 from torch import nn
 from transformers import CONFIG_MAPPING
 
 import graftkit as gk
 
-SEED = int(os.environ["GRAFTKIT_FAMILIES_SEED"])
-PROVEN = sorted(set(CONFIG_MAPPING) - read_gaps(TABLE.read_text(encoding="utf-8")).keys())
-DRAWN = sorted(random.Random(SEED).sample(PROVEN, len(PROVEN) // 10))
+PROVEN = set(CONFIG_MAPPING) - read_gaps(TABLE.read_text(encoding="utf-8")).keys()
 
 
 @pytest.mark.filterwarnings("ignore")  # architectures warn about many things; what is asserted is the outcome
-@pytest.mark.parametrize("model_type", DRAWN)
+@pytest.mark.parametrize("model_type", drawn(PROVEN, os.environ[SEED]))
 def test_stock_peft_proves_the_plan(model_type: str, tmp_path: Path) -> None:
     twin = gk.twin(model_type)
     plan = gk.plan(twin, targets=["all-linear", "experts"], r=2, allow_unmatched=True)
@@ -35,6 +33,13 @@ def test_stock_peft_proves_the_plan(model_type: str, tmp_path: Path) -> None:
     assert proof.problems == []
     for via, attached in (("target_modules", proof.modules), ("target_parameters", proof.parameters)):
         assert attached == {site.target_path for site in plan.attached if site.via == via}
+
+
+def test_a_seed_repeats_its_tenth_and_others_are_others() -> None:
+    tenths = [drawn(PROVEN, str(seed)) for seed in range(60)]
+    assert tenths[7] == drawn(sorted(PROVEN, reverse=True), "7")
+    assert {len(tenth) for tenth in tenths} == {len(PROVEN) // 10}
+    assert len(set().union(*tenths)) > 0.95 * len(PROVEN)
 
 
 # ---- the proof itself can fail ----

@@ -1,17 +1,21 @@
 """Which model types a test run covers: those that people ask for, and a tenth of the others, another one each day.
 
-The turn is a day's, unless ``GRAFTKIT_FAMILY_TURN`` names one (0 to 9, or "all"). It is set once for a run, in the
-environment that the workers of pytest-xdist inherit: all of them must collect the same tests, also at midnight.
+Stock PEFT alone proves a random tenth, another one each run (``drawn``); ``GRAFTKIT_FAMILY_SEED`` repeats one.
+
+The turn is a day's, unless ``GRAFTKIT_FAMILY_TURN`` names one (0 to 9, or "all"). Both are set once for a run, in
+the environment that the workers of pytest-xdist inherit: all must collect the same tests, also at midnight.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import zlib
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from datetime import date
 
 VARIABLE = "GRAFTKIT_FAMILY_TURN"
+SEED = "GRAFTKIT_FAMILY_SEED"
 TURNS = 10
 ALL = "all"
 
@@ -36,3 +40,14 @@ def is_due(name: str, turn: str) -> bool:
 def due_now(name: str) -> bool:
     """Check whether it is a name's turn in this run."""
     return is_due(name, os.environ[VARIABLE])
+
+
+def fix_seed(environment: MutableMapping[str, str]) -> str:
+    """Set the seed of a run's random tenth where nobody did, and return it."""
+    return environment.setdefault(SEED, str(random.randrange(10**6)))
+
+
+def drawn(names: Iterable[str], seed: str) -> list[str]:
+    """Return a random tenth of the names, at least one, in order."""
+    every = sorted(names)
+    return sorted(random.Random(int(seed)).sample(every, max(1, len(every) // TURNS)))
