@@ -23,8 +23,8 @@ TABLE = Path(__file__).with_name("gaps.toml")
 _HEAD = """\
 # Model types that do not pass the proof of tests/families, each with its cause. A test compares this table with
 # what happens; `python -m tests.families.gaps docs/matrix.jsonl.gz` takes out what is proven and puts in what is
-# not, but no cause: that is for a person to find. `check` is the first that is not proven, `codes` are those of all
-# that are not. Codes under `sometimes` depend on rounding: a rank or a length that is decided by a hair.
+# not, but no cause: that is for a person to find. `check` is the first that is not proven, `codes` are those of
+# all that are not. Codes under `sometimes` depend on rounding: a rank or a length that is decided by a hair.
 """
 # Section -> what its types have in common.
 SECTIONS: Mapping[str, str] = {

@@ -305,8 +305,8 @@
   };
 
   const crumbs = (parts) => {
-    const trail = parts.slice(0, -1).flatMap((part, index) => [link(parts.slice(0, index + 1).join("/"), part), " › "]);
-    return el("nav", { "aria-label": "Where this is" }, ...trail, parts.at(-1));
+    const above = parts.slice(0, -1).flatMap((part, index) => [link(parts.slice(0, index + 1).join("/"), part), " › "]);
+    return el("nav", { "aria-label": "Where this is" }, ...(above.length ? above.slice(0, -1) : ["Family"]));
   };
 
   const contents = (parts) => {
@@ -335,7 +335,8 @@
     }
     const close = el("button", { type: "button", class: "close", "aria-label": "Close" }, "✕");
     close.addEventListener("click", () => closePanel());
-    panel.replaceChildren(el("div", { class: "top" }, crumbs(parts), close), el("h2", { id: "panel-title" }, parts.join(" · ")), ...contents(parts));
+    panel.replaceChildren(el("div", { class: "top" }, crumbs(parts), close), el("h2", { "aria-label": parts.join(", ") }, parts.at(-1)), ...contents(parts));
+    panel.setAttribute("aria-label", parts.join(", "));
     panel.scrollTop = 0;
     const element = elementOf(parts);
     element?.setAttribute("aria-selected", "true");
@@ -368,11 +369,11 @@
   };
   const setUp = () => {
     options(at("method"), [...data.methods.map((name) => [name, name]), ...(data.methods.length > 1 ? [[EVERY, "all methods"]] : [])]);
-    options(at("where"), [["outcome", "outcome"], ["any", "any check"], ...checks.map((name) => [name, name])]);
+    options(at("where"), [["outcome", "the whole proof"], ["any", "any check"], ...checks.map((name) => [name, name])]);
     options(at("since"), [
-      ["", "any release"],
-      ...years.map((year) => [year, `in transformers since ${year}`]),
-      ...present.map((name) => [name, `${name}, ${data.released[name]}`]),
+      ["", "any time"],
+      ...years.map((year) => [year, year]),
+      ...present.map((name) => [name, `${name} (${data.released[name]})`]),
     ]);
     chips(at("modalities"), data.modalities.map((name) => [name, name]), "modality");
     chips(at("verdicts"), presentVerdicts(), "verdict");
@@ -399,7 +400,7 @@
     }).observe(at("filters"));
     // Links change the address only; whatever changes it, the page follows.
     addEventListener("popstate", () => show(readAddress()));
-    at("shares").addEventListener("click", (event) => {
+    at("summary").addEventListener("click", (event) => {
       if (event.target.closest("a")) setTimeout(() => at("filters").scrollIntoView());
     });
     at("skip").addEventListener("click", (event) => {
