@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: rotary sections that the model assumes where the configuration is silent."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni: rotary sections that the model assumes where the configuration is silent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from graftkit.families._base import Family
 
 FAMILY = Family(
     name="qwen2_vl",
-    model_types=("qwen2_vl_text", "qwen2_5_vl_text"),
+    model_types=("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"),
     # The attention falls back to sections of 16, 24 and 24 frequencies, for heads of 128; the twin's have 16.
     twin_overrides={"rope_parameters": {"mrope_section": [2, 3, 3]}},
 )

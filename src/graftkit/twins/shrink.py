@@ -121,7 +121,9 @@ def config_differences(
 
 
 def _fields(config: PretrainedConfig, overrides: Mapping[str, Any] | None, kept: Iterable[str]) -> dict[str, Any]:
-    return _merged(_shrunk(config, {}, None, Kept.of(kept)), overrides or {})
+    fields = _shrunk(config, {}, None, Kept.of(kept))
+    alike = related_fields.shared_heads(config.to_dict(), fields)
+    return _merged(_merged(fields, alike), overrides or {})
 
 
 def no_twin(what: str, config: PretrainedConfig, why: Exception | str, help: str) -> BuildError:
@@ -179,6 +181,8 @@ def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | N
             new[name] = copy.deepcopy(fields.get(name))
     new |= related_fields.tiles(new) | kept.without(related_fields.merged_widths(fields, new))
     new |= _placeholders(new, tokens)
+    if not kept.widths:
+        new |= kept.without(related_fields.joined_widths(fields, new))
     if family is None or family is parent or kept.everything:
         return new
     return _merged(new, _still_needed(family.twin_overrides, kept))

@@ -273,3 +273,20 @@ def test_overrides_win_over_what_is_kept():
     from transformers import LlamaConfig
 
     assert shrink(LlamaConfig(), {"hidden_size": 32}, kept=["*"]).hidden_size == 32
+
+
+def test_a_width_that_joins_two_parts_stays_their_sum():
+    from transformers import Xcodec2Config
+
+    config = Xcodec2Config()
+    assert config.quantization_dim == config.hidden_size + config.semantic_model_config.hidden_size
+    small = shrink(config)
+    assert small.quantization_dim == small.hidden_size + small.semantic_model_config.hidden_size == 128
+
+
+@pytest.mark.parametrize("kept", [(), ("dit_config.head_dim",)])
+def test_parts_that_read_each_others_keys_have_heads_of_one_size(kept):
+    from transformers import PI0Config
+
+    small = shrink(PI0Config(), kept=kept)
+    assert small.dit_config.head_dim == small.vlm_config.text_config.head_dim

@@ -35,6 +35,7 @@ _ORDER = ("image", "video", "audio", *_ALWAYS)
 # mm_token_type_ids of transformers' processors: 0 is text.
 _TYPES = {"image": 1, "video": 2, "audio": 3}
 _TOKENS_WITHOUT_TEXT = 12
+_SEVERAL_IMAGES_A_ROW = 5  # axes
 _NAME = re.compile(r"[A-Za-z]\w*")
 
 
@@ -189,7 +190,22 @@ def features_per_row(model: PreTrainedModel, modality: str, inputs: Mapping[str,
     if missing := [p.name for p in named if p.default is p.empty and p.name not in given]:
         raise CannotCountError(f"get_{modality}_features() wants {', '.join(missing)}")
     with torch.no_grad(), evaluating(model):
-        return _vectors(compute(**given)) // batch_size
+        try:
+            features = compute(**given)
+        except Exception:
+            one_by_one = _flat(given)
+            if one_by_one is None:
+                raise
+            features = compute(**one_by_one)
+        return _vectors(features) // batch_size
+
+
+def _flat(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the inputs with several images a row as one row each, as a forward may flatten them; None without any."""
+    several = {name for name, value in inputs.items() if getattr(value, "ndim", 0) == _SEVERAL_IMAGES_A_ROW}
+    if not several:
+        return None
+    return {name: value.flatten(0, 1) if name in several else value for name, value in inputs.items()}
 
 
 def _features_method(model: PreTrainedModel, name: str) -> Any:

@@ -191,6 +191,15 @@ def index_range(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe |
     return None
 
 
+def positions_unknown(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
+    """Number the tokens along time, height and width where the model fails to do so from its tokens and grids."""
+    if "position_ids" in given(recipe) or not facts.takes("position_ids", "input_ids"):
+        return None
+    if not any("get_rope_index" in line for _, line in failure.frames):
+        return None
+    return with_input(recipe, "position_ids", "stacked(3, counting(T))")
+
+
 def something_is_none(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
     """Add every optional input where the model computes with one that is None."""
     if "None" not in failure.message:
@@ -208,6 +217,7 @@ _REPAIRS: tuple[Repair, ...] = (
     input_width,
     index_range,
     labels_refused,
+    positions_unknown,
     something_is_none,
     placeholders_unknown,
 )

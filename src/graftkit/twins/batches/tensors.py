@@ -91,6 +91,10 @@ class TensorFunctions:
 
         return torch.cat([tensor.float() for tensor in tensors], dim=-1)
 
+    def stacked(self, number: int, tensor: torch.Tensor) -> torch.Tensor:
+        """Repeat a tensor along a new first axis."""
+        return tensor.expand(number, *tensor.shape)
+
     def inputs_of(self, path: str) -> int:
         """Return how many features or channels the module at a path takes."""
         module = self.model.get_submodule(path)

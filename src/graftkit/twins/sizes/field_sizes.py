@@ -30,7 +30,7 @@ _TO_HIDDEN = (
     "audio_hidden_size cross_attention_hidden_size backbone_hidden_size encoder_dim decoder_dim width "
     "projector_output_dim mm_hidden_size hidden_size_global text_config_hidden_size d_embed n_state "
     "audio_output_size projection_size conv_dim tdnn_dim xvector_output_dim classifier_proj_size "
-    "codevector_dim proj_codevector_dim upsample_groups"
+    "codevector_dim proj_codevector_dim upsample_groups d_latents"
 )
 _TO_INTERMEDIATE = (
     "intermediate_size ffn_dim n_inner d_ff encoder_ffn_dim decoder_ffn_dim mlp_dim ffn_hidden_size d_inner "
@@ -47,7 +47,8 @@ _TO_HEADS = (
     "num_attention_heads num_heads n_head n_heads heads encoder_attention_heads decoder_attention_heads "
     "attention_heads num_query_heads linear_num_value_heads linear_num_heads index_n_heads "
     "decoder_num_attention_heads encoder_num_attention_heads swa_num_attention_heads "
-    "audio_num_attention_heads resampler_n_heads num_query_groups n_heads_text"
+    "audio_num_attention_heads resampler_n_heads num_query_groups n_heads_text "
+    "num_self_attention_heads num_cross_attention_heads"
 )
 _TO_HEAD_DIM = (
     "d_kv linear_key_head_dim linear_value_head_dim linear_head_dim qk_nope_head_dim v_head_dim "
@@ -72,7 +73,7 @@ _TO_COUNT = {
     ),
     8: (
         "qk_rope_head_dim mamba_chunk_size mamba_num_heads mamba_n_heads n_mamba_heads sliding_window "
-        "local_attention num_queries num_filters"
+        "local_attention num_queries num_filters num_latents"
     ),
     12: "attention_chunk_size",
     16: "num_conv_pos_embeddings",
@@ -124,6 +125,7 @@ LAYER_COUNTS = [
     "num_global_layers",
     "depth_encoder",
     "resampler_depth",
+    "num_self_attends_per_block",
 ]
 
 _TOKEN_FIELD = re.compile(r"(_token_(ids?|index|idx)|_patch_id)$")

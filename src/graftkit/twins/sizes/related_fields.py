@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from graftkit.twins.sizes.field_sizes import (
@@ -153,6 +153,71 @@ def tiles(fields: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     size = vision.get("image_size")
     return {"image_grid_pinpoints": [[size, size]]} if is_count(size) else {}
+
+
+def joined_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Set a width that is the sum of the model's own and a part's, where the features of both are joined.
+
+    Args:
+        own: a configuration's fields and its parts' before, as ``to_dict`` gives them.
+        new: the same in the twin.
+    """
+    joined: dict[str, Any] = {}
+    for part, fields in own.items():
+        widths = (own.get("hidden_size"), fields.get("hidden_size")) if isinstance(fields, Mapping) else ()
+        if widths and all(is_count(width) for width in widths):
+            total = sum(widths)
+            names = (n for n, v in own.items() if n not in TARGETS and _WIDTH.search(n) and v == total)
+            joined |= dict.fromkeys(names, new["hidden_size"] + new[part]["hidden_size"])
+    return joined
+
+
+def shared_heads(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep heads of one size in parts that may read each other's keys and values.
+
+    These are parts with as many layers, as many key and value heads, and heads of one stated size. The new size is
+    the smallest that any of them would have alone, or the full size where one keeps it.
+
+    Args:
+        own: a configuration's fields and its parts' before, as ``to_dict`` gives them.
+        new: the same in the twin.
+
+    Returns:
+        The new sizes: nested mappings address parts.
+    """
+    alike: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
+    for path, part in _parts(own):
+        key = tuple(part.get(name) for name in ("num_hidden_layers", "num_key_value_heads", "head_dim"))
+        if all(is_count(value) for value in key):
+            alike.setdefault(key, []).append(path)
+    changed: dict[str, Any] = {}
+    for paths in alike.values():
+        full = _at(own, paths[0])["head_dim"]
+        sizes = {_at(new, path)["head_dim"] for path in paths}
+        for path in paths if len(sizes) > 1 else ():
+            _set_at(changed, path, {"head_dim": full if full in sizes else min(sizes)})
+    return changed
+
+
+def _parts(
+    fields: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    yield path, fields
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and "model_type" in value:
+            yield from _parts(value, (*path, name))
+
+
+def _at(fields: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
+    for name in path:
+        fields = fields[name]
+    return fields
+
+
+def _set_at(fields: dict[str, Any], path: tuple[str, ...], values: Mapping[str, Any]) -> None:
+    for name in path:
+        fields = fields.setdefault(name, {})
+    fields.update(values)
 
 
 def layer_overrides(

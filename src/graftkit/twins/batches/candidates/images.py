@@ -13,6 +13,8 @@ _TOKENS = ("image_token_id", "image_token_index", "image_patch_id", "img_context
 _MERGES = ("spatial_merge_size", "merge_size", "downsample_factor", "pooling_kernel_size", "model_patch_size")
 # For classes whose configuration states no size; larger ones only where a class insists.
 _SIDES = ("64", "128", "32", "224", "256", "384", "512")
+# Axes of pixels with several images a row.
+_WITH_SEVERAL = 5
 _NOT_PLAIN = ("prompt", "high_res", "local", "mask", "videos")
 
 
@@ -23,7 +25,10 @@ def images(facts: ModelFacts) -> list[dict[str, str]]:
         return []
     grids = grid_inputs(facts, video=False)
     packed = list(_packed(facts, name, grids)) if grids else []
-    dense = [] if name == "hidden_states" else list(_dense(facts, name))
+    if name == "flattened_patches":
+        dense = _numbered_patches(facts, name)
+    else:
+        dense = [] if name == "hidden_states" else list(_dense(facts, name))
     groups = packed + dense if grids else dense
     return with_placeholders(facts, groups, _TOKENS)
 
@@ -118,6 +123,13 @@ def patch_shapes(facts: ModelFacts, patches: str, *, padded: bool) -> list[str]:
     return by_row + packed if padded else packed + by_row
 
 
+def _numbered_patches(facts: ModelFacts, name: str) -> list[dict[str, str]]:
+    """Return patches that begin with the numbers of their row and column."""
+    channels, patch = facts.count(CHANNELS, 3, VISION), facts.count(("patch_size",), 16, VISION)
+    widths = [*facts.fields(("patch_embed_hidden_size",), VISION), f"{channels} * {patch} ** 2"]
+    return [{name: f"beside(patch_positions(B, 4, 4), normal(B, 16, {width}))"} for width in widths]
+
+
 def _dense(facts: ModelFacts, name: str) -> Iterator[dict[str, str]]:
     shapes = sorted(_axes(facts, name), key=lambda at: at[0])
     for _, shape in shapes:
@@ -125,8 +137,11 @@ def _dense(facts: ModelFacts, name: str) -> Iterator[dict[str, str]]:
         if facts.takes("aspect_ratio_ids"):
             tiles = shape[-4] if len(shape) > 4 else "1"
             group |= {"aspect_ratio_ids": "ones(B, 1)", "aspect_ratio_mask": f"ones(B, 1, {tiles})"}
-        sized = group | {"image_sizes": f"rows({shape[-2]}, {shape[-1]})"}
-        groups = [group, sized] if facts.takes("image_sizes") else [group]
+        groups = [group]
+        if facts.takes("image_sizes"):
+            groups.append(group | {"image_sizes": f"rows({shape[-2]}, {shape[-1]})"})
+        if len(shape) == _WITH_SEVERAL and facts.takes("pixel_attention_mask"):
+            groups.append(group | {"pixel_attention_mask": f"full(True, B, {shape[1]})"})  # which are padding
         # A size belongs to what is cut into tiles; not every tower takes one.
         yield from reversed(groups) if facts.fields(("image_grid_pinpoints",)) else groups
 
