@@ -22,6 +22,7 @@ from graftkit.matrix.trials.moved_base import identity, reload
 from graftkit.matrix.trials.origin import made_from, versions
 from graftkit.matrix.trials.outcomes import guarded, of_finding, of_fresh, together
 from graftkit.matrix.trials.subject import Subject, prepare
+from graftkit.planning.decisions import LeftAlone
 from graftkit.planning.plan import Plan, plan
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
@@ -155,10 +156,12 @@ class _Trial:
     def _of_plan(self, made: Plan) -> Outcome:
         refused = [unmet.target for unmet in made.unmet if unmet.exists]
         left_out = sorted({*self._left_out, *refused})
+        no_gradient = [s.path for s in made.skipped if s.cause is LeftAlone.NO_GRADIENT]
         figures = {
             "sites": len(made.attached),
             "trainable_params": made.trainable_params,
             **({"left_out": left_out} if left_out else {}),
+            **({"no_gradient": no_gradient} if no_gradient else {}),
         }
         beside = f", and {' and '.join(left_out)} left out: the method cannot adapt them" if left_out else ""
         return Outcome(Verdict.PROVEN, f"{len(made.attached)} sites planned{beside}", evidence=figures)

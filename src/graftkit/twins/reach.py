@@ -46,16 +46,17 @@ def unreached(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, NoGradien
         model: a small model without adapters, as ``twin`` builds it: it is copied.
         batch: what its forward takes.
     """
-    import torch
-
-    sites = [site for site in survey(model) if site.adaptable and not site.tied_to]
     probe = copy.deepcopy(model)
     with evaluating(probe):
-        passes = [_backward(probe, batch, sites)]
-        while len(passes) < _DRAWS and (left := _unreached(sites, passes)):
-            redraw_weights(probe, torch.Generator().manual_seed(len(passes)))
-            passes.append(_backward(probe, batch, left))
-        return {site.path: _cause(probe, batch, site, passes) for site in _unreached(sites, passes)}
+        left, passes = _tried(probe, batch)
+        return {site.path: _cause(probe, batch, site, passes) for site in left}
+
+
+def without_gradient(model: nn.Module, batch: Mapping[str, Any]) -> list[Site]:
+    """Return the sites that ``unreached`` returns, without the experiments that tell why."""
+    probe = copy.deepcopy(model)
+    with evaluating(probe):
+        return _tried(probe, batch)[0]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,18 @@ class _Pass:
 
     def reaches(self, site: Site) -> bool:
         return site.path in self.trained and (site.kind == kinds.PARAMETER or site.path in self.called)
+
+
+def _tried(probe: nn.Module, batch: Mapping[str, Any]) -> tuple[list[Site], list[_Pass]]:
+    """Return the sites without a gradient, and the passes that show it. The weights are left as last drawn."""
+    import torch
+
+    sites = [site for site in survey(probe) if site.adaptable and not site.tied_to]
+    passes = [_backward(probe, batch, sites)]
+    while len(passes) < _DRAWS and (left := _unreached(sites, passes)):
+        redraw_weights(probe, torch.Generator().manual_seed(len(passes)))
+        passes.append(_backward(probe, batch, left))
+    return _unreached(sites, passes), passes
 
 
 def _unreached(sites: Sequence[Site], passes: Sequence[_Pass]) -> list[Site]:

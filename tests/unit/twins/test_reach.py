@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graftkit as gk
-from graftkit.twins.reach import NoGradient, unreached
+from graftkit.twins.batches.recipe import make_batch
+from graftkit.twins.batches.search import find_recipe
+from graftkit.twins.reach import NoGradient, unreached, without_gradient
 from graftkit.twins.reaching.find import find_patterns, sites_meant
 from graftkit.twins.reaching.patterns import generalize, meant_by
 
@@ -88,6 +90,26 @@ def test_experts_that_no_token_chose_are_no_pattern() -> None:
     assert any(".experts." in path for path in unreached(model, batch))
     paths = [site.path for site in gk.survey(model)]
     assert not any(".experts." in path for path in sites_meant(find_patterns(model, batch), paths))
+
+
+# ---- batches that train more ----
+
+
+@pytest.mark.parametrize(
+    ("model_type", "without"),
+    [
+        # A mask of ones makes all attention global: its own projections then take the place of the usual ones.
+        pytest.param("longformer", set(), id="some positions marked"),
+        # It reads a sentence from its last token, and without one from the first, which sees no other.
+        pytest.param("groupvit", set(), id="a text that ends"),
+        pytest.param("big_bird", {"bert.pooler"}, id="nothing helps"),
+    ],
+)
+def test_a_batch_is_changed_until_it_trains_what_it_can(model_type: str, without: set[str]) -> None:
+    model = gk.twin(model_type)
+    recipe = find_recipe(model, seconds=500).recipe
+    batch = make_batch(recipe, model, 2, torch.Generator().manual_seed(0))
+    assert {site.path for site in without_gradient(model, batch) if site.is_linear} == without
 
 
 # ---- patterns ----

@@ -25,7 +25,7 @@ Modalities are "image", "video", "audio", and "text" and "other", which are alwa
 are fields of the model's configuration; ``B``, the rows; ``T``, the tokens of a row. ``placeholders`` is no input
 but a list of token ids that ``tokens`` puts into each row; there ``features`` is how many feature vectors a model
 computes for a row from that modality's inputs. Functions are those of ``TensorFunctions``, and ``tokens(n)``,
-``words(n)``, ``targets()`` and ``types()`` for text.
+``ended(n)``, ``words(n)``, ``targets()`` and ``types()`` for text.
 """
 
 MODALITIES = ("text", "image", "audio", "video")
@@ -109,7 +109,7 @@ class _Maker:
             return self.batch["input_ids"].shape[1] if "input_ids" in self.batch else _TOKENS_WITHOUT_TEXT
         if name == "features":
             return features_per_row(self.model, self.modality, self.given, self.batch_size)
-        if name in ("tokens", "words", "targets", "types"):
+        if name in ("tokens", "words", "ended", "targets", "types"):
             return getattr(self, name)
         if not name.startswith("_") and hasattr(TensorFunctions, name):
             return getattr(self.functions, name)
@@ -127,6 +127,12 @@ class _Maker:
     def words(self, length: int) -> torch.Tensor:
         """Return random text without placeholders: (B, length)."""
         return self.functions.integers(*text_ids(self.model.config), self.batch_size, length)
+
+    def ended(self, length: int) -> torch.Tensor:
+        """Return ``tokens`` of which the last is the end of the text: (B, T)."""
+        ids = self.tokens(length)
+        ids[:, -1] = self.model.config.get_text_config().eos_token_id
+        return ids
 
     def targets(self) -> torch.Tensor:
         """Return the tokens as labels, without those of placeholders: (B, T)."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from graftkit.modeling.device import cast_inputs
 from graftkit.progress import Progress
 from graftkit.twins.batches.candidates.audio import audios
 from graftkit.twins.batches.candidates.images import images
@@ -16,8 +17,10 @@ from graftkit.twins.batches.candidates.text import labels, texts
 from graftkit.twins.batches.candidates.videos import videos
 from graftkit.twins.batches.facts import ModelFacts
 from graftkit.twins.batches.recipe import Recipe, make_batch
+from graftkit.twins.batches.refine import variations
 from graftkit.twins.batches.repairs import given, repaired, with_input, without_input
 from graftkit.twins.batches.trial import Failure, Trial, Trials, is_linear, trials
+from graftkit.twins.reach import without_gradient
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,7 +83,13 @@ def find_recipe(
         if found is None:
             furthest = max(search.failures, key=lambda trial: trial.reach, default=None)
             raise NoRecipe(furthest.failure if furthest else None)
-        for extend in (search.add_modalities, search.add_labels, search.add_optional, search.route_to_experts):
+        for extend in (
+            search.add_modalities,
+            search.add_labels,
+            search.add_optional,
+            search.route_to_experts,
+            search.train_more,
+        ):
             found = extend(found)
     return replace(found, unfed={m: f for m, f in search.unfed.items() if m not in found.recipe})
 
@@ -244,6 +253,32 @@ class _Search:
         """Check whether every expert gets a token: of stacked ones by the router's choices, of lists by calls."""
         seeds = [found.trial, *(self.run(found.recipe, seed) for seed in _SEEDS[1:])]
         return all(not trial.unrouted and not self.silent_experts(trial) for trial in seeds)
+
+    # What it trains
+
+    def train_more(self, found: Found) -> Found:
+        """Change one input after the other as long as that leaves fewer linears without a gradient."""
+        untrained = self.untrained(found)
+        while untrained and not self.is_over:
+            tried = (self.attempt(recipe) for recipe in variations(self.facts, found.recipe))
+            better = ((self.untrained(one), one) for one in tried if one is not None)
+            fewer = next(((left, one) for left, one in better if left < untrained), None)
+            if fewer is None:
+                break
+            untrained, found = fewer
+        return found
+
+    def untrained(self, found: Found) -> int:
+        """Count the linears that get no gradient: all of them where there is no backward pass."""
+        import torch
+
+        model = self.facts.model
+        try:
+            batch = make_batch(found.recipe, model, _ROWS, torch.Generator().manual_seed(0))
+            left = without_gradient(model, cast_inputs(model, batch))
+        except Exception:
+            return self.total
+        return sum(site.is_linear for site in left)
 
     def silent_experts(self, trial: Trial) -> frozenset[str]:
         """Return linears that were not called, in a list of modules of which another one was."""

@@ -37,7 +37,8 @@ def sites_meant(patterns: Mapping[str, Sequence[str]], paths: Sequence[str]) -> 
         patterns: by cause, as ``find_patterns`` returns them.
         paths: of all sites of a model of the same class, of any depth.
     """
-    return {path: NoGradient[cause.upper()] for cause, some in patterns.items() for path in meant_by(some, paths)}
+    meant = {path: NoGradient[cause.upper()] for cause, some in patterns.items() for path in meant_by(some, paths)}
+    return {path: meant[path] for path in paths if path in meant}
 
 
 def _none_called(uncalled: Sequence[str], paths: Sequence[str]) -> list[str]:

@@ -145,7 +145,10 @@ def _found(architecture: Architecture, on_progress: Callable[[Progress], None] |
         return asdict(_tried(architecture, on_progress))
 
     depends_on = _without_values(architecture.config.to_dict())
-    return _Finding(**kept_on_disk("unreached", architecture.model_class, depends_on, find))
+    try:
+        return _Finding(**kept_on_disk("unreached", architecture.model_class, depends_on, find))
+    except Exception as error:  # of the model's own code: that a forward ran does not mean that a backward does
+        return _Finding(reason=f"its twin fails: {describe(error)}")
 
 
 def _tried(architecture: Architecture, on_progress: Callable[[Progress], None] | None) -> _Finding:
@@ -154,7 +157,3 @@ def _tried(architecture: Architecture, on_progress: Callable[[Progress], None] |
         return _Finding(find_patterns(model, example_batch(model, on_progress=on_progress)))
     except GraftError as error:
         return _Finding(reason=error.what)
-    except (
-        Exception
-    ) as error:  # the model's own code fails, in a forward or backward pass that the batch passed before
-        return _Finding(reason=f"its twin fails: {describe(error)}")
