@@ -1,4 +1,4 @@
-"""Other recipes for a batch that runs, one change away: they may give a gradient to weights that it leaves without."""
+"""Recipes that differ from one that runs by a single input, and may train weights that it does not."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _TEXT = re.compile(r"\b(tokens|words)\(")
 def variations(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
     """Yield recipes that differ from one in a single input.
 
-    A text that ends as texts do (some models read their sentence from that token); a mask that marks some positions
-    instead of all, as global attention is meant; each optional input left out, or given.
+    A text that ends as texts do (some models read their sentence from that token); a mask that marks some
+    positions instead of all, as global attention is meant; each optional input left out, or given.
     """
     inputs = given(recipe)
     if "input_ids" in inputs and isinstance(
