@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 from tests.families.gaps import TABLE, found_gap, read_gaps
-from tests.families.turns import due_now
+from tests.families.turns import in_turns
 from transformers import CONFIG_MAPPING
 
 from graftkit.matrix.cell import PROOF
@@ -17,16 +17,12 @@ from graftkit.matrix.prove import prove
 from graftkit.matrix.wanted import wanted
 
 GAPS = read_gaps(TABLE.read_text(encoding="utf-8"))
-EVERY = [
-    pytest.param(name, id=name, marks=() if name in wanted() or due_now(name) else pytest.mark.families)
-    for name in sorted(CONFIG_MAPPING)
-]
 
 
 @pytest.mark.filterwarnings(
     "ignore"
 )  # 500 architectures warn about 500 things; what is asserted here is the outcome
-@pytest.mark.parametrize("model_type", EVERY)
+@pytest.mark.parametrize("model_type", in_turns(CONFIG_MAPPING, always=wanted()))
 def test_what_happens_is_what_the_table_says(model_type: str) -> None:
     cells = prove(model_type, checks=PROOF)
     found, expected = found_gap(cells), GAPS.get(model_type)

@@ -11,8 +11,11 @@ from __future__ import annotations
 import os
 import random
 import zlib
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Collection, Iterable, MutableMapping
 from datetime import date
+from typing import Any
+
+import pytest
 
 VARIABLE = "GRAFTKIT_FAMILY_TURN"
 SEED = "GRAFTKIT_FAMILY_SEED"
@@ -40,6 +43,14 @@ def is_due(name: str, turn: str) -> bool:
 def due_now(name: str) -> bool:
     """Check whether it is a name's turn in this run."""
     return is_due(name, os.environ[VARIABLE])
+
+
+def in_turns(names: Iterable[str], always: Collection[str] = ()) -> list[Any]:
+    """Return a parameter for each name; the marker ``families`` is on those that a usual run leaves out."""
+    return [
+        pytest.param(name, id=name, marks=() if name in always or due_now(name) else pytest.mark.families)
+        for name in sorted(names)
+    ]
 
 
 def fix_seed(environment: MutableMapping[str, str]) -> str:
