@@ -321,6 +321,7 @@ def test_the_keyboard_is_enough(open_page: Open) -> None:
     ]:
         page.keyboard.press(key)
         assert focused(page) == found, key
+        assert page.locator("#grid [tabindex='0']").count() == 1
     page.keyboard.press("Enter")
     assert focused(page) == "bert, lora, twin"
     page.keyboard.press("Escape")
@@ -376,8 +377,9 @@ def test_colours_follow_the_system_and_can_be_read(scheme: str, open_page: Open)
     for selector in (".proven", ".failed", ".unknown"):
         colours = page.evaluate(style, f"#grid .cell{selector}")
         assert contrast(*colours) >= 4.5, selector
-    dim, _ = page.evaluate(style, "#grid .modalities")
-    assert contrast(dim, ground) >= 4.5
+    for selector in (".modalities", ".cell.not-applicable"):
+        dim, _ = page.evaluate(style, f"#grid {selector}")
+        assert contrast(dim, ground) >= 4.5, selector
 
 
 PHONE = {"viewport": {"width": 360, "height": 700}, "has_touch": True, "is_mobile": True}
