@@ -91,10 +91,20 @@ def test_a_peft_model_is_unwrapped():
 
 
 def test_a_model_that_no_batch_is_known_for_is_an_error_with_a_way_out():
-    from transformers import TimeSeriesTransformerConfig, TimeSeriesTransformerForPrediction
+    from transformers import PretrainedConfig, PreTrainedModel
 
-    model = TimeSeriesTransformerForPrediction(TimeSeriesTransformerConfig(prediction_length=2))
+    class Closed(PreTrainedModel):
+        config_class = PretrainedConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.layer = torch.nn.Linear(2, 2)
+
+        def forward(self, input_ids):
+            raise ValueError("closed")
+
     with pytest.raises(BuildError) as caught:
-        example_batch(model)
+        example_batch(Closed(PretrainedConfig()))
     assert caught.value.code == "twin"
-    assert "TimeSeriesTransformer" in caught.value.what
+    assert "Closed" in caught.value.what
+    assert isinstance(caught.value.__cause__, ValueError)

@@ -76,6 +76,11 @@ class ModelFacts:
         """Check whether the forward names all these arguments."""
         return set(names) <= set(self.inputs)
 
+    def lacks(self, kind: str) -> bool:
+        """Check whether the configuration has a place for a tower of a kind, and none there."""
+        places = [name for name in getattr(self.model.config, "sub_configs", {}) if kind in name]
+        return bool(places) and all(getattr(self.model.config, name, None) is None for name in places)
+
     def fields(self, names: Iterable[str], within: Sequence[str] = ()) -> list[str]:
         """Return every field of these names that is set, as expressions, those of preferred parts first.
 

@@ -36,6 +36,8 @@ _ORDER = ("image", "video", "audio", *_ALWAYS)
 _TYPES = {"image": 1, "video": 2, "audio": 3}
 _TOKENS_WITHOUT_TEXT = 12
 _SEVERAL_IMAGES_A_ROW = 5  # axes
+# Models of characters state no vocabulary: every code point is one.
+_CHARACTERS = 128
 _NAME = re.compile(r"[A-Za-z]\w*")
 
 
@@ -164,7 +166,7 @@ def _vocabulary(config: PretrainedConfig) -> int:
         sizes = [getattr(part, name, None) for name in names]
         if known := [size for size in sizes if isinstance(size, int) and size > 0]:
             return min(known)
-    raise ValueError("its configuration has no vocabulary")
+    return _CHARACTERS
 
 
 def _special_ids(config: PretrainedConfig) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ Repair = Callable[[ModelFacts, Recipe, Failure], Recipe | None]
 _SOME = 4
 # Rows of a trial, where the error does not tell.
 _ROWS = 2
+# Inputs that the search adds, with what belongs to them.
+_OF_A_MODALITY = re.compile(r"pixel_values(_videos)?|input_features|input_values|(image|video)_grid_\w+")
+# More vectors than a small picture or clip has.
+_MANY = 600
 _COUNTS = re.compile(r"tokens\D*?(\d+)\D+?features?\D*?(\d+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -51,7 +56,9 @@ def without_input(recipe: Recipe, name: str) -> Recipe:
 
 def _add(facts: ModelFacts, recipe: Recipe, names: Iterable[str]) -> Recipe:
     for name in names:
-        if facts.takes(name) and name not in given(recipe) and (expression := other(facts, name)):
+        if not facts.takes(name) or name in given(recipe) or _OF_A_MODALITY.fullmatch(name):
+            continue
+        if expression := other(facts, name):
             recipe = with_input(recipe, name, expression)
     return recipe
 
@@ -85,7 +92,7 @@ def with_input_in(recipe: Recipe, group: str, name: str, expression: str) -> Rec
     return {**recipe, group: {**recipe.get(group, {}), name: expression}}
 
 
-def placeholder_count(_facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
+def placeholder_count(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
     """Put as many placeholders as the error says that there are features."""
     counts = _COUNTS.search(failure.message)
     soft = [modality for modality, group in recipe.items() if PLACEHOLDERS in group]
@@ -97,7 +104,13 @@ def placeholder_count(_facts: ModelFacts, recipe: Recipe, failure: Failure) -> R
     token, _, old = recipe[modality][PLACEHOLDERS].partition("*")
     number = int(old) if old.strip().isdigit() else None
     rows = tokens // number if number and tokens and tokens % number == 0 else _ROWS
-    return with_input_in(recipe, modality, PLACEHOLDERS, f"{token.strip()} * {max(1, features // rows)}")
+    wanted = features // rows
+    seen = math.prod(failure.given[:-1]) // rows
+    if wanted > _MANY:  # some classes count values, not vectors
+        wanted //= value_of(facts.width, facts.model)
+    elif wanted == number and seen:  # and some count pictures
+        wanted = seen
+    return with_input_in(recipe, modality, PLACEHOLDERS, f"{token.strip()} * {max(1, wanted)}")
 
 
 def labels_refused(_facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
@@ -109,7 +122,7 @@ def labels_refused(_facts: ModelFacts, recipe: Recipe, failure: Failure) -> Reci
 
 def no_cache(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
     """Switch the cache off where filling it fails."""
-    text = " ".join([failure.message, *(line for _, line in failure.frames)])
+    text = " ".join([failure.message, *(part for frame in failure.frames for part in frame)])
     if not re.search(r"get_seq_length|past_key_values|cache", text) or "use_cache" in given(recipe):
         return None
     return with_input(recipe, "use_cache", "False") if facts.takes("use_cache") or facts.takes_keywords else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ _REPAIRS = 7
 _BESIDE = 60
 _MORE_TOKENS = (48, 192)
 _SEEDS = (0, 1)
+# So many candidates that fail in the same way: the next will too.
+_SAME = 4
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,7 @@ def find_recipe(
         search = _Search(ModelFacts(model), watched, time.monotonic() + seconds, on_progress)
         found = search.start()
         if found is None:
-            furthest = max(search.failures, key=lambda trial: trial.reach, default=None)
-            raise NoRecipe(furthest.failure if furthest else None)
+            raise NoRecipe(_furthest(search.failures))
         for extend in (
             search.add_modalities,
             search.add_labels,
@@ -101,6 +103,7 @@ class _Search:
     deadline: float
     on_progress: Callable[[Progress], None] | None
     failures: list[Trial] = field(default_factory=list)
+    seen: Counter[tuple[object, ...]] = field(default_factory=Counter)
     best: int = 0
     tried: set[str] = field(default_factory=set)
     unfed: dict[str, Failure] = field(default_factory=dict)
@@ -130,9 +133,10 @@ class _Search:
             if trial.failure is None:
                 self.best = max(self.best, len(trial.linears))
                 return Found({group: inputs for group, inputs in recipe.items() if inputs}, trial)
-            self.failures.append(trial) if failures is None else failures.append(trial)
+            (self.failures if failures is None else failures).append(trial)
             changed = repaired(self.facts, recipe, trial.failure)
             if changed is None:
+                self.seen[trial.failure.place] += 1
                 return None
             recipe = changed
         return None
@@ -165,8 +169,9 @@ class _Search:
         orders: list[list[dict[str, str]]] = [[{}], words[:1]] if speech or not words else [words[:1], [{}]]
         for texts_ in orders:
             for modality, groups in fed.items():
-                for text, group in itertools.product(texts_, groups):
-                    yield self.with_required({modality: group, "text": text})
+                for text in texts_:
+                    for group in self.until_it_is_the_same(groups, self.failures):
+                        yield self.with_required({modality: group, "text": text})
         for one, other_ in itertools.combinations(fed, 2):
             for pair in itertools.product(fed[one][:12], fed[other_][:12]):
                 yield self.with_required({one: pair[0], other_: pair[1], "text": words[0] if words else {}})
@@ -190,15 +195,25 @@ class _Search:
         for modality, groups in self.options.items():
             if modality not in found.recipe and groups:
                 failures: list[Trial] = []
-                tried = (self.attempt({**found.recipe, modality: group}, failures) for group in groups[:_BESIDE])
+                beside = self.until_it_is_the_same(groups[:_BESIDE], failures)
+                tried = (self.attempt({**found.recipe, modality: group}, failures) for group in beside)
                 found = self.first_gain(found, tried)
-                furthest = max(failures, key=lambda trial: trial.reach, default=None)
                 if modality not in found.recipe:
-                    self.unfed[modality] = furthest.failure if furthest and furthest.failure else _untried()
+                    self.unfed[modality] = _furthest(failures) or _untried()
         words = texts(self.facts)
         if words and "text" not in found.recipe:
             found = self.first_gain(found, (self.attempt({**found.recipe, "text": text}) for text in words))
         return found
+
+    def until_it_is_the_same(
+        self, groups: Iterable[dict[str, str]], failures: list[Trial]
+    ) -> Iterator[dict[str, str]]:
+        """Yield candidates while their failures differ: one that all have in common is not theirs."""
+        for group in groups:
+            yield group
+            failure = failures[-1].failure if failures else None
+            if failure and failure.module and self.seen[failure.place] >= _SAME:
+                return
 
     def first_gain(self, found: Found, candidates: Iterable[Found | None]) -> Found:
         """Return the first candidate that reaches more weights, else the first that runs, else what there is."""
@@ -287,6 +302,15 @@ class _Search:
         return frozenset(
             path for path in every - trial.linears if "experts." in path and _unnumbered(path) in called
         )
+
+
+def _furthest(failed: Iterable[Trial]) -> Failure | None:
+    """Return the failure of the trial that reached most, the last of such."""
+    furthest: Trial | None = None
+    for trial in failed:
+        if furthest is None or trial.reach >= furthest.reach:
+            furthest = trial
+    return furthest.failure if furthest else None
 
 
 def _untried() -> Failure:

@@ -107,6 +107,10 @@ class TensorFunctions:
         """Return how many rows the table of the embedding at a path has."""
         return next(self.model.get_submodule(path).parameters(recurse=False)).shape[0]
 
+    def largest(self, values: list[int]) -> int:
+        """Return the largest of a list of numbers."""
+        return max(values)
+
     def height(self, size: Any) -> int:
         """Return the height of a size that is a number, a pair (height, width) or a mapping of names."""
         return _side(size, 0, "height")

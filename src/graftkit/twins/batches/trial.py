@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_FRAMES = 12
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a forward did not run.
@@ -33,6 +36,11 @@ class Failure:
     frames: tuple[tuple[str, str], ...] = ()
     module: str = ""
     given: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Return what failures that do not depend on the candidate have in common."""
+        return self.module, self.given, self.message
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _failure(error: Exception, module: str, given: tuple[int, ...]) -> Failure:
-    frames = tuple((f.filename, f.line or "") for f in traceback.extract_tb(error.__traceback__)[-6:])
+    frames = tuple((f.filename, f.line or "") for f in traceback.extract_tb(error.__traceback__)[-_FRAMES:])
     return Failure(error, f"{type(error).__name__}: {error}", frames, module, given)
 
 

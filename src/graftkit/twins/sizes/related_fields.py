@@ -14,6 +14,7 @@ from graftkit.twins.sizes.field_sizes import (
     SMALL_INTERMEDIATE,
     TARGETS,
     TOP_K,
+    VOCAB,
     WIDTHS,
     first_count,
     is_count,
@@ -43,12 +44,16 @@ def experts(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return {top_k: min(new[top_k], max(1, new[experts] - 1))}
 
 
+_NEVER_OPEN: Mapping[str, Any] = {"vocab_size": VOCAB, "prediction_length": 8}
+
+
 def unset(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Set what a default configuration leaves open although its class cannot compute without it.
 
-    A window where layers slide, and how many experts a token goes to where there are experts.
+    A window where layers slide, how many experts a token goes to where there are experts, the size of a vocabulary
+    and of a forecast.
     """
-    changed: dict[str, Any] = {}
+    changed = {name: size for name, size in _NEVER_OPEN.items() if name in own and own[name] is None}
     if "sliding_attention" in (own.get("layer_types") or ()) and own.get("sliding_window", 0) is None:
         changed["sliding_window"] = TARGETS["sliding_window"]
     experts = first_count(own, EXPERTS)

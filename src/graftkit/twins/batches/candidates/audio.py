@@ -44,6 +44,8 @@ _FRAMES = ("64", "100", "128", "200", "400", "480", "1024")
 
 def audios(facts: ModelFacts) -> list[dict[str, str]]:
     """Return groups of inputs for one clip a row."""
+    if facts.lacks("audio"):
+        return []
     spectrogram = next((name for name in _SPECTROGRAMS if facts.takes(name)), None)
     wave = next((name for name in _WAVES if facts.takes(name)), None)
     groups: list[dict[str, str]] = []
@@ -99,6 +101,8 @@ def _masked(facts: ModelFacts, name: str, shape: str, length: str) -> Iterator[d
     group = {name: f"normal({shape})"}
     if facts.takes("is_longer"):
         group["is_longer"] = "full(False, B, 1)"
+    if facts.takes("input_values_cutoffs"):
+        group["input_values_cutoffs"] = f"rows({length})"
     if masks:
         yield group | {mask: _mask(facts, mask, length) for mask in masks}
     if not any(facts.inputs[mask].required for mask in masks):

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from graftkit.twins.batches.candidates.placeholders import with_placeholders
 from graftkit.twins.batches.facts import ModelFacts
+from graftkit.twins.batches.recipe import value_of
+from graftkit.twins.sizes.field_sizes import is_count
 
 VISION = ("vision", "image", "visual", "vit", "backbone", "encoder")
 CHANNELS = ("num_channels", "in_channels", "in_chans", "image_channels")
@@ -15,21 +17,25 @@ _MERGES = ("spatial_merge_size", "merge_size", "downsample_factor", "pooling_ker
 _SIDES = ("64", "128", "32", "224", "256", "384", "512")
 # Axes of pixels with several images a row.
 _WITH_SEVERAL = 5
+# How much less likely channels are behind the pixels than before them.
+_CHANNELS_LAST = 4
+_MERGE_INPUTS = ("merge_sizes", "image_merge_sizes")
 _NOT_PLAIN = ("prompt", "high_res", "local", "mask", "videos")
 
 
 def images(facts: ModelFacts) -> list[dict[str, str]]:
     """Return groups of inputs for one image a row."""
     name = _pixels(facts)
-    if name is None:
+    if name is None or facts.lacks("vision"):
         return []
     grids = grid_inputs(facts, video=False)
-    packed = list(_packed(facts, name, grids)) if grids else []
+    groups: list[dict[str, str]] = []
+    if grids or name == "image_patches":
+        groups += _packed(facts, name, grids)
     if name == "flattened_patches":
-        dense = _numbered_patches(facts, name)
-    else:
-        dense = [] if name == "hidden_states" else list(_dense(facts, name))
-    groups = packed + dense if grids else dense
+        groups += _numbered_patches(facts, name)
+    elif name != "hidden_states":
+        groups += _dense(facts, name)
     return with_placeholders(facts, groups, _TOKENS)
 
 
@@ -77,18 +83,16 @@ def grid_values(names: Iterable[str], frames: str, side: str, rows: str = "B") -
 
 def _packed(facts: ModelFacts, name: str, grids: list[str]) -> Iterator[dict[str, str]]:
     merge = merge_factor(facts)
-    sides = [f"2 * {merge}", f"4 * {merge}", "4", "8"]
-    for side in dict.fromkeys(sides):
-        extra = grid_values(grids, "1", side)
-        for names in ("merge_sizes", "image_merge_sizes"):
-            if facts.takes(names):
-                extra[names] = f"each({merge})"
-        padded = name == "pixel_values" and not any(grid.endswith(("thw", "hw")) for grid in grids)
-        for shape in patch_shapes(facts, f"({side}) ** 2", padded=padded):
-            masks = {}
+    sides = unlike(facts, (f"2 * {merge}", f"4 * {merge}", "4", "8"))
+    padded = name != "hidden_states" and not any(grid.endswith(("thw", "hw")) for grid in grids)
+    by_side = [patch_shapes(facts, f"({side}) ** 2", padded=padded) for side in sides]
+    for shapes in zip(*by_side, strict=False):
+        for side, shape in zip(sides, shapes, strict=True):
+            extra = grid_values(grids, "1", side)
+            extra |= {sizes: f"each({merge})" for sizes in _MERGE_INPUTS if facts.takes(sizes)}
             if facts.takes("pixel_attention_mask"):
-                masks["pixel_attention_mask"] = f"ones(B, ({side}) ** 2)"
-            yield {name: f"normal({shape})", **extra, **masks}
+                extra["pixel_attention_mask"] = f"ones(B, ({side}) ** 2)"
+            yield {name: f"normal({shape})", **extra}
 
 
 def merge_factor(facts: ModelFacts) -> str:
@@ -120,7 +124,15 @@ def patch_shapes(facts: ModelFacts, patches: str, *, padded: bool) -> list[str]:
         f"1, {channels}, {patch}, {rows} * {patch}",
         f"1, {rows}, {flat}",
     ]
-    return by_row + packed if padded else packed + by_row
+    return unlike(facts, by_row + packed if padded else packed + by_row)
+
+
+def unlike(facts: ModelFacts, sizes: Iterable[str]) -> list[str]:
+    """Return the sizes, or shapes, that differ in value."""
+    found: dict[str, str] = {}
+    for size in sizes:
+        found.setdefault(repr(value_of(f"[{size}]", facts.model)), size)
+    return list(found.values())
 
 
 def _numbered_patches(facts: ModelFacts, name: str) -> list[dict[str, str]]:
@@ -157,6 +169,7 @@ def _axes(facts: ModelFacts, name: str) -> Iterator[tuple[int, list[str]]]:
     for far, (height, width) in enumerate(image_sizes(facts)):
         for deep, axes in enumerate(leading):
             yield far + deep, ["B", *axes, channels, height, width]
+            yield far + deep + _CHANNELS_LAST, ["B", *axes, height, width, channels]
         if documented == 5:
             for field in [*frames, "2"]:
                 yield far + len(leading), ["B", channels, field, height, width]
@@ -166,7 +179,10 @@ def image_sizes(facts: ModelFacts) -> list[tuple[str, str]]:
     """Return heights and widths: those that the configuration states, then usual ones."""
     stated = facts.fields(("image_size", "input_size", "img_size"), VISION)
     sizes = [(f"height({field})", f"width({field})") for field in stated if _is_size(facts.value(field))]
-    return [*sizes, *((side, side) for side in _SIDES), ("32", "128"), ("48", "320"), ("1024", "1024")]
+    sides = [(side, side) for side in _SIDES]
+    patches = [field for field in facts.fields(("patch_size",), VISION) if is_count(facts.value(field))]
+    sides[2:2] = [(f"4 * {patch}", f"4 * {patch}") for patch in patches[:3]]
+    return [*sizes, *sides, ("32", "128"), ("48", "320"), ("1024", "1024")]
 
 
 def _is_size(value: object) -> bool:

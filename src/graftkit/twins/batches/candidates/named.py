@@ -15,6 +15,7 @@ _NEVER = re.compile(
     r"mm_encoder_outputs|image_embeddings|vision_embeds|text_embeds|image_embeds$|query_length|head_mask|kwargs"
 )
 _STEPS = 6
+_TIMES = ("num_time_features",)
 _ENCODER_WIDTHS = ("encoder_hidden_size", "cross_attention_hidden_size", "hidden_size", "d_model")
 _ACTIONS = ("max_action_dim", "act_dim", "action_dim")
 
@@ -32,12 +33,12 @@ def optional(facts: ModelFacts, given: Sequence[str]) -> list[str]:
 def _by_name(facts: ModelFacts, name: str) -> str | None:
     count = facts.count
     channels = count(("num_input_channels",), 0)
-    series = {
-        "past_values": count(("context_length", "max_context", "lags_sequence"), 64),
-        "future_values": count(("prediction_length", "horizon_length"), 8),
-    }
-    if name in series:
-        return f"normal(B, {series[name]}{', ' + channels if channels != '0' else ''})"
+    past, future = count(("context_length",), 64), count(("prediction_length", "horizon_length"), 8)
+    if lags := facts.fields(("lags_sequence",)):
+        past = f"{past} + largest({lags[0]})"
+    steps = past if name.startswith("past") else future
+    if name in ("past_values", "future_values"):
+        return f"normal(B, {steps}{', ' + channels if channels != '0' else ''})"
     height, width = image_sizes(facts)[0]
     pixels = f"B, {count(CHANNELS, 3, VISION)}, {height}, {width}"
     known = {
@@ -56,7 +57,10 @@ def _by_name(facts: ModelFacts, name: str) -> str | None:
         "input_points": "uniform(B, 1, 2, 2)",
         "input_labels": "ones(B, 1, 2)",
         "input_boxes": "uniform(B, 1, 4)",
-        "past_values_padding": f"full(0.0, B, {series['past_values']})",
+        "past_values_padding": f"full(0.0, B, {past})",
+        "past_observed_mask": f"ones(B, {past})",
+        "past_time_features": f"normal(B, {past}, {count(_TIMES, 0)})",
+        "future_time_features": f"normal(B, {future}, {count(_TIMES, 0)})",
         "freq": "full(0, B, 1)",
         "timestep": "uniform(B)",
         "timesteps": f"counting({_STEPS})",

@@ -43,7 +43,7 @@ def _codes(facts: ModelFacts) -> list[str]:
     if not limit:
         return []
     low = min(limit, key=facts.value)
-    numbers = [book for book in books if isinstance(facts.value(book), int)]
+    numbers = [book for book in books if isinstance(facts.value(book), int) and "vision" not in book]
     steps = [f"B, {TEXT_TOKENS}, {{}}", f"B, {{}}, {TEXT_TOKENS}"]
     counts = [*numbers, *(f"{book} + 1" for book in numbers)]
     return [f"integers(0, {low}, {shape.format(count)})" for count in counts for shape in steps]

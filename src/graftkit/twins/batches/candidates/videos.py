@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from graftkit.twins.batches.candidates.images import (
@@ -23,7 +24,7 @@ _FRAMES = ("num_frames", "frames_per_clip", "max_num_frames")
 def videos(facts: ModelFacts) -> list[dict[str, str]]:
     """Return groups of inputs for one video a row."""
     name = next((n for n in ("pixel_values_videos", "pixel_values_video", "video_values") if facts.takes(n)), None)
-    if name is None:
+    if name is None or facts.lacks("vision"):
         return []
     grids = grid_inputs(facts, video=True)
     groups = [*(_packed(facts, name, grids) if grids else ()), *_frames(facts, name)]
@@ -32,8 +33,10 @@ def videos(facts: ModelFacts) -> list[dict[str, str]]:
 
 def _packed(facts: ModelFacts, name: str, grids: list[str]) -> Iterator[dict[str, str]]:
     merge = merge_factor(facts)
-    for frames in ("2", "1"):
-        for side in dict.fromkeys((f"2 * {merge}", f"4 * {merge}")):
+    grid_sizes = list(itertools.product(("2", "1"), dict.fromkeys((f"2 * {merge}", f"4 * {merge}"))))
+    by_grid = [patch_shapes(facts, f"{frames} * ({side}) ** 2", padded=False) for frames, side in grid_sizes]
+    for shapes in zip(*by_grid, strict=False):
+        for (frames, side), shape in zip(grid_sizes, shapes, strict=True):
             extra = grid_values(grids, frames, side, rows=f"B * {frames}")
             if facts.takes("video_merge_sizes"):
                 extra["video_merge_sizes"] = f"each({merge})"
@@ -41,8 +44,7 @@ def _packed(facts: ModelFacts, name: str, grids: list[str]) -> Iterator[dict[str
                 extra["num_frames_per_video"] = f"each({frames})"
             if facts.takes("video_second_per_grid"):
                 extra["video_second_per_grid"] = "each(1.0)"
-            for shape in patch_shapes(facts, f"{frames} * ({side}) ** 2", padded=False):
-                yield {name: f"normal({shape})", **extra}
+            yield {name: f"normal({shape})", **extra}
 
 
 def _frames(facts: ModelFacts, name: str) -> Iterator[dict[str, str]]:
