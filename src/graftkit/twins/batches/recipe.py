@@ -209,7 +209,7 @@ def features_per_row(model: PreTrainedModel, modality: str, inputs: Mapping[str,
 
 
 def _flat(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the inputs with each of several images a row as a row, as forwards do; None where none has several."""
+    """Return the inputs with each of a row's several images as a row, as forwards do; None where none has any."""
     several = {name for name, value in inputs.items() if getattr(value, "ndim", 0) == _SEVERAL_IMAGES_A_ROW}
     if not several:
         return None

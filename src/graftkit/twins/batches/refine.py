@@ -38,5 +38,5 @@ def variations(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
         if name in optional_names and name not in {"input_ids", "labels", "return_loss"}:
             yield without_input(recipe, name)
     for name in optional(facts, list(inputs)):
-        if expression := other(facts, name):
-            yield with_input(recipe, name, expression)
+        if found := other(facts, name):
+            yield with_input(recipe, name, found)

@@ -169,8 +169,9 @@ def joined_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
     """
     joined: dict[str, Any] = {}
     for part, fields in own.items():
-        widths = (own.get("hidden_size"), fields.get("hidden_size")) if isinstance(fields, Mapping) else ()
-        if widths and all(is_count(width) for width in widths):
+        both = (own.get("hidden_size"), fields.get("hidden_size")) if isinstance(fields, Mapping) else ()
+        widths = [width for width in both if is_count(width)]
+        if len(widths) == len((own, fields)):
             total = sum(widths)
             names = (n for n, v in own.items() if n not in TARGETS and _WIDTH.search(n) and v == total)
             joined |= dict.fromkeys(names, new["hidden_size"] + new[part]["hidden_size"])
