@@ -105,7 +105,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
 
     def opened(families: tuple[MatrixFamily, ...] = FAMILIES, address: str = "", **options: Any) -> Page:
         file = tmp_path / "matrix.html"
-        file.write_text(render_matrix(families, KEY, "Generated."), encoding="utf-8")
+        file.write_text(render_matrix(families, KEY, "Generated.", docs="."), encoding="utf-8")
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         context.set_default_timeout(5000)
         contexts.append(context)
@@ -277,7 +277,7 @@ def test_every_link_has_a_target(open_page: Open) -> None:
     page.locator("details").evaluate("element => element.open = true")
     links = page.locator("a[href]").evaluate_all("all => all.map(each => each.getAttribute('href'))")
     outside = {link for link in links if not link.startswith("#")}
-    assert outside == {"rules/GK203.md", "rules/README.md", "matrix.md"}
+    assert outside == {"./rules/GK203.md", "./rules/README.md", "./matrix.md"}
     assert [link for link in outside if not (DOCS / link).is_file()] == []
     for link in sorted({link for link in links if link.startswith("#") and "=" in link}):
         page.evaluate("hash => { location.hash = hash; }", link)

@@ -44,15 +44,18 @@ KEY = MatrixKey(
 )
 
 
-def page(cells: Iterable[Cell]) -> str:
-    """Return the page of these cells, one for each family, method and check.
+def page(cells: Iterable[Cell], target: Path) -> str:
+    """Return the page of these cells, one for each family, method and check, as it is written to ``target``.
+
+    Its codes are links where the pages of the rules lie beside it, as they do in the repository's docs.
 
     Raises:
         ValueError: there is no cell.
     """
     table = introduced()
     released = {str(release): day.isoformat() for release, day in table.released.items()}
-    return render_matrix(families_of(cells, table), replace(KEY, released=released), _GENERATED)
+    docs = "." if (target.resolve().parent / "rules" / "README.md").is_file() else None
+    return render_matrix(families_of(cells, table), replace(KEY, released=released), _GENERATED, docs)
 
 
 def families_of(cells: Iterable[Cell], table: Introduced) -> tuple[MatrixFamily, ...]:
@@ -101,7 +104,7 @@ def _cell(cell: Cell) -> MatrixCell:
 def main(arguments: list[str]) -> int:
     """Write the page, or with ``--check`` report a stale one and return 1."""
     store, target = (Path(a) for a in arguments if not a.startswith("-"))
-    text = page(Store(store).cells)
+    text = page(Store(store).cells, target)
     if "--check" not in arguments:
         write_text(target, text)
         return 0

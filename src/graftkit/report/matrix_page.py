@@ -276,12 +276,16 @@ class _Shares:
         return Share(name, self._key.best, Counter(counted))
 
 
-def render_matrix(families: Sequence[MatrixFamily], key: MatrixKey, generated: str) -> str:
+def render_matrix(
+    families: Sequence[MatrixFamily], key: MatrixKey, generated: str, docs: str | None = None
+) -> str:
     """Render the page. It loads nothing; without JavaScript it is a summary and a table of the first method.
 
     Args:
         families: in the order in which they are shown.
         generated: one line for those who read the source: from what it is made, and how.
+        docs: the address of the folder with the explanation and the pages of rules, relative to the page; without
+            it, codes are no links.
 
     Raises:
         ValueError: there is no family, or a verdict or release that the key lacks.
@@ -299,7 +303,8 @@ def render_matrix(families: Sequence[MatrixFamily], key: MatrixKey, generated: s
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             style=_template("matrix.css"),
-            data=_embedded(encoder.encode()),
+            data=_embedded(encoder.encode() | {"docs": docs}),
+            docs=docs,
             key=key,
             first=first,
             overall=shares.of_method(first),

@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from graftkit.matrix.cell import PROOF, Cell, Check, Verdict
 from graftkit.matrix.introduced import Introduced
-from graftkit.matrix.page import KEY, families_of, main, outcome_of
+from graftkit.matrix.page import KEY, families_of, main, outcome_of, page
 from graftkit.matrix.store import Store
 
 VERDICTS = st.sampled_from(Verdict)
@@ -64,8 +64,8 @@ def test_cells_become_families_methods_and_releases() -> None:
 
 
 def test_a_stale_page_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store, page = Store(tmp_path / "matrix.jsonl"), tmp_path / "matrix.html"
-    arguments = [str(store.path), str(page)]
+    store, target = Store(tmp_path / "matrix.jsonl"), tmp_path / "matrix.html"
+    arguments = [str(store.path), str(target)]
     store.add([cell(check) for check in PROOF])
     assert main([*arguments, "--check"]) == 1
     assert main(arguments) == 0
@@ -73,3 +73,11 @@ def test_a_stale_page_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[
     store.add([cell(Check.MERGE, Verdict.FAILED)])
     assert main([*arguments, "--check"]) == 1
     assert "matrix.html" in capsys.readouterr().err
+
+
+def test_codes_are_links_only_where_their_pages_are(tmp_path: Path) -> None:
+    cells = [cell(Check.TWIN)]
+    assert "README.md" not in page(cells, tmp_path / "matrix.html")
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / "README.md").touch()
+    assert 'href="./rules/README.md"' in page(cells, tmp_path / "matrix.html")

@@ -193,7 +193,7 @@ def _write_page(store: Store, html: Path) -> None:
     from graftkit.files import write_text
     from graftkit.matrix.page import page
 
-    write_text(html, page(store.cells))
+    write_text(html, page(store.cells, html))
 
 
 def _time(seconds: float) -> str:

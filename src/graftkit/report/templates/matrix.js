@@ -115,7 +115,7 @@
   const firstExtra = (column) => column === checks.find((check) => !data.proof.includes(check));
 
   const buildRow = (family, place) => {
-    const name = el("div", { class: "family", role: "rowheader", tabindex: -1, title: family.cls }, el("b", {}, family.type));
+    const name = el("div", { class: "family", role: "rowheader", tabindex: -1, title: `${family.type}: ${family.cls}` }, el("b", {}, family.type));
     if (family.introduced && yearOf(family.introduced) === years[0]) name.append(el("span", { class: "new" }, family.introduced));
     name.append(el("span", { class: "modalities" }, family.modalities.join(" ")));
     const row = el("div", { class: "row", role: "row" }, name);
@@ -224,7 +224,8 @@
     return el("table", {}, el("tbody", {}, ...lines));
   };
   const duration = (seconds) => (seconds === null ? "" : `${seconds} s`);
-  const ruleLink = (code) => (/^GK\d{3}$/.test(code) ? el("a", { href: `rules/${code}.md` }, code) : el("code", {}, code));
+  const isRule = (code) => data.docs !== null && /^GK\d{3}$/.test(code);
+  const ruleLink = (code) => (isRule(code) ? el("a", { href: `${data.docs}/rules/${code}.md` }, code) : el("code", {}, code));
 
   const command = (text) => {
     const button = el("button", { type: "button" }, "Copy");
