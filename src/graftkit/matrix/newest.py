@@ -1,7 +1,8 @@
 """Write what the newest releases need: ``python -m graftkit.matrix.newest PYPROJECT CONSTRAINTS OUT``.
 
-graftkit's own requirements keep to the releases that are tested. Here they go without their bounds, and torch, whose
-builds differ by machine, with the tested version. Only the standard library is used: nothing else is installed yet.
+graftkit's own requirements keep to the releases that are tested. Here they go without their bounds, and torch,
+whose builds differ by machine, with the tested version. Only the standard library is used: nothing else is
+installed yet.
 """
 
 from __future__ import annotations

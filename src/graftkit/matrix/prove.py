@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -203,7 +204,8 @@ class _Trial:
         return found
 
     def _packing(self, adapted: PeftModel) -> Outcome:
-        if (reason := reason_without_text(adapted)) is not None:
+        reason = reason_without_text(adapted) or _needs_more_than_text(adapted.get_base_model())
+        if reason is not None:
             return Outcome(Verdict.NOT_APPLICABLE, f"samples are not packed for this model: {reason}")
         outcome = together(self._outcomes(adapted, _RULES[Check.PACKING], Training(packing=True)))
         if outcome.verdict is Verdict.FAILED and "refusal" in outcome.evidence:
@@ -249,6 +251,14 @@ class _Trial:
         ended = [*began[1:], time.monotonic()]
         rows = zip(report, began, ended, strict=True)
         return [(finding, after - before) for finding, before, after in rows]
+
+
+def _needs_more_than_text(base: Any) -> str | None:
+    """Return which inputs other than tokens a model's forward cannot do without, or None."""
+    parameters = inspect.signature(base.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    others = [name for name in needed if name != "input_ids"]
+    return f"its forward requires {', '.join(others)}" if others else None
 
 
 def _timed(run: Callable[[], Outcome]) -> Outcome:

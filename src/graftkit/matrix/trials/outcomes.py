@@ -33,13 +33,17 @@ def guarded(check: Callable[[], Outcome]) -> Outcome:
 def of_error(error: GraftError) -> Outcome:
     """Return the outcome of an error that graftkit raised on purpose.
 
-    A plan that is refused, and a method that PEFT refuses on purpose, are refusals; anything else failed.
+    A plan that is refused, and a method that PEFT refuses on purpose, are refusals. What needs a package that is
+    not installed is unknown. Anything else failed.
     """
     cause = error.__cause__
     refused = isinstance(error, PlanError) or (isinstance(error, AttachError) and isinstance(cause, DELIBERATE))
+    verdict = Verdict.REFUSED if refused else Verdict.FAILED
+    if isinstance(cause, ImportError):
+        verdict = Verdict.UNKNOWN
     evidence = {} if cause is None else {"error": _class(cause)}
     message = _short(f"{error.what}: {error.why}" if error.why else error.what)
-    return Outcome(Verdict.REFUSED if refused else Verdict.FAILED, message, (error.code,), evidence)
+    return Outcome(verdict, message, (error.code,), evidence)
 
 
 def of_finding(finding: Finding, seconds: float) -> Outcome:

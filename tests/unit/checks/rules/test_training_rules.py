@@ -17,7 +17,7 @@ from tests.unit.checks.observed import seen
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from torch.nn import functional
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, T5ForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 import graftkit as gk
@@ -81,6 +81,32 @@ def test_gk201_a_cache_that_is_never_read(twin_of: Twins) -> None:
     found = seen("GK201", model=adapted(model), batch=gk.example_batch(model))
     assert found.severity is ERROR
     assert found.evidence["difference_of_next_token"] > 0.1
+
+
+class DecoderForgetsItsCache(T5ForConditionalGeneration):
+    """Returns the decoder's cache and never reads the one it is given."""
+
+    def forward(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.rule_fails("GK201")
+def test_gk201_a_decoder_whose_cache_is_never_read(twin_of: Twins) -> None:
+    model = twin_of("t5")
+    batch = gk.example_batch(model)
+    model.__class__ = DecoderForgetsItsCache
+    found = seen("GK201", model=adapted(model), batch=batch)
+    assert found.severity is ERROR
+    assert found.evidence["difference_of_next_token"] > 0.01
+
+
+@pytest.mark.rule_passes("GK201")
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_gk201_tries_the_next_token_of_a_decoder(twin_of: Twins, name: str) -> None:
+    model = twin_of(name)
+    found = seen("GK201", model=adapted(model), batch=gk.example_batch(model))
+    assert found.severity is OK
+    assert found.evidence["difference_of_next_token"] < 1e-4
 
 
 @pytest.mark.rule_passes("GK201")

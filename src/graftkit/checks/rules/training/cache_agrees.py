@@ -23,6 +23,7 @@ An adapter trained before the upgrade was trained against other activations: tra
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.engine.context import CheckContext
@@ -30,6 +31,7 @@ from graftkit.checks.engine.rule import Observation, Rule, failed, passed
 from graftkit.checks.probes.forward import compare, difference, logits_of, tolerance
 from graftkit.checks.probes.text_batches import generates, reason_without_text, text_rows
 from graftkit.findings import Severity
+from graftkit.modeling.device import on_device_of
 from graftkit.modeling.module_mode import evaluating
 from graftkit.modeling.outputs import outputs_of
 
@@ -50,12 +52,17 @@ def _check(context: CheckContext) -> Observation:
     evidence: dict[str, Any] = {"difference": whole, "tolerance": allowed}
     if not whole <= allowed:
         return failed(f"logits with and without a cache differ by {whole:.1e}", **evidence)
-    if reason_without_text(model) is not None or not _generates_as_usual(base):
+    if base.config.is_encoder_decoder:
+        step = _next_of_decoder(model, context.batch)
+    elif reason_without_text(model) is not None or not _generates_as_usual(base):
+        step = None
+    else:
+        prompt, step = _one_step(model)
+        if not prompt <= allowed:
+            message = f"logits with and without a cache differ by {whole:.1e}; later tokens change earlier ones"
+            return passed(message, **evidence)
+    if step is None:
         return passed(f"logits with and without a cache differ by {whole:.1e}", **evidence)
-    prompt, step = _one_step(model)
-    if not prompt <= allowed:
-        message = f"logits with and without a cache differ by {whole:.1e}; later tokens change earlier ones"
-        return passed(message, **evidence)
     evidence["difference_of_next_token"] = step
     if not step <= allowed:
         return failed(f"the next token's logits from the cache differ by {step:.1e}", **evidence)
@@ -96,6 +103,29 @@ def _one_step(model: PeftModel) -> tuple[float, float]:
     whole = logits_of(model, {"input_ids": made.sequences[:, :-1], "use_cache": False})
     first, second = (logits.float().cpu() for logits in made.logits)
     return difference(whole[:, -2], first), difference(whole[:, -1], second)
+
+
+def _next_of_decoder(model: PeftModel, batch: Mapping[str, Any]) -> float | None:
+    """Return how far a decoder's logits of the last token from the cache are from those of one full pass.
+
+    None where the batch has no tokens for the decoder, or one pass hands no cache to the next.
+    """
+    import torch
+
+    batch = on_device_of(model, batch)
+    given = {name: value for name, value in batch.items() if name != "labels" and not name.startswith("decoder_")}
+    ids = batch.get("decoder_input_ids")
+    if ids is None and "labels" in batch:
+        ids = batch["labels"].clamp_min(0)  # any tokens do, and one that the loss ignores is none
+    if ids is None or ids.ndim != 2 or ids.shape[1] < 2:
+        return None
+    whole = logits_of(model, {**given, "decoder_input_ids": ids, "use_cache": False})
+    with evaluating(model), torch.no_grad():
+        before = model(**given, decoder_input_ids=ids[:, :-1], use_cache=True)
+        if getattr(before, "past_key_values", None) is None:
+            return None
+        last = {**given, "decoder_input_ids": ids[:, -1:], "past_key_values": before.past_key_values}
+        return difference(whole[:, -1:], logits_of(model, {**last, "use_cache": True}))
 
 
 RULE = Rule(
