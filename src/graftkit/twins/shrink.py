@@ -50,6 +50,7 @@ _COUNTS = REPEATS | set(LAYER_COUNTS)
 _FEATURE_TOKENS = tuple(f"{kind}_token_{end}" for kind in ("image", "audio", "video") for end in ("id", "index"))
 # In this order: each reads what those before it changed.
 _RULES = (
+    related_fields.listed_widths,
     attention.shrink_latent_heads,
     related_fields.experts,
     related_fields.unset,
@@ -60,6 +61,7 @@ _RULES = (
     related_fields.embeddings,
     related_fields.as_wide,
     related_fields.positions,
+    related_fields.stages,
     related_fields.image,
 )
 

@@ -30,7 +30,7 @@ _TO_HIDDEN = (
     "audio_hidden_size cross_attention_hidden_size backbone_hidden_size encoder_dim decoder_dim width "
     "projector_output_dim mm_hidden_size hidden_size_global text_config_hidden_size d_embed n_state "
     "audio_output_size projection_size conv_dim tdnn_dim xvector_output_dim classifier_proj_size "
-    "codevector_dim proj_codevector_dim upsample_groups d_latents"
+    "codevector_dim fpn_hidden_size proj_codevector_dim upsample_groups d_latents"
 )
 _TO_INTERMEDIATE = (
     "intermediate_size ffn_dim n_inner d_ff encoder_ffn_dim decoder_ffn_dim mlp_dim ffn_hidden_size d_inner "

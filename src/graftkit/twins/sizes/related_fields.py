@@ -137,14 +137,40 @@ def positions(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]
     return {"max_position_embeddings": min(length, 4 * HIDDEN)}
 
 
-def image(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
-    """Set an image of 4 x 4 patches, whatever the patch size is."""
-    size, patch = own.get("image_size"), own.get("patch_size")
-    if _is_pair(size) and _is_pair(patch):
-        return {"image_size": [min(s, _PATCHES_PER_SIDE * p) for s, p in zip(size, patch, strict=True)]}
-    if not (is_count(size) and is_count(patch)):
+def stages(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep two layers a stage, windows as large as the last stage's picture, and widths that double at each stage."""
+    depths = _depths(own)
+    if not depths:
         return {}
-    return {"image_size": min(size, _PATCHES_PER_SIDE * patch)}
+    changed: dict[str, Any] = {"depths": [min(depth, 2) for depth in depths]}
+    if is_count(window := own.get("window_size")):
+        changed["window_size"] = min(window, _PATCHES_PER_SIDE)
+    first, last = first_count(own, ("embed_dim", "patch_embeds_hidden_size")), 2 ** (len(depths) - 1)
+    if first is not None and own.get("hidden_size") == own[first] * last:
+        changed["hidden_size"] = new.get(first, own[first]) * last
+    return changed
+
+
+def listed_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep a width that is one of a list of widths, a stage each, which is kept as it is."""
+    lists = (value for name, value in own.items() if isinstance(value, list) and name not in TARGETS)
+    listed = {size for sizes in lists for size in sizes if is_count(size)}
+    widths = (name for name, value in new.items() if TARGETS.get(name) == HIDDEN and is_count(value))
+    return {name: own[name] for name in widths if own[name] > HIDDEN and own[name] in listed}
+
+
+def image(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
+    """Set an image of 4 x 4 patches, whatever the patch size is; in the last of stages that each halve them."""
+    size, patch = own.get("image_size"), own.get("patch_size")
+    patches = _PATCHES_PER_SIDE * 2 ** max(0, len(_depths(own)) - 1)
+    if _is_pair(size) and _is_pair(patch):
+        return {"image_size": [min(s, patches * p) for s, p in zip(size, patch, strict=True)]}
+    return {"image_size": min(size, patches * patch)} if is_count(size) and is_count(patch) else {}
+
+
+def _depths(own: Mapping[str, Any]) -> list[int]:
+    depths = own.get("depths")
+    return depths if isinstance(depths, list) and all(is_count(depth) for depth in depths) else []
 
 
 def _is_pair(value: Any) -> TypeGuard[list[int]]:
