@@ -124,8 +124,9 @@ def config_differences(
 
 def _fields(config: PretrainedConfig, overrides: Mapping[str, Any] | None, kept: Iterable[str]) -> dict[str, Any]:
     fields = _shrunk(config, {}, None, Kept.of(kept))
-    alike = related_fields.shared_heads(config.to_dict(), fields)
-    return _merged(_merged(fields, alike), overrides or {})
+    for alike in (related_fields.shared_heads, related_fields.shared_pictures):
+        fields = _merged(fields, alike(config.to_dict(), fields))
+    return _merged(fields, overrides or {})
 
 
 def no_twin(what: str, config: PretrainedConfig, why: Exception | str, help: str) -> BuildError:

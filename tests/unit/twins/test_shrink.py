@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from transformers import PretrainedConfig
 
 from graftkit.errors import BuildError
 from graftkit.families import geometry
@@ -187,6 +188,21 @@ LAYERS = (
         {"num_hidden_layers": 4, "layer_types": ["a", "b", "a", "b"], "num_kv_shared_layers": 2},
     ),
     (
+        "kinds-that-repeat",
+        {"num_hidden_layers": 26, "block_types": ["recurrent", "recurrent", "attention"]},
+        {"num_hidden_layers": 3},
+    ),
+    (
+        "index-list-by-its-name",
+        {"num_hidden_layers": 16, "subsample_layers": [0, 1]},
+        {"num_hidden_layers": 2, "subsample_layers": [0]},
+    ),
+    (
+        "block-of-layers",
+        {"num_hidden_layers": 48, "n_layers_per_attn_res_block": 6},
+        {"num_hidden_layers": 6},
+    ),
+    (
         "two-stacks",
         {"encoder_layers": 32, "decoder_layers": 4},
         {"encoder_layers": 2, "decoder_layers": 2},
@@ -290,3 +306,66 @@ def test_parts_that_read_each_others_keys_have_heads_of_one_size(kept):
 
     small = shrink(PI0Config(), kept=kept)
     assert small.dit_config.head_dim == small.vlm_config.text_config.head_dim
+
+
+# (id, fields of one part, expected values)
+RELATIONS = (
+    (
+        "heads-of-stages-keep-their-share",
+        {"embed_dim": 96, "num_heads": [3, 6, 12, 24], "depths": [2, 2, 6, 2]},
+        {"embed_dim": 64, "num_heads": [2, 4, 8, 16], "depths": [2, 2, 2, 2]},
+    ),
+    (
+        "one-head-at-the-first-stage-stays-one",
+        {"embed_dim": 96, "num_heads": [1, 2, 4]},
+        {"embed_dim": 64, "num_heads": [1, 2, 4]},
+    ),
+    (
+        "the-last-stage-has-a-window-of-patches",
+        {"image_size": 224, "patch_size": 4, "depths": [2, 2, 6, 2], "window_size": 7},
+        {"image_size": 128, "window_size": 4},
+    ),
+    (
+        "widths-double-at-each-stage",
+        {"hidden_size": 768, "patch_embeds_hidden_size": 96, "depths": [2, 2, 6, 2]},
+        {"hidden_size": 768},
+    ),
+    ("a-listed-width-stays", {"hidden_size": 96, "widths": [96, 192]}, {"hidden_size": 96, "widths": [96, 192]}),
+    (
+        "what-was-as-wide-still-is",
+        {"hidden_size": 768, "conv_out_channels": 768, "image_size": 768, "flow_dim": 512},
+        {"hidden_size": 64, "conv_out_channels": 64, "image_size": 768, "flow_dim": 512},
+    ),
+    ("narrow-embeddings-stay-so", {"hidden_size": 256, "embedding_size": 128}, {"embedding_size": 32}),
+    ("wide-embeddings-stay-so", {"hidden_size": 512, "embedding_size": 1024}, {"embedding_size": 128}),
+    ("embeddings-as-wide-stay-so", {"hidden_size": 512, "embedding_size": 512}, {"embedding_size": 64}),
+    (
+        "heads-by-another-name-fill-the-width",
+        {"d_model": 1024, "n_head": 16, "d_head": 64},
+        {"d_model": 64, "n_head": 4, "d_head": 16},
+    ),
+    (
+        "a-picture-counted-in-patches",
+        {"image_size": 1024, "patch_size": 16, "image_embedding_size": 64},
+        {"image_size": 64, "image_embedding_size": 4},
+    ),
+)
+
+
+class AnyConfig(PretrainedConfig):
+    """A configuration of whatever fields it is given."""
+
+    model_type = "any_fields"
+
+
+@pytest.mark.parametrize(("fields", "expected"), [c[1:] for c in RELATIONS], ids=[c[0] for c in RELATIONS])
+def test_related_fields_change_together(fields, expected):
+    small = shrink(AnyConfig(**fields)).to_dict()
+    assert {name: small[name] for name in expected} == expected
+
+
+def test_pictures_that_several_parts_read_stay_alike():
+    from transformers import Sam2Config
+
+    small = shrink(Sam2Config())
+    assert [small.prompt_encoder_config.image_size] * 2 == list(small.vision_config.backbone_config.image_size)

@@ -138,7 +138,7 @@ def positions(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]
 
 
 def stages(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep two layers a stage, windows as large as the last stage's picture, and widths that double at each stage."""
+    """Keep two layers a stage, windows as large as the last one's picture, and widths that double at each."""
     depths = _depths(own)
     if not depths:
         return {}
@@ -165,7 +165,11 @@ def image(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
     patches = _PATCHES_PER_SIDE * 2 ** max(0, len(_depths(own)) - 1)
     if _is_pair(size) and _is_pair(patch):
         return {"image_size": [min(s, patches * p) for s, p in zip(size, patch, strict=True)]}
-    return {"image_size": min(size, patches * patch)} if is_count(size) and is_count(patch) else {}
+    if not (is_count(size) and is_count(patch)):
+        return {}
+    new = min(size, patches * patch)
+    in_patches = (n for n, v in own.items() if n.startswith("image_") and n not in TARGETS and v == size // patch)
+    return {"image_size": new} | dict.fromkeys(in_patches, new // patch)
 
 
 def _depths(own: Mapping[str, Any]) -> list[int]:
@@ -228,6 +232,25 @@ def shared_heads(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
         sizes = {_at(new, path)["head_dim"] for path in paths}
         for path in paths if len(sizes) > 1 else ():
             _set_at(changed, path, {"head_dim": full if full in sizes else min(sizes)})
+    return changed
+
+
+def shared_pictures(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep pictures at full size that several parts read, where one of them has no rule to make its own smaller.
+
+    Args, Returns: as :func:`shared_heads`.
+    """
+    alike: dict[tuple[int, int], list[tuple[str, ...]]] = {}
+    for path, part in _parts(own):
+        size = part.get("image_size")
+        sides = [size, size] if is_count(size) else size
+        if _is_pair(sides):
+            alike.setdefault((sides[0], sides[1]), []).append(path)
+    changed: dict[str, Any] = {}
+    for paths in alike.values():
+        smaller = [path for path in paths if _at(new, path).get("image_size") != _at(own, path)["image_size"]]
+        for path in smaller if len(smaller) < len(paths) else ():
+            _set_at(changed, path, {"image_size": _at(own, path)["image_size"]})
     return changed
 
 
