@@ -48,15 +48,15 @@ def unreached(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, NoGradien
     """
     probe = copy.deepcopy(model)
     with evaluating(probe):
-        left, passes = _tried(probe, batch)
+        left, passes = _tried(probe, batch, draws=_DRAWS)
         return {site.path: _cause(probe, batch, site, passes) for site in left}
 
 
 def without_gradient(model: nn.Module, batch: Mapping[str, Any]) -> list[Site]:
-    """Return the sites that ``unreached`` returns, without the experiments that tell why."""
+    """Return the adaptable sites that get no gradient on ``batch`` with the weights that the model has."""
     probe = copy.deepcopy(model)
     with evaluating(probe):
-        return _tried(probe, batch)[0]
+        return _tried(probe, batch, draws=1)[0]
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class _Pass:
         return site.path in self.trained and (site.kind == kinds.PARAMETER or site.path in self.called)
 
 
-def _tried(probe: nn.Module, batch: Mapping[str, Any]) -> tuple[list[Site], list[_Pass]]:
+def _tried(probe: nn.Module, batch: Mapping[str, Any], draws: int) -> tuple[list[Site], list[_Pass]]:
     """Return the sites without a gradient, and the passes that show it. The weights are left as last drawn."""
     import torch
 
     sites = [site for site in survey(probe) if site.adaptable and not site.tied_to]
     passes = [_backward(probe, batch, sites)]
-    while len(passes) < _DRAWS and (left := _unreached(sites, passes)):
+    while len(passes) < draws and (left := _unreached(sites, passes)):
         redraw_weights(probe, torch.Generator().manual_seed(len(passes)))
         passes.append(_backward(probe, batch, left))
     return _unreached(sites, passes), passes

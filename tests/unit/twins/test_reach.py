@@ -102,6 +102,10 @@ def test_experts_that_no_token_chose_are_no_pattern() -> None:
         pytest.param("longformer", set(), id="some positions marked"),
         # It reads a sentence from its last token, and without one from the first, which sees no other.
         pytest.param("groupvit", set(), id="a text that ends"),
+        # In a small picture its reduced map has one position.
+        pytest.param("mobilevit", set(), id="a larger picture"),
+        pytest.param("evolla", set(), id="inputs that belong together"),
+        pytest.param("higgs_audio_v2", set(), id="inputs with their placeholders"),
         pytest.param("big_bird", {"bert.pooler"}, id="nothing helps"),
     ],
 )

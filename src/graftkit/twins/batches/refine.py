@@ -1,42 +1,96 @@
-"""Recipes that differ from one that runs by a single input, and may train weights that it does not."""
+"""Recipes that differ a little from one that runs, and may train weights that it does not."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from graftkit.twins.batches.candidates.named import optional, other
+from graftkit.twins.batches.candidates.named import STEPS, optional, other
 from graftkit.twins.batches.facts import ModelFacts
-from graftkit.twins.batches.recipe import Recipe
+from graftkit.twins.batches.recipe import MODALITIES, PLACEHOLDERS, Recipe
 from graftkit.twins.batches.repairs import given, with_input, without_input
 
 _ALL_ONES = re.compile(r"(?:ones|full)\((?:True, )?(?P<shape>.*)\)")
 # What says which positions are padding is not mixed: it is right as it is.
 _PADDING = ("attention_mask", "decoder_attention_mask", "pixel_mask", "pixel_attention_mask")
-_TEXT = re.compile(r"\b(tokens|words)\(")
+_KEPT = ("input_ids", "labels", "return_loss")
+_TEXT = re.compile(r"\b(tokens|ended|words)\((\d+)\)")
+_LONGER = (48, 192)
+_PICTURE = re.compile(r"(?P<head>normal\(.*, )(?P<height>[^,]+), (?P<width>[^,]+)\)")
+_SIDES = (64, 128, 256)
 
 
 def variations(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
-    """Yield recipes that differ from one in a single input.
+    """Yield recipes that differ from one in a single respect, those that are likely to train more first."""
+    for vary in (_ended, _marked, _together, _longer, _larger, _without, _with):
+        yield from vary(facts, recipe)
 
-    A text that ends as texts do (some models read their sentence from that token); a mask that marks some
-    positions instead of all, as global attention is meant; each optional input left out, or given.
-    """
+
+def _ended(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
+    """End the text as texts do: some models read their sentence from that token."""
+    ids = given(recipe).get("input_ids", "")
+    ended = _TEXT.sub(r"ended(\2)", ids)
+    if ended != ids and isinstance(getattr(facts.model.config.get_text_config(), "eos_token_id", None), int):
+        yield with_input(recipe, "input_ids", ended)
+
+
+def _marked(_facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
+    """Mark some positions instead of all, as a mask for global attention is meant."""
+    for name, expression in given(recipe).items():
+        mask = _ALL_ONES.fullmatch(expression)
+        if mask and name.endswith("mask") and name not in _PADDING:
+            yield with_input(recipe, name, f"integers(0, 2, {mask['shape']})")
+
+
+def _together(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
+    """Give what belongs together by its first word: ``entity_ids``, ``entity_position_ids``."""
     inputs = given(recipe)
-    if "input_ids" in inputs and isinstance(
-        getattr(facts.model.config.get_text_config(), "eos_token_id", None), int
-    ):
-        ended = _TEXT.sub("ended(", inputs["input_ids"])
-        if ended != inputs["input_ids"]:
-            yield with_input(recipe, "input_ids", ended)
-    for name, expression in inputs.items():
-        marked = _ALL_ONES.fullmatch(expression)
-        if marked and name.endswith("mask") and name not in _PADDING:
-            yield with_input(recipe, name, f"integers(0, 2, {marked['shape']})")
-    optional_names = [name for name, given_ in facts.inputs.items() if not given_.required]
-    for name in inputs:
-        if name in optional_names and name not in {"input_ids", "labels", "return_loss"}:
+    for first in dict.fromkeys(name.partition("_")[0] for name in optional(facts, list(inputs))):
+        names = [name for name in facts.inputs if name.startswith(f"{first}_") and name not in inputs]
+        group = {name: expression for name in names if (expression := other(facts, name))}
+        if len(group) > 1:
+            yield {**recipe, "other": {**recipe.get("other", {}), **group}}
+            yield from _with_placeholders(facts, recipe, first, group)
+
+
+def _with_placeholders(facts: ModelFacts, recipe: Recipe, first: str, group: dict[str, str]) -> Iterator[Recipe]:
+    """Give inputs with one placeholder for each of their steps, where the configuration names its token."""
+    token = next(iter(facts.fields((f"{first}_token_id", f"{first}_token_index"))), None)
+    if token is not None and first in MODALITIES and first not in recipe:
+        marked = {
+            name: expression.replace("ones(", "full(True, ") if name.endswith("mask") else expression
+            for name, expression in group.items()
+        }
+        yield {first: {**marked, PLACEHOLDERS: f"[{token}] * {STEPS}"}, **recipe}
+
+
+def _longer(_facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
+    """Lengthen all text: more tokens choose more experts."""
+    for length in _LONGER:
+        longer = {
+            group: {name: _TEXT.sub(rf"\1({length})", expression) for name, expression in inputs.items()}
+            for group, inputs in recipe.items()
+        }
+        if longer != recipe:
+            yield longer
+
+
+def _larger(_facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
+    """Enlarge pictures: in a small one a reduced map has one position, and attention to it nothing to choose."""
+    for name, expression in given(recipe).items():
+        picture = _PICTURE.fullmatch(expression)
+        if picture and name.startswith("pixel_values"):
+            for side in _SIDES:
+                yield with_input(recipe, name, f"{picture['head']}{side}, {side})")
+
+
+def _without(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
+    for name in given(recipe):
+        if name not in _KEPT and name in facts.inputs and not facts.inputs[name].required:
             yield without_input(recipe, name)
-    for name in optional(facts, list(inputs)):
-        if found := other(facts, name):
-            yield with_input(recipe, name, found)
+
+
+def _with(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
+    for name in optional(facts, list(given(recipe))):
+        if expression := other(facts, name):
+            yield with_input(recipe, name, expression)

@@ -16,6 +16,8 @@ _NEVER = re.compile(
 )
 _STEPS = 6
 _TIMES = ("num_time_features",)
+# Of an axis of which nothing tells the size.
+STEPS = 4
 _ENCODER_WIDTHS = ("encoder_hidden_size", "cross_attention_hidden_size", "hidden_size", "d_model")
 _ACTIONS = ("max_action_dim", "act_dim", "action_dim")
 
@@ -77,7 +79,12 @@ def _by_name(facts: ModelFacts, name: str) -> str | None:
         "rewards": f"normal(B, {_STEPS}, 1)",
         "returns_to_go": f"normal(B, {_STEPS}, 1)",
     }
-    return known.get(name)
+    if name in known:
+        return known[name]
+    # Another text than the model's: of proteins, of documents.
+    if name.endswith("_input_ids"):
+        return "integers(3, 8, B, 8)" if not facts.inputs[name].shape else None
+    return "ones(B, 8)" if name.endswith("_attention_mask") and not facts.inputs[name].shape else None
 
 
 def _by_shape(facts: ModelFacts, given: Input) -> str | None:
@@ -113,4 +120,4 @@ def _axis(facts: ModelFacts, given: Input, axis: str) -> str | None:
         **dict.fromkeys(("height", "image_size", "frame_size"), image_sizes(facts)[0][0]),
         "width": image_sizes(facts)[0][1],
     }
-    return usual.get(axis, "4" if re.fullmatch(r"\w+", axis) else None)
+    return usual.get(axis, str(STEPS) if re.fullmatch(r"\w+", axis) else None)
