@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DetrConfig, SwinConfig
 
 logging.disable(logging.WARNING)
 SMALL = {
@@ -36,11 +36,21 @@ MISTRAL_LARGE4 = {
     "mlp_layer_types": ["dense", "sparse"], "layer_types": ["indexed_attention", "indexed_attention"],
     "indexer_types": ["full", "full"],
 }  # fmt: skip
+SWIN = SwinConfig(
+    image_size=64, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2,
+    out_features=["stage1", "stage2", "stage3", "stage4"],
+)  # fmt: skip
+DETR = DetrConfig(
+    encoder_layers=1, decoder_layers=1, d_model=32, encoder_attention_heads=2, decoder_attention_heads=2,
+    encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=4,
+)  # fmt: skip
+MASKFORMER = {"backbone_config": SWIN, "decoder_config": DETR, "fpn_feature_size": 32, "mask_feature_size": 32}
 # Model type -> its class, its small configuration, and the last parts of the linears' names.
 CASES = {
-    "laguna": (AutoModelForCausalLM, LAGUNA, ["gate_proj", "up_proj", "down_proj"]),
-    "inkling2_text": (AutoModelForCausalLM, INKLING2, ["q_proj", "weight_proj"]),
-    "mistral_large4_text": (AutoModel, MISTRAL_LARGE4, ["gate_proj", "up_proj", "down_proj"]),
+    "laguna": (AutoModelForCausalLM, {**SMALL, **LAGUNA}, ["gate_proj", "up_proj", "down_proj"]),
+    "inkling2_text": (AutoModelForCausalLM, {**SMALL, **INKLING2}, ["q_proj", "weight_proj"]),
+    "mistral_large4_text": (AutoModel, {**SMALL, **MISTRAL_LARGE4}, ["gate_proj", "up_proj", "down_proj"]),
+    "maskformer": (AutoModel, MASKFORMER, ["query", "value"]),
 }
 
 
@@ -48,7 +58,7 @@ def lost(model_type: str) -> tuple[list[str], int]:
     """Return the tensors that are not the saved ones after loading, and how many were saved."""
     torch.manual_seed(0)
     auto, sizes, targets = CASES[model_type]
-    base = auto.from_config(AutoConfig.for_model(model_type, **{**SMALL, **sizes}))
+    base = auto.from_config(AutoConfig.for_model(model_type, **sizes))
     adapted = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=targets))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

@@ -31,7 +31,7 @@ class Fault(Enum):
         "PEFT saves the adapter whole, and drops these tensors when it loads it",
     )
     NO_INPUT_EMBEDDINGS = (
-        "pp_formulanet_input_embeddings",
+        "peft_asks_for_input_embeddings",
         "PEFT refuses every adapter: the model's class does not say where its input embeddings are",
     )
 
@@ -94,6 +94,8 @@ def _saved_under(site: _Adaptable) -> str:
 
     For a parameter it is that of the module that holds it; of several parameters' in one module, the outer one's.
     """
+    if site.kind == "embedding":
+        return f"{site.path}.lora_embedding_A"
     holder = site.path.rpartition(".")[0] if site.kind == "parameter" else site.path
     return f"{holder}.lora_A.weight"
 

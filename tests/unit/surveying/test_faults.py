@@ -44,6 +44,12 @@ def test_only_lora_is_renamed() -> None:
     assert gk.plan(found, targets=["q_proj", "v_proj"], r=2).warnings == ()
 
 
+def test_a_backbone_whose_names_are_those_of_another_class_on_disk() -> None:
+    (found,) = gk.survey("maskformer").faults
+    assert found.fault is Fault.RENAMED_ON_RELOAD
+    assert {path.partition(".encoder.layers.")[0] for path in found.sites} == {"pixel_level_module.encoder.model"}
+
+
 def test_a_class_that_hides_its_input_embeddings() -> None:
     plan = gk.plan("pp_formulanet", allow_unmatched=True)
     (warning,) = plan.warnings
