@@ -97,10 +97,10 @@ class Ladder:
         Raises:
             BuildError: no step gives a model. The error is that of the most shrunken configuration.
         """
-        until = time.monotonic() + self.seconds
+        until = time.thread_time() + self.seconds
         attempts: list[Attempt] = []
         for kept in self._steps(attempts):
-            left = until - time.monotonic()
+            left = until - time.thread_time()
             if left <= 0 and attempts:
                 break
             attempts.append(self._attempt(kept, len(attempts), left))
@@ -149,9 +149,9 @@ class Ladder:
         """Shrink each kept field after all, where the twin runs without it: an error names more than its cause."""
         named = sorted(attempt.kept - self.start)
         for name in named if len(named) > 1 else ():
-            if time.monotonic() > until:
+            if time.thread_time() > until:
                 break
-            fewer = self._attempt(attempt.kept - {name}, len(attempt.kept), until - time.monotonic())
+            fewer = self._attempt(attempt.kept - {name}, len(attempt.kept), until - time.thread_time())
             if fewer.missing <= attempt.missing:
                 attempt = fewer
         return attempt

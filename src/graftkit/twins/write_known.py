@@ -17,11 +17,12 @@ from graftkit.files import write_text
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.sources.quiet import quiet_transformers
+from graftkit.twins.batches.recipe import is_recipe
 from graftkit.twins.batches.search import NoRecipe, find_recipe
 from graftkit.twins.description import describe_twin
 from graftkit.twins.example_batch import example_batch
 from graftkit.twins.reaching.find import find_patterns
-from graftkit.twins.remembered import forget
+from graftkit.twins.remembered import Fact, forget, recall
 from graftkit.twins.source_hash import source_hash
 from graftkit.twins.twin import twin
 
@@ -53,9 +54,13 @@ def _kept(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _batch(model: PreTrainedModel) -> Mapping[str, Mapping[str, str]]:
+    """Return the recipe that building the twin found, or a new one; none where the family makes batches itself."""
     family = family_of(model.config.model_type)
     if family is not None and family.example_inputs is not None:
         return {}
+    found = recall(Fact.BATCH, type(model))
+    if found and is_recipe(found):
+        return found
     with quiet_transformers():
         return find_recipe(model).recipe
 

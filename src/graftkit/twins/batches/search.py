@@ -74,14 +74,14 @@ def find_recipe(
 
     Args:
         model: small, with weights: every candidate is run.
-        seconds: after so many, the best until then is returned.
+        seconds: of computing, after which the best until then is returned: other processes do not count.
         on_progress: called before each trial, with the number of linears that are reached.
 
     Raises:
         NoRecipe: none runs.
     """
     with trials(model) as watched:
-        search = _Search(ModelFacts(model), watched, time.monotonic() + seconds, on_progress)
+        search = _Search(ModelFacts(model), watched, time.thread_time() + seconds, on_progress)
         found = search.start()
         if found is None:
             raise NoRecipe(_furthest(search.failures))
@@ -118,7 +118,7 @@ class _Search:
 
     @property
     def is_over(self) -> bool:
-        return time.monotonic() > self.deadline
+        return time.thread_time() > self.deadline
 
     # Trials
 
