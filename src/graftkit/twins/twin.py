@@ -129,12 +129,12 @@ def _climbed(
 
     It is remembered for classes that transformers does not have.
     """
-    until = time.monotonic() + SECONDS
+    until = time.thread_time() + SECONDS
     full = _full(made)
     start: frozenset[str] = frozenset()
     with suppress(BuildError):
         start = start if full is None else keep_structure(full, made.overrides).kept
-    left = until - time.monotonic()
+    left = until - time.thread_time()
     built = Ladder(made.config, made.build, _find_batch, made.overrides, start, on_progress, left).climb()
     if built.found is not None and not made.overrides:
         remember(Fact.KEPT, made.model_class, sorted(built.kept))

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from graftkit.families import IGNORED_LABEL
 from graftkit.modeling.device import cast_inputs
@@ -70,7 +70,7 @@ def make_batch(
     return maker.batch
 
 
-def is_recipe(value: Any) -> bool:
+def is_recipe(value: Any) -> TypeGuard[Recipe]:
     """Check whether a value that was read from a file has the form of a recipe."""
     groups = value.values() if isinstance(value, Mapping) else [None]
     return all(isinstance(group, Mapping) and all(isinstance(e, str) for e in group.values()) for group in groups)

@@ -49,7 +49,7 @@ def keep_structure(
     Raises:
         BuildError: the most shrunken twin cannot be built.
     """
-    until = time.monotonic() + seconds
+    until = time.thread_time() + seconds
     best = compare(full, frozenset(), overrides)
     sizes = {
         path: (whole, small)
@@ -58,7 +58,7 @@ def keep_structure(
     }
     of_layers = {path for path in sizes if path.rpartition(".")[2] in LAYER_COUNTS}
     for path in sorted(sizes, key=lambda path: path not in of_layers):
-        if not best.differs or time.monotonic() > until:
+        if not best.differs or time.thread_time() > until:
             break
         better = _with(best, path, full, overrides)
         if path in of_layers and better is not best:
