@@ -123,10 +123,20 @@ def config_differences(
 
 
 def _fields(config: PretrainedConfig, overrides: Mapping[str, Any] | None, kept: Iterable[str]) -> dict[str, Any]:
-    fields = _shrunk(config, {}, None, Kept.of(kept))
+    all_kept = Kept.of(kept)
+    own, fields = config.to_dict(), _shrunk(config, {}, None, all_kept)
     for alike in (related_fields.shared_heads, related_fields.shared_pictures):
-        fields = _merged(fields, alike(config.to_dict(), fields))
+        fields = _merged(fields, alike(own, fields))
+    fields = _merged(fields, _not_kept(related_fields.as_wide_as_others(own, fields), all_kept))
     return _merged(fields, overrides or {})
+
+
+def _not_kept(widths: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
+    """Return widths, of parts too, but those that are kept."""
+    own = {} if kept.widths else kept.without(widths)
+    return own | {
+        name: _not_kept(value, kept.inside(name)) for name, value in widths.items() if isinstance(value, Mapping)
+    }
 
 
 def no_twin(what: str, config: PretrainedConfig, why: Exception | str, help: str) -> BuildError:
@@ -184,8 +194,8 @@ def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | N
             new[name] = copy.deepcopy(fields.get(name))
     new |= related_fields.tiles(new) | kept.without(related_fields.merged_widths(fields, new))
     new |= _placeholders(new, tokens)
-    if not kept.widths:
-        new |= kept.without(related_fields.joined_widths(fields, new))
+    for rule in () if kept.widths else (related_fields.joined_widths, related_fields.feature_maps):
+        new |= kept.without(rule(fields, new))
     if family is None or family is parent or kept.everything:
         return new
     return _merged(new, _still_needed(family.twin_overrides, kept))

@@ -368,4 +368,16 @@ def test_pictures_that_several_parts_read_stay_alike():
     from transformers import Sam2Config
 
     small = shrink(Sam2Config())
-    assert [small.prompt_encoder_config.image_size] * 2 == list(small.vision_config.backbone_config.image_size)
+    vision = small.vision_config
+    assert [small.prompt_encoder_config.image_size] * 2 == list(vision.backbone_config.image_size) == [64, 64]
+    assert vision.backbone_feature_sizes == [[16, 16], [8, 8], [4, 4]]
+
+
+def test_what_one_part_holds_for_another_is_as_wide_as_that():
+    from transformers import SamConfig
+
+    small = shrink(SamConfig())
+    width = small.prompt_encoder_config.hidden_size
+    assert small.vision_config.output_channels == 2 * small.vision_config.num_pos_feats == width == 64
+    kept = shrink(SamConfig(), kept=["vision_config.output_channels"])
+    assert kept.vision_config.output_channels == 256

@@ -31,6 +31,8 @@ _PATCHES_PER_SIDE = 4
 _WIDTH = re.compile(
     r"(_dim|_width|_channels?|(?<!image)(?<!patch)(?<!window)(?<!kernel)(?<!vocab)(?<!crop)_size)$"
 )
+# Names of how large the maps of features are that a backbone returns.
+_FEATURE_MAPS = re.compile(r"feature_sizes$")
 # How many patches of a side a tower merges into one.
 _MERGES = ("spatial_merge_size", "merge_size")
 
@@ -160,9 +162,14 @@ def listed_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
 
 
 def image(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
-    """Set an image of 4 x 4 patches, whatever the patch size is; in the last of stages that each halve them."""
+    """Set an image of 4 x 4 patches, whatever the patch size is; in the last of stages that each halve them.
+
+    Patches that overlap have a stride, and are merged by the stages that follow: of these there are 16 x 16.
+    """
     size, patch = own.get("image_size"), own.get("patch_size")
     patches = _PATCHES_PER_SIDE * 2 ** max(0, len(_depths(own)) - 1)
+    if patch is None:
+        patch, patches = own.get("patch_stride"), _PATCHES_PER_SIDE**2
     if _is_pair(size) and _is_pair(patch):
         return {"image_size": [min(s, patches * p) for s, p in zip(size, patch, strict=True)]}
     if not (is_count(size) and is_count(patch)):
@@ -188,6 +195,53 @@ def tiles(fields: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     size = vision.get("image_size")
     return {"image_grid_pinpoints": [[size, size]]} if is_count(size) else {}
+
+
+def feature_maps(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Scale the sizes of a backbone's feature maps with its image.
+
+    Args:
+        own: the fields of a configuration and its parts.
+        new: the same, shrunk.
+    """
+    backbone, small = own.get("backbone_config"), new.get("backbone_config")
+    if not isinstance(backbone, Mapping) or not isinstance(small, Mapping):
+        return {}
+    before, after = _side(backbone.get("image_size")), _side(small.get("image_size"))
+    if before is None or after is None:
+        return {}
+    maps = {name: value for name, value in own.items() if _FEATURE_MAPS.search(name) and isinstance(value, list)}
+    return {
+        name: [[side * after // before for side in pair] for pair in pairs]
+        for name, pairs in maps.items()
+        if all(_is_pair(pair) for pair in pairs)
+    }
+
+
+def _side(size: Any) -> int | None:
+    if _is_pair(size):
+        return size[0]
+    return size if is_count(size) else None
+
+
+def as_wide_as_others(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Let widths of a part that equal another part's hidden size follow that: what they hold goes there.
+
+    Args, Returns: as :func:`shared_heads`.
+    """
+    parts = dict(_parts(own))
+    hidden = {path: part["hidden_size"] for path, part in parts.items() if is_count(part.get("hidden_size"))}
+    changed: dict[str, Any] = {}
+    for path, part in parts.items():
+        others = {size: _at(new, other)["hidden_size"] for other, size in hidden.items() if other != path}
+        for name, value in part.items():
+            axes = 2 if name == "num_pos_feats" else 1  # features of a position: one half for each axis
+            if name in (*TARGETS, "head_dim") or not is_count(value) or not (axes > 1 or _WIDTH.search(name)):
+                continue
+            followed = others.get(axes * value, 0) // axes
+            if followed not in (0, value) and _at(new, path).get(name) == value:
+                _set_at(changed, path, {name: followed})
+    return changed
 
 
 def joined_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
