@@ -340,6 +340,15 @@ def test_tab_stops_once_in_the_grid_and_passes_over_hidden_rows(open_page: Open)
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
+def test_the_first_tab_leads_past_everything_else(open_page: Open) -> None:
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert focused(page) == "skip"
+    page.keyboard.press("Enter")
+    assert focused(page) == "bert, twin: proven"
+    assert state(page) == {}
+
+
 def test_roles_are_those_of_a_grid(open_page: Open) -> None:
     page = open_page()
     grid = page.get_by_role("grid")
