@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from statistics import mean
@@ -29,6 +30,20 @@ _FAMILIES_A_PROCESS = 60
 _TWIN, _METHOD, _START = 1.0, 1.0, 10.0
 
 
+class Trust(StrEnum):
+    """Which cells of a store are not tried again.
+
+    Attributes:
+        CURRENT: those that the same versions, code and seed made.
+        ALL: every one.
+        NONE: none.
+    """
+
+    CURRENT = "current"
+    ALL = "all"
+    NONE = "none"
+
+
 def remaining(
     store: Store,
     families: Iterable[str],
@@ -36,24 +51,20 @@ def remaining(
     checks: Iterable[Check],
     *,
     seed: int = 0,
-    again: bool = False,
+    trust: Trust = Trust.CURRENT,
 ) -> tuple[Task, ...]:
-    """Return what is to be tried, a task a family.
-
-    A cell in the store is left out where the same versions, code and seed made it, unless ``again``.
-    """
+    """Return what is to be tried, a task a family: the cells that the store lacks, or has and are not trusted."""
     methods, checks = tuple(methods), tuple(checks)
     tasks = []
     for model_type in families:
         current = (versions(), made_from(model_type), seed)
-
-        def known(
-            method: str, check: Check, model_type: str = model_type, current: tuple[Any, ...] = current
-        ) -> bool:
-            cell = store.get(model_type, method, check)
-            return cell is not None and not again and (cell.versions, cell.made_from, cell.seed) == current
-
-        left = [(method, tuple(check for check in checks if not known(method, check))) for method in methods]
+        known = {
+            cell.key
+            for cell in store.of(model_type)
+            if trust is Trust.ALL
+            or (trust is Trust.CURRENT and (cell.versions, cell.made_from, cell.seed) == current)
+        }
+        left = [(name, tuple(c for c in checks if (model_type, name, c) not in known)) for name in methods]
         if any(wanted for _, wanted in left):
             tasks.append(Task(model_type, tuple((method, wanted) for method, wanted in left if wanted), seed))
     return tuple(tasks)

@@ -31,19 +31,22 @@ class Store:
             GraftError: ``matrix-store``: it cannot be read, or a line is broken; the error names the line.
         """
         self.path = Path(path)
-        self._cells: dict[tuple[str, str, Check], Cell] = {}
+        self._families: dict[str, dict[tuple[str, Check], Cell]] = {}
         self._whole = 0
         for cell in self._read():
-            self._cells[cell.key] = cell
+            self._keep(cell)
+
+    def _keep(self, cell: Cell) -> None:
+        self._families.setdefault(cell.model_type, {})[cell.method, cell.check] = cell
 
     @property
     def cells(self) -> tuple[Cell, ...]:
         """The cells, sorted by family, method and check."""
-        return tuple(sorted(self._cells.values(), key=_sort_key))
+        return tuple(sorted((cell for of in self._families.values() for cell in of.values()), key=_sort_key))
 
-    def get(self, model_type: str, method: str, check: Check) -> Cell | None:
-        """Return the cell, or None where there is none."""
-        return self._cells.get((model_type, method, check))
+    def of(self, model_type: str) -> tuple[Cell, ...]:
+        """Return the cells of one family, unsorted."""
+        return tuple(self._families.get(model_type, {}).values())
 
     def add(self, cells: Iterable[Cell]) -> None:
         """Add cells at the end of the file; one that is there already is replaced by the later line.
@@ -64,7 +67,8 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
         self._whole += len(lines)
-        self._cells.update({cell.key: cell for cell in new})
+        for cell in new:
+            self._keep(cell)
 
     def compact(self) -> None:
         """Rewrite the file with one line a cell, sorted, so that two runs can be compared line by line.
@@ -112,7 +116,7 @@ class Store:
 
 
 def _line(cell: Cell) -> str:
-    return json.dumps(cell.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(cell.to_dict(), allow_nan=False) + "\n"
 
 
 def _cell(line: bytes, path: Path, number: int) -> Cell:

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.matrix.cells import cell
 
 from graftkit.matrix.cell import Check, Verdict
-from graftkit.matrix.run import estimate, remaining, run
+from graftkit.matrix.run import Trust, estimate, remaining, run
 from graftkit.matrix.store import Store
 from graftkit.matrix.trials.origin import made_from, versions
 from graftkit.matrix.worker import Task
@@ -30,7 +30,8 @@ def test_only_what_the_same_versions_and_code_have_not_tried_remains(store: Stor
     left = remaining(store, ["bert", "llama"], ["lora"], checks)
     assert left == (Task("bert", (("lora", tuple(checks)),)), Task("llama", (("lora", (Check.PLAN,)),)))
     assert remaining(store, ["llama"], ["lora"], [Check.TWIN]) == ()
-    assert remaining(store, ["llama"], ["lora"], [Check.TWIN], again=True) != ()
+    assert remaining(store, ["llama"], ["lora"], [Check.TWIN], trust=Trust.NONE) != ()
+    assert remaining(store, ["bert", "llama"], ["lora"], [Check.TWIN], trust=Trust.ALL) == ()
     assert remaining(store, ["llama"], ["lora"], [Check.TWIN], seed=1) != ()
 
 

@@ -12,6 +12,7 @@ from graftkit.cli.output import Format, Output, only_data_on_stdout
 from graftkit.errors import GraftError
 
 if TYPE_CHECKING:
+    from graftkit.matrix.run import Trust
     from graftkit.matrix.store import Store
     from graftkit.matrix.summary import Summary
 
@@ -48,6 +49,9 @@ def matrix(
         float, typer.Option("--time-limit", min=1, help="Seconds without a result that end a family's process.")
     ] = 300.0,
     again: Annotated[bool, typer.Option("--again", help="Try what the store has already.")] = False,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Try only what the store lacks, whatever made what it has.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the twins, their batches and adapters.")] = 0,
     store: Annotated[
         Path | None,
@@ -65,8 +69,8 @@ def matrix(
 ) -> None:
     """Try families with methods on their twins, check by check, and keep what comes of it.
 
-    Cells that the store has from the same versions and the same code are not tried again; an interrupted run goes
-    on where it stopped. Without families, what the store has is shown.
+    Cells that the store has from the same versions and the same code are not tried again (--again tries all,
+    --missing none of them); an interrupted run goes on where it stopped. Without families, the store is shown.
     """
     with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.matrix.choose import checked_in_store, checks_named, known_types, own_store
@@ -82,7 +86,7 @@ def matrix(
             summary = _shown(kept, None, named, only)
         else:
             kept = Store(store or own_store())
-            summary = _run(output, kept, chosen, named, only, seed, again, jobs, time_limit)
+            summary = _run(output, kept, chosen, named, only, seed, _trust(again, missing), jobs, time_limit)
         if html is not None:
             _write_page(kept, html)
         if pack is not None:
@@ -128,6 +132,19 @@ def _families(
     return tuple(name for name in known_types() if everything or name in wanted_types())
 
 
+def _trust(again: bool, missing: bool) -> Trust:
+    """Return which cells are not tried again.
+
+    Raises:
+        GraftError: ``usage``.
+    """
+    from graftkit.matrix.run import Trust
+
+    if again and missing:
+        raise GraftError("--again and --missing do not go together", help="give one of them", code="usage")
+    return Trust.NONE if again else Trust.ALL if missing else Trust.CURRENT
+
+
 def _run(
     output: Output,
     store: Store,
@@ -135,7 +152,7 @@ def _run(
     methods: tuple[str, ...],
     checks: tuple[str, ...],
     seed: int,
-    again: bool,
+    trust: Trust,
     jobs: int,
     time_limit: float,
 ) -> Summary:
@@ -147,7 +164,7 @@ def _run(
 
     chosen = methods_named(methods or ("lora",))
     wanted = tuple(Check(check) for check in checks) or tuple(Check)
-    tasks = remaining(store, families, chosen, wanted, seed=seed, again=again)
+    tasks = remaining(store, families, chosen, wanted, seed=seed, trust=trust)
     cells = sum(task.cells for task in tasks)
     known = len(families) * len(chosen) * len(wanted) - cells
     if known:
