@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from graftkit.modeling.device import cast_inputs
+from graftkit.twins.batches.attempts import ROWS, Found, Search
 from graftkit.twins.batches.candidates.named import STEPS, optional, other
 from graftkit.twins.batches.facts import ModelFacts
-from graftkit.twins.batches.recipe import MODALITIES, PLACEHOLDERS, Recipe
+from graftkit.twins.batches.recipe import MODALITIES, PLACEHOLDERS, Recipe, make_batch
 from graftkit.twins.batches.repairs import given, with_input, without_input
+from graftkit.twins.reach import without_gradient
 
 _ALL_ONES = re.compile(r"(?:ones|full)\((?:True, )?(?P<shape>.*)\)")
 # What says which positions are padding is not mixed: it is right as it is.
@@ -94,3 +97,29 @@ def _with(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
     for name in optional(facts, list(given(recipe))):
         if expression := other(facts, name):
             yield with_input(recipe, name, expression)
+
+
+def train_more(search: Search, found: Found) -> Found:
+    """Change one input after the other as long as that leaves fewer linears without a gradient."""
+    left = untrained(search, found)
+    while left and not search.is_over:
+        tried = (search.attempt(recipe) for recipe in variations(search.facts, found.recipe))
+        better = ((untrained(search, one), one) for one in tried if one is not None)
+        fewer = next(((number, one) for number, one in better if number < left), None)
+        if fewer is None:
+            break
+        left, found = fewer
+    return found
+
+
+def untrained(search: Search, found: Found) -> int:
+    """Count the linears that get no gradient: all of them where there is no backward pass."""
+    import torch
+
+    model = search.facts.model
+    try:
+        batch = make_batch(found.recipe, model, ROWS, torch.Generator().manual_seed(0))
+        left = without_gradient(model, cast_inputs(model, batch))
+    except Exception:
+        return search.total
+    return sum(site.is_linear for site in left)
