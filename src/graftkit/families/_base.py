@@ -83,6 +83,7 @@ class Family:
             whose inputs cannot be derived from the configuration alone; ``modalities`` is a frozenset of
             "text", "image", "audio". None where the generic batch is right.
         requires: versions of packages that these models need.
+        reach_unknown: why a twin does not show which weights get a gradient; None where it does.
         served_twin: what a twin needs so that inference engines load it.
     """
 
@@ -93,4 +94,5 @@ class Family:
     twin_overrides: Mapping[str, Any] = field(default_factory=dict)
     example_inputs: Callable[..., dict[str, Any]] | None = None
     requires: tuple[Requirement, ...] = ()
+    reach_unknown: str | None = None
     served_twin: ServedTwin = field(default_factory=ServedTwin)

@@ -89,6 +89,12 @@ def test_a_configuration_that_reads_the_last_layer_loses_nothing() -> None:
     assert plan.reach.evidence is not Evidence.NONE
 
 
+def test_what_only_a_kernel_computes_is_not_called_dead() -> None:
+    plan = gk.plan("mra")
+    assert plan.reach.evidence is Evidence.NONE
+    assert any("attention.self.query" in a.path for a in plan.attached)
+
+
 def test_a_module_that_is_no_transformers_model_is_adapted_whole() -> None:
     plan = gk.plan(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), scope="all")
     assert len(plan.attached) == 2

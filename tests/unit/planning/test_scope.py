@@ -82,3 +82,12 @@ def test_a_model_of_which_nothing_is_known_is_adapted_without_a_scope() -> None:
     with pytest.raises(PlanError) as caught:
         gk.plan(model, scope="language")
     assert caught.value.code == "scope-missing"
+
+
+def test_towers_of_embeddings_alone_are_no_default() -> None:
+    # Text and pictures enter, and meet in layers of which nothing tells the tower.
+    model_map = gk.survey("lxmert")
+    assert {s.kind for s in model_map if s.tower == "language"} == {"embedding"}
+    plan = gk.plan(model_map)
+    assert set(plan.scope) == {"language", "unknown"}
+    assert any(".x_layers." in a.path for a in plan.attached)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from graftkit.errors import PlanError
 from graftkit.planning.decisions import objection_to
 from graftkit.planning.selection.target_names import sites_meant
+from graftkit.surveying.kinds import EMBEDDING
 from graftkit.surveying.sites import UNKNOWN_TOWER, ModelMap, Site
 from graftkit.text import some, suggest
 
@@ -62,10 +63,15 @@ def read_scope(model_map: ModelMap, scope: str | Iterable[str] | None) -> Scope:
 
 
 def fed_towers(model_map: ModelMap) -> tuple[str, ...]:
-    """Return the towers that every batch feeds, and the head."""
+    """Return the towers that every batch feeds, and the head.
+
+    Where these are known to hold embeddings alone, whatever computes with them is among the others.
+    """
     present = [tower.name for tower in model_map.towers]
     fed = [t for t in present if t == "language" or t in model_map.model.fed_towers]
     others = [t for t in present if t not in {"head", "projector"}]
+    if not any(site.tower in fed for site in model_map if site.kind != EMBEDDING):
+        fed = others
     # The head can be adapted by name; "all-linear" leaves it out whatever the scope.
     return (*(fed or others), *(t for t in present if t == "head"))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 # The field's usual names. A generic leaf ("linear", "dense", "proj") is not among them: its parent decides.
 _NAMES_OF_ROLE = {
-    "attention.q": "q_proj query q wq to_q q_lin linear_q query_proj q_a_proj q_b_proj",
+    "attention.q": "q_proj query queries q wq to_q q_lin linear_q query_proj q_a_proj q_b_proj",
     "attention.k": "k_proj key k wk to_k k_lin linear_k key_proj",
     "attention.v": "v_proj value v wv to_v v_lin linear_v value_proj",
     "attention.o": "o_proj out_proj o wo to_out out_lin linear_out post",
-    "attention.qkv": "qkv_proj qkv query_key_value c_attn wqkv in_proj_qkv",
-    "attention.kv": "kv_proj kv_a_proj_with_mqa kv_b_proj kv_a_proj kv",
+    "attention.qkv": "qkv_proj qkv queries_keys_values query_key_value c_attn wqkv in_proj_qkv",
+    "attention.kv": "kv_proj keys_values kv_a_proj_with_mqa kv_b_proj kv_a_proj kv",
     "mlp.gate": "gate_proj w1 wi_0 gate",
     "mlp.up": "up_proj w3 wi_1 fc1 wi linear_fc1 c_fc dense_h_to_4h intermediate lin1 intermediate_query ffn"
     " pwconv1 pointwise_conv1",
@@ -18,6 +18,8 @@ _NAMES_OF_ROLE = {
     "router": "router",
     "ssm": "in_proj x_proj dt_proj conv1d",
 }
+# Names that a module of a linear and a norm can have in a linear's place, beside those that end in "_proj".
+_PLURALS = ("queries", "keys_values", "queries_keys_values")
 _ROLES = {name: role for role, names in _NAMES_OF_ROLE.items() for name in names.split()}
 # Every role that a site can have.
 ROLES = frozenset(_NAMES_OF_ROLE) | {"attention", "mlp", "expert", "embedding", "lm_head", "conv", "other"}
@@ -29,7 +31,7 @@ _MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward", "dense_relu_dense", "
 def is_projection(path: str) -> bool:
     """Check whether a module has a linear's usual name, so that it stands where a linear would."""
     leaf = path.lower().rpartition(".")[2]
-    return leaf.endswith("_proj") and leaf in _ROLES
+    return leaf in _ROLES and leaf.endswith(("_proj", *_PLURALS))
 
 
 def role_of(

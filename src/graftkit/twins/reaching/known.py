@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import GraftError
+from graftkit.families import family_of
 from graftkit.families._known_twins import KnownTwin, known_twin
 from graftkit.progress import Progress
 from graftkit.surveying.sites import Architecture, ModelMap
@@ -81,6 +82,9 @@ def reach_of(model_map: ModelMap, on_progress: Callable[[Progress], None] | None
     architecture = model_map.architecture
     if architecture is None:
         return Reach(Evidence.NONE, reason="it is no transformers model, of which a twin could be made")
+    family = family_of(model_map.model.model_type)
+    if family is not None and family.reach_unknown is not None:
+        return Reach(Evidence.NONE, reason=family.reach_unknown)
     paths = [site.path for site in model_map]
     known = _known(architecture)
     if known is not None:
