@@ -98,7 +98,8 @@ def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """
     output = model(**on_device_of(model, batch))
     loss = getattr(output, _LOSS, None)
-    return loss if loss is not None else loss_over(output)
+    # Some classes return one loss a row.
+    return loss.mean() if loss is not None else loss_over(output)
 
 
 def loss_over(output: Any) -> Tensor:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graftkit.errors import GraftError
 from graftkit.families import family_of
 from graftkit.families._known_twins import KNOWN_TWINS, KnownTwin, known_twins, read_known_twins, to_toml
 from graftkit.files import write_text
@@ -18,7 +17,7 @@ from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.twins.batches.recipe import is_recipe
-from graftkit.twins.batches.search import NoRecipe, find_recipe
+from graftkit.twins.batches.search import find_recipe
 from graftkit.twins.description import describe_twin
 from graftkit.twins.example_batch import example_batch
 from graftkit.twins.reaching.find import find_patterns
@@ -94,9 +93,9 @@ def write(path: Path, model_types: Iterable[str]) -> list[str]:
         try:
             with _forgotten(path, entries):
                 entry = entry_for(model_type)
-        except (GraftError, NoRecipe) as error:
+        except Exception as error:  # one class must not end the run
             without.append(model_type)
-            outcome = f"no entry: {error}".splitlines()[0]
+            outcome = f"no entry: {type(error).__name__}: {error}".replace("\n", " ")
         else:
             owner = entries.get(entry.class_name)
             if owner is None or owner.model_type == model_type:

@@ -97,7 +97,7 @@ class Search:
         import torch
 
         if self.on_progress:
-            self.on_progress(Progress("look for a batch", self.best, self.total))
+            self.on_progress(Progress("looking for a batch", self.best, self.total))
         generator = torch.Generator().manual_seed(seed)
         return self.trials.run(lambda: make_batch(recipe, self.facts.model, rows, generator))
 
