@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING
 
 from graftkit.errors import GraftError
 from graftkit.matrix.introduced import introduced, read
+from graftkit.matrix.newest import requirements
 from graftkit.matrix.wanted import TABLE as WANTED
 from graftkit.matrix.wanted import wanted
 from graftkit.matrix.write_introduced import table_of
@@ -90,3 +91,13 @@ def test_wanted_are_known_types_each_listed_once() -> None:
 def test_every_type_of_this_year_is_wanted_or_named_as_a_part() -> None:
     listed = set(WANTED.read_text("utf-8").split('"'))
     assert not introduced().since_day(date(2026, 1, 1)) & set(CONFIG_MAPPING) - listed
+
+
+def test_the_newest_releases_are_asked_for_without_bounds_but_for_torch() -> None:
+    pyproject = """
+[project]
+dependencies = ["torch>=2.7", "transformers>=5.23,<6", "ruamel.yaml>=0.19"]
+optional-dependencies = { train = ["trl>=1.16,<2"], quant = ["bitsandbytes>=0.50"] }
+"""
+    names = ("torch==2.13.0", "transformers", "ruamel.yaml", "trl", "bitsandbytes")
+    assert requirements(pyproject, "accelerate==1.15.0\ntorch==2.13.0\n") == names
