@@ -115,7 +115,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
         page.on("dialog", lambda dialog: trouble.append(dialog.message))
         page.on("request", lambda request: trouble.append(request.url) if request.url != page_of(file) else None)
         page.goto(page_of(file) + address)
-        return page
+        return page if options.get("java_script_enabled") is False else ready(page)
 
     yield opened
     for context in contexts:
@@ -125,6 +125,12 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
 
 def page_of(file: Path) -> str:
     return file.as_uri()
+
+
+def ready(page: Page) -> Page:
+    """Wait until the data is unpacked."""
+    page.locator("#filters").wait_for()
+    return page
 
 
 def shown(page: Page) -> list[str]:
@@ -187,6 +193,7 @@ def test_controls_change_what_is_shown_and_the_address(open_page: Open) -> None:
     assert shown(page) == ["sam"]
     assert state(page) == {"q": "a", "modality": "image", "verdict": "failed", "in": "gradients"}
     page.reload()
+    ready(page)
     assert shown(page) == ["sam"]
     assert page.locator("#q").input_value() == "a"
     page.get_by_role("button", name="Clear filters").click()
@@ -222,7 +229,8 @@ def test_all_methods_are_columns(open_page: Open) -> None:
     page = open_page(address="#method=*")
     assert [each.inner_text().split()[0] for each in heads_of(page)] == ["lora", "dora", "oft"]
     assert "refused" in cell(page, "gemma4", "oft").get_attribute("class")
-    assert "none" in cell(page, "bert", "oft").get_attribute("class")
+    assert "none" in cell(page, "whisper", "oft").get_attribute("class")
+    assert shown(page) == ["gemma4", "whisper"]
 
 
 # ---- evidence
@@ -237,6 +245,7 @@ def test_a_cell_opens_its_evidence(open_page: Open) -> None:
         assert said in text
     assert state(page)["cell"] == "sam/lora/gradients"
     page.reload()
+    ready(page)
     assert opened_path(page) == "sam, lora, gradients"
     panel.get_by_role("link", name="merge: proven").click()
     assert opened_path(page) == "sam, lora, merge"
@@ -439,7 +448,7 @@ METHODS = ("lora", *(f"method-{at}" for at in range(29)))
 
 @pytest.fixture(scope="module")
 def many() -> tuple[MatrixFamily, ...]:
-    """560 families with one method, 150 of them with 30: 49,000 cells."""
+    """560 families with one method, 100 of them with 30: 35,000 cells."""
     draw = random.Random(0)
 
     def cells(name: str, method: str) -> MatrixRun:
@@ -454,7 +463,7 @@ def many() -> tuple[MatrixFamily, ...]:
                     f"graft matrix --families {name} --methods {method} --checks {check}",
                     codes=("GK203",) if verdict == "failed" else (),
                     message=f"{draw.randrange(99)} sites",
-                    evidence={"difference": draw.random(), "effect": draw.random()},
+                    evidence={"difference": draw.random(), "tolerance": 1e-4, "tensors": draw.randrange(99)},
                     seconds=draw.random(),
                     versions=VERSIONS,
                 )
@@ -467,7 +476,7 @@ def many() -> tuple[MatrixFamily, ...]:
             f"family{at:03}",
             "LargeForConditionalGeneration",
             ("text", "image") if at % 3 else ("audio",),
-            tuple(cells(f"family{at:03}", method) for method in (METHODS if at < 150 else METHODS[:1])),
+            tuple(cells(f"family{at:03}", method) for method in (METHODS if at < 100 else METHODS[:1])),
         )
         for at in range(560)
     )
@@ -485,7 +494,7 @@ TIMED = """([id, value]) => {
 
 
 def test_many_cells_are_filtered_at_once(many: tuple[MatrixFamily, ...], open_page: Open) -> None:
-    assert len(render_matrix(many, KEY, "Generated.").encode()) < 3_000_000
+    assert len(render_matrix(many, KEY, "Generated.").encode()) < 700_000
     page = open_page(many)
     assert page.evaluate(TIMED, ["q", "y12"]) < 250
     assert shown(page) == [f"family12{digit}" for digit in range(10)]
@@ -505,6 +514,7 @@ def test_the_page_in_docs_opens_every_failure_with_links_that_lead_somewhere(bro
     page.on("console", lambda message: trouble.append(message.text))
     page.on("pageerror", lambda error: trouble.append(str(error)))
     page.goto(page_of(DOCS / "matrix.html") + "#verdict=failed,refused,unknown&in=any")
+    ready(page)
     for each in page.locator("#grid .row:visible .cell:is(.failed, .refused, .unknown)").all()[:40]:
         each.click()
         links = page.locator("#panel a[href]").evaluate_all("all => all.map(each => each.getAttribute('href'))")

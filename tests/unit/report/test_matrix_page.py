@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftkit.report.matrix_page import MatrixCell, MatrixFamily, MatrixKey, MatrixRun, render_matrix
+from graftkit.report.matrix_page import MatrixCell, MatrixFamily, MatrixKey, MatrixRun, data_of, render_matrix
 
 KEY = MatrixKey(
     verdicts={
@@ -49,10 +50,7 @@ VIT = family("vit", MatrixRun("lora", "unknown", (cell("twin", "unknown"),)), mo
 
 
 def embedded(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    assert found is not None
-    data: dict[str, Any] = json.loads(found.group(1))
-    return data
+    return data_of(page)[1]
 
 
 def page_of(*families: MatrixFamily) -> str:
@@ -116,6 +114,15 @@ def test_the_page_may_run_its_own_script_and_loads_nothing() -> None:
     assert not re.search(r"https?://|<img|@import|url\(", page)
 
 
+def test_how_the_data_is_packed_makes_no_difference() -> None:
+    page = page_of(LLAMA)
+    rest, data = data_of(page)
+    packed = base64.b64encode(zlib.compress(json.dumps(data).encode(), 1)).decode()
+    other = re.sub(r'(id="data">)[^<]*', lambda found: found.group(1) + packed, page)
+    assert other != page
+    assert data_of(other) == (rest, data)
+
+
 def test_the_same_cells_make_the_same_page() -> None:
     assert page_of(LLAMA, VIT) == page_of(LLAMA, VIT)
     assert page_of(LLAMA, VIT) != page_of(LLAMA, replace(VIT, introduced="5.20.0"))
@@ -151,4 +158,4 @@ def test_any_figure_can_be_shown(evidence: dict[str, Any]) -> None:
     assert all(isinstance(value, int | float | str) for value in shown)
     for value, figure in zip(evidence.values(), shown, strict=True):
         if isinstance(value, float) and math.isfinite(value):
-            assert figure == pytest.approx(value, rel=1e-3)
+            assert figure == pytest.approx(value, rel=1e-2)

@@ -1,6 +1,9 @@
 "use strict";
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+(async () => {
+  if (!("DecompressionStream" in window)) return; // the table without filters stays
+  const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (letter) => letter.charCodeAt(0));
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const data = await new Response(unpacked).json();
   const at = (id) => document.getElementById(id);
   const EVERY = "*";
   const checks = data.checks.map(([name]) => name);
@@ -80,9 +83,12 @@
     if (wanted.where === "outcome") return [run.outcome];
     return wanted.where === "any" ? [...run.verdicts] : [run.verdicts[checks.indexOf(wanted.where)]];
   };
+  // Side by side, methods are compared on the families that more than one was tried on.
+  const severalMethods = families.some((family) => family.runs.size > 1);
+  const isTried = (family, method) => (method === EVERY ? !severalMethods || family.runs.size > 1 : family.runs.has(method));
   const matches = (family, wanted, terms) => {
     const run = family.runs.get(wanted.method);
-    if (!run && wanted.method !== EVERY) return false;
+    if (!isTried(family, wanted.method)) return false;
     if (!terms.every((term) => family.text.includes(term))) return false;
     if (!wanted.modality.every((modality) => family.modalities.includes(modality))) return false;
     if (wanted.since && !isSince(family.introduced, wanted.since)) return false;
@@ -115,6 +121,7 @@
   const firstExtra = (column) => column === checks.find((check) => !data.proof.includes(check));
 
   const buildRow = (family, place) => {
+    if (!isTried(family, state.method)) return el("div");
     const name = el("div", { class: "family", role: "rowheader", tabindex: -1, title: `${family.type}: ${family.cls}` }, el("b", {}, family.type));
     if (family.introduced && yearOf(family.introduced) === years[0]) name.append(el("span", { class: "new" }, family.introduced));
     name.append(el("span", { class: "modalities" }, family.modalities.join(" ")));
@@ -156,7 +163,7 @@
       });
     });
     head.forEach((place, index) => (place.textContent = tried[index] ? `${proven[index]}/${tried[index]}` : ""));
-    const total = state.method === EVERY ? families.length : families.filter((family) => family.runs.has(state.method)).length;
+    const total = families.filter((family) => isTried(family, state.method)).length;
     at("count").textContent = shown === total ? `${total} families` : `${shown} of ${total} families`;
     at("none").hidden = shown > 0;
     grid.setAttribute("aria-rowcount", shown + 1);
