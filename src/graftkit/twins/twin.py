@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # A shrunk model with more parameters is not built: the rules do not know what makes it large.
 _MOST_PARAMETERS = 200_000_000
+# A forward pass that has begun in time may end this many times later.
+_PATIENCE = 1.5
 
 
 def twin(
@@ -200,7 +202,17 @@ def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig, 
 
 
 def _find_batch(model: PreTrainedModel, seconds: float) -> Searched:
-    return search_batch(model, seconds=seconds)
+    """Search for a batch; a forward that takes much longer than the search may is stopped between two modules."""
+    until = time.monotonic() + _PATIENCE * seconds
+
+    def stop(*_: Any) -> None:
+        if time.monotonic() > until:
+            raise TimeoutError("no forward pass ended in time")
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.callback(module.register_forward_pre_hook(stop).remove)
+        return search_batch(model, seconds=seconds)
 
 
 def _batch_or_none(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
