@@ -345,6 +345,11 @@ RELATIONS = (
         {"d_model": 64, "n_head": 4, "d_head": 16},
     ),
     (
+        "a-picture-of-two-squares",
+        {"image_size": [896, 448], "patch_size": 16},
+        {"image_size": [128, 64]},
+    ),
+    (
         "a-picture-counted-in-patches",
         {"image_size": 1024, "patch_size": 16, "image_embedding_size": 64},
         {"image_size": 64, "image_embedding_size": 4},
@@ -374,10 +379,12 @@ def test_pictures_that_several_parts_read_stay_alike():
 
 
 def test_what_one_part_holds_for_another_is_as_wide_as_that():
-    from transformers import SamConfig
+    from transformers import SamConfig, UnlimitedOcrConfig
 
     small = shrink(SamConfig())
     width = small.prompt_encoder_config.hidden_size
     assert small.vision_config.output_channels == 2 * small.vision_config.num_pos_feats == width == 64
+    joined = shrink(UnlimitedOcrConfig()).vision_config
+    assert list(joined.sam_config.downsample_channels) == [512, joined.encoder_config.hidden_size]
     kept = shrink(SamConfig(), kept=["vision_config.output_channels"])
     assert kept.vision_config.output_channels == 256

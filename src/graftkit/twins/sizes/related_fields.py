@@ -172,6 +172,8 @@ def image(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
         patch, patches = own.get("patch_stride"), _PATCHES_PER_SIDE**2
     if _is_pair(size) and _is_pair(patch):
         return {"image_size": [min(s, patches * p) for s, p in zip(size, patch, strict=True)]}
+    if _is_pair(size) and is_count(patch):
+        return {"image_size": [min(s, patches * patch * (s // min(size))) for s in size]}
     if not (is_count(size) and is_count(patch)):
         return {}
     new = min(size, patches * patch)
@@ -235,13 +237,23 @@ def as_wide_as_others(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[st
     for path, part in parts.items():
         others = {size: _at(new, other)["hidden_size"] for other, size in hidden.items() if other != path}
         for name, value in part.items():
-            axes = 2 if name == "num_pos_feats" else 1  # features of a position: one half for each axis
-            if name in (*TARGETS, "head_dim") or not is_count(value) or not (axes > 1 or _WIDTH.search(name)):
+            if name in (*TARGETS, "head_dim") or _at(new, path).get(name) != value:
                 continue
-            followed = others.get(axes * value, 0) // axes
-            if followed not in (0, value) and _at(new, path).get(name) == value:
+            followed = _followed(name, value, others)
+            if followed != value:
                 _set_at(changed, path, {name: followed})
     return changed
+
+
+def _followed(name: str, value: Any, others: Mapping[int, int]) -> Any:
+    """Return a width, or a list of one a step, with what equals another part's replaced by that part's new one."""
+    if name == "num_pos_feats" and is_count(value):  # features of a position: one half for each axis
+        return others.get(2 * value, 2 * value) // 2
+    if not _WIDTH.search(name):
+        return value
+    if isinstance(value, list | tuple) and all(is_count(size) for size in value):
+        return [others.get(size, size) for size in value]
+    return others.get(value, value) if is_count(value) else value
 
 
 def joined_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

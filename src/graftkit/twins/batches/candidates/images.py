@@ -20,6 +20,7 @@ _WITH_SEVERAL = 5
 # How much less likely channels are behind the pixels than before them.
 _CHANNELS_LAST = 4
 _MERGE_INPUTS = ("merge_sizes", "image_merge_sizes")
+_PROMPTS = ("prompt_pixel_values", "prompt_masks")
 _NOT_PLAIN = ("prompt", "high_res", "local", "mask", "videos")
 
 
@@ -145,7 +146,9 @@ def _numbered_patches(facts: ModelFacts, name: str) -> list[dict[str, str]]:
 def _dense(facts: ModelFacts, name: str) -> Iterator[dict[str, str]]:
     shapes = sorted(_axes(facts, name), key=lambda at: at[0])
     for _, shape in shapes:
-        group = {name: f"normal({', '.join(shape)})"}
+        # A prompt is an image like the one that it is for.
+        alike = [name, *(prompt for prompt in _PROMPTS if facts.takes(prompt))]
+        group = {given: f"normal({', '.join(shape)})" for given in alike}
         if facts.takes("aspect_ratio_ids"):
             tiles = shape[-4] if len(shape) > 4 else "1"
             group |= {"aspect_ratio_ids": "ones(B, 1)", "aspect_ratio_mask": f"ones(B, 1, {tiles})"}
@@ -178,11 +181,18 @@ def _axes(facts: ModelFacts, name: str) -> Iterator[tuple[int, list[str]]]:
 def image_sizes(facts: ModelFacts) -> list[tuple[str, str]]:
     """Return heights and widths: those that the configuration states, then usual ones."""
     stated = facts.fields(("image_size", "input_size", "img_size"), VISION)
-    sizes = [(f"height({field})", f"width({field})") for field in stated if _is_size(facts.value(field))]
+    fields = [field for field in stated if _is_size(facts.value(field))]
+    sizes = [(f"height({field})", f"width({field})") for field in fields]
+    # An image that the model puts together from two.
+    sizes += [(f"width({field})",) * 2 for field in fields if _is_two_squares(facts.value(field))]
     sides = [(side, side) for side in _SIDES]
     patches = [field for field in facts.fields(("patch_size",), VISION) if is_count(facts.value(field))]
     sides[2:2] = [(f"4 * {patch}", f"4 * {patch}") for patch in patches[:3]]
     return [*sizes, *sides, ("32", "128"), ("48", "320"), ("1024", "1024")]
+
+
+def _is_two_squares(size: object) -> bool:
+    return isinstance(size, list | tuple) and size[-2] == 2 * size[-1]
 
 
 def _is_size(value: object) -> bool:
