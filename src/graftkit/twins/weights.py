@@ -27,8 +27,9 @@ def redraw_weights(model: nn.Module, generator: torch.Generator) -> None:
     Classes draw weights with a standard deviation of about 0.02, made for widths in the thousands; at width
     64 that leaves logits and gradients near zero, and a comparison of two of them proves nothing. Matrices
     are redrawn with standard deviation 1/sqrt(fan-in), bare constant tables with 0.5; constant vectors get
-    a little noise on top of their constant; closed scalar gates are opened. Structured parameters (state
-    matrices, time-step biases) keep what their class gave them. Tied parameters are visited once.
+    a little noise on top of their constant; scales of norms that were drawn around zero become ones with that
+    noise; closed scalar gates are opened. Structured parameters (state matrices, time-step biases) keep what
+    their class gave them. Tied parameters are visited once.
     """
     import torch
 
@@ -39,12 +40,31 @@ def redraw_weights(model: nn.Module, generator: torch.Generator) -> None:
             if sum(size > 1 for size in parameter.shape) >= 2:
                 parent, _, name = path.rpartition(".")
                 _redraw(model.get_submodule(parent), name, parameter, generator)
-            elif parameter.numel() == 1:
+                continue
+            if parameter.numel() == 1:
                 if parameter.item() == 0:
                     parameter.fill_(_OPEN_GATE)
-            elif _is_constant(parameter):
+                continue
+            if _is_drawn_scale(model, path):
+                parameter.fill_(1)
+            if _is_constant(parameter):
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(_VECTOR_NOISE * noise.to(parameter.dtype))
+
+
+def _is_drawn_scale(model: nn.Module, path: str) -> bool:
+    """Check whether this is the scale of a norm that its class has drawn around zero, as if it were a matrix."""
+    from torch import nn
+
+    parent, _, name = path.rpartition(".")
+    norms = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+    scale = model.get_parameter(path)
+    return (
+        name == "weight"
+        and isinstance(model.get_submodule(parent), norms)
+        and not _is_constant(scale)
+        and _was_drawn(scale)
+    )
 
 
 def _redraw(module: nn.Module, name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:

@@ -202,6 +202,13 @@ def test_overrides_are_taken():
     assert len(twin(Qwen3Config(), overrides={"num_hidden_layers": 3, "layer_types": None}).model.layers) == 3
 
 
+def test_norms_let_through_what_they_normalize():
+    """MobileViT draws the scales of its norms like matrices, around zero, and trained ones are near one."""
+    norms = [module for module in twin("mobilevit").modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all((norm.weight - 1).abs().max() < 0.5 for norm in norms)
+
+
 def test_state_space_parameters_keep_their_structure():
     from transformers import MambaConfig
 
