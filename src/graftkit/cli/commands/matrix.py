@@ -200,7 +200,7 @@ def _read(path: Path) -> Store:
         raise GraftError(
             "there is no matrix yet",
             where=str(path),
-            help="graft matrix --families gemma4,qwen3 tries some; --wanted, --all and --new-since more",
+            help="graft matrix --families TYPE,TYPE tries some; --wanted, --all and --new-since more",
             code="matrix-store",
         )
     return Store(path)
