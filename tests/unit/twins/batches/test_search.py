@@ -1,0 +1,192 @@
+"""The search on architectures that no table can know: classes of this file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from graftkit.twins.batches.repairs import given
+from graftkit.twins.batches.search import NoRecipe, find_recipe
+from graftkit.twins.example_batch import example_batch
+
+
+class TinyConfig(PretrainedConfig):
+    model_type = "tiny_of_the_tests"
+    vocab_size = 40
+    hidden_size = 8
+    patch_size = 4
+    num_mel_bins = 10
+    image_token_id = 39
+    num_experts = 4
+
+
+class Tiny(PreTrainedModel):
+    """What its subclasses share: a table of tokens and a head."""
+
+    config_class = TinyConfig
+
+    def __init__(self, config=None):
+        super().__init__(config or TinyConfig())
+        width = self.config.hidden_size
+        self.embed = nn.Embedding(self.config.vocab_size, width)
+        self.head = nn.Linear(width, self.config.vocab_size)
+        self.parts()
+
+    def parts(self):
+        pass
+
+
+class Output(dict):
+    """A model's output: attributes are items."""
+
+    __getattr__ = dict.get
+
+
+class FiveAxes(Tiny):
+    """Images with an axis of frames, of a size that it insists on."""
+
+    def parts(self):
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+
+    def forward(self, pixel_values):
+        rows, frames, channels, height, width = pixel_values.shape
+        if (height, width) != (32, 32):
+            raise ValueError(f"Input image size ({height}*{width}) doesn't match model (32*32).")
+        seen = self.patches(pixel_values.flatten(0, 1)).flatten(2).mean(-1)
+        return Output(logits=self.head(seen))
+
+
+class CountsPlaceholders(Tiny):
+    """Text with as many placeholders as there are patches, which only its error tells."""
+
+    def parts(self):
+        self.projector = nn.Linear(48, 8)
+
+    def forward(self, input_ids, pixel_values=None, labels=None):
+        hidden = self.embed(input_ids)
+        if pixel_values is not None:
+            patches = pixel_values.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+            soft = input_ids == self.config.image_token_id
+            if soft.sum() != patches.shape[0] * patches.shape[1]:
+                found = patches.shape[0] * patches.shape[1]
+                raise ValueError(f"features and tokens do not match: tokens: {soft.sum()}, features: {found}")
+            hidden = hidden.masked_scatter(soft[..., None], self.projector(patches))
+        logits = self.head(hidden)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return Output(loss=loss, logits=logits)
+
+
+class UnstatedWidth(Tiny):
+    """A spectrogram whose bins no field states."""
+
+    def parts(self):
+        self.listen = nn.Linear(13, 8)
+
+    def forward(self, input_features):
+        return Output(logits=self.head(self.listen(input_features)))
+
+
+class WantsAnEncoder(Tiny):
+    """Cross-attention that is silent without an encoder's states."""
+
+    def parts(self):
+        self.cross = nn.Linear(8, 8)
+
+    def forward(self, input_ids, encoder_hidden_states=None):
+        hidden = self.embed(input_ids)
+        if encoder_hidden_states is not None:
+            hidden = hidden + self.cross(encoder_hidden_states).mean(1, keepdim=True)
+        return Output(logits=self.head(hidden))
+
+
+class RareExpert(Tiny):
+    """Experts in a list, of which one is for a single token of the vocabulary."""
+
+    def parts(self):
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, input_ids):
+        hidden = self.embed(input_ids)
+        rare = input_ids == 7
+        for chosen, expert in zip((~rare, rare), self.experts, strict=True):
+            if chosen.any():
+                hidden = hidden + chosen[..., None] * expert(hidden)
+        return Output(logits=self.head(hidden))
+
+
+class Closed(Tiny):
+    def forward(self, input_ids):
+        raise ValueError("nothing runs here")
+
+
+def _found(model_class):
+    torch.manual_seed(0)
+    model = model_class().eval()
+    return model, find_recipe(model, seconds=10)
+
+
+def test_axes_and_sizes_are_tried():
+    model, found = _found(FiveAxes)
+    batch = example_batch(model)
+    assert batch["pixel_values"].ndim == 5
+    assert found.trial.linears == {"head"}
+
+
+def test_placeholders_are_counted_by_what_the_error_says():
+    _, found = _found(CountsPlaceholders)
+    assert "projector" in found.trial.linears
+    assert found.recipe["image"]["placeholders"].startswith("[image_token_id] * ")
+    assert found.trial.has_loss
+    assert not found.unfed
+
+
+def test_a_width_that_no_field_states_is_that_of_the_weight():
+    model, found = _found(UnstatedWidth)
+    assert 'inputs_of("listen")' in given(found.recipe)["input_features"]
+    assert example_batch(model)["input_features"].shape[-1] == 13
+
+
+def test_an_optional_input_is_given_where_that_reaches_more():
+    _, found = _found(WantsAnEncoder)
+    assert found.trial.linears == {"cross", "head"}
+
+
+def test_the_text_is_long_enough_for_every_expert():
+    _, found = _found(RareExpert)
+    assert {"experts.0", "experts.1"} <= found.trial.linears
+
+
+def test_where_nothing_runs_the_error_is_the_models():
+    with pytest.raises(NoRecipe) as caught:
+        _found(Closed)
+    assert str(caught.value.failure.error) == "nothing runs here"
+
+
+def test_the_search_leaves_no_hook_and_no_random_state():
+    model = CountsPlaceholders().train()
+    before = torch.get_rng_state()
+    find_recipe(model, seconds=10)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(module.training for module in model.modules())
+
+
+def test_what_was_found_is_not_searched_again(monkeypatch):
+    model = CountsPlaceholders().eval()
+    first = example_batch(model)
+
+    def no_search(*args, **kwargs):
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr("graftkit.twins.example_batch.find_recipe", no_search)
+    again = example_batch(model)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_progress_counts_the_linears_that_are_reached():
+    steps = []
+    find_recipe(CountsPlaceholders().eval(), on_progress=steps.append)
+    assert steps[0].done == 0
+    assert (steps[-1].done, steps[-1].total) == (2, 2)
