@@ -29,7 +29,7 @@ _DRAWS = 3
 class NoGradient(Enum):
     """Why no gradient reaches an adapter on a site. The value is the reason that people read."""
 
-    NOT_CALLED = "the forward pass never calls it"
+    NOT_CALLED = "nothing calls it on the batch that was tried"
     READ_PAST = "its weight is read without calling it"
     NOT_READ = "what it computes does not reach the loss"
     ONLY_CHOOSES = "it only decides a choice (a rank, a rounding) or a value taken as fixed"
@@ -49,7 +49,10 @@ def unreached(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, NoGradien
     probe = copy.deepcopy(model)
     with evaluating(probe):
         left, passes = _tried(probe, batch, draws=_DRAWS)
-        return {site.path: _cause(probe, batch, site, passes) for site in left}
+        causes = {site.path: _cause(probe, batch, site, passes) for site in left}
+    # A row that is looked up without a gradient is the padding's: other rows have one in other batches.
+    padding = {site.path for site in left if site.kind == kinds.EMBEDDING}
+    return {p: c for p, c in causes.items() if p not in padding or c is not NoGradient.ONLY_CHOOSES}
 
 
 def without_gradient(model: nn.Module, batch: Mapping[str, Any]) -> list[Site]:

@@ -20,6 +20,7 @@ from graftkit.planning.explain import explain
 from graftkit.progress import Progress
 from graftkit.twins.reach import NoGradient
 from graftkit.twins.reaching.known import Evidence
+from graftkit.twins.write_known import entry_for
 
 POOLER = "bert.pooler"
 
@@ -87,6 +88,22 @@ def test_a_configuration_that_reads_the_last_layer_loses_nothing() -> None:
     plan = gk.plan(LlavaConfig(vision_feature_layer=-1), scope="all")
     assert not plan.reach.unreached
     assert plan.reach.evidence is not Evidence.NONE
+
+
+def test_the_table_holds_for_configurations_that_make_the_same_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import CLIPVisionConfig, LlavaConfig
+
+    entry = entry_for("llava")
+    assert entry.unreached
+    monkeypatch.setattr("graftkit.twins.reaching.known.known_twin", {entry.class_name: entry}.get)
+    smaller = LlavaConfig(
+        vision_config=CLIPVisionConfig(**LlavaConfig().vision_config.to_dict() | {"num_hidden_layers": 12})
+    )
+    plans = [gk.plan("llava", scope="all"), gk.plan(smaller, scope="all")]
+    assert [plan.reach.evidence for plan in plans] == [Evidence.TABLE, Evidence.TABLE]
+    assert all(".layers.11." in path for path in plans[1].reach.unreached)
+    other = gk.plan(LlavaConfig(vision_feature_layer=-1), scope="all")
+    assert (other.reach.evidence, other.reach.unreached) == (Evidence.TWIN, {})
 
 
 def test_what_only_a_kernel_computes_is_not_called_dead() -> None:

@@ -22,11 +22,12 @@ class Parts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(8, 4)
+        self.types = nn.Embedding(2, 4, padding_idx=0)  # a batch of the other type trains it
         self.used, self.pooler, self.chooser, self.spare, self.read = (nn.Linear(4, 4) for _ in range(5))
         self.routed = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
 
     def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        states = self.used(self.embed(ids))
+        states = self.used(self.embed(ids) + self.types(torch.zeros_like(ids)))
         self.pooler(states)
         order = self.chooser(states).sum(-1).argsort()
         states = states.gather(1, order[..., None].expand_as(states)) @ self.read.weight
