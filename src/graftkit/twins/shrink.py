@@ -225,6 +225,7 @@ def _shrink_own(own: Mapping[str, Any], tokens: dict[int, int], kept: Kept) -> d
     overrides = new.get("per_layer_config", own.get("per_layer_config"))
     if isinstance(overrides, Mapping) and not kept.widths:
         new["per_layer_config"] = related_fields.layer_overrides(own, new, overrides)
+        new |= kept.without(attention.shrink_latent_heads_of_layers(own, new))
     return new | kept.without(attention.shrink_rope(own, new))
 
 

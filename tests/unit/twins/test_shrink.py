@@ -350,6 +350,17 @@ RELATIONS = (
         {"image_size": [128, 64]},
     ),
     (
+        "a-head-of-some-layers-is-the-sum-of-its-parts",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 256,
+            "qk_rope_head_dim": 64,
+            "qk_nope_head_dim": 128,
+            "per_layer_config": {2: {"qk_nope_head_dim": 192}},
+        },
+        {"head_dim": 8 + 32, "qk_nope_head_dim": 16},
+    ),
+    (
         "a-picture-counted-in-patches",
         {"image_size": 1024, "patch_size": 16, "image_embedding_size": 64},
         {"image_size": 64, "image_embedding_size": 4},

@@ -61,6 +61,20 @@ def shrink_latent_heads(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[
     return {"qk_nope_head_dim": new_nope, **heads}
 
 
+def shrink_latent_heads_of_layers(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep a head size that is the sum of the rotated part and of what some layers have beside it."""
+    before, after = (_unrotated(fields.get("per_layer_config")) for fields in (own, new))
+    rope = own.get("qk_rope_head_dim")
+    if len(before) != 1 or len(after) != 1 or not is_count(rope) or own.get("head_dim") != rope + min(before):
+        return {}
+    return {"head_dim": new["qk_rope_head_dim"] + min(after)}
+
+
+def _unrotated(layers: Any) -> set[int]:
+    values = layers.values() if isinstance(layers, Mapping) else ()
+    return {layer["qk_nope_head_dim"] for layer in values if "qk_nope_head_dim" in layer}
+
+
 def _head_dim(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Let heads that filled the hidden size still fill it, and others still not."""
     head_dim, heads, width = first_count(own, _HEAD_DIMS), first_count(own, _HEADS), first_count(own, WIDTHS)
