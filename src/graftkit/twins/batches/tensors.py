@@ -111,6 +111,10 @@ class TensorFunctions:
         """Return the largest of a list of numbers."""
         return max(values)
 
+    def number(self, values: list[int]) -> int:
+        """Return the length of a list."""
+        return len(values)
+
     def height(self, size: Any) -> int:
         """Return the height of a size that is a number, a pair (height, width) or a mapping of names."""
         return _side(size, 0, "height")

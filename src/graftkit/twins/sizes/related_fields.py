@@ -53,7 +53,7 @@ def unset(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Set what a default configuration leaves open although its class cannot compute without it.
 
     A window where layers slide, how many experts a token goes to where there are experts, the size of a vocabulary
-    and of a forecast.
+    and of a forecast, and that of a head, which is its share of the hidden size.
     """
     changed = {name: size for name, size in _NEVER_OPEN.items() if name in own and own[name] is None}
     if "sliding_attention" in (own.get("layer_types") or ()) and own.get("sliding_window", 0) is None:
@@ -62,6 +62,10 @@ def unset(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     if experts is not None and first_count(own, TOP_K) is None:
         few = min(TARGETS["num_experts_per_tok"], max(1, new[experts] - 1))
         changed |= {name: few for name in TOP_K if name in own and own[name] is None}
+    small = {**own, **new}
+    width, heads = first_count(small, WIDTHS), first_count(small, ("num_attention_heads", "num_heads"))
+    if width and heads and own.get("head_dim", 0) is None:
+        changed["head_dim"] = small[width] // small[heads]
     return changed
 
 

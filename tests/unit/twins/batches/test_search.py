@@ -67,7 +67,9 @@ class CountsPlaceholders(Tiny):
     def forward(self, input_ids, pixel_values=None, labels=None):
         hidden = self.embed(input_ids)
         if pixel_values is not None:
-            patches = pixel_values.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+            patches = (
+                pixel_values.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+            )
             soft = input_ids == self.config.image_token_id
             if soft.sum() != patches.shape[0] * patches.shape[1]:
                 found = patches.shape[0] * patches.shape[1]

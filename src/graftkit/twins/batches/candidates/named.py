@@ -68,6 +68,8 @@ def _by_name(facts: ModelFacts, name: str) -> str | None:
         "timesteps": f"counting({_STEPS})",
         "lang_ids": "full(0, B, 1)",
         "encoder_hidden_states": f"normal(B, 8, {count(_ENCODER_WIDTHS, 64)})",
+        # States of several layers of another model, side by side.
+        "context_hidden_states": f"normal(B, 8, {facts.width} * {_target_layers(facts)})",
         "encoder_attention_mask": "ones(B, 8)",
         MARKS: "types()",
         "qformer_input_ids": "words(6)",
@@ -121,3 +123,9 @@ def _axis(facts: ModelFacts, given: Input, axis: str) -> str | None:
         "width": image_sizes(facts)[0][1],
     }
     return usual.get(axis, str(STEPS) if re.fullmatch(r"\w+", axis) else None)
+
+
+def _target_layers(facts: ModelFacts) -> str:
+    """Return of how many layers of another model the states are taken."""
+    listed = facts.fields(("target_layer_ids",))
+    return f"number({listed[0]})" if listed else facts.count(("num_context_layers",), 1)
