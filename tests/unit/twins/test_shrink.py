@@ -399,3 +399,34 @@ def test_what_one_part_holds_for_another_is_as_wide_as_that():
     assert list(joined.sam_config.downsample_channels) == [512, joined.encoder_config.hidden_size]
     kept = shrink(SamConfig(), kept=["vision_config.output_channels"])
     assert kept.vision_config.output_channels == 256
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "field", "value"),
+    [
+        ("ministral", {}, "head_dim", 16),
+        ("deepseek_v2", {}, "num_experts_per_tok", 2),
+        ("esm", {}, "vocab_size", 512),
+        ("time_series_transformer", {}, "prediction_length", 8),
+        ("mistral", {"sliding_window": None}, "sliding_window", None),
+    ],
+)
+def test_what_a_class_cannot_compute_without_is_set_where_it_is_open(model_type, fields, field, value):
+    from transformers import CONFIG_MAPPING
+
+    assert getattr(shrink(CONFIG_MAPPING[model_type](**fields)), field) == value
+
+
+def test_placeholders_that_a_default_configuration_leaves_open_are_in_the_vocabulary():
+    from transformers import Blip2Config
+
+    small = shrink(Blip2Config())
+    assert Blip2Config().image_token_index is None
+    assert 448 <= small.image_token_index < small.text_config.vocab_size
+
+
+def test_a_width_of_merged_patches_goes_with_the_towers():
+    from transformers import CONFIG_MAPPING
+
+    small = shrink(CONFIG_MAPPING["muse_spark"]())
+    assert small.out_hidden_size == small.vision_config.hidden_size * small.vision_config.merge_size**2

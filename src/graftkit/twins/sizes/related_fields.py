@@ -62,10 +62,9 @@ def unset(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     if experts is not None and first_count(own, TOP_K) is None:
         few = min(TARGETS["num_experts_per_tok"], max(1, new[experts] - 1))
         changed |= {name: few for name in TOP_K if name in own and own[name] is None}
-    small = {**own, **new}
-    width, heads = first_count(small, WIDTHS), first_count(small, ("num_attention_heads", "num_heads"))
+    width, heads = first_count(new, WIDTHS), first_count(new, ("num_attention_heads", "num_heads"))
     if width and heads and own.get("head_dim", 0) is None:
-        changed["head_dim"] = small[width] // small[heads]
+        changed["head_dim"] = new[width] // new[heads]
     return changed
 
 

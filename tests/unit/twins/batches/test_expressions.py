@@ -72,9 +72,7 @@ def test_names_that_are_not_there_are_errors_of_their_own():
 whole = st.integers(-50, 50)
 trees = st.recursive(
     whole.map(str),
-    lambda inner: st.tuples(inner, st.sampled_from(["+", "-", "*"]), inner).map(
-        lambda t: f"({t[0]} {t[1]} {t[2]})"
-    ),
+    lambda inner: st.tuples(inner, st.sampled_from("+-*"), inner).map(lambda parts: f"({' '.join(parts)})"),
     max_leaves=12,
 )
 

@@ -51,7 +51,7 @@ class FiveAxes(Tiny):
         self.patches = nn.Conv2d(3, 8, 4, stride=4)
 
     def forward(self, pixel_values):
-        rows, frames, channels, height, width = pixel_values.shape
+        _, _, _, height, width = pixel_values.shape
         if (height, width) != (32, 32):
             raise ValueError(f"Input image size ({height}*{width}) doesn't match model (32*32).")
         seen = self.patches(pixel_values.flatten(0, 1)).flatten(2).mean(-1)
@@ -67,9 +67,7 @@ class CountsPlaceholders(Tiny):
     def forward(self, input_ids, pixel_values=None, labels=None):
         hidden = self.embed(input_ids)
         if pixel_values is not None:
-            patches = (
-                pixel_values.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-            )
+            patches = nn.functional.unfold(pixel_values, 4, stride=4).transpose(1, 2)
             soft = input_ids == self.config.image_token_id
             if soft.sum() != patches.shape[0] * patches.shape[1]:
                 found = patches.shape[0] * patches.shape[1]
