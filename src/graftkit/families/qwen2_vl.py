@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni: rotary sections that the model assumes where the configuration is silent."""
+"""Qwen2-VL, 2.5-VL and 2.5-Omni: rotary sections that the model assumes where the configuration is silent."""
 
 from __future__ import annotations
 
