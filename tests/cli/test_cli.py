@@ -67,7 +67,9 @@ def test_verify_the_twin() -> None:
 
 def test_verify_exits_1_on_a_finding() -> None:
     # Llava takes its features from the last layer but one: the last layer's adapters never get a gradient.
-    done = graft("verify", "llava", "--twin", "--scope", "vision", "--json", "-r", "4")
+    # A plan leaves them out unless they are named.
+    last = "model.vision_tower.encoder.layers.1.mlp.fc1"
+    done = graft("verify", "llava", "--twin", "--scope", "vision", "--targets", last, "--json", "-r", "4")
     assert done.returncode == 1, done.stderr
     failing = [f for f in fields_of(done)["findings"] if f["severity"] == "error"]
     assert [f["code"] for f in failing] == ["GK203"]

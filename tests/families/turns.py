@@ -45,10 +45,21 @@ def due_now(name: str) -> bool:
     return is_due(name, os.environ[VARIABLE])
 
 
-def in_turns(names: Iterable[str], always: Collection[str] = ()) -> list[Any]:
-    """Return a parameter for each name; the marker ``families`` is on those that a usual run leaves out."""
+def in_turns(names: Iterable[str], always: Collection[str] = (), seldom: Collection[str] = ()) -> list[Any]:
+    """Return a parameter for each name; the marker ``families`` is on those that a usual run leaves out.
+
+    Args:
+        always: names that each run has, as far as they are not in ``seldom``.
+        seldom: names that only a run of all has.
+    """
+
+    def is_left_out(name: str) -> bool:
+        if os.environ[VARIABLE] == ALL:
+            return False
+        return name in seldom or not (name in always or due_now(name))
+
     return [
-        pytest.param(name, id=name, marks=() if name in always or due_now(name) else pytest.mark.families)
+        pytest.param(name, id=name, marks=pytest.mark.families if is_left_out(name) else ())
         for name in sorted(names)
     ]
 

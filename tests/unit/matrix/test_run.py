@@ -36,8 +36,10 @@ def test_only_what_the_same_versions_and_code_have_not_tried_remains(store: Stor
 
 
 def test_what_a_family_is_made_from_depends_on_its_file_and_on_no_other() -> None:
-    assert made_from("llama") == made_from("opt")
-    assert made_from("gemma4") != made_from("llama")
+    assert made_from("align_text_model") == made_from(
+        "clap_text_model"
+    )  # neither a family's file nor a known twin
+    assert len({made_from(model_type) for model_type in ("align_text_model", "llama", "opt", "gemma4")}) == 4
 
 
 def test_the_time_is_estimated_from_earlier_cells_and_shared_by_the_processes(store: Store) -> None:

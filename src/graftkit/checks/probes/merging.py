@@ -128,17 +128,17 @@ def repeat_in_float64(model: PeftModel, batch: Mapping[str, Any], merged: Merged
     their last digit can give quite different outputs. They do not in float64, and a wrong merge does.
 
     Returns:
-        None where it cannot be done: the model is not in single precision, a copy does not fit in memory, or the
-        model's code does not run in float64.
+        None where it cannot be done: the model is not in single precision, a copy does not fit in memory or
+        cannot be made (of tensors that are computed from others), or the model's code does not run in float64.
     """
     import torch
 
     floating = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if floating != {torch.float32} or room_for_copy(model) is not None:
         return None
-    exact = copy.deepcopy(model).double()
     given = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
     try:
+        exact = copy.deepcopy(model).double()
         adapted, again = outputs_of(exact, given), merged_pass(exact, given)
     except (RuntimeError, ValueError, TypeError, MergeRefusedError):
         return None
