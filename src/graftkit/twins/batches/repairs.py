@@ -210,7 +210,7 @@ def positions_unknown(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Re
         return None
     if not any("get_rope_index" in line for _, line in failure.frames):
         return None
-    # Classes that write a time between the steps of a video can number a video of one step alone: it is tried next.
+    # Classes that write a time between the steps of a video can only number one step, which is tried next.
     if any("video" in name and value.startswith("rows(2") for name, value in given(recipe).items()):
         return None
     return with_input(recipe, "position_ids", "stacked(3, counting(T))")
