@@ -121,9 +121,13 @@ def loss_over(output: Any) -> Tensor:
 
 
 def _weighed(tensor: Tensor) -> Tensor:
-    """Return the sum of the elements with random weights, which has about the size of one element."""
+    """Return the sum of the elements with random weights, which has about the size of one element.
+
+    What is masked, by minus infinity, counts nothing.
+    """
     import torch
 
     generator = torch.Generator(tensor.device).manual_seed(0)
     weights = torch.randn(tensor.shape, generator=generator, device=tensor.device)
-    return (tensor.float() * weights).sum() / math.sqrt(max(tensor.numel(), 1))
+    values = tensor.float().masked_fill(tensor.isneginf(), 0.0)
+    return (values * weights).sum() / math.sqrt(max(tensor.numel(), 1))

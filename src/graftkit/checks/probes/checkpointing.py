@@ -110,7 +110,8 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 def _owners(layers: list[nn.Module]) -> list[Any]:
     """Return the layers and their configurations, which may have dropout rates that a layer reads."""
-    configs = [config for layer in layers if (config := getattr(layer, "config", None)) is not None]
+    # A few layers hold a part of their model's configuration as a plain mapping.
+    configs = [config for layer in layers if hasattr(config := getattr(layer, "config", None), "__dict__")]
     return list({id(owner): owner for owner in (*layers, *configs)}.values())
 
 

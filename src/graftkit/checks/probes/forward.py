@@ -63,12 +63,17 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 def difference(a: Tensor, b: Tensor) -> float:
     """Return the largest difference of two tensors, relative to the largest value of the first.
 
-    It is infinite where their shapes differ or a value is not finite: such outputs never count as equal.
+    It is infinite where their shapes differ or a value is not finite: such outputs never count as equal. Minus
+    infinity is a value where both have it, beside finite ones: the logits of what is masked.
     """
-    if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
+    if a.shape != b.shape:
         return float("inf")
     if not a.numel():
         return 0.0
+    compared = ~(a.isneginf() & b.isneginf())
+    a, b = a[compared], b[compared]
+    if not a.numel() or not (a.isfinite().all() and b.isfinite().all()):
+        return float("inf")
     scale = a.abs().max().clamp_min(1e-12)
     return float((a - b).abs().max() / scale)
 
