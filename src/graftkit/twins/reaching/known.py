@@ -14,9 +14,9 @@ from graftkit.progress import Progress
 from graftkit.surveying.sites import Architecture, ModelMap
 from graftkit.text import describe
 from graftkit.twins.example_batch import example_batch
-from graftkit.twins.kept_on_disk import kept_on_disk
 from graftkit.twins.reach import NoGradient
 from graftkit.twins.reaching.find import find_patterns, sites_meant
+from graftkit.twins.remembered import Fact, recall, remember
 from graftkit.twins.shrink import shrink
 from graftkit.twins.sizes.field_sizes import is_token_field
 from graftkit.twins.source_hash import source_hash
@@ -142,17 +142,18 @@ class _Finding:
 def _found(architecture: Architecture, on_progress: Callable[[Progress], None] | None) -> _Finding:
     """Return what the model's own twin shows, or what it showed before."""
 
-    def find() -> dict[str, Any]:
-        name = architecture.model_class.__name__
-        if on_progress is not None:
-            on_progress(Progress(f"trying on a twin of {name} what gets a gradient", 0, None))
-        return asdict(_tried(architecture, on_progress))
-
+    model_class = architecture.model_class
     depends_on = _without_values(architecture.config.to_dict())
+    if (remembered := recall(Fact.UNREACHED, model_class, depends_on)) is not None:
+        return _Finding(**remembered)
+    if on_progress is not None:
+        on_progress(Progress(f"trying on a twin of {model_class.__name__} what gets a gradient", 0, None))
     try:
-        return _Finding(**kept_on_disk("unreached", architecture.model_class, depends_on, find))
+        found = _tried(architecture, on_progress)
     except Exception as error:  # of the model's own code: that a forward ran does not mean that a backward does
         return _Finding(reason=f"its twin fails: {describe(error)}")
+    remember(Fact.UNREACHED, model_class, asdict(found), depends_on)
+    return found
 
 
 def _tried(architecture: Architecture, on_progress: Callable[[Progress], None] | None) -> _Finding:
