@@ -67,8 +67,8 @@ def check_against_plan(model: PeftModel, plan: Plan, adapter_name: str = "defaul
     Raises:
         AttachError: ``attach-postcondition``, for the first postcondition that does not hold.
     """
-    planned = {a.target_path for a in plan.attached}
-    found = adapted_sites(model, adapter_name)
+    planned = {a.path for a in plan.attached}
+    found = adapted_as_planned(model, plan, adapter_name)
     for problem, paths in (
         ("planned sites were not adapted", planned - found),
         ("sites were adapted that the plan leaves alone", found - planned),
@@ -108,6 +108,16 @@ def adapted_sites(model: nn.Module, adapter_name: str = "default") -> set[str]:
     Paths are those of the base model, as ``Site.path`` has them.
     """
     return {path for path, layer in _tuner_layers(base_model_of(model), "") if _carries(layer, adapter_name)}
+
+
+def adapted_as_planned(model: nn.Module, plan: Plan, adapter_name: str = "default") -> set[str]:
+    """Return what ``adapted_sites`` does, with the path of a planned site where PEFT adapts its weight.
+
+    PEFT wraps a linear that is targeted by its weight as a parameter, or, where it is quantized, as a module: both
+    compute and save the same.
+    """
+    sites = {attached.target_path: attached.path for attached in plan.attached}
+    return {sites.get(path, path) for path in adapted_sites(model, adapter_name)}
 
 
 def _tuner_layers(module: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.modeling.device import on_device_of
 from graftkit.modeling.module_mode import evaluating
 from graftkit.modeling.random_state import seeding
+from graftkit.modeling.unwrapping import peft_model_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,11 +85,25 @@ def outputs_of(model: nn.Module, batch: Mapping[str, Any], *, seed: int = 0) -> 
     import torch
 
     with seeding(model, seed), evaluating(model), torch.no_grad():
-        output = model(**on_device_of(model, batch))
+        output = of_data_alone(model)(**on_device_of(model, batch))
     found = {path: tensor.detach().cpu() for path, tensor in floating_outputs(output).items()}
     if not found:
         raise ValueError(f"the model returns no floating-point tensor: {type(output).__name__}")
     return {path: tensor if tensor.dtype == torch.float64 else tensor.float() for path, tensor in found.items()}
+
+
+def of_data_alone(model: Any) -> Any:
+    """Return what to call for the outputs that the batch alone decides: the model, or the base inside of AdaLoRA.
+
+    AdaLoRA's own forward adds the orthogonality of its matrices to the base's loss, which says nothing about the
+    data, and fails on an adapter that was loaded without being trainable (peft/tuners/adalora/model.py). The layers
+    that it adapted are in the base.
+    """
+    from peft import AdaLoraModel
+
+    peft_model = peft_model_of(model)
+    tuner = getattr(peft_model, "base_model", None)
+    return tuner.model if isinstance(tuner, AdaLoraModel) else model
 
 
 def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -96,7 +111,7 @@ def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
     The model runs in its own mode, and from the random state that there is.
     """
-    output = model(**on_device_of(model, batch))
+    output = of_data_alone(model)(**on_device_of(model, batch))
     loss = getattr(output, _LOSS, None)
     # Some classes return one loss a row.
     return loss.mean() if loss is not None else loss_over(output)

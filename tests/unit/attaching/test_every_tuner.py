@@ -31,7 +31,6 @@ NEEDS: dict[str, dict[str, Any]] = {"adalora": {"total_step": 10}, "frod": {"pro
 # method -> (the step that fails, PEFT's own words, why), in every setting and in 4 bits. A row that no longer
 # holds fails the test.
 NOWHERE = {
-    "adalora": ("reload", "no attribute 'trainable_adapter_name'", "loaded for inference, it computes no loss"),
     "beft": ("merge", "has no bias, cannot merge", "it trains a bias, and these layers have none to merge into"),
     "lily": ("merge", "not supported for Lily", "its update depends on the input"),
     "poly": ("gradients", "task_ids should not be None", "it routes by task, which the batch has to name"),
@@ -39,6 +38,7 @@ NOWHERE = {
 READS_THE_WEIGHT = "it computes with the base weight, and does not unpack it"
 ADDS_TO_PACKED = "it has no 4-bit layer of its own: it trains, and its merge adds to the packed weight"
 NOT_IN_4_BIT = {
+    "adalora": ("merge", "", "its 4-bit layer has no merge of its own"),
     "adamss": ("plan", "Only Tensors of floating point", READS_THE_WEIGHT),
     "deft": ("plan", "cannot be multiplied", READS_THE_WEIGHT),
     "delora": ("plan", "Expected a floating point", READS_THE_WEIGHT),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import AdaLoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
+import graftkit as gk
 from graftkit.modeling.outputs import floating_outputs, loss_of, loss_over, main_output, outputs_of
 from graftkit.modeling.random_state import seeding
 
@@ -162,3 +166,24 @@ def test_half_precision_becomes_single_and_double_stays() -> None:
     x = torch.ones(1, 4)
     assert outputs_of(nn.Linear(4, 4).bfloat16(), {"input": x.bfloat16()})[""].dtype == torch.float32
     assert outputs_of(nn.Linear(4, 4).double(), {"input": x.double()})[""].dtype == torch.float64
+
+
+def test_what_adalora_adds_to_the_loss_is_left_out(tmp_path: Path) -> None:
+    """Its orthogonality is no output of the data, gives gradients to what data do not reach, and needs training."""
+    base = gk.twin("llama")
+    batch = gk.example_batch(base)
+    before = outputs_of(base, batch)
+    config = AdaLoraConfig(total_step=10, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(copy.deepcopy(base), config)
+    assert adapted(**batch).loss > before["loss"] + 0.01
+    after = outputs_of(adapted, batch)
+    assert {name: float((after[name] - before[name]).abs().max()) for name in before} == dict.fromkeys(before, 0.0)
+
+    loss_of(adapted, batch).backward()
+    matrices = [p for name, p in adapted.named_parameters() if "lora_A" in name or "lora_B" in name]
+    assert matrices
+    assert not any(p.grad.any() for p in matrices)
+
+    adapted.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    assert outputs_of(again, batch)["loss"] == after["loss"]

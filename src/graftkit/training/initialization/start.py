@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.attach import adapted_sites
+from graftkit.attaching.attach import adapted_as_planned
 from graftkit.attaching.initial_values.compute import as_plain, compute_initial_values
 from graftkit.attaching.initial_values.corda import corda_preprocessing
 from graftkit.attaching.initial_values.restore import restore_moved_base, restore_ranks
@@ -154,9 +154,9 @@ def _restore(trainer: Any, config: LoraConfig, checkpoint: Path, row: Initialize
 
 def _as_adapted(plan: Plan, model: Any) -> Plan:
     """Return the plan with what is adapted in the end: EVA may leave layers without a rank."""
-    found = adapted_sites(model)
-    attached = tuple(a for a in plan.attached if a.target_path in found)
-    left = (LeftAlone.NO_RANK.skip(a.site) for a in plan.attached if a.target_path not in found)
+    found = adapted_as_planned(model, plan)
+    attached = tuple(a for a in plan.attached if a.path in found)
+    left = (LeftAlone.NO_RANK.skip(a.site) for a in plan.attached if a.path not in found)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return replace(
         plan,

@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftkit.attaching.attach import adapted_sites
+from graftkit.attaching.attach import adapted_as_planned
 from graftkit.attaching.initial_values.corda import corda_preprocessing
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
@@ -165,8 +165,8 @@ def _without_rank(
 ) -> Observation | None:
     if context.given.plan is None:
         return None
-    found = adapted_sites(context.model.get_base_model(), name)
-    left = [a.target_path for a in context.plan.attached if a.target_path not in found]
+    found = adapted_as_planned(context.model.get_base_model(), context.plan, name)
+    left = [a.path for a in context.plan.attached if a.path not in found]
     if not left:
         return None
     return info(
