@@ -96,8 +96,8 @@ def of_data_alone(model: Any) -> Any:
     """Return what to call for the outputs that the batch alone decides: the model, or the base inside of AdaLoRA.
 
     AdaLoRA's own forward adds the orthogonality of its matrices to the base's loss, which says nothing about the
-    data, and fails on an adapter that was loaded without being trainable (peft/tuners/adalora/model.py). The layers
-    that it adapted are in the base.
+    data, and fails on an adapter that was not loaded as trainable (peft/tuners/adalora/model.py). The layers that
+    it adapted are in the base.
     """
     from peft import AdaLoraModel
 

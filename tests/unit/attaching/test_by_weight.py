@@ -1,4 +1,4 @@
-"""Linears that PEFT reaches by their weight alone, because it renames the targets of their names to the experts'."""
+"""Linears that PEFT reaches by their weight alone, because it takes their names for the experts'."""
 
 from __future__ import annotations
 

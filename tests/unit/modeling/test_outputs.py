@@ -169,7 +169,7 @@ def test_half_precision_becomes_single_and_double_stays() -> None:
 
 
 def test_what_adalora_adds_to_the_loss_is_left_out(tmp_path: Path) -> None:
-    """Its orthogonality is no output of the data, gives gradients to what data do not reach, and needs training."""
+    """Its orthogonality is no output of the data, trains what no data reach, and fails outside of training."""
     base = gk.twin("llama")
     batch = gk.example_batch(base)
     before = outputs_of(base, batch)
