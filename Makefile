@@ -55,11 +55,16 @@ lint: $(STAMP)
 	$(BIN)/python -m graftkit.report.serving_table docs tests/serve/expected.toml --check
 	$(BIN)/python -m graftkit.matrix.page docs/matrix.jsonl.gz docs/matrix.html --check
 
-docs: $(STAMP)
+docs: $(STAMP) docs/images/demo.png
 	$(BIN)/python -m graftkit.checks.engine.pages docs/rules
 	$(BIN)/python -m graftkit.recipes.write docs/recipe.schema.json
 	$(BIN)/python -m graftkit.report.serving_table docs tests/serve/expected.toml
 	$(BIN)/python -m graftkit.matrix.page docs/matrix.jsonl.gz docs/matrix.html
+
+# The README's picture, by the Chromium that is installed.
+docs/images/demo.png: $(wildcard src/graftkit/demo/*.py src/graftkit/report/html.py src/graftkit/report/templates/report*)
+	$(BIN)/graft demo --out .demo
+	$(BIN)/python -m tests.docs.picture .demo/report.html $@
 
 # What is known of each model class: hours for all; TYPES=a,b makes those entries alone.
 families: $(STAMP)

@@ -107,9 +107,11 @@ def test_so_are_those_of_a_twin_without_a_recipe(tmp_path: Path) -> None:
     assert findings(first) == findings(second)
 
 
-def test_the_recipe_of_the_readme_has_the_fault_that_it_shows(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    recipe = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "use_reentrant" in block)
+def test_the_recipe_of_the_page_on_training_has_the_fault_that_it_shows(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    recipe = next(
+        block for block in re.findall(r"```yaml[^\n]*\n(.*?)```", page, re.DOTALL) if "use_reentrant" in block
+    )
     (tmp_path / "recipe.yaml").write_text(recipe)
     command = ("verify", "--recipe", "recipe.yaml", "--twin", "--select", "GK202", "--json")
     found = findings(graft(*command, cwd=tmp_path))["GK202"]

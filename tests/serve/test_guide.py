@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from tests.serve.guide import Command, commands, run_without_engines
 from tests.serve.servers import ENGINES, PATIENCE, free_port, python_of, started
-from tests.unit.serving.guide import Command, commands, run_without_engines
 
 import graftkit as gk
 from graftkit.engines.outcome import Outcome

@@ -1,9 +1,8 @@
-"""The recipes in examples/ and in the README run as they are, on small models and a few rows."""
+"""The recipes in examples/ run as they are, on small models and a few rows."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from tests.training.tones import save_tones
 from graftkit.demo.processor import known_to_transformers
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-README = Path(__file__).parents[2] / "README.md"
 SMALL = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
 
 
@@ -87,14 +85,3 @@ def test_examples_run(tmp_path: Path, name: str) -> None:
         ]
         assert {file.read_text() for file in kept} == {gemma.template()}
     assert json.dumps(result.to_dict())
-
-
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
-def test_the_recipe_of_the_readme_runs(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(model:.*?)```", README.read_text(), re.DOTALL)
-    (tmp_path / "recipe.yaml").write_text(block)
-    base, data, _ = text(tmp_path)
-    changes = {"model": base, "data.path": data, "args.max_steps": 2, "args.output_dir": tmp_path / "out"}
-    result, _ = run(tmp_path / "recipe.yaml", *(f"{key}={value}" for key, value in changes.items()))
-    assert result.steps == 2
-    assert (result.folder / "adapter_model.safetensors").is_file()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-GUIDE = Path(__file__).parents[3] / "docs" / "serving.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
 # All in one process: importing torch takes longer than what a command does.
 _RUN = """
 import json, sys
