@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ class NoGradient(Enum):
     """Why no gradient reaches an adapter on a site. The value is the reason that people read."""
 
     NOT_CALLED = "nothing calls it on the batch that was tried"
-    READ_PAST = "its weight is read without calling it"
+    READ_PAST = "its weight is read without calling what stands in its place"
     NOT_READ = "what it computes does not reach the loss"
     ONLY_CHOOSES = "it only decides a choice (a rank, a rounding) or a value taken as fixed"
 
@@ -99,13 +100,28 @@ def _backward(model: nn.Module, batch: Mapping[str, Any], sites: Sequence[Site])
     with ExitStack() as stack, torch.enable_grad(), seeding(model, 0):
         for site in sites:
             if site.kind != kinds.PARAMETER:
-                hook = model.get_submodule(site.path).register_forward_hook(
-                    lambda *_, path=site.path: called.add(path)
-                )
-                stack.callback(hook.remove)
+                module = stack.enter_context(_in_place_of(model, site.path))
+                module.register_forward_hook(lambda *_, path=site.path: called.add(path))
         loss_of(model, batch).backward()  # type: ignore[no-untyped-call]
     trained = {site.path for site in sites if any(_has_gradient(weight) for weight in _weights(model, site))}
     return _Pass(frozenset(called), frozenset(trained))
+
+
+@contextmanager
+def _in_place_of(model: nn.Module, path: str) -> Iterator[nn.Module]:
+    """Put a copy with the same weights where a module is, as PEFT puts an adapter there, and yield it.
+
+    What calls the module from elsewhere, such as a plain list beside it, does not call the copy, nor an adapter.
+    """
+    parent, _, name = path.rpartition(".")
+    owner, module = model.get_submodule(parent), model.get_submodule(path)
+    instead = copy.copy(module)
+    instead._forward_hooks = OrderedDict()
+    setattr(owner, name, instead)
+    try:
+        yield instead
+    finally:
+        setattr(owner, name, module)
 
 
 def _weights(model: nn.Module, site: Site) -> list[nn.Parameter]:

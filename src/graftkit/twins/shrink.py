@@ -226,6 +226,8 @@ def _shrink_own(own: Mapping[str, Any], tokens: dict[int, int], kept: Kept) -> d
     if isinstance(overrides, Mapping) and not kept.widths:
         new["per_layer_config"] = related_fields.layer_overrides(own, new, overrides)
         new |= kept.without(attention.shrink_latent_heads_of_layers(own, new))
+    if not kept.widths:
+        new |= kept.without(related_fields.widths_of_listed_layers(own, new))
     return new | kept.without(attention.shrink_rope(own, new))
 
 

@@ -24,11 +24,15 @@ class Parts(nn.Module):
         self.embed = nn.Embedding(8, 4)
         self.types = nn.Embedding(2, 4, padding_idx=0)  # a batch of the other type trains it
         self.used, self.pooler, self.chooser, self.spare, self.read = (nn.Linear(4, 4) for _ in range(5))
+        self.listed = nn.Linear(4, 4)
+        self.steps = [self.listed]  # an adapter that takes the place of ``listed`` does not get into the list
         self.routed = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
 
     def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         states = self.used(self.embed(ids) + self.types(torch.zeros_like(ids)))
         self.pooler(states)
+        for step in self.steps:
+            states = step(states)
         order = self.chooser(states).sum(-1).argsort()
         states = states.gather(1, order[..., None].expand_as(states)) @ self.read.weight
         # Whichever is chosen: with other weights it is the other.
@@ -45,7 +49,9 @@ def test_each_cause_is_told_from_the_others() -> None:
         "chooser": NoGradient.ONLY_CHOOSES,
         "spare": NoGradient.NOT_CALLED,
         "read": NoGradient.READ_PAST,
+        "listed": NoGradient.READ_PAST,
     }
+    assert model.steps == [model.listed]
 
 
 def test_neither_the_model_nor_the_random_state_changes() -> None:

@@ -20,7 +20,7 @@ _PREFIXES = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index
 # The last n layers are of another kind.
 _SUFFIXES = ("num_kv_shared_layers",)
 # Lists of layer indices.
-_INDEX_LISTS = re.compile(r"(layers|layer_ids|layer_indices|layer_idxs|attn_idxs|(block|attn|visual)_indexes)$")
+_INDEX_LISTS = re.compile(r"(layers|layer_ids|layers?_indices|layer_idxs|attn_idxs|(block|attn|visual)_indexes)$")
 # Kinds of layers that repeat: layer i is of the kind i % length.
 _CYCLES = re.compile(r"(_types|_pattern)$")
 # Lists of one value a layer. Where one is given, the periods and prefixes that would generate it decide nothing.
@@ -63,8 +63,13 @@ def shrink_layers(fields: Mapping[str, Any], *, first: int | None = None) -> dic
 def _main_count(fields: Mapping[str, Any], counts: Mapping[str, int]) -> int | None:
     if not counts:
         return None
-    lengths = {len(v) for v in fields.values() if isinstance(v, list)}
+    lengths = {len(v) for v in fields.values() if isinstance(v, list) and not _has_lists(v)}
     return next((count for count in counts.values() if count in lengths), next(iter(counts.values())))
+
+
+def _has_lists(values: list[Any]) -> bool:
+    """Check whether a list holds lists: of pairs and of points, not of one value a layer."""
+    return any(isinstance(value, list | tuple) for value in values)
 
 
 def _kept_layers(fields: Mapping[str, Any], total: int) -> list[int]:
@@ -119,11 +124,16 @@ def _superseded(fields: Mapping[str, Any]) -> set[str]:
     return {name for owner, names in _SUPERSEDED.items() if fields.get(owner) for name in names}
 
 
-def _is_index_list(name: str, value: Any, total: int) -> bool:
+def is_index_list(name: str, value: Any) -> bool:
+    """Check whether a field lists indices of layers."""
     if not _INDEX_LISTS.search(name) or not isinstance(value, list):
         return False
     numbers = all(isinstance(index, int) and not isinstance(index, bool) for index in value)
-    return numbers and all(0 <= index < total for index in value) and value == sorted(set(value))
+    return numbers and all(index >= 0 for index in value) and value == sorted(set(value))
+
+
+def _is_index_list(name: str, value: Any, total: int) -> bool:
+    return is_index_list(name, value) and all(index < total for index in value)
 
 
 def _overrides_of(fields: Mapping[str, Any], index: int) -> Any:

@@ -19,6 +19,7 @@ from graftkit.twins.sizes.field_sizes import (
     first_count,
     is_count,
 )
+from graftkit.twins.sizes.layers import is_index_list
 
 # Mamba's heads, and how wide each is.
 _STATE_HEADS = (
@@ -275,6 +276,20 @@ def joined_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
             names = (n for n, v in own.items() if n not in TARGETS and _WIDTH.search(n) and v == total)
             joined |= dict.fromkeys(names, new["hidden_size"] + new[part]["hidden_size"])
     return joined
+
+
+def widths_of_listed_layers(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep a width that holds the states of several listed layers, or of these and one more, side by side."""
+    width = first_count(own, WIDTHS)
+    if width is None:
+        return {}
+    changed: dict[str, Any] = {}
+    for layers in (name for name, value in own.items() if is_index_list(name, value)):
+        for more in (0, 1):
+            wide = own[width] * (len(own[layers]) + more)
+            names = (n for n, v in own.items() if n not in TARGETS and _WIDTH.search(n) and v == wide)
+            changed |= dict.fromkeys(names, new[width] * (len(new[layers]) + more))
+    return changed
 
 
 def shared_heads(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
