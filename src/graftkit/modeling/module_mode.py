@@ -1,4 +1,4 @@
-"""Evaluation mode for the time of a block, with every module's own mode restored after it."""
+"""Evaluation or training mode for the time of a block, with every module's own mode restored after it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             if quantization_of(module) == "bitsandbytes 4-bit" and not hasattr(module, "base_layer"):
                 module.training = True
         yield
+
+
+@contextmanager
+def in_training_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into training mode for the block; restore after it the modes, and what it wrote into buffers.
+
+    Norms over a batch keep running statistics in training mode, and quantizers the averages of their codes.
+    """
+    import torch
+
+    owners = [(module, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.clone()) for _, named in owners for buffer in named.values() if buffer is not None]
+    with keep_modes(model):
+        model.train()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in values:
+                    buffer.copy_(value)
+            for module, named in owners:
+                module._buffers.update(named)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.module_mode import evaluating, in_training_mode
 from graftkit.modeling.outputs import loss_of
 from graftkit.modeling.random_state import seeding
 from graftkit.surveying import kinds
@@ -40,8 +40,8 @@ def unreached(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, NoGradien
     """Return the adaptable sites of a small model that get no gradient on ``batch``, and why, by path.
 
     The loss is the model's own, or that of ``loss_over`` where it computes none. A site counts as unreached
-    where it is so with the model's weights and with two other draws of them. The model and torch's random state
-    do not change.
+    where it is so with the model's weights, with two other draws of them, and in training mode, in which some
+    classes run more of their layers. The model and torch's random state do not change.
 
     Args:
         model: a small model without adapters, as ``twin`` builds it: it is copied.
@@ -83,6 +83,10 @@ def _tried(probe: nn.Module, batch: Mapping[str, Any], draws: int) -> tuple[list
     while len(passes) < draws and (left := _unreached(sites, passes)):
         redraw_weights(probe, torch.Generator().manual_seed(len(passes)))
         passes.append(_backward(probe, batch, left))
+    if left := _unreached(sites, passes):
+        # What a class cannot do in training mode says nothing of what it does otherwise.
+        with suppress(Exception), in_training_mode(probe):
+            passes.append(_backward(probe, batch, left))
     return _unreached(sites, passes), passes
 
 
@@ -148,7 +152,15 @@ def _cause(model: nn.Module, batch: Mapping[str, Any], site: Site, passes: Seque
 
 
 def _matters(model: nn.Module, batch: Mapping[str, Any], site: Site) -> bool:
-    """Check whether the loss changes with another draw of a site's weight."""
+    """Check whether the loss changes with another draw of a site's weight, in either mode."""
+    if _changes_the_loss(model, batch, site):
+        return True
+    with suppress(Exception), in_training_mode(model):
+        return _changes_the_loss(model, batch, site)
+    return False
+
+
+def _changes_the_loss(model: nn.Module, batch: Mapping[str, Any], site: Site) -> bool:
     import torch
 
     before = _loss(model, batch)
@@ -158,9 +170,11 @@ def _matters(model: nn.Module, batch: Mapping[str, Any], site: Site) -> bool:
     with torch.no_grad():
         for weight in weights:
             weight.copy_(weight.std() * torch.randn(weight.shape, generator=generator).to(weight))
-        after = _loss(model, batch)
-        for weight, value in zip(weights, saved, strict=True):
-            weight.copy_(value)
+        try:
+            after = _loss(model, batch)
+        finally:
+            for weight, value in zip(weights, saved, strict=True):
+                weight.copy_(value)
     return not torch.equal(before, after)
 
 

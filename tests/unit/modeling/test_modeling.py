@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from graftkit.modeling.bounded_wrappers import bounded_wrappers, count_clamped, watch_bounds
 from graftkit.modeling.device import on_device_of
-from graftkit.modeling.module_mode import evaluating, keep_modes
+from graftkit.modeling.module_mode import evaluating, in_training_mode, keep_modes
 from graftkit.modeling.unwrapping import base_model_of, name_in_base
 
 
@@ -57,6 +57,21 @@ def test_modes_come_back_after_an_error() -> None:
         model.train()
         raise KeyError
     assert [module.training for module in model.modules()] == before
+
+
+def test_training_mode_leaves_no_statistics_behind() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()).eval()
+    kept = model[0].running_mean
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(KeyError), in_training_mode(model):
+        assert all(module.training for module in model.modules())
+        model(torch.randn(4, 3))
+        assert not torch.equal(kept, before["0.running_mean"])
+        model[0].running_mean = torch.ones(3)
+        raise KeyError
+    assert not any(module.training for module in model.modules())
+    assert model[0].running_mean is kept
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_4bit_linears_are_not_put_into_evaluation_mode() -> None:

@@ -54,6 +54,31 @@ def test_each_cause_is_told_from_the_others() -> None:
     assert model.steps == [model.listed]
 
 
+class Groups(nn.Module):
+    """Layers for each group of queries, of which evaluation runs the first; each group's scores only choose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.scores = nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        groups = list(zip(self.outputs, self.scores, strict=True))[: 3 if self.training else 1]
+        return {str(i): self._chosen(out(x), score(x)) for i, (out, score) in enumerate(groups)}
+
+    def _chosen(self, states: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return states.gather(0, scores.argsort(0).expand_as(states))
+
+
+def test_layers_that_only_training_runs_get_their_gradient_there() -> None:
+    torch.manual_seed(0)
+    model = Groups().eval()
+    batch = {"x": torch.randn(5, 4)}
+    assert set(unreached(model, batch)) == {f"scores.{i}" for i in range(3)}
+    assert find_patterns(model, batch) == {"only_chooses": ("scores.*",)}
+    assert not model.training
+
+
 def test_neither_the_model_nor_the_random_state_changes() -> None:
     model = gk.twin("bert")
     batch = gk.example_batch(model)

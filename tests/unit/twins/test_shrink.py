@@ -183,6 +183,16 @@ LAYERS = (
         {"num_hidden_layers": 2, "cross_attention_layers": [1]},
     ),
     (
+        "index-list-of-tapped-layers",
+        {"num_hidden_layers": 32, "intermediate_layers_indices": [3, 7, 15]},
+        {"num_hidden_layers": 2, "intermediate_layers_indices": [1]},
+    ),
+    (
+        "a-list-of-pairs-is-not-one-of-layers",
+        {"num_hidden_layers": 32, "num_global_layers": 3, "aspect_ratios": [[1, 1], [1, 2], [2, 1]]},
+        {"num_hidden_layers": 2, "num_global_layers": 2},
+    ),
+    (
         "shared-suffix",
         {"num_hidden_layers": 6, "layer_types": ["a", "b"] * 3, "num_kv_shared_layers": 2},
         {"num_hidden_layers": 4, "layer_types": ["a", "b", "a", "b"], "num_kv_shared_layers": 2},
@@ -359,6 +369,11 @@ RELATIONS = (
             "per_layer_config": {2: {"qk_nope_head_dim": 192}},
         },
         {"head_dim": 8 + 32, "qk_nope_head_dim": 16},
+    ),
+    (
+        "states-of-listed-layers-and-the-last-side-by-side",
+        {"hidden_size": 128, "num_hidden_layers": 9, "taps_layers": [3, 7], "vision_output_dim": 3 * 128},
+        {"taps_layers": [1], "vision_output_dim": 2 * 64},
     ),
     (
         "a-picture-counted-in-patches",

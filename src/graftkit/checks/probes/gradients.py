@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.probes.checkpointing import Mode, checkpointing
@@ -14,7 +14,7 @@ from graftkit.checks.probes.live_adapter import (
     perturbing,
     restoring_gradients,
 )
-from graftkit.modeling.module_mode import evaluating
+from graftkit.modeling.module_mode import evaluating, in_training_mode
 from graftkit.modeling.outputs import loss_of
 from graftkit.modeling.random_state import seeding
 from graftkit.text import first_line
@@ -47,6 +47,12 @@ class Backward:
         """The tensors whose gradient is missing or all zeros."""
         return tuple(name for name, grad in self.gradients.items() if grad is None or not grad.any())
 
+    def completed_by(self, other: Backward) -> Backward:
+        """Return this pass with the gradients of another for the tensors that get none here, where it has some."""
+        gained = set(self.zero_gradient).difference(other.zero_gradient, other.nonfinite)
+        gradients = {name: (other if name in gained else self).gradients[name] for name in self.gradients}
+        return replace(self, gradients=gradients, reached=self.reached | other.reached)
+
     @property
     def usable(self) -> bool:
         """Whether other passes can be compared with it: all gradients finite, and at least one not zero."""
@@ -62,8 +68,8 @@ class Backward:
 class Gradients:
     """The adapter's gradients on one batch. Each mode's backward pass is run once, when first asked for.
 
-    All passes run in evaluation mode, from the same random state and with the same perturbed adapter, so that only
-    the checkpointing mode differs.
+    All passes but ``in_training`` run in evaluation mode, from the same random state and with the same perturbed
+    adapter, so that only the checkpointing mode differs.
     """
 
     model: PeftModel
@@ -81,6 +87,20 @@ class Gradients:
                 # A mode that is not in use may be one that the model's code does not support.
                 self._known[mode] = Backward(float("nan"), {}, refusal=first_line(error))
         return self._known[mode]
+
+    def in_training(self, mode: Mode | None) -> Backward | None:
+        """Return the pass in training mode, in which some classes run more layers; None where it fails."""
+        with (
+            seeding(self.model, 0),
+            in_training_mode(self.model),
+            checkpointing(self.model, mode),
+            perturbing(self.model),
+        ):
+            try:
+                found = backward(self.model, lambda: loss_of(self.model, self.batch))
+            except Exception:  # of the model's own code, which may want other inputs then
+                return None
+        return found if found.refusal is None else None
 
     def _pass(self, mode: Mode | None) -> Backward:
         with checkpointing_in_eval(self.model, mode), perturbing(self.model):

@@ -285,10 +285,11 @@ def widths_of_listed_layers(own: Mapping[str, Any], new: Mapping[str, Any]) -> d
         return {}
     changed: dict[str, Any] = {}
     for layers in (name for name, value in own.items() if is_index_list(name, value)):
-        for more in (0, 1):
-            wide = own[width] * (len(own[layers]) + more)
+        number, fewer = len(own[layers]), len(new.get(layers, own[layers]))
+        for more in (0, 1) if number > 1 else ():
+            wide = own[width] * (number + more)
             names = (n for n, v in own.items() if n not in TARGETS and _WIDTH.search(n) and v == wide)
-            changed |= dict.fromkeys(names, new[width] * (len(new[layers]) + more))
+            changed |= dict.fromkeys(names, new.get(width, own[width]) * (fewer + more))
     return changed
 
 

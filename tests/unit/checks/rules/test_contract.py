@@ -162,6 +162,28 @@ def test_gk203_an_adapter_that_nothing_feeds(batch: dict[str, torch.Tensor]) -> 
     assert "unused" in (found.where or "")
 
 
+class InTraining(nn.Module):
+    """A layer that only training runs, after one that both modes do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.more = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states = self.norm(self.always(x))
+        return self.more(states) if self.training else states
+
+
+def test_gk203_a_layer_that_only_training_runs_gets_its_gradient_there(batch: dict[str, torch.Tensor]) -> None:
+    adapted = adapted_toy(InTraining(), ["always", "more"])
+    buffers = {name: buffer.clone() for name, buffer in adapted.named_buffers()}
+    assert finding(gk.verify(adapted, batch), "GK203").severity is OK
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in adapted.named_buffers())
+    never = adapted_toy(InTraining(), ["always", "more", "unused"])
+    assert finding(gk.verify(never, batch), "GK203").evidence["dead"] == 2
+
+
 @pytest.mark.rule_fails("GK203")
 def test_gk203_a_tower_the_batch_leaves_unfed(e2b: nn.Module) -> None:
     adapted = gk.attach(e2b, gk.plan(e2b, scope=["language", "vision"], r=2))

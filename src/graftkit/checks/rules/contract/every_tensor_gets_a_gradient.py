@@ -79,7 +79,11 @@ class _Run:
         use = in_use(context.model, context.given.training)
         if not can_checkpoint(context.model):
             use = InUse(Mode.OFF, live=False, because="model")
-        return cls(context, use, context.gradients.under(None if use.live else use.mode or Mode.OFF))
+        mode = None if use.live else use.mode or Mode.OFF
+        backward = context.gradients.under(mode)
+        if backward.zero_gradient and (trained := context.gradients.in_training(mode)) is not None:
+            backward = backward.completed_by(trained)
+        return cls(context, use, backward)
 
     @cached_property
     def towers(self) -> dict[str, str]:
