@@ -49,7 +49,7 @@ def unreached(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, NoGradien
     """
     probe = copy.deepcopy(model)
     with evaluating(probe):
-        left, passes = _tried(probe, batch, draws=_DRAWS)
+        left, passes = _tried(probe, batch)
         causes = {site.path: _cause(probe, batch, site, passes) for site in left}
     # A row that is looked up without a gradient is the padding's: other rows have one in other batches.
     padding = {site.path for site in left if site.kind == kinds.EMBEDDING}
@@ -57,10 +57,11 @@ def unreached(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, NoGradien
 
 
 def without_gradient(model: nn.Module, batch: Mapping[str, Any]) -> list[Site]:
-    """Return the adaptable sites that get no gradient on ``batch`` with the weights that the model has."""
+    """Return the adaptable sites that get no gradient on ``batch``, in evaluation mode and with its weights."""
     probe = copy.deepcopy(model)
+    sites = _sites(probe)
     with evaluating(probe):
-        return _tried(probe, batch, draws=1)[0]
+        return _unreached(sites, [_backward(probe, batch, sites)])
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,17 @@ class _Pass:
         return site.path in self.trained and (site.kind == kinds.PARAMETER or site.path in self.called)
 
 
-def _tried(probe: nn.Module, batch: Mapping[str, Any], draws: int) -> tuple[list[Site], list[_Pass]]:
+def _sites(model: nn.Module) -> list[Site]:
+    return [site for site in survey(model) if site.adaptable and not site.tied_to]
+
+
+def _tried(probe: nn.Module, batch: Mapping[str, Any]) -> tuple[list[Site], list[_Pass]]:
     """Return the sites without a gradient, and the passes that show it. The weights are left as last drawn."""
     import torch
 
-    sites = [site for site in survey(probe) if site.adaptable and not site.tied_to]
+    sites = _sites(probe)
     passes = [_backward(probe, batch, sites)]
-    while len(passes) < draws and (left := _unreached(sites, passes)):
+    while len(passes) < _DRAWS and (left := _unreached(sites, passes)):
         redraw_weights(probe, torch.Generator().manual_seed(len(passes)))
         passes.append(_backward(probe, batch, left))
     if left := _unreached(sites, passes):
