@@ -14,6 +14,7 @@ import typer
 
 from graftkit._version import __version__
 from graftkit.cli.commands import (
+    card,
     check,
     check_merged,
     convert,
@@ -54,6 +55,7 @@ for command in (
     train.train,
     check.check,
     check_merged.check_merged,
+    card.card,
     prove.prove,
     probe.probe,
     matrix.matrix,
