@@ -106,7 +106,9 @@ def test_an_adapter_that_the_engine_refuses_is_not_served(adapter: Path) -> None
 
 
 def test_the_hub_reads_the_card_that_was_written(adapter: Path, base: Path) -> None:
-    (adapter / "README.md").write_text("---\nlicense: mit\nbase_model: org/theirs\ntags: [theirs]\n---\n# Title\ntext\n")
+    (adapter / "README.md").write_text(
+        "---\nlicense: mit  # why\nbase_model: org/theirs\ntags: [theirs]\n---\n# Title\ntext\n"
+    )
     for _ in range(2):  # the second replaces the block of the first
         done = graft("card", str(adapter), "--base", str(base), "--write")
         assert done.returncode == 0, done.stderr
@@ -115,6 +117,7 @@ def test_the_hub_reads_the_card_that_was_written(adapter: Path, base: Path) -> N
     assert card.data.tags == ["theirs", "lora", "graftkit"]
     assert card.text.count("### Checked") == 1
     assert "# Title\ntext" in card.text
+    assert "# why" in card.content
 
 
 def test_a_header_that_cannot_be_read_is_left_alone(adapter: Path) -> None:

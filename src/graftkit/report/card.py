@@ -1,13 +1,15 @@
 """A block for the model card of an adapter: what was adapted, how it was checked, how to load and serve it.
 
-The hub's card is ``README.md``: a YAML header, of which the hub reads ``base_model``, ``library_name``, ``tags`` and
-``pipeline_tag`` (https://huggingface.co/docs/hub/model-cards), and Markdown below it. What others wrote in either
-stays: of the header only what is missing is added, of the text only the block between two comments is replaced.
+The hub's card is ``README.md``: a YAML header, of which the hub reads ``base_model``, ``library_name``, ``tags``
+and ``pipeline_tag`` (https://huggingface.co/docs/hub/model-cards), and Markdown below it. What others wrote in
+either stays: of the header only what is missing is added, of the text only the block between two comments is
+replaced.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import math
 import re
 import shlex
@@ -153,17 +155,23 @@ def with_card(text: str, made: Card) -> str:
     Raises:
         GraftError: ``card-header``: the YAML between its first two lines of dashes cannot be read.
     """
-    import yaml
-
     found = _HEADER.match(text)
-    body = text[found.end() :] if found else text
-    present = _fields(found.group()) if found else {}
-    header = {**made.header, **{name: value for name, value in present.items() if value not in (None, "", [])}}
-    tags = [*_listed(present.get("tags")), *made.header["tags"]]
-    header["tags"] = [*dict.fromkeys(tag for tag in tags if tag != _TAG_WITHOUT_BASE)]
-    written = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-    body = _BLOCK.sub(lambda _: made.block, body, count=1) if _BLOCK.search(body) else f"{made.block}\n\n{body.strip()}"
-    return f"---\n{written}---\n\n{body.strip()}\n"
+    body = (text[found.end() :] if found else text).strip()
+    header = _completed(_fields(found.group()) if found else {}, made.header)
+    if _BLOCK.search(body):
+        body = _BLOCK.sub(lambda _: made.block, body, count=1)
+    else:
+        body = f"{made.block}\n\n{body}".strip()
+    return f"---\n{_written(header)}---\n\n{body}\n"
+
+
+def _completed(present: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """Add the fields that a header lacks, and the tags."""
+    tags = present.get("tags") or []
+    every = [*(tags if isinstance(tags, list) else [tags]), *made["tags"]]
+    present.update({name: value for name, value in made.items() if present.get(name) in (None, "", [])})
+    present["tags"] = [*dict.fromkeys(tag for tag in every if tag != _TAG_WITHOUT_BASE)]
+    return present
 
 
 def write_card(folder: str | Path, made: Card) -> Path:
@@ -178,15 +186,32 @@ def write_card(folder: str | Path, made: Card) -> Path:
 
 
 def _fields(header: str) -> dict[str, Any]:
-    import yaml
+    from ruamel.yaml.error import YAMLError
 
     try:
-        fields = yaml.safe_load(header.strip().strip("-")) or {}
-    except yaml.YAMLError as error:
+        fields = _yaml().load(header.strip().strip("-"))
+    except (YAMLError, ValueError) as error:
         raise _bad_header(printable(str(error))) from error
+    if fields is None:
+        return {}
     if not isinstance(fields, dict):
         raise _bad_header("it is no mapping")
     return fields
+
+
+def _written(header: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    _yaml().dump(header, stream)
+    return stream.getvalue()
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="rt")  # comments stay
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    return yaml
 
 
 def _bad_header(why: str) -> GraftError:
@@ -197,10 +222,6 @@ def _bad_header(why: str) -> GraftError:
         help=f"correct it, or move {CARD_NAME} away",
         code="card-header",
     )
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _header(file: AdapterFile, facts: _Facts) -> dict[str, Any]:
@@ -242,7 +263,8 @@ def _command(engine: Engine, facts: _Facts, rank: int) -> str:
     """Return the command that starts a server with the adapter, or writes the adapter as the engine reads it."""
     base, name = shlex.quote(facts.base or "BASE"), shlex.quote(facts.name)
     if engine.name not in _SERVERS:
-        return f"graft convert {name} {shlex.quote(f'{facts.name}-{engine.name}')} --to {engine.dialect} --base {base}"
+        out = shlex.quote(f"{facts.name}-{engine.name}")
+        return f"graft convert {name} {out} --to {engine.dialect} --base {base}"
     limit = engine.rank_limit
     step = next((step for step in limit.steps if step >= rank), None) if limit else None
     flag = f" {limit.flag.format(step)}" if limit and step else ""

@@ -18,7 +18,9 @@ def card(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="Say how to serve it in this engine: vllm, sglang, llama.cpp or vllm==0.32."),
+        typer.Option(
+            "--target", help="Say how to serve it in this engine: vllm, sglang, llama.cpp or vllm==0.32."
+        ),
     ] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Write it into the adapter's README.md; what else that says stays.")
