@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import BuildError
+from graftkit.errors import BuildError, GraftError
 from graftkit.families import family_of
 from graftkit.families._known_twins import known_twin
 from graftkit.modeling.device import cast_inputs
@@ -128,10 +128,10 @@ class Searched:
 
     batch: Mapping[str, Any]
     recipe: Recipe | None = None
-    unfed: Mapping[str, Exception] = field(default_factory=dict)
+    unfed: Mapping[str, NoRecipe] = field(default_factory=dict)
 
 
-def search_batch(model: PreTrainedModel, *, seconds: float = SECONDS) -> Searched:
+def search_batch(model: PreTrainedModel, seconds: float = SECONDS) -> Searched:
     """Search for a batch on a small model, whatever is known or remembered of its class.
 
     Raises:
@@ -145,13 +145,8 @@ def search_batch(model: PreTrainedModel, *, seconds: float = SECONDS) -> Searche
             found = find_recipe(model, seconds=seconds)
             batch = cast_inputs(model, make_batch(found.recipe, model, 2, _generator(0)))
     except Exception as error:
-        raise _no_batch(model, error) from _cause(error)
-    return Searched(batch, found.recipe, {m: failure.error for m, failure in found.unfed.items()})
-
-
-def _cause(error: Exception) -> Exception:
-    """Return what a model raised, where that is why a search found nothing."""
-    return error.failure.error if isinstance(error, NoRecipe) and error.failure else error
+        raise _no_batch(model, error) from error
+    return Searched(batch, found.recipe, {m: NoRecipe(failure) for m, failure in found.unfed.items()})
 
 
 def _no_batch(model: PreTrainedModel, error: Exception) -> BuildError:
@@ -159,10 +154,15 @@ def _no_batch(model: PreTrainedModel, error: Exception) -> BuildError:
     return BuildError(
         f"no example batch is known for {type(model).__name__}",
         where=getattr(getattr(model, "config", None), "model_type", None),
-        why=f"{type(cause).__name__}: {cause}".strip(),
+        why=f"{type(cause).__name__}: {cause.what if isinstance(cause, GraftError) else cause}".strip(),
         help="pass your own batch",
         code="twin",
     )
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what a model raised, where that is why a search found nothing."""
+    return error.failure.error if isinstance(error, NoRecipe) and error.failure else error
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.progress import Progress
+from graftkit.twins.batches.search import NoRecipe
+from graftkit.twins.batches.trial import Failure
+from graftkit.twins.budget import OverBudgetError, let_go
 from graftkit.twins.example_batch import Searched
 from graftkit.twins.shrink import changed_fields
 from graftkit.twins.sizes.field_sizes import LAYER_COUNTS
@@ -103,7 +106,9 @@ class Ladder:
             left = until - time.thread_time()
             if left <= 0 and attempts:
                 break
-            attempts.append(self._attempt(kept, len(attempts), left))
+            if attempts and attempts[-1].error is not None:
+                let_go(attempts[-1].error)
+            attempts.append(_light(self._attempt(kept, len(attempts), left), attempts))
             if not attempts[-1].missing:
                 break
         best = min(attempts, key=lambda attempt: attempt.missing)
@@ -117,7 +122,7 @@ class Ladder:
     def _steps(self, attempts: list[Attempt]) -> Iterator[frozenset[str]]:
         """Yield what to keep next; ``attempts`` has got the outcome of the last one by then."""
         yield self.start
-        if isinstance(attempts[-1].error, TooLargeError):
+        if isinstance(attempts[-1].error, TooLargeError | OverBudgetError):
             return
         for _ in range(_MOST_ERRORS):
             named = named_fields(self.config, attempts[-1].error, self._changed(attempts[-1].kept))
@@ -160,6 +165,13 @@ class Ladder:
         return frozenset(changed_fields(self.config, self.overrides, kept=kept))
 
 
+def _light(attempt: Attempt, before: Sequence[Attempt]) -> Attempt:
+    """Return an attempt without its model where an earlier one that is no worse has one: only one is returned."""
+    if any(one.model is not None and one.missing <= attempt.missing for one in before):
+        return replace(attempt, model=None)
+    return attempt
+
+
 def _unfed(found: Searched) -> BuildError | None:
     """Return the error of the first modality that a batch does not feed."""
     for modality, cause in found.unfed.items():
@@ -191,12 +203,23 @@ def named_fields(config: PretrainedConfig, error: BaseException | None, changed:
 
 def _words(error: BaseException | None) -> Iterator[str]:
     while error is not None:
-        if not isinstance(error, BuildError):
-            yield from _WORD.findall(str(error))
-            frames = traceback.extract_tb(error.__traceback__)
-            lines = [frame.line or "" for frame in frames if not _LIBRARIES.search(frame.filename)]
-            yield from _WORD.findall(lines[-1] if lines else "")
+        if isinstance(error, NoRecipe):
+            yield from _words_of_failure(error.failure)
+        elif not isinstance(error, BuildError):
+            lines = [(frame.filename, frame.line or "") for frame in traceback.extract_tb(error.__traceback__)]
+            yield from _WORD.findall(f"{error} {_last_line(lines)}")
         error = error.__cause__
+
+
+def _words_of_failure(failure: Failure | None) -> list[str]:
+    if failure is None or isinstance(failure.error, BuildError):
+        return []
+    return _WORD.findall(f"{failure.error} {_last_line(failure.frames)}")
+
+
+def _last_line(frames: Sequence[tuple[str, str]]) -> str:
+    """Return the source line of the last call that is the model's own, of frames with their files."""
+    return next((line for file, line in reversed(frames) if not _LIBRARIES.search(file)), "")
 
 
 def _names_of(config: PretrainedConfig, path: str) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.twins.bounds import calibrate_bounds
+from graftkit.twins.budget import within
 from graftkit.twins.description import attach_description
-from graftkit.twins.example_batch import Searched, example_batch, search_batch
+from graftkit.twins.example_batch import example_batch, search_batch
 from graftkit.twins.faithful.differences import Difference
 from graftkit.twins.faithful.keep_structure import compare, keep_structure
 from graftkit.twins.ladder import SECONDS, Attempt, Ladder, TooLargeError
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 # A shrunk model with more parameters is not built: the rules do not know what makes it large.
 _MOST_PARAMETERS = 200_000_000
-# A forward pass that has begun in time may end this many times later.
-_PATIENCE = 1.5
+# What building one model may take, with weights or without, in seconds.
+_BUILD_SECONDS = 20.0
 
 
 def twin(
@@ -105,9 +106,10 @@ class _Recipe:
         # The caller restores the CPU's generator.
         torch.default_generator.manual_seed(self.seed)
         small = shrink(self.config, self.overrides, kept=kept)
-        _refuse_large(self.model_class, small, must_be_known=bool(kept))
-        model = _build(self.model_class, small, self.dtype)
-        redraw_weights(model, torch.Generator().manual_seed(self.seed))
+        with within(_BUILD_SECONDS):
+            _refuse_large(self.model_class, small, must_be_known=bool(kept))
+            model = _build(self.model_class, small, self.dtype)
+            redraw_weights(model, torch.Generator().manual_seed(self.seed))
         return model.eval()
 
 
@@ -137,20 +139,21 @@ def _climbed(
     with suppress(BuildError):
         start = start if full is None else keep_structure(full, made.overrides).kept
     left = until - time.thread_time()
-    built = Ladder(made.config, made.build, _find_batch, made.overrides, start, on_progress, left).climb()
+    built = Ladder(made.config, made.build, search_batch, made.overrides, start, on_progress, left).climb()
     if built.found is not None and not made.overrides:
         remember(Fact.KEPT, made.model_class, sorted(built.kept))
         if built.found.recipe:
             remember(Fact.BATCH, made.model_class, built.found.recipe)
     differs = None
-    with suppress(BuildError):
+    with suppress(BuildError), within(_BUILD_SECONDS):
         differs = None if full is None else compare(full, built.kept, made.overrides).differs
     return built, differs
 
 
 def _full(made: _Recipe) -> PreTrainedModel | None:
     try:
-        return build_on_meta(made.config, made.model_class)
+        with within(_BUILD_SECONDS):
+            return build_on_meta(made.config, made.model_class)
     except BuildError:
         return None
 
@@ -199,20 +202,6 @@ def _refuse_large(model_class: type[PreTrainedModel], config: PretrainedConfig, 
             why="its configuration sets sizes under names that the shrinking rules do not know",
             help="pass overrides for its size fields: gk.twin(source, overrides={...})",
         )
-
-
-def _find_batch(model: PreTrainedModel, seconds: float) -> Searched:
-    """Search for a batch; a forward that takes much longer than the search may is stopped between two modules."""
-    until = time.monotonic() + _PATIENCE * seconds
-
-    def stop(*_: Any) -> None:
-        if time.monotonic() > until:
-            raise TimeoutError("no forward pass ended in time")
-
-    with ExitStack() as hooks:
-        for module in model.modules():
-            hooks.callback(module.register_forward_pre_hook(stop).remove)
-        return search_batch(model, seconds=seconds)
 
 
 def _batch_or_none(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:

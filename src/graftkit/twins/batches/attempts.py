@@ -15,11 +15,14 @@ from graftkit.twins.batches.facts import ModelFacts
 from graftkit.twins.batches.recipe import Recipe, make_batch
 from graftkit.twins.batches.repairs import repaired
 from graftkit.twins.batches.trial import Failure, Trial, Trials, is_linear
+from graftkit.twins.budget import OverBudgetError
 
 ROWS = 2
 _REPAIRS = 7
 # So many candidates that fail in the same way: the next will too.
 _SAME = 4
+# Seconds that a trial may take when there is hardly any time left.
+_LEAST = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class Search:
         """Check whether the time is over."""
         return time.thread_time() > self.deadline
 
+    @property
+    def share(self) -> float:
+        """Return how many seconds one trial may take: half of what is left, so that none takes it all."""
+        return max(_LEAST, (self.deadline - time.thread_time()) / 2)
+
     def attempt(self, recipe: Recipe, failures: list[Trial] | None = None) -> Found | None:
         """Run a recipe, repaired as often as that helps; trials that failed are added to ``failures``."""
         for _ in range(_REPAIRS):
@@ -85,7 +93,8 @@ class Search:
                 self.best = max(self.best, len(trial.linears))
                 return Found({group: inputs for group, inputs in recipe.items() if inputs}, trial)
             (self.failures if failures is None else failures).append(trial)
-            changed = repaired(self.facts, recipe, trial.failure)
+            stopped = isinstance(trial.failure.error, OverBudgetError)
+            changed = None if stopped else repaired(self.facts, recipe, trial.failure)
             if changed is None:
                 self.seen[trial.failure.place] += 1
                 return None
@@ -99,7 +108,7 @@ class Search:
         if self.on_progress:
             self.on_progress(Progress("looking for a batch", self.best, self.total))
         generator = torch.Generator().manual_seed(seed)
-        return self.trials.run(lambda: make_batch(recipe, self.facts.model, rows, generator))
+        return self.trials.run(lambda: make_batch(recipe, self.facts.model, rows, generator), self.share)
 
     def until_it_is_the_same(
         self, groups: Iterable[dict[str, str]], failures: list[Trial]

@@ -11,6 +11,7 @@ from graftkit.twins.batches.candidates.named import STEPS, optional, other
 from graftkit.twins.batches.facts import ModelFacts
 from graftkit.twins.batches.recipe import MODALITIES, PLACEHOLDERS, Recipe, make_batch
 from graftkit.twins.batches.repairs import given, with_input, without_input
+from graftkit.twins.budget import within
 from graftkit.twins.reach import without_gradient
 
 _ALL_ONES = re.compile(r"(?:ones|full)\((?:True, )?(?P<shape>.*)\)")
@@ -118,8 +119,9 @@ def untrained(search: Search, found: Found) -> int:
 
     model = search.facts.model
     try:
-        batch = make_batch(found.recipe, model, ROWS, torch.Generator().manual_seed(0))
-        left = without_gradient(model, cast_inputs(model, batch))
+        with within(search.share):
+            batch = make_batch(found.recipe, model, ROWS, torch.Generator().manual_seed(0))
+            left = without_gradient(model, cast_inputs(model, batch))
     except Exception:
         return search.total
     return sum(site.is_linear for site in left)

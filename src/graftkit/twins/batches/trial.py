@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.modeling.device import cast_inputs
 from graftkit.modeling.module_mode import evaluating
+from graftkit.twins.budget import let_go, within
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,10 +101,14 @@ class Trials:
 
         return hook
 
-    def run(self, make: Callable[[], Mapping[str, Any]]) -> Trial:
+    def run(self, make: Callable[[], Mapping[str, Any]], seconds: float) -> Trial:
         """Run the model on the batch that ``make`` returns, in evaluation mode and without gradients.
 
         Making the batch may run parts of the model too. Torch's random state is kept.
+
+        Args:
+            make: returns the model's inputs.
+            seconds: of computing that all of it may take; more is a failure, as is too much memory.
         """
         import torch
 
@@ -111,7 +116,7 @@ class Trials:
         self.routed.clear()
         self.last = ("", ())
         try:
-            with torch.no_grad(), evaluating(self.model), torch.random.fork_rng(devices=[]):
+            with within(seconds), torch.no_grad(), evaluating(self.model), torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(0)
                 output = self.model(**cast_inputs(self.model, self._made(make)))
             problem = _unusable(output)
@@ -147,6 +152,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def _failure(error: Exception, module: str, given: tuple[int, ...]) -> Failure:
     frames = tuple((f.filename, f.line or "") for f in traceback.extract_tb(error.__traceback__)[-_FRAMES:])
+    let_go(error)  # many failures are kept
     return Failure(error, f"{type(error).__name__}: {error}", frames, module, given)
 
 

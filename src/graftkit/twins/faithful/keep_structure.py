@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.surveying.sources.build import build_on_meta
+from graftkit.twins.budget import within
 from graftkit.twins.faithful.differences import Difference, differences
 from graftkit.twins.shrink import changed_fields, shrink
 from graftkit.twins.sizes.field_sizes import LAYER_COUNTS, is_count
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MOST_LAYERS = 32
+# What building one twin without weights may take.
+_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def _with(
 ) -> KeptStructure:
     """Return what is kept with this pattern too where that brings something back, else ``best`` itself."""
     try:
-        found = compare(full, best.kept | {pattern}, overrides)
+        with within(_SECONDS):
+            found = compare(full, best.kept | {pattern}, overrides)
     except BuildError:
         return best
     return found if len(found.differs) < len(best.differs) else best

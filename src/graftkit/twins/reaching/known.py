@@ -13,6 +13,7 @@ from graftkit.families._known_twins import KnownTwin, known_twin
 from graftkit.progress import Progress
 from graftkit.surveying.sites import Architecture, ModelMap
 from graftkit.text import describe
+from graftkit.twins.budget import within
 from graftkit.twins.example_batch import example_batch
 from graftkit.twins.reach import NoGradient
 from graftkit.twins.reaching.find import find_patterns, sites_meant
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _Patterns = Mapping[str, Sequence[str]]
+# What trying a twin of an unknown class may take.
+_SECONDS = 60.0
 # Fields of a configuration that choose no branch of a forward pass, beside ids of tokens and fractions.
 _OF_NO_EFFECT = (
     "architectures",
@@ -159,6 +162,8 @@ def _found(architecture: Architecture, on_progress: Callable[[Progress], None] |
 def _tried(architecture: Architecture, on_progress: Callable[[Progress], None] | None) -> _Finding:
     try:
         model = twin(architecture, on_progress=on_progress)
-        return _Finding(find_patterns(model, example_batch(model, on_progress=on_progress)))
+        batch = example_batch(model, on_progress=on_progress)
+        with within(_SECONDS):
+            return _Finding(find_patterns(model, batch))
     except GraftError as error:
         return _Finding(reason=error.what)
