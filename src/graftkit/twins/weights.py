@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 # Share of the noise on vectors (norm weights, biases) that their class initialised to one constant.
 _VECTOR_NOISE = 0.05
@@ -29,7 +30,8 @@ def redraw_weights(model: nn.Module, generator: torch.Generator) -> None:
     are redrawn with standard deviation 1/sqrt(fan-in), bare constant tables with 0.5; constant vectors get
     a little noise on top of their constant; scales of norms that were drawn around zero become ones with that
     noise; closed scalar gates are opened. Structured parameters (state matrices, time-step biases) keep what
-    their class gave them. Tied parameters are visited once.
+    their class gave them. Tied parameters are visited once. Tables of a checkpoint that are no parameters, and
+    that their class filled with zeros, are drawn at unit scale: codebooks, without which a codec decodes nothing.
     """
     import torch
 
@@ -37,7 +39,7 @@ def redraw_weights(model: nn.Module, generator: torch.Generator) -> None:
         for path, parameter in model.named_parameters():
             if not parameter.is_floating_point() or parameter.numel() == 0:
                 continue
-            if sum(size > 1 for size in parameter.shape) >= 2:
+            if _axes(parameter) > 1:
                 parent, _, name = path.rpartition(".")
                 _redraw(model.get_submodule(parent), name, parameter, generator)
                 continue
@@ -50,6 +52,21 @@ def redraw_weights(model: nn.Module, generator: torch.Generator) -> None:
             if _is_constant(parameter):
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(_VECTOR_NOISE * noise.to(parameter.dtype))
+        for table in _empty_tables(model):
+            table.copy_(torch.randn(table.shape, generator=generator))
+
+
+def _empty_tables(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the floating-point buffers of a checkpoint, of two axes or more, in which there is nothing yet."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            saved = name not in module._non_persistent_buffers_set
+            if saved and _axes(buffer) > 1 and buffer.is_floating_point() and not buffer.any():
+                yield buffer
+
+
+def _axes(tensor: Tensor) -> int:
+    return sum(size > 1 for size in tensor.shape)
 
 
 def _is_drawn_scale(model: nn.Module, path: str) -> bool:

@@ -124,6 +124,24 @@ def test_experts_that_no_token_chose_are_no_pattern() -> None:
     assert not any(".experts." in path for path in sites_meant(find_patterns(model, batch), paths))
 
 
+class TwoOfThree(nn.Module):
+    """One linear that nothing calls, beside two whose names differ in a number alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.fc1, self.fc2 = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc2(self.fc(states))
+        return out
+
+
+def test_a_number_in_a_name_is_no_number_in_a_list() -> None:
+    torch.manual_seed(0)
+    patterns = find_patterns(TwoOfThree(), {"states": torch.randn(2, 4)})
+    assert patterns == {"not_called": ("fc1",)}
+
+
 # ---- batches that train more ----
 
 

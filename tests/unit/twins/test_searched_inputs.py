@@ -17,8 +17,15 @@ from graftkit.twins.twin import twin
         ("seggpt", {"pixel_values", "prompt_pixel_values", "prompt_masks"}),
         ("pi0", {"state", "input_ids", "pixel_values", "pixel_attention_mask"}),
         ("qwen2_5_omni_thinker", {"input_ids", "position_ids", "pixel_values", "input_features"}),
+        ("muse_glimmer_assistant", {"noise_embeds", "context_hidden_states", "attention_mask"}),
     ],
-    ids=["numbered patches", "an image beside its prompt", "images that may be padding", "positions"],
+    ids=[
+        "numbered patches",
+        "an image beside its prompt",
+        "images that may be padding",
+        "positions",
+        "more keys than queries",
+    ],
 )
 def test_every_linear_is_reached(model_type, inputs):
     model = twin(model_type)

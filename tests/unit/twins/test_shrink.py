@@ -416,6 +416,16 @@ def test_what_one_part_holds_for_another_is_as_wide_as_that():
     assert kept.vision_config.output_channels == 256
 
 
+def test_a_width_that_joins_two_parts_of_a_model_without_one_stays_their_sum():
+    from transformers import CONFIG_MAPPING
+
+    full = CONFIG_MAPPING["xcodec"]()
+    small = shrink(full)
+    assert full.codebook_dim == full.acoustic_model_config.hidden_size + full.semantic_model_config.hidden_size
+    assert small.codebook_dim == small.acoustic_model_config.hidden_size + small.semantic_model_config.hidden_size
+    assert small.codebook_dim < full.codebook_dim
+
+
 @pytest.mark.parametrize(
     ("model_type", "fields", "field", "value"),
     [

@@ -209,6 +209,15 @@ def test_norms_let_through_what_they_normalize():
     assert all((norm.weight - 1).abs().max() < 0.5 for norm in norms)
 
 
+def test_tables_of_a_checkpoint_that_are_no_parameters_are_drawn():
+    """A codebook of zeros would be all that a codec decodes; a bias of zeros stays."""
+    codec, bart = twin("xcodec"), twin("bart")
+    codes = [buffer for name, buffer in codec.named_buffers() if name.endswith("codebook.embed")]
+    assert codes
+    assert all(0.5 < table.std() < 2 for table in codes)
+    assert not bart.final_logits_bias.any()
+
+
 def test_state_space_parameters_keep_their_structure():
     from transformers import MambaConfig
 

@@ -26,7 +26,7 @@ _SIDES = (64, 128, 256)
 
 def variations(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
     """Yield recipes that differ from one in a single respect, those that are likely to train more first."""
-    for vary in (_ended, _marked, _together, _longer, _larger, _without, _with):
+    for vary in (_ended, _marked, _together, _longer, _larger, _without, _uncached, _with):
         yield from vary(facts, recipe)
 
 
@@ -92,6 +92,12 @@ def _without(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
     for name in given(recipe):
         if name not in _KEPT and name in facts.inputs and not facts.inputs[name].required:
             yield without_input(recipe, name)
+
+
+def _uncached(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:
+    """Switch the cache off: some classes change states in place that a backward pass needs as they were."""
+    if facts.takes("use_cache") and "use_cache" not in given(recipe):
+        yield with_input(recipe, "use_cache", "False")
 
 
 def _with(facts: ModelFacts, recipe: Recipe) -> Iterator[Recipe]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.twins.batches.candidates.named import optional, other
 from graftkit.twins.batches.expressions import call_arguments
 from graftkit.twins.batches.facts import ModelFacts
+from graftkit.twins.batches.guards import guards_of
 from graftkit.twins.batches.recipe import PLACEHOLDERS, CannotCountError, Recipe, value_of
 from graftkit.twins.batches.trial import Failure
 
@@ -26,6 +27,10 @@ _ROWS = 2
 _OF_A_MODALITY = re.compile(r"pixel_values(_videos)?|input_features|input_values|(image|video)_grid_\w+")
 # More vectors than a small picture or clip has.
 _MANY = 600
+_MISMATCH = re.compile(r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)")
+_TOO_SHORT = re.compile(r"(?i)kernel size can't be greater|output size is too small|padding size should be less")
+# By how much an axis grows that was too short.
+_LONGER = 8
 _COUNTS = re.compile(r"tokens\D*?(\d+)\D+?features?\D*?(\d+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -153,6 +158,47 @@ def input_width(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe |
     return None
 
 
+def too_short(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
+    """Lengthen what a convolution found too short for its kernel."""
+    if not failure.module or not _TOO_SHORT.search(failure.message):
+        return None
+    axes = len(getattr(facts.model.get_submodule(failure.module), "kernel_size", ()))
+    for name, expression in given(recipe).items():
+        function, sizes = call_arguments(expression)
+        if axes and function == "normal" and len(sizes) == len(failure.given):
+            sizes[-axes:] = [f"{_LONGER} * {size}" for size in sizes[-axes:]]
+            return with_input(recipe, name, f"normal({', '.join(sizes)})")
+    return None
+
+
+def text_length(_facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
+    """Make a text as long as the features that are added to it, step by step."""
+    sizes = _MISMATCH.search(failure.message)
+    function, length = call_arguments(given(recipe).get("input_ids", "0"))
+    if sizes is None or function != "tokens" or length[0] not in sizes.groups():
+        return None
+    if any(PLACEHOLDERS in group for group in recipe.values()):
+        return None
+    other_length = next((size for size in sizes.groups() if size != length[0]), length[0])
+    return with_input(recipe, "input_ids", f"tokens({other_length})")
+
+
+def keys_unmasked(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
+    """Give a mask of as many keys as attention has, where the model makes one for fewer."""
+    sizes = _MISMATCH.search(failure.message)
+    name = "attention_mask"
+    attends = any("attention" in path for path, _ in failure.frames[-2:])
+    if sizes is None or not attends or not facts.takes(name) or name in given(recipe):
+        return None
+    return with_input(recipe, name, f"ones(B, {max(int(size) for size in sizes.groups())})")
+
+
+def guarded_input(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
+    """Add the inputs on whose absence it depends that an error was raised."""
+    absent = set(optional(facts, list(given(recipe))))
+    return _add(facts, recipe, (name for name in guards_of(failure.error) if name in absent))
+
+
 def _taken(module: nn.Module) -> tuple[int, int]:
     """Return the axis of a module's input that its weight fixes, and the size that it wants; 0 for any."""
     from torch import nn
@@ -163,6 +209,9 @@ def _taken(module: nn.Module) -> tuple[int, int]:
         return -1 - len(module.kernel_size), module.in_channels
     if isinstance(module, nn.LayerNorm):
         return -1, int(module.normalized_shape[-1])
+    own = list(module.parameters(recurse=False))
+    if len(own) == 1 and own[0].ndim == 1 and len(own[0]) > 1:  # a norm of the model's own
+        return -1, len(own[0])
     return 0, 0
 
 
@@ -231,9 +280,13 @@ _REPAIRS: tuple[Repair, ...] = (
     unexpected_keyword,
     placeholder_count,
     input_width,
+    too_short,
+    text_length,
+    keys_unmasked,
     index_range,
     labels_refused,
     positions_unknown,
     something_is_none,
+    guarded_input,
     placeholders_unknown,
 )

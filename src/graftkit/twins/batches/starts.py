@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 from graftkit.twins.batches.attempts import Search
-from graftkit.twins.batches.candidates.named import other
+from graftkit.twins.batches.candidates.named import other, unknown
 from graftkit.twins.batches.candidates.text import texts
 from graftkit.twins.batches.recipe import Recipe
 from graftkit.twins.batches.repairs import given, with_input
@@ -41,7 +41,7 @@ def with_required(search: Search, recipe: Recipe) -> Recipe:
     facts = search.facts
     modal = {name for groups in search.options.values() for group in groups for name in group}
     for name in [i.name for i in facts.inputs.values() if i.required and i.name not in modal]:
-        if name not in given(recipe) and (expression := other(facts, name)):
+        if name not in given(recipe) and (expression := other(facts, name) or unknown(facts, name)):
             recipe = with_input(recipe, name, expression)
     decoder = "decoder_input_ids"
     if facts.is_encoder_decoder and facts.takes(decoder) and decoder not in given(recipe):

@@ -24,7 +24,7 @@ def find_patterns(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, tuple
     patterns: dict[str, tuple[str, ...]] = {}
     for cause in NoGradient:
         some = [path for path, why in found.items() if why is cause]
-        general = generalize(_none_called(some, paths) if cause is NoGradient.NOT_CALLED else some, paths)
+        general = generalize(_none_called(model, some, paths) if cause is NoGradient.NOT_CALLED else some, paths)
         if general:
             patterns[cause.name.lower()] = general
     return patterns
@@ -41,11 +41,19 @@ def sites_meant(patterns: Mapping[str, Sequence[str]], paths: Sequence[str]) -> 
     return {path: meant[path] for path in paths if path in meant}
 
 
-def _none_called(uncalled: Sequence[str], paths: Sequence[str]) -> list[str]:
-    """Return the paths among ``uncalled`` of which none that differs in numbers alone is called."""
-    called = {_without_numbers(path) for path in set(paths).difference(uncalled)}
-    return [path for path in uncalled if _without_numbers(path) not in called]
+def _none_called(model: nn.Module, uncalled: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Return the paths among ``uncalled`` of which none that is the same member of a list is called."""
+    called = {_without_numbers(model, path) for path in set(paths).difference(uncalled)}
+    return [path for path in uncalled if _without_numbers(model, path) not in called]
 
 
-def _without_numbers(path: str) -> str:
-    return re.sub(r"\d+", "#", path)
+def _without_numbers(model: nn.Module, path: str) -> str:
+    """Return a path without the numbers of members of lists; ``fc1`` and ``fc2`` of one module stay two."""
+    from torch import nn
+
+    lists = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+    owner, parts = model, []
+    for part in path.split("."):
+        parts.append(re.sub(r"\d+", "#", part) if isinstance(owner, lists) else part)
+        owner = getattr(owner, part)
+    return ".".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
@@ -261,20 +262,22 @@ def _followed(name: str, value: Any, others: Mapping[int, int]) -> Any:
 
 
 def joined_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Set a width that is the sum of the model's own and a part's, where the features of both are joined.
+    """Set a width that is the sum of the model's own and a part's, or of two parts', where features are joined.
 
     Args:
         own: a configuration's fields and its parts' before, as ``to_dict`` gives them.
         new: the same in the twin.
     """
+    parts = [(fields, new[name]) for name, fields in own.items() if isinstance(fields, Mapping) and name in new]
+    widths = [
+        (before["hidden_size"], after["hidden_size"])
+        for before, after in ((own, new), *parts)
+        if is_count(before.get("hidden_size"))
+    ]
     joined: dict[str, Any] = {}
-    for part, fields in own.items():
-        both = (own.get("hidden_size"), fields.get("hidden_size")) if isinstance(fields, Mapping) else ()
-        widths = [width for width in both if is_count(width)]
-        if len(widths) == len((own, fields)):
-            total = sum(widths)
-            names = (n for n, v in own.items() if n not in TARGETS and _WIDTH.search(n) and v == total)
-            joined |= dict.fromkeys(names, new["hidden_size"] + new[part]["hidden_size"])
+    for one, other in itertools.combinations(widths, 2):
+        names = (n for n, v in own.items() if n not in TARGETS and _WIDTH.search(n) and v == one[0] + other[0])
+        joined |= {name: one[1] + other[1] for name in names if name not in joined}
     return joined
 
 

@@ -116,6 +116,98 @@ class RareExpert(Tiny):
         return Output(logits=self.head(hidden))
 
 
+class Guarded(Tiny):
+    """An optional input that it cannot do without, which its error does not name."""
+
+    def forward(self, input_ids, styles=None):
+        """
+        Args:
+            styles (`torch.LongTensor` of shape `(batch_size, sequence_length)`): of each token.
+        """
+        if styles is None:
+            raise ValueError("how is it to be said?")
+        return Output(logits=self.head(self.embed(input_ids) + self.embed(styles)))
+
+
+class Undocumented(Tiny):
+    """A required input of which nothing tells what it is, and that must be long."""
+
+    def parts(self):
+        self.listen = nn.Conv1d(5, 8, 9, stride=4)
+        self.hear = nn.Conv1d(8, 8, 9)
+
+    def forward(self, states):
+        return Output(logits=self.head(self.hear(self.listen(states)).transpose(1, 2)))
+
+
+class OwnNorm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, hidden):
+        return self.weight * hidden
+
+
+class NormsFirst(Tiny):
+    """A norm of its own, as wide as nothing that it documents."""
+
+    def parts(self):
+        self.norm = OwnNorm(8)
+
+    def forward(self, noise_embeds):
+        """
+        Args:
+            noise_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, dim)`): noise.
+        """
+        return Output(logits=self.head(self.norm(noise_embeds)))
+
+
+class AddsSound(Tiny):
+    """A text and a sound that are added, step by step."""
+
+    def parts(self):
+        self.listen = nn.Linear(10, 8)
+
+    def forward(self, input_ids, input_features):
+        return Output(logits=self.head(self.embed(input_ids) + self.listen(input_features)))
+
+
+class WaveAndSpectrogram(Tiny):
+    """The same sound twice, each form with a mask of its length."""
+
+    def parts(self):
+        self.waves = nn.Conv1d(1, 8, 4, stride=4)
+        self.listen = nn.Linear(10, 8)
+
+    def forward(self, input_values, input_features, padding_mask=None, input_features_mask=None):
+        """
+        Args:
+            input_values (`torch.FloatTensor` of shape `(batch_size, 1, samples)`): a wave.
+            input_features (`torch.FloatTensor` of shape `(batch_size, bins, frames)`): its spectrogram.
+            padding_mask (`torch.LongTensor` of shape `(batch_size, 1, samples)`): of the wave.
+            input_features_mask (`torch.LongTensor` of shape `(batch_size, frames)`): of the spectrogram.
+        """
+        heard = self.waves(input_values * padding_mask).transpose(1, 2)
+        return Output(logits=self.head(heard + self.listen(input_features) * input_features_mask[..., None]))
+
+
+class KeepsState(Tiny):
+    """A state that is changed in place, where it is kept at all."""
+
+    def forward(self, input_ids, use_cache=True):
+        hidden = self.embed(input_ids)
+        state = hidden.new_zeros(hidden.shape[0], hidden.shape[-1])
+        seen = []
+        for step in hidden.unbind(1):
+            seen.append(step * state)
+            if use_cache:
+                state += step.sigmoid()
+            else:
+                state = state + step.sigmoid()
+        return Output(logits=self.head(torch.stack(seen, 1)))
+
+
 class Closed(Tiny):
     def forward(self, input_ids):
         raise ValueError("nothing runs here")
@@ -156,6 +248,45 @@ def test_an_optional_input_is_given_where_that_reaches_more():
 def test_the_text_is_long_enough_for_every_expert():
     _, found = _found(RareExpert)
     assert {"experts.0", "experts.1"} <= found.trial.linears
+
+
+def test_an_input_is_given_on_whose_absence_an_error_depends():
+    _, found = _found(Guarded)
+    assert given(found.recipe)["styles"].endswith("B, T)")
+
+
+def test_what_nothing_tells_of_is_found_by_what_its_layers_take():
+    model, _ = _found(Undocumented)
+    states = example_batch(model)["states"]
+    assert states.ndim == 3
+    assert states.shape[1] == 5
+
+
+def test_a_norm_of_the_models_own_says_how_wide_its_input_is():
+    model, _ = _found(NormsFirst)
+    assert example_batch(model)["noise_embeds"].shape[-1] == 8
+
+
+def test_a_text_is_as_long_as_the_sound_that_is_added_to_it():
+    model, found = _found(AddsSound)
+    batch = example_batch(model)
+    assert batch["input_ids"].shape[1] == batch["input_features"].shape[1]
+    assert found.trial.linears == {"listen", "head"}
+
+
+def test_a_wave_goes_with_its_spectrogram(monkeypatch):
+    monkeypatch.setattr(TinyConfig, "hop_length", 4, raising=False)
+    model, _ = _found(WaveAndSpectrogram)
+    batch = example_batch(model)
+    assert batch["input_values"].shape == batch["padding_mask"].shape
+    assert batch["input_features"].shape[:2] == batch["input_features_mask"].shape
+    assert batch["input_values"].shape[-1] == 4 * batch["input_features"].shape[1]
+
+
+def test_a_state_is_not_kept_where_a_backward_pass_needs_it_unchanged():
+    model, found = _found(KeepsState)
+    assert given(found.recipe)["use_cache"] == "False"
+    model(**example_batch(model)).logits.sum().backward()
 
 
 def test_where_nothing_runs_the_error_is_the_models():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 from graftkit.twins.batches.candidates.placeholders import with_placeholders
 from graftkit.twins.batches.facts import ModelFacts
@@ -20,6 +21,8 @@ _MASKS = (
     "input_values_mask",
     "audio_attention_mask",
 )
+# Which masks are of a spectrogram, where there is a wave beside it.
+_OF_FEATURES = re.compile(r"feature|mel")
 _BINS = (
     "num_mel_bins",
     "n_mels",
@@ -49,28 +52,50 @@ def audios(facts: ModelFacts) -> list[dict[str, str]]:
     spectrogram = next((name for name in _SPECTROGRAMS if facts.takes(name)), None)
     wave = next((name for name in _WAVES if facts.takes(name)), None)
     groups: list[dict[str, str]] = []
-    if spectrogram and wave:
-        pairs = [(s, w) for w in list(_waves(facts, wave))[:4] for s in _spectrograms(facts, spectrogram)]
-        groups += [{**s, **w} for s, w in pairs]
+    if spectrogram and wave and any(facts.inputs[name].required for name in (spectrogram, wave)):
+        groups += _pairs(facts, spectrogram, wave)
+    if wave:
+        groups += _waves(facts, wave)
     if spectrogram:
         groups += _spectrograms(facts, spectrogram)
     if wave:
-        groups += _waves(facts, wave)
         groups += _spectrograms(facts, wave)
     return with_placeholders(facts, groups, _TOKENS)
 
 
+def _pairs(facts: ModelFacts, spectrogram: str, wave: str) -> Iterator[dict[str, str]]:
+    """Yield a spectrogram beside the wave that it is of, each with the masks of its own length."""
+    hops = facts.fields(("encoder_hop_length", "hop_length"), _AUDIO)
+    of_features = [mask for mask in _masks(facts) if _OF_FEATURES.search(mask)]
+    of_waves = [mask for mask in _masks(facts) if mask not in of_features]
+    for samples in (*(f"{{frames}} * {hop}" for hop in hops), *_SAMPLES[:2]):
+        for heard in _wave_shapes(facts, wave, samples):
+            for seen, frames in _spectrogram_shapes(facts, spectrogram):
+                length = samples.format(frames=frames)
+                features = _masked(facts, spectrogram, seen, frames, of_features)
+                waves = _masked(facts, wave, heard.format(frames=frames), length, of_waves)
+                yield from ({**one, **other} for one, other in zip(features, waves, strict=False))
+
+
 def _waves(facts: ModelFacts, name: str) -> Iterator[dict[str, str]]:
-    channels = facts.count(("audio_channels", "channels", "num_channels"), 1, _AUDIO)
-    shapes = ["B, {}", f"B, {channels}, {{}}"]
-    if len(facts.inputs[name].shape) == 3:
-        shapes.reverse()
     for samples in _SAMPLES:
-        for shape in shapes:
-            yield from _masked(facts, name, shape.format(samples), samples)
+        for shape in _wave_shapes(facts, name, samples):
+            yield from _masked(facts, name, shape, samples, _masks(facts))
+
+
+def _wave_shapes(facts: ModelFacts, name: str, samples: str) -> list[str]:
+    channels = facts.count(("audio_channels", "channels", "num_channels"), 1, _AUDIO)
+    shapes = [f"B, {samples}", f"B, {channels}, {samples}"]
+    return shapes[::-1] if len(facts.inputs[name].shape) == 3 else shapes
 
 
 def _spectrograms(facts: ModelFacts, name: str) -> Iterator[dict[str, str]]:
+    for shape, frames in _spectrogram_shapes(facts, name):
+        yield from _masked(facts, name, shape, frames, _masks(facts))
+
+
+def _spectrogram_shapes(facts: ModelFacts, name: str) -> Iterator[tuple[str, str]]:
+    """Yield shapes, and how many frames each has."""
     shapes = ["B, {bins}, {frames}", "B, {frames}, {bins}", "B, 1, {frames}, {bins}", "B, 1, {bins}, {frames}"]
     documented = facts.inputs[name].shape
     positions = facts.fields(("max_source_positions",), _AUDIO)
@@ -85,7 +110,7 @@ def _spectrograms(facts: ModelFacts, name: str) -> Iterator[dict[str, str]]:
     for frames in (*lengths, *_FRAMES):
         for bins in _bins(facts):
             for shape in shapes:
-                yield from _masked(facts, name, shape.format(bins=bins, frames=frames), frames)
+                yield shape.format(bins=bins, frames=frames), frames
 
 
 def _bins(facts: ModelFacts) -> list[str]:
@@ -93,11 +118,17 @@ def _bins(facts: ModelFacts) -> list[str]:
     return [*stated[:3], "80", "128", "160"]
 
 
-def _masked(facts: ModelFacts, name: str, shape: str, length: str) -> Iterator[dict[str, str]]:
-    """Yield the input with a mask of its length where the forward takes one, else without."""
+def _masks(facts: ModelFacts) -> list[str]:
     masks = [mask for mask in _MASKS if facts.takes(mask)]
     if facts.takes("attention_mask") and not facts.takes("input_ids"):
         masks.append("attention_mask")
+    return masks
+
+
+def _masked(
+    facts: ModelFacts, name: str, shape: str, length: str, masks: Sequence[str]
+) -> Iterator[dict[str, str]]:
+    """Yield the input with masks of its length where there are any, and without those that it can go without."""
     group = {name: f"normal({shape})"}
     if facts.takes("is_longer"):
         group["is_longer"] = "full(False, B, 1)"

@@ -27,6 +27,12 @@ def other(facts: ModelFacts, name: str) -> str | None:
     return _by_name(facts, name) or _by_shape(facts, facts.inputs[name])
 
 
+def unknown(facts: ModelFacts, name: str) -> str | None:
+    """Return a first guess for an input of which nothing tells what it is: what fails then tells its widths."""
+    known = facts.inputs[name].kind in ("", "float") and not facts.inputs[name].shape
+    return f"normal(B, {facts.width}, {_STEPS})" if known else None
+
+
 def optional(facts: ModelFacts, given: Sequence[str]) -> list[str]:
     """Return the inputs that a batch may have beside those that are given."""
     return [name for name in facts.inputs if name not in given and not _NEVER.search(name)]
@@ -66,7 +72,7 @@ def _by_name(facts: ModelFacts, name: str) -> str | None:
         "freq": "full(0, B, 1)",
         "timestep": "uniform(B)",
         "timesteps": f"counting({_STEPS})",
-        "lang_ids": "full(0, B, 1)",
+        "lang_ids": f"full(0, B, {'T' if len(facts.inputs[name].shape) == 2 else '1'})",
         "encoder_hidden_states": f"normal(B, 8, {count(_ENCODER_WIDTHS, 64)})",
         # States of several layers of another model, side by side.
         "context_hidden_states": f"normal(B, 8, {facts.width} * {_target_layers(facts)})",
