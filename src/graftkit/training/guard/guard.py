@@ -35,6 +35,7 @@ from graftkit.training.guard.row_counter import RowCounter, clipped
 from graftkit.training.guard.saved_check import check_checkpoint
 from graftkit.training.guard.step_monitor import StepMonitor, StepStats, curves_of
 from graftkit.training.guard.tensor_stats import TensorActivity
+from graftkit.training.guard.tracking import Trackers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -56,8 +57,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
     On the steps that log, it measures gradients, updates and the share of clamped activations per tower, and stops
     the run if the loss, a gradient or a weight is no longer finite, or if gradients change nothing. It counts the
-    rows that are as long as ``max_length``, and those without a token to learn. In half
-    precision with a loss scale (fp16) a gradient may overflow: the trainer then skips the step.
+    rows that are as long as ``max_length``, and those without a token to learn. The figures go to TensorBoard, W&B
+    and trackio too, as ``graftkit/…``, where the trainer reports to them (``report_to``). In half precision with a
+    loss scale (fp16) a gradient may overflow: the trainer then skips the step.
 
     At every save, the file is read back and compared with the adapter in memory, bit for bit; ``graftkit.json``
     beside it says which base and tokenizer it has, and what the model answers (``gk.sign``). For parameters that
@@ -97,6 +99,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._monitor: StepMonitor | None = None
         self._counter: RowCounter | None = None
         self._clipped: list[float] = []
+        self._trackers = Trackers([], "")
         self._learns = True
         self._last_good: Path | None = None
         self._last_save: int | None = None
@@ -132,6 +135,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._last_good = last_complete_checkpoint(Path(args.output_dir)) if state.global_step else None
         check_on_first_process(lambda: self._check_before(model, args, given))
         self._monitor = StepMonitor(model, hooks=not args.torch_compile)
+        self._trackers = Trackers(args.report_to if state.is_world_process_zero else [], args.output_dir)
         self._counter, self._clipped = None if args.torch_compile else RowCounter(model, row_options(args)), []
 
     def on_step_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -187,6 +191,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             raise not_finite("logged value", nonfinite, state.global_step, self._last_good)
         if "grad_norm" in logged:
             self._monitor.unclip(state.global_step, logged["grad_norm"])
+        self._trackers.write(self._monitor.steps)
 
     def on_save(self, args: Any, state: Any, _control: Any, **given: Any) -> None:
         """Compare the checkpoint with the adapter in memory, and write beside it what it should answer.
@@ -208,6 +213,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             TrainingError: ``saved-adapter``: they differ.
         """
         self._stop_counting()
+        self._trackers.close()
         if self._monitor is None:
             return
         if self._last_save == state.global_step and not args.load_best_model_at_end:
