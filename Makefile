@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo families buildable test test-families test-slow test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs bench engines clean
+.PHONY: demo families buildable test test-families test-slow test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs site bench engines clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo
@@ -60,6 +60,11 @@ docs: $(STAMP) docs/images/demo.png
 	$(BIN)/python -m graftkit.recipes.write docs/recipe.schema.json
 	$(BIN)/python -m graftkit.report.serving_table docs tests/serve/expected.toml
 	$(BIN)/python -m graftkit.matrix.page docs/matrix.jsonl.gz docs/matrix.html
+
+# The documentation as a site, in site/; what mkdocs warns of is an error.
+site: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 # The README's picture, by the Chromium that is installed.
 docs/images/demo.png: $(wildcard src/graftkit/demo/*.py src/graftkit/report/html.py src/graftkit/report/templates/report*)
@@ -125,4 +130,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) graft-demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) graft-demo .demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

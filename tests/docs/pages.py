@@ -20,7 +20,7 @@ _TITLE = re.compile(r'title="([^"]+)"')
 _SENTENCE = re.compile(
     r"Tests run every block of this page as it is(?:, with (?P<stand_ins>[^.]*(?:\.\S[^.]*)*))?\.(?=\s|\*|$)"
 )
-_STAND_IN = re.compile(r"(?P<what>[^`]+?(?:of `[^`]+`)?) as `(?P<name>[^`]+)`(?:, (?:and )?| and |$)")
+_STAND_IN = re.compile(r"(?P<what>[^`]+?(?:(?:of|for) `[^`]+`)?) as `(?P<name>[^`]+)`(?:, (?:and )?| and |$)")
 _NOT_RUN = re.compile(r"Not run: ")
 
 
@@ -74,6 +74,15 @@ class Page:
             title = _TITLE.search(rest)
             line = self.text.count("\n", 0, found.start("body")) + 1
             yield Block(language, title[1] if title else None, textwrap.dedent(found["body"]), line)
+
+    @property
+    def has_what_is_not_run(self) -> bool:
+        """Whether a block needs what is not here, or is a Python file that no other block names."""
+        others = "".join(
+            block.body for block in self.blocks if block.language in ("python", "sh") and not block.title
+        )
+        files = [Path(block.title).stem for block in self.blocks if block.language == "python" and block.title]
+        return any(block.language == "bash" for block in self.blocks) or any(name not in others for name in files)
 
     @property
     def says_what_runs(self) -> bool:

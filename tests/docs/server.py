@@ -178,6 +178,7 @@ def _graft(arguments: list[str]) -> None:
     from graftkit.cli.main import main
 
     sys.argv = ["graft", *arguments]
+    sys.modules["__main__"].__package__ = ""  # click would call the program by this module's name
     main(arguments)
 
 

@@ -1,8 +1,8 @@
 """What stands in for what a reader has: twins for models of the hub, a few rows for a data set.
 
-A page says it in one sentence: «with a twin of `qwen3` as `Qwen/Qwen3-0.6B`, rows of prompts as `train.jsonl`». The
-first half of an item is the name of a function here, the second what it makes: a model in the hub's cache, or a file
-of the page's folder. A block then runs as it is printed.
+A page says it in one sentence: «with a twin of `qwen3` as `Qwen/Qwen3-0.6B`, sums as `sums.jsonl`». The first half
+of an item names a function here, the second what it makes: a model in the hub's cache, or a file of the page's
+folder. A block then runs as it is printed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from tests.training import gemma
 from tests.training.small import preferences, save_model, trained_tokenizer, write_rows
 from tests.training.tones import write_tones
 
+import graftkit as gk
+
 _REVISION = "0" * 40
 _CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _QUESTIONS = [
@@ -48,6 +51,10 @@ class Models:
         for old in hub.iterdir():
             shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         for each in stand_ins:
+            adapter = re.fullmatch(r"an adapter for `(.+)`", each.what)
+            if adapter is not None:
+                _save_adapter(self._made("twin", adapter[1]), adapter[1], page / each.name)
+                continue
             twin = re.fullmatch(r"a (?P<kind>twin|wide twin)(?: of `(?P<of>.+)`)?", each.what)
             if twin is None:
                 _FILES[each.what](page / each.name)
@@ -61,6 +68,17 @@ class Models:
     def _made(self, kind: str, of: str) -> Path:
         folder = self._folder / kind.replace(" ", "-") / of.replace("/", "--")
         return folder if folder.is_dir() else _MODELS[kind](folder, of)
+
+
+def _save_adapter(base: Path, name: str, folder: Path) -> None:
+    """Save a LoRA adapter on the language tower, as somebody would who trained it on the model of that name."""
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    model = gk.attach(model, gk.plan(model, scope=["language"], r=4, init_lora_weights=False))
+    model.save_pretrained(folder)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": name}))
 
 
 def _link(model: Path, hub: Path, name: str) -> None:

@@ -1,0 +1,124 @@
+"""The site: built without a warning, every link inside it leads somewhere, and its search finds the rules."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from html import unescape
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from tests.docs.pages import ROOT, all_pages
+
+import graftkit as gk
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; every warning of mkdocs is an error."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed (make site)")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder))
+    build(config)
+    return folder
+
+
+def test_links_lead_somewhere(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 90
+    lost = {
+        (str(page.relative_to(site)), link) for page in pages for link in links_of(page) if not leads(page, link)
+    }
+    assert {(page, link) for page, link in lost if page != "404.html"} == set()
+
+
+def links_of(page: Path) -> set[str]:
+    found = re.findall(r"""(?:href|src)=["']?([^"'\s>]+)""", page.read_text(encoding="utf-8"))
+    return {unescape(link) for link in found if not urlsplit(link).scheme and "${" not in link}
+
+
+def leads(page: Path, link: str) -> bool:
+    """Whether a link leads to a file and, in a page, to something with that id."""
+    parts = urlsplit(link)
+    target = (page.parent / unquote(parts.path)) if parts.path else page
+    target = target / "index.html" if target.is_dir() else target
+    if not target.is_file():
+        return False
+    if not parts.fragment or target.name in ("matrix.html", "serving-table.html"):
+        return True
+    return re.search(rf"""\sid=["']?{re.escape(unquote(parts.fragment))}["'\s>]""", target.read_text()) is not None
+
+
+def test_every_rule_and_every_page_is_in_the_search(site: Path) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    found = {entry["location"].partition("#")[0].strip("/") for entry in index["docs"]}
+    rules = {f"rules/{page.stem}" for page in (ROOT / "docs" / "rules").glob("GK*.md")}
+    assert len(rules) > 70
+    assert rules <= found
+    written = {Path(page.path).stem for page in all_pages() if page.path not in ("README.md", "docs/index.md")}
+    assert written <= found
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    page = (site / "reference" / "index.html").read_text(encoding="utf-8")
+    missing = {name for name in gk.__all__ if f'id="graftkit.{name}"' not in page}
+    assert missing == {"__version__"}
+
+
+def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        fetched = re.findall(
+            r"""<(?:script|link|img)[^>]+(?:src|href)=["']?(?:https?:)?//([^"'\s>]+)""", page.read_text()
+        )
+        assert fetched == [], page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desk"])
+def test_the_search_finds_a_rule(address: str, width: int) -> None:
+    from playwright.sync_api import sync_playwright
+
+    trouble: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark")
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+        page.goto(f"{address}/")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        if width < 1000:
+            page.locator("label.md-header__button[for=__search]").click()
+        page.get_by_role("textbox", name="Search").press_sequentially("GK202")
+        found = page.locator(".md-search-result__link[href*='rules/GK202']").first
+        found.wait_for()
+        found.click()
+        page.wait_for_url("**/rules/GK202/**")
+        assert "GK202" in page.locator("h1").inner_text()
+        browser.close()
+    assert trouble == []
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """The site, served on this machine: a browser runs no search from files."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
