@@ -11,7 +11,8 @@ import random
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def _prove(base: nn.Module, batch: dict[str, Any], config_folder: Path, dtype: t
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         _seed()
-        adapted = get_peft_model(base, PeftConfig.from_pretrained(config_folder), autocast_adapter_dtype=False)
+        with _without_word_embeddings(base):
+            config = PeftConfig.from_pretrained(config_folder)
+            adapted = get_peft_model(base, config, autocast_adapter_dtype=False)
         tensors = _perturbed(adapted.to(dtype).eval())
         without_gradient = _without_gradient(adapted, batch, tensors)
         with adapted.disable_adapter():
@@ -100,7 +103,8 @@ def _prove(base: nn.Module, batch: dict[str, Any], config_folder: Path, dtype: t
         outputs = _outputs(adapted, batch)
         merged = _outputs(copy.deepcopy(adapted).merge_and_unload(), batch)
         adapted.save_pretrained(folder, save_embedding_layers=False)
-        again = PeftModel.from_pretrained(untouched, folder, autocast_adapter_dtype=False).eval()
+        with _without_word_embeddings(untouched):
+            again = PeftModel.from_pretrained(untouched, folder, autocast_adapter_dtype=False).eval()
         read = dict(again.named_parameters())
         return StockProof(
             dtype=dtype,
@@ -112,6 +116,20 @@ def _prove(base: nn.Module, batch: dict[str, Any], config_folder: Path, dtype: t
             reloaded=_apart(outputs, _outputs(again, batch)),
             not_reloaded=tuple(name for name, saved in tensors.items() if not torch.equal(saved, read[name])),
         )
+
+
+@contextmanager
+def _without_word_embeddings(base: Any) -> Iterator[None]:
+    """Do what docs/upstream/peft_asks_for_input_embeddings.md tells where a class names no word embeddings."""
+    try:
+        getattr(base, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:
+        tied = getattr(base.config, "tie_word_embeddings", True)
+        base.config.tie_word_embeddings = False  # no word embeddings, so nothing is tied to them
+        yield
+        base.config.tie_word_embeddings = tied
+    else:
+        yield
 
 
 def _seed() -> None:
@@ -132,10 +150,19 @@ def _perturbed(model: nn.Module) -> dict[str, nn.Parameter]:
 def _without_gradient(
     model: nn.Module, batch: dict[str, Any], tensors: Mapping[str, nn.Parameter]
 ) -> tuple[str, ...]:
-    """Return the names of the tensors whose gradient is missing, zero or not finite.
+    """Return the names of the tensors whose gradient is missing, zero or not finite, in both modes of the model.
 
     Of the model's own loss; where it has none, of all outputs, each value weighed by a random number.
     """
+    left = _left_without(model, batch, tensors)
+    if left:
+        trained = copy.deepcopy(model).train()
+        named = dict(trained.named_parameters())
+        left = _left_without(trained, batch, {name: named[name] for name in left})
+    return left
+
+
+def _left_without(model: nn.Module, batch: dict[str, Any], tensors: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
     _seed()
     output = model(**batch)
     loss = getattr(output, "loss", None)

@@ -11,6 +11,7 @@ from graftkit.attaching.same_model import check_same_model
 from graftkit.errors import AttachError
 from graftkit.modeling.extensions import own_extension_folder
 from graftkit.modeling.unwrapping import base_model_of
+from graftkit.modeling.word_embeddings import nothing_tied_to_words
 from graftkit.planning.plan import Plan
 from graftkit.text import some
 
@@ -47,7 +48,7 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # PEFT edits the configuration it is given (sets become lists, targets are narrowed): the plan keeps its own.
     try:
-        with own_extension_folder():
+        with own_extension_folder(), nothing_tied_to_words(model):
             peft_model = get_peft_model(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
     except Exception as error:
         raise _refused(error, model) from error
@@ -96,7 +97,7 @@ def attach_stock(model: nn.Module, fields: Mapping[str, Any]) -> PeftModel:
 
     _check_plain(model)
     try:
-        with own_extension_folder():
+        with own_extension_folder(), nothing_tied_to_words(model):
             return get_peft_model(model, PeftConfig.from_peft_type(**fields))
     except Exception as error:
         raise _refused(error, model) from error

@@ -19,6 +19,7 @@ from graftkit.engines.outcome import Outcome, Served
 from graftkit.errors import AdapterError
 from graftkit.findings import Report
 from graftkit.modeling.random_state import seeding
+from graftkit.modeling.word_embeddings import nothing_tied_to_words
 from graftkit.planning.plan import plan
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
@@ -242,7 +243,8 @@ def with_adapter(live: PreTrainedModel, adapter: str | Path) -> PeftModel:
 
     folder = read_adapter(Path(adapter).expanduser()).folder
     try:
-        return PeftModel.from_pretrained(live, str(folder))
+        with nothing_tied_to_words(live):
+            return PeftModel.from_pretrained(live, str(folder))
     except (RuntimeError, ValueError, KeyError) as error:
         raise AdapterError(
             "PEFT cannot load this adapter on this base",

@@ -32,7 +32,8 @@ class Fault(Enum):
     )
     NO_INPUT_EMBEDDINGS = (
         "peft_asks_for_input_embeddings",
-        "PEFT refuses every adapter: the model's class does not say where its input embeddings are",
+        "PEFT alone attaches and loads an adapter only while model.config.tie_word_embeddings is False: it asks "
+        "for input embeddings, and the model's class does not say where they are",
     )
 
     @property
@@ -72,7 +73,7 @@ def find_faults(model: nn.Module, sites: Iterable[_Adaptable]) -> tuple[FoundFau
     adaptable = [site for site in sites if site.adaptable]
     found = {
         Fault.RENAMED_ON_RELOAD: tuple(_lost_on_reload(model, adaptable)),
-        Fault.NO_INPUT_EMBEDDINGS: tuple(s.path for s in adaptable) if _hides_input_embeddings(model) else (),
+        Fault.NO_INPUT_EMBEDDINGS: tuple(s.path for s in adaptable) if hides_input_embeddings(model) else (),
     }
     return tuple(FoundFault(fault, paths) for fault, paths in found.items() if paths)
 
@@ -127,7 +128,7 @@ def _renames_any(model: Any, names: list[str]) -> bool:
     return any(renaming.rename_source_key(name)[0] != name for name in names for renaming in renamings)
 
 
-def _hides_input_embeddings(model: Any) -> bool:
+def hides_input_embeddings(model: Any) -> bool:
     """Check whether PEFT will ask for input embeddings that the model's class does not name.
 
     Source: ``peft.utils.other._get_module_names_tied_with_embedding``.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import graftkit as gk
@@ -56,6 +56,45 @@ def test_a_class_that_hides_its_input_embeddings() -> None:
     assert set(warning.sites) == {attached.path for attached in plan.attached}
     assert warning.page == Fault.NO_INPUT_EMBEDDINGS.page
     assert plan.to_dict()["warnings"][0]["page"] in str(plan)
+
+
+@pytest.mark.parametrize("name", ["granite_speech5_ctc", "pp_formulanet"])
+def test_stock_peft_adapts_it_while_the_configuration_says_that_no_words_are_tied(
+    tmp_path: Path, twin_of: Callable[[str], nn.Module], name: str
+) -> None:
+    base = twin_of(name).eval()
+    batch, before, shared = gk.example_batch(base), dict(vars(base.config)), _shared(base)
+    with pytest.raises(NotImplementedError):
+        get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj"]))
+    adapted = gk.attach(copy.deepcopy(base), gk.plan(base, targets="all-linear", r=2))
+    assert vars(adapted.get_base_model().config) == before
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(0.1) if parameter.requires_grad else parameter
+    adapted.save_pretrained(tmp_path / "adapter")
+
+    fresh = copy.deepcopy(base)
+    tied = getattr(fresh.config, "tie_word_embeddings", True)
+    fresh.config.tie_word_embeddings = False
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    fresh.config.tie_word_embeddings = tied
+    expected = adapted.eval()(**batch)[0]
+    assert torch.equal(loaded(**batch)[0], expected)
+
+    merged = loaded.merge_and_unload()
+    assert _shared(merged) == shared
+    merged.save_pretrained(tmp_path / "merged")
+    again = type(base).from_pretrained(tmp_path / "merged").eval()
+    assert _shared(again) == shared
+    torch.testing.assert_close(again(**batch)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def _shared(model: nn.Module) -> list[list[str]]:
+    """Return the names of the parameters that have more than one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return sorted(group for group in names.values() if len(group) > 1)
 
 
 @pytest.mark.parametrize("fault", Fault)

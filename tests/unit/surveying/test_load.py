@@ -383,3 +383,7 @@ def test_a_class_that_transformers_names_and_does_not_export() -> None:
     with pytest.raises(BuildError) as caught:
         model_class_of(load_config("voxtral_realtime_text"))
     assert caught.value.code == "no-model-class"
+
+
+def test_a_model_that_reads_text_is_loaded_with_its_recognition_head() -> None:
+    assert model_class_of(load_config("pp_ocrv6_tiny_rec")).__name__ == "PPOCRV6TinyRecForTextRecognition"

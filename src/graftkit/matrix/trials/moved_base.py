@@ -13,6 +13,7 @@ from graftkit.checks.probes.live_adapter import perturbed
 from graftkit.matrix.cell import Outcome, Verdict
 from graftkit.matrix.trials.outcomes import plain
 from graftkit.modeling.outputs import outputs_of
+from graftkit.modeling.word_embeddings import nothing_tied_to_words
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,7 +37,9 @@ def reload(original: PreTrainedModel, adapted: PeftModel, batch: Mapping[str, An
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapted.save_pretrained(folder, save_embedding_layers=False)
-            again = PeftModel.from_pretrained(copy.deepcopy(original), folder)
+            base = copy.deepcopy(original)
+            with nothing_tied_to_words(base):
+                again = PeftModel.from_pretrained(base, folder)
         compared = compare(expected, outputs_of(again, batch))
         effect = compare(expected, outputs_of(original, batch)).difference
     said = f"loaded on the original base by stock PEFT, outputs differ by {compared.difference:.1e}"

@@ -22,6 +22,7 @@ _AUTO_CLASSES = (
     "AutoModelForCausalLM",
     "AutoModelForCTC",
     "AutoModelForImageClassification",
+    "AutoModelForTextRecognition",
     "AutoModel",
 )
 

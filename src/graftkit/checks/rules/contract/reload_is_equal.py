@@ -34,6 +34,7 @@ from graftkit.checks.probes.merging import quantized_layer
 from graftkit.findings import Severity
 from graftkit.modeling.extensions import own_extension_folder
 from graftkit.modeling.outputs import outputs_of
+from graftkit.modeling.word_embeddings import nothing_tied_to_words
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,7 +65,7 @@ def _check(context: CheckContext) -> Observation:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
             try:
-                with own_extension_folder():
+                with own_extension_folder(), nothing_tied_to_words(base):
                     again = PeftModel.from_pretrained(base, saved)
             except (ValueError, RuntimeError, KeyError) as error:
                 return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
