@@ -6,7 +6,7 @@ from graftkit.families._base import Family
 
 FAMILY = Family(
     name="qwen2_vl",
-    model_types=("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"),
+    model_types=("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "qwen2_5_omni_talker"),
     # The attention falls back to sections of 16, 24 and 24 frequencies, for heads of 128; the twin's have 16.
     twin_overrides={"rope_parameters": {"mrope_section": [2, 3, 3]}},
 )

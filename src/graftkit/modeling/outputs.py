@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from graftkit.modeling.device import on_device_of
+from graftkit.modeling.entry import parts_to_run, run
 from graftkit.modeling.module_mode import evaluating
 from graftkit.modeling.random_state import seeding
 from graftkit.modeling.unwrapping import peft_model_of
@@ -85,7 +85,7 @@ def outputs_of(model: nn.Module, batch: Mapping[str, Any], *, seed: int = 0) -> 
     import torch
 
     with seeding(model, seed), evaluating(model), torch.no_grad():
-        output = of_data_alone(model)(**on_device_of(model, batch))
+        output = run(of_data_alone(model), batch)
     found = {path: tensor.detach().cpu() for path, tensor in floating_outputs(output).items()}
     if not found:
         raise ValueError(f"the model returns no floating-point tensor: {type(output).__name__}")
@@ -109,9 +109,18 @@ def of_data_alone(model: Any) -> Any:
 def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Return the model's own loss on ``batch``, or a loss over all its outputs where it computes none: 0-dim.
 
-    The model runs in its own mode, and from the random state that there is.
+    The model runs in its own mode, and from the random state that there is. Of a class without a forward it is the
+    sum of its parts' losses.
     """
-    output = of_data_alone(model)(**on_device_of(model, batch))
+    import torch
+
+    output = run(of_data_alone(model), batch)
+    if parts_to_run(model):
+        return torch.stack([_loss_in(part).float().cpu() for part in output.values()]).sum()
+    return _loss_in(output)
+
+
+def _loss_in(output: Any) -> Tensor:
     loss = getattr(output, _LOSS, None)
     # Some classes return one loss a row.
     return loss.mean() if loss is not None else loss_over(output)

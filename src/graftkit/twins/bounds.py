@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from graftkit.modeling.bounded_wrappers import BoundedWrapper, bounded_wrappers
+from graftkit.modeling.entry import run
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ def calibrate_bounds(model: nn.Module, batch: Mapping[str, Any] | None) -> None:
         with ExitStack() as hooks, torch.no_grad():
             for wrapper in wrappers:
                 _set_when_called(hooks, wrapper)
-            model(**batch)
+            run(model, batch)
     for wrapper in wrappers:
         for name, bound in _infinite(wrapper).items():
             bound.fill_(-_UNREACHED if name.endswith("min") else _UNREACHED)

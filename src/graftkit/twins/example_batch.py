@@ -11,6 +11,7 @@ from graftkit.errors import BuildError, GraftError
 from graftkit.families import family_of
 from graftkit.families._known_twins import known_twin
 from graftkit.modeling.device import cast_inputs
+from graftkit.modeling.entry import parts_to_run
 from graftkit.modeling.module_mode import evaluating
 from graftkit.modeling.unwrapping import base_model_of
 from graftkit.progress import Progress
@@ -41,7 +42,8 @@ def example_batch(
     Text is (B, T) int64 ``input_ids`` with an ``attention_mask`` of ones and ``labels`` that ignore (-100)
     the placeholders of images and audio. Other modalities come as the model's forward names and shapes them,
     in its floating-point type. All tensors are on the model's device; flags such as ``use_cache`` are Python's.
-    A class that computes no loss gets no labels.
+    A class that computes no loss gets no labels. A class without a forward gets the inputs of its parts, by their
+    names, but for parts that nothing is known to feed.
 
     What a class takes is known for those of transformers. For another it is searched on the model, and kept on
     disk.
@@ -65,6 +67,11 @@ def example_batch(
             code="twin",
         )
     base = base_model_of(model)
+    if parts := parts_to_run(base):
+        tried = [
+            _of_part(part, batch_size, seed, wanted, seconds / len(parts), on_progress) for part in parts.values()
+        ]
+        return _fed(base, dict(zip(parts, tried, strict=True)))
     refused: Exception | None = None
     with quiet_transformers():
         for make in _ways(base, batch_size, wanted, _Search(seconds, on_progress)):
@@ -77,6 +84,41 @@ def example_batch(
                 return batch
     refused = refused or ValueError("it is too large to be searched")
     raise _no_batch(base, refused) from _cause(refused)
+
+
+def _of_part(
+    part: PreTrainedModel,
+    batch_size: int,
+    seed: int,
+    modalities: frozenset[str],
+    seconds: float,
+    on_progress: Callable[[Progress], None] | None,
+) -> dict[str, Any] | BuildError:
+    """Return the inputs of a part, or why there are none."""
+    try:
+        return example_batch(
+            part,
+            batch_size=batch_size,
+            seed=seed,
+            modalities=modalities,
+            seconds=seconds,
+            on_progress=on_progress,
+        )
+    except BuildError as error:
+        return error
+
+
+def _fed(model: PreTrainedModel, tried: Mapping[str, dict[str, Any] | BuildError]) -> dict[str, Any]:
+    """Return the inputs of the parts that have any, by name.
+
+    Raises:
+        BuildError: that of the first part, where none has.
+    """
+    fed = {name: batch for name, batch in tried.items() if isinstance(batch, dict)}
+    if fed:
+        return fed
+    refused = next(error for error in tried.values() if isinstance(error, BuildError))
+    raise _no_batch(model, refused) from refused
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -122,7 +164,7 @@ class Searched:
 
     Attributes:
         batch: inputs on the model's device, that it ran on.
-        recipe: what they were made from; None where the family's own code made them.
+        recipe: what they were made from; None where the family's own code made them, or where they are of parts.
         unfed: why modalities are missing that the forward takes, by modality.
     """
 
@@ -138,8 +180,8 @@ def search_batch(model: PreTrainedModel, seconds: float = SECONDS) -> Searched:
         BuildError: code ``twin``, where none is found.
     """
     family = family_of(model.config.model_type)
-    if family is not None and family.example_inputs is not None:
-        return Searched(example_batch(model))
+    if parts_to_run(model) or (family is not None and family.example_inputs is not None):
+        return Searched(example_batch(model, seconds=seconds))
     try:
         with quiet_transformers():
             found = find_recipe(model, seconds=seconds)

@@ -124,7 +124,8 @@ def _in_place_of(model: nn.Module, path: str) -> Iterator[nn.Module]:
     """
     parent, _, name = path.rpartition(".")
     owner, module = model.get_submodule(parent), model.get_submodule(path)
-    instead = copy.copy(module)
+    instead = object.__new__(type(module))
+    instead.__dict__.update(module.__dict__)  # copy.copy() refuses modules whose weights are parametrized
     instead._forward_hooks = OrderedDict()
     setattr(owner, name, instead)
     try:

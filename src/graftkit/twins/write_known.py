@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from graftkit.families import family_of
 from graftkit.families._known_twins import KNOWN_TWINS, KnownTwin, known_twins, read_known_twins, to_toml
 from graftkit.files import write_text
+from graftkit.modeling.entry import parts_to_run
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.surveying.sources.quiet import quiet_transformers
@@ -53,9 +54,9 @@ def _kept(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _batch(model: PreTrainedModel) -> Mapping[str, Mapping[str, str]]:
-    """Return the recipe that building the twin found, or a new one; none where the family makes batches itself."""
+    """Return the recipe that building the twin found, or a new one; none where a family or the parts make batches."""
     family = family_of(model.config.model_type)
-    if family is not None and family.example_inputs is not None:
+    if parts_to_run(model) or (family is not None and family.example_inputs is not None):
         return {}
     found = recall(Fact.BATCH, type(model))
     if found and is_recipe(found):

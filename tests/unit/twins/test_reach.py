@@ -117,7 +117,7 @@ def test_the_last_layer_of_a_tower_that_is_read_before_its_end() -> None:
 
 def test_experts_that_no_token_chose_are_no_pattern() -> None:
     # Its experts are linears of their own, "expert_0" and so on, and its router leaves some without a token.
-    model = gk.twin("nllb-moe")
+    model = gk.twin("switch_transformers")
     batch = {name: tensor[:1, :2] for name, tensor in gk.example_batch(model).items()}
     assert any(".experts." in path for path in unreached(model, batch))
     paths = [site.path for site in gk.survey(model)]
@@ -140,6 +140,22 @@ def test_a_number_in_a_name_is_no_number_in_a_list() -> None:
     torch.manual_seed(0)
     patterns = find_patterns(TwoOfThree(), {"states": torch.randn(2, 4)})
     assert patterns == {"not_called": ("fc1",)}
+
+
+def test_weights_that_a_parametrization_computes_get_a_gradient() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = model
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.layers(states)
+            return out
+
+    assert not unreached(Named(), {"states": torch.randn(2, 4)})
 
 
 # ---- batches that train more ----

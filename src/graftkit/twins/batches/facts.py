@@ -29,7 +29,7 @@ class Input:
     Attributes:
         name: of the argument.
         required: it has no default.
-        kind: "float", "int", "bool", "flag" (a Python bool), or "" where nothing tells.
+        kind: "float", "int", "bool", "flag" (a Python bool), "number" (a Python int), or "" where nothing tells.
         shape: names of its documented axes; empty where they are not documented.
     """
 
@@ -171,4 +171,6 @@ def _kind(argument: inspect.Parameter, documented: str) -> str:
             return kind
     if "Tensor" in text:
         return "float"
+    if argument.annotation in (int, "int"):
+        return "number"
     return "flag" if "bool" in text else ""

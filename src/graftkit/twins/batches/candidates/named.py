@@ -29,8 +29,11 @@ def other(facts: ModelFacts, name: str) -> str | None:
 
 def unknown(facts: ModelFacts, name: str) -> str | None:
     """Return a first guess for an input of which nothing tells what it is: what fails then tells its widths."""
-    known = facts.inputs[name].kind in ("", "float") and not facts.inputs[name].shape
-    return f"normal(B, {facts.width}, {_STEPS})" if known else None
+    given = facts.inputs[name]
+    if given.kind == "number":
+        return "1"
+    undocumented = given.kind in ("", "float") and not given.shape
+    return f"normal(B, {facts.width}, {_STEPS})" if undocumented else None
 
 
 def optional(facts: ModelFacts, given: Sequence[str]) -> list[str]:
@@ -96,7 +99,7 @@ def _by_name(facts: ModelFacts, name: str) -> str | None:
 
 
 def _by_shape(facts: ModelFacts, given: Input) -> str | None:
-    if not given.shape or not given.kind or given.kind == "flag":
+    if not given.shape or given.kind in ("", "flag", "number"):
         return None
     axes = [_axis(facts, given, axis) for axis in given.shape]
     if None in axes:

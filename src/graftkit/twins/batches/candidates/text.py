@@ -6,7 +6,7 @@ from graftkit.twins.batches.facts import ModelFacts
 
 TEXT_TOKENS = 12
 _TARGET_TOKENS = 4
-_CODEBOOKS = ("num_codebooks", "num_channels", "n_codebooks", "num_quantizers", "num_vq")
+_CODEBOOKS = ("num_codebooks", "num_channels", "n_codebooks", "num_quantizers", "num_vq", "n_codes_total")
 _VOCABULARIES = ("vocab_size", "text_vocab_size", "audio_vocab_size")
 
 
