@@ -54,7 +54,7 @@ def _kept(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _batch(model: PreTrainedModel) -> Mapping[str, Mapping[str, str]]:
-    """Return the recipe that building the twin found, or a new one; none where a family or the parts make batches."""
+    """Return the recipe that building the twin found, or a new one; none where a family or parts make batches."""
     family = family_of(model.config.model_type)
     if parts_to_run(model) or (family is not None and family.example_inputs is not None):
         return {}
