@@ -11,6 +11,7 @@ import traceback
 from dataclasses import dataclass
 from importlib import metadata
 
+from graftkit._version import __version__
 from graftkit.errors import MissingDependencyError
 from graftkit.text import describe
 
@@ -33,11 +34,12 @@ _VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME", "CUDA_VISIBLE_DEVICES"
 def environment() -> dict[str, dict[str, str | None]]:
     """Return the versions of everything graftkit works with: ``packages``, ``system`` and ``variables``.
 
-    Versions are read from package metadata; nothing is imported. A package that is not installed, and a variable
+    Versions are read from package metadata; nothing is imported. graftkit's is that of the code that runs, as
+    ``graft --version`` says it. A package that is not installed, and a variable
     that is not set, is None.
     """
     return {
-        "packages": {name: version_of(name) for name in _PACKAGES},
+        "packages": {**{name: version_of(name) for name in _PACKAGES}, "graftkit": __version__},
         "system": {
             "python": platform.python_version(),
             "platform": platform.platform(),

@@ -82,7 +82,24 @@ def test_env() -> None:
 
 
 def test_version() -> None:
-    assert graft("--version").stdout.strip() == "0.1.0"
+    said = graft("--version").stdout.strip()
+    assert said == "0.1.0"
+    assert f"graftkit: {said}" in graft("env").stdout.splitlines()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(shell: str) -> None:
+    script = "import sys; sys.argv[0] = 'graft'; from graftkit.cli.main import main; main()"
+    words = {"COMP_WORDS": "graft mer", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "graft mer"}
+    environment = {
+        **os.environ,
+        **words,
+        "_GRAFT_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert "merge" in done.stdout
+    assert "train" not in done.stdout
 
 
 def _corrupt(folder: Path) -> str:

@@ -21,6 +21,7 @@ from graftkit.cli.commands import (
     demo,
     doctor,
     env,
+    init,
     matrix,
     merge,
     plan,
@@ -42,7 +43,6 @@ _PIPE_CLOSED = 141
 app = typer.Typer(
     name="graft",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -50,6 +50,7 @@ for command in (
     demo.demo,
     survey.survey,
     plan.plan,
+    init.init,
     doctor.doctor,
     verify.verify,
     train.train,

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 # Trainer -> the sets of columns that make a sample. The first set that the data has is used, without the others.
-_COLUMNS = {
+COLUMNS = {
     "sft": (("messages",), ("prompt", "completion"), ("text",)),
     "dpo": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "grpo": (("prompt",),),
 }
-_MODALITIES = {"image": "image", "images": "image", "audio": "audio", "audios": "audio"}
+MODALITIES = {"image": "image", "images": "image", "audio": "audio", "audios": "audio"}
 # What TRL reads besides a sample's columns. A reward may read any.
-_EXTRA = {*_MODALITIES, "tools", "chat_template_kwargs"}
+_EXTRA = {*MODALITIES, "tools", "chat_template_kwargs"}
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,16 @@ def _split_off(rows: Dataset, share: float, recipe: Recipe) -> tuple[Dataset, Da
     return parts["train"], parts["test"]
 
 
-def _read(path: str, split: str, place: Path) -> tuple[Dataset, Path]:
-    """Return the rows, and the folder that paths in them are relative to."""
+def read_rows(path: str, split: str, place: Path) -> tuple[Dataset, Path]:
+    """Return the rows as they are, and the folder that paths in them are relative to.
+
+    Args:
+        path: as a recipe has it.
+        place: where that is, if it is on this machine.
+
+    Raises:
+        DataError: ``data-missing``, ``data-unreachable`` or ``data-unreadable``.
+    """
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     check_source(path, place)
@@ -137,7 +145,7 @@ def _builder(file: Path) -> str:
 def _load_rows(path: str, split: str, recipe: Recipe) -> Dataset:
     """Return the rows with the trainer's columns, within the limit, after the first one was read."""
     section, trainer = recipe.fields.data, recipe.fields.trainer
-    rows, home = _read(path, split, place_of(path, recipe))
+    rows, home = read_rows(path, split, place_of(path, recipe))
     rows = _renamed(rows, section.columns, path)
     if section.limit is not None:
         rows = rows.select(range(min(section.limit, len(rows))))
@@ -166,7 +174,7 @@ def _sample_columns(recipe: Recipe, present: Iterable[str], path: str) -> tuple[
     """Return the columns that make a sample."""
     trainer = recipe.fields.trainer
     text = str(recipe.args.get("dataset_text_field", "text"))
-    sets = tuple(tuple(text if name == "text" else name for name in names) for names in _COLUMNS[trainer])
+    sets = tuple(tuple(text if name == "text" else name for name in names) for names in COLUMNS[trainer])
     found = next((names for names in sets if set(names) <= set(present)), None)
     if found is None:
         raise DataError(
@@ -191,7 +199,7 @@ def _modalities(recipe: Recipe, columns: Iterable[str]) -> tuple[str, ...]:
     Raises:
         DataError: ``data-modalities``: no trainer takes such rows.
     """
-    shown = tuple(sorted({_MODALITIES[name] for name in columns if name in _MODALITIES}))
+    shown = tuple(sorted({MODALITIES[name] for name in columns if name in MODALITIES}))
     if "audio" in shown and (len(shown) > 1 or recipe.fields.trainer != "sft"):
         raise DataError(
             f"{recipe.fields.trainer} takes no rows of {' and '.join(shown)}",

@@ -74,7 +74,7 @@ class Trackers:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self._tensorboard_folder())  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(self._tensorboard_folder())
         for name, value in found.items():
             self._writer.add_scalar(name, value, step)
 
