@@ -60,6 +60,7 @@ _RULES = (
     related_fields.codebooks,
     related_fields.embeddings,
     related_fields.as_wide,
+    related_fields.boxes,
     related_fields.positions,
     related_fields.stages,
     related_fields.image,

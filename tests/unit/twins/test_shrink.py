@@ -376,6 +376,11 @@ RELATIONS = (
         {"taps_layers": [1], "vision_output_dim": 2 * 64},
     ),
     (
+        "corners-and-sides-of-a-box-side-by-side",
+        {"hidden_size": 768, "coordinate_size": 171, "shape_size": 42},
+        {"coordinate_size": 8, "shape_size": 16},
+    ),
+    (
         "a-picture-counted-in-patches",
         {"image_size": 1024, "patch_size": 16, "image_embedding_size": 64},
         {"image_size": 64, "image_embedding_size": 4},

@@ -136,6 +136,15 @@ def embeddings(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
     return {name: new[width] // 2 if own[name] < own[width] else 2 * new[width] for name in others}
 
 
+def boxes(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the embeddings of a box's four coordinates and two sides, joined, as wide as the layers."""
+    width, coordinate, side = first_count(own, WIDTHS), own.get("coordinate_size"), own.get("shape_size")
+    if width is None or not is_count(coordinate) or not is_count(side) or 4 * coordinate + 2 * side != own[width]:
+        return {}
+    smaller: int = new[width] // 8
+    return {"coordinate_size": smaller, "shape_size": (new[width] - 4 * smaller) // 2}
+
+
 def positions(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
     """Shrink a learned table of positions; a rotary model's length decides no shape and is kept."""
     length = own.get("max_position_embeddings")
