@@ -20,8 +20,8 @@ from graftkit.text import size
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Of a GPU's memory, what weights, gradients and the optimizer may take: the rest is for activations, which depend on
-# the length of the rows, and for the driver.
+# Of a GPU's memory, what weights, gradients and the optimizer may take: the rest is for activations, which depend
+# on the length of the rows, and for the driver.
 _SHARE = 0.7
 _GIB = 2**30
 # Names that data sets give to what a trainer's column holds; the first that the data has is taken.
@@ -129,13 +129,13 @@ def _trainer(
         f"{wanted or 'no trainer'} does not find its columns" if wanted else "no trainer finds its columns",
         where=path,
         why=f"needed are {' or '.join(needed)}; the data has {', '.join(present)}",
-        help="rename the columns, or write data: {columns: {prompt: question}} in the recipe of graft train --init",
+        help="rename them, or begin with graft train --init and say data: {columns: {prompt: question}}",
         code="data-columns",
     )
 
 
 def _renamed(names: tuple[str, ...], present: Collection[str], *, grpo: bool) -> dict[str, str] | None:
-    """Return the trainer's column -> the data's, None where one is missing. For grpo, with the answer to compare."""
+    """Return the trainer's column -> the data's, for grpo with the answer; None where one is missing."""
     found: dict[str, str] = {}
     wanted = {name: (name, *_NAMES.get(name, ())) for name in names}
     if grpo:

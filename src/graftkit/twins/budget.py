@@ -30,7 +30,7 @@ class OverBudgetError(BuildError):
 
 @contextmanager
 def within(seconds: float, memory: int = MEMORY) -> Iterator[None]:
-    """Stop what the block computes with torch on the CPU once it has taken too long, or would take too much memory.
+    """Stop what the block computes with torch on the CPU once it took too long, or would take too much memory.
 
     Every operation is counted, in a backward pass too. One that makes much from what it is given is tried on the
     meta device first, so that a single large one is stopped before it runs. Python code between operations is not

@@ -1,4 +1,4 @@
-"""What is searched, built and trained on the way to a twin ends in time, and does not take the machine's memory."""
+"""What is searched, built and trained on the way to a twin ends in time, and leaves the machine its memory."""
 
 from __future__ import annotations
 
