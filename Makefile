@@ -65,6 +65,7 @@ docs: $(STAMP) docs/images/demo.png
 site: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+	$(BIN)/python -m pytest tests/docs/test_site.py
 
 # The README's picture, by the Chromium that is installed.
 docs/images/demo.png: $(wildcard src/graftkit/demo/*.py src/graftkit/report/html.py src/graftkit/report/templates/report*)

@@ -18,7 +18,8 @@ _FENCE = re.compile(
 _TITLE = re.compile(r'title="([^"]+)"')
 # The sentence that a reader sees, and that says what stands in for what.
 _SENTENCE = re.compile(
-    r"Tests run every block of this page as it is(?:, with (?P<stand_ins>[^.]*(?:\.\S[^.]*)*))?\.(?=\s|\*|$)"
+    r"Tests run (?:every block of this page|it) as it is"
+    r"(?:, with (?P<stand_ins>[^.]*(?:\.\S[^.]*)*))?\.(?=\s|\*|$)"
 )
 _STAND_IN = re.compile(r"(?P<what>[^`]+?(?:(?:of|for) `[^`]+`)?) as `(?P<name>[^`]+)`(?:, (?:and )?| and |$)")
 _NOT_RUN = re.compile(r"Not run: ")
@@ -107,8 +108,8 @@ class Page:
 
     @property
     def _plain(self) -> str:
-        """The text, without line breaks and without what begins a quotation's lines."""
-        return " ".join(self.text.replace("\n> ", "\n").split())
+        """The text, without line breaks and without what begins the lines of a quotation or a comment."""
+        return " ".join(re.sub(r"^[>#] ", "", self.text, flags=re.MULTILINE).split())
 
 
 def all_pages() -> tuple[Page, ...]:

@@ -21,6 +21,7 @@ from tests.training.tones import write_tones
 
 import graftkit as gk
 
+_TWIN = re.compile(r"a (?P<kind>twin|wide twin)(?: of `(?P<of>.+)`)?")
 _REVISION = "0" * 40
 _CHATML = (
     "{% for message in messages %}"
@@ -53,28 +54,32 @@ class Models:
         for each in stand_ins:
             adapter = re.fullmatch(r"an adapter for `(.+)`", each.what)
             if adapter is not None:
-                _save_adapter(self._made("twin", adapter[1]), adapter[1], page / each.name)
+                base = next(other for other in stand_ins if other.name == adapter[1])
+                _save_adapter(self._made(base), base.name, page / each.name)
                 continue
-            twin = re.fullmatch(r"a (?P<kind>twin|wide twin)(?: of `(?P<of>.+)`)?", each.what)
-            if twin is None:
+            if _TWIN.fullmatch(each.what) is None:
                 _FILES[each.what](page / each.name)
                 continue
-            made = self._made(twin["kind"], twin["of"] or each.name)
+            made = self._made(each)
             if "/" in each.name:
                 _link(made, hub, each.name)
             else:
                 shutil.copytree(made, page / each.name)
 
-    def _made(self, kind: str, of: str) -> Path:
+    def _made(self, model: StandIn) -> Path:
+        twin = _TWIN.fullmatch(model.what)
+        assert twin is not None, model
+        kind, of = twin["kind"], twin["of"] or model.name
         folder = self._folder / kind.replace(" ", "-") / of.replace("/", "--")
         return folder if folder.is_dir() else _MODELS[kind](folder, of)
 
 
 def _save_adapter(base: Path, name: str, folder: Path) -> None:
     """Save a LoRA adapter on the language tower, as somebody would who trained it on the model of that name."""
-    from transformers import AutoModelForImageTextToText
+    import transformers
 
-    model = AutoModelForImageTextToText.from_pretrained(base)
+    (kind,) = transformers.AutoConfig.from_pretrained(base).architectures
+    model = getattr(transformers, kind).from_pretrained(base)
     model = gk.attach(model, gk.plan(model, scope=["language"], r=4, init_lora_weights=False))
     model.save_pretrained(folder)
     config = folder / "adapter_config.json"
