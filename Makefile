@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo families buildable test test-families test-slow test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs site bench engines clean
+.PHONY: demo families buildable test test-families test-slow test-install test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs site bench engines clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz and not distributed and not peers and not serve and not families"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not fuzz and not distributed and not peers and not serve and not families and not install"
 
 # Every model type; `make test` has those that people ask for and a tenth of the others, which changes every day.
 test-families: $(STAMP)
@@ -18,6 +18,10 @@ test-families: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow"
+
+# What an index would give: the wheel in an environment of its own.
+test-install: $(STAMP)
+	$(BIN)/python -m pytest -m "install" tests/install
 
 # DeepSpeed builds with the ninja that it brings, which has to be found like a command.
 test-distributed: $(STAMP)
