@@ -12,8 +12,10 @@ from tests.docs.pages import ROOT, Page, all_pages
 from tests.docs.picture import HEIGHT, SCALE, WIDTH
 from tests.docs.server import Programs
 from tests.docs.stand_ins import Models
-from tests.docs.steps import missing, steps_of
+from tests.docs.steps import LANGUAGES, missing, steps_of
 
+# What leads to the pages.
+ENTRANCES = {"README.md", "docs/index.md"}
 PAGES = {page.path: page for page in all_pages()}
 RUN = [path for path, page in PAGES.items() if any(block.language in ("python", "sh") for block in page.blocks)]
 
@@ -40,6 +42,19 @@ def test_a_page_says_what_its_tests_run(page: Page) -> None:
     languages = {block.language for block in page.blocks}
     assert page.says_what_runs == bool(languages & {"python", "sh"})
     assert page.says_what_does_not or not page.has_what_is_not_run
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_every_block_has_a_language_that_is_known(page: Page) -> None:
+    """So that none is passed over: a fence without a language, or with another name for shell, would be."""
+    assert {block.language for block in page.blocks} <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_a_page_begins_with_what_its_reader_will_have(page: Page) -> None:
+    title, _, first, *_ = page.text.splitlines()
+    assert title.startswith("# ")
+    assert first.startswith("**") if page.path in ENTRANCES else first.startswith("**At the end** ")
 
 
 def test_the_pages_are_found() -> None:
