@@ -72,7 +72,7 @@ site: $(STAMP)
 	$(BIN)/python -m pytest tests/docs/test_site.py
 
 # The README's picture, by the Chromium that is installed.
-docs/images/demo.png: $(wildcard src/graftkit/demo/*.py src/graftkit/report/html.py src/graftkit/report/templates/report*)
+docs/images/demo.png: $(wildcard src/graftkit/demo/*.py src/graftkit/report/html.py src/graftkit/report/templates/report*) | $(STAMP)
 	$(BIN)/graft demo --out .demo
 	$(BIN)/python -m tests.docs.picture .demo/report.html $@
 

@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 _PRELOADED = ("torch", "transformers", "peft", "datasets", "trl", "graftkit.cli.main")
 _LONGEST = 2**20
+_PATIENCE = 5.0  # seconds between two looks at whether the tests are still there
 
 _CLIENT = """#!{python} -IS
 import json, os, socket, sys
@@ -116,8 +117,16 @@ def _serve(listening: socket.socket) -> None:
     torch.set_num_threads(1)
     # Gemma 4's own class loads only where torchvision is installed; this one has no video part.
     AutoProcessor.register(Gemma4Config, type(digit_processor()), exist_ok=True)
+    tests = os.getppid()
+    listening.settimeout(_PATIENCE)
     while True:
-        client, _ = listening.accept()
+        try:
+            client, _ = listening.accept()
+        except TimeoutError:
+            if os.getppid() != tests:
+                return  # the tests were killed
+            continue
+        client.setblocking(True)
         if os.fork() == 0:
             listening.close()
             _answer(client)
