@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError
 from graftkit.families import family_of
-from graftkit.twins.sizes import attention, related_fields
+from graftkit.twins.sizes import attention, pictures, related_fields
 from graftkit.twins.sizes.field_sizes import (
     HEAD_COUNTS,
     LAYER_COUNTS,
@@ -63,7 +63,18 @@ _RULES = (
     related_fields.boxes,
     related_fields.positions,
     related_fields.stages,
+    related_fields.scaled_stages,
     related_fields.image,
+    pictures.clips,
+    pictures.framed,
+)
+# These read the parts as well.
+_RULES_OF_PARTS = (
+    related_fields.joined_widths,
+    related_fields.feature_maps,
+    related_fields.scaled_widths,
+    pictures.pictures_of_parts,
+    pictures.read_layers,
 )
 
 
@@ -195,7 +206,7 @@ def _shrunk(config: PretrainedConfig, tokens: dict[int, int], parent: Family | N
             new[name] = copy.deepcopy(fields.get(name))
     new |= related_fields.tiles(new) | kept.without(related_fields.merged_widths(fields, new))
     new |= _placeholders(new, tokens)
-    for rule in () if kept.widths else (related_fields.joined_widths, related_fields.feature_maps):
+    for rule in () if kept.widths else _RULES_OF_PARTS:
         new |= kept.without(rule(fields, new))
     if family is None or family is parent or kept.everything:
         return new

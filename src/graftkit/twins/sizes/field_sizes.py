@@ -30,7 +30,7 @@ _TO_HIDDEN = (
     "audio_hidden_size cross_attention_hidden_size backbone_hidden_size encoder_dim decoder_dim width "
     "projector_output_dim mm_hidden_size hidden_size_global text_config_hidden_size d_embed n_state "
     "audio_output_size projection_size conv_dim tdnn_dim xvector_output_dim classifier_proj_size "
-    "codevector_dim fpn_hidden_size proj_codevector_dim upsample_groups d_latents"
+    "codevector_dim fpn_hidden_size proj_codevector_dim upsample_groups d_latents pred_hidden_size"
 )
 _TO_INTERMEDIATE = (
     "intermediate_size ffn_dim n_inner d_ff encoder_ffn_dim decoder_ffn_dim mlp_dim ffn_hidden_size d_inner "
@@ -48,7 +48,7 @@ _TO_HEADS = (
     "attention_heads num_query_heads linear_num_value_heads linear_num_heads index_n_heads "
     "decoder_num_attention_heads encoder_num_attention_heads swa_num_attention_heads "
     "audio_num_attention_heads resampler_n_heads num_query_groups n_heads_text "
-    "num_self_attention_heads num_cross_attention_heads"
+    "num_self_attention_heads num_cross_attention_heads pred_num_attention_heads"
 )
 _TO_HEAD_DIM = (
     "d_kv linear_key_head_dim linear_value_head_dim linear_head_dim qk_nope_head_dim v_head_dim "
@@ -126,6 +126,11 @@ LAYER_COUNTS = [
     "depth_encoder",
     "resampler_depth",
     "num_self_attends_per_block",
+    "num_spatial_layers",
+    "num_temporal_layers",
+    "num_auxiliary_layers",
+    "num_pooler_layers",
+    "pred_num_hidden_layers",
 ]
 
 _TOKEN_FIELD = re.compile(r"(_token_(ids?|index|idx)|_patch_id)$")

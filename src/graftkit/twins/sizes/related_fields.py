@@ -20,6 +20,7 @@ from graftkit.twins.sizes.field_sizes import (
     first_count,
     is_count,
 )
+from graftkit.twins.sizes.pictures import PATCHES_PER_SIDE
 from graftkit.twins.sizes.layers import is_index_list
 
 # Mamba's heads, and how wide each is.
@@ -28,7 +29,8 @@ _STATE_HEADS = (
     ("n_mamba_heads", "mamba_headdim"),
     ("mamba_num_heads", "mamba_head_dim"),
 )
-_PATCHES_PER_SIDE = 4
+# Of the widths that a network with a scale lists, which are made for phones.
+_SCALE = 0.25
 # Names of widths; what comes before ``_size`` in the others is measured in pixels, samples or ids.
 _WIDTH = re.compile(
     r"(_dim|_width|_channels?|(?<!image)(?<!patch)(?<!window)(?<!kernel)(?<!vocab)(?<!crop)_size)$"
@@ -160,10 +162,42 @@ def stages(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     changed: dict[str, Any] = {"depths": [min(depth, 2) for depth in depths]}
     if is_count(window := own.get("window_size")):
-        changed["window_size"] = min(window, _PATCHES_PER_SIDE)
+        changed["window_size"] = min(window, PATCHES_PER_SIDE)
     first, last = first_count(own, ("embed_dim", "patch_embeds_hidden_size")), 2 ** (len(depths) - 1)
     if first is not None and own.get("hidden_size") == own[first] * last:
         changed["hidden_size"] = new.get(first, own[first]) * last
+    return changed
+
+
+def scaled_stages(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
+    """Scale the stages of a network down whose widths and depths are multiples of listed ones, two blocks each."""
+    scale, depth, repeats = (own.get(name) for name in ("width_coefficient", "depth_coefficient", "num_block_repeats"))
+    if not _scales(scale) or not isinstance(repeats, list | tuple):
+        return {}
+    changed: dict[str, Any] = {"width_coefficient": _SCALE, "num_block_repeats": [min(n, 2) for n in repeats]}
+    if isinstance(depth, int | float):
+        changed["depth_coefficient"] = min(depth, 1.0)
+    if is_count(own.get("hidden_dim")):
+        changed["hidden_dim"] = int(own["hidden_dim"] * _SCALE / scale)
+    return changed
+
+
+def _scales(scale: Any) -> TypeGuard[float]:
+    return isinstance(scale, int | float) and scale > _SCALE
+
+
+def scaled_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep a width that is that of a part's last stage, which has a scale.
+
+    Args, Returns: as :func:`merged_widths`.
+    """
+    changed: dict[str, Any] = {}
+    for part, fields in own.items():
+        widths = fields.get("out_channels") if isinstance(fields, Mapping) else None
+        if isinstance(widths, list | tuple) and widths and _scales(fields.get("width_coefficient")):
+            last = widths[-1] * fields["width_coefficient"]
+            names = (name for name, value in own.items() if TARGETS.get(name) == HIDDEN and value == last)
+            changed |= dict.fromkeys(names, int(widths[-1] * new[part]["width_coefficient"]))
     return changed
 
 
@@ -181,9 +215,9 @@ def image(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
     Patches that overlap have a stride, and are merged by the stages that follow: of these there are 16 x 16.
     """
     size, patch = own.get("image_size"), own.get("patch_size")
-    patches = _PATCHES_PER_SIDE * 2 ** max(0, len(_depths(own)) - 1)
+    patches = PATCHES_PER_SIDE * 2 ** max(0, len(_depths(own)) - 1)
     if patch is None:
-        patch, patches = own.get("patch_stride"), _PATCHES_PER_SIDE**2
+        patch, patches = own.get("patch_stride"), PATCHES_PER_SIDE**2
     if _is_pair(size) and _is_pair(patch):
         return {"image_size": [min(s, patches * p) for s, p in zip(size, patch, strict=True)]}
     if _is_pair(size) and is_count(patch):

@@ -180,14 +180,14 @@ def _axes(facts: ModelFacts, name: str) -> Iterator[tuple[int, list[str]]]:
 
 def image_sizes(facts: ModelFacts) -> list[tuple[str, str]]:
     """Return heights and widths: those that the configuration states, then usual ones."""
-    stated = facts.fields(("image_size", "input_size", "img_size"), VISION)
+    stated = facts.fields(("image_size", "input_size", "img_size", "crop_size", "max_img_size"), VISION)
     fields = [field for field in stated if _is_size(facts.value(field))]
     sizes = [(f"height({field})", f"width({field})") for field in fields]
     # An image that the model puts together from two.
     sizes += [(f"width({field})",) * 2 for field in fields if _is_two_squares(facts.value(field))]
     sides = [(side, side) for side in _SIDES]
     patches = [field for field in facts.fields(("patch_size",), VISION) if is_count(facts.value(field))]
-    sides[2:2] = [(f"4 * {patch}", f"4 * {patch}") for patch in patches[:3]]
+    sides[2:2] = [(f"4 * {patch}", f"4 * {patch}") for patch in unlike(facts, patches)[:3]]
     return [*sizes, *sides, ("32", "128"), ("48", "320"), ("1024", "1024")]
 
 
