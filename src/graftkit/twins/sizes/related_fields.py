@@ -172,18 +172,19 @@ def stages(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def scaled_stages(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
     """Scale the stages of a network down whose widths and depths are multiples of listed ones, two blocks each."""
     scale, depth, repeats = (own.get(name) for name in ("width_coefficient", "depth_coefficient", "num_block_repeats"))
-    if not _scales(scale) or not isinstance(repeats, list | tuple):
+    if not _is_scale(scale) or not isinstance(repeats, list | tuple):
         return {}
-    changed: dict[str, Any] = {"width_coefficient": _SCALE, "num_block_repeats": [min(n, 2) for n in repeats]}
-    if isinstance(depth, int | float):
+    smaller = min(scale, _SCALE)
+    changed: dict[str, Any] = {"width_coefficient": smaller, "num_block_repeats": [min(n, 2) for n in repeats]}
+    if _is_scale(depth):
         changed["depth_coefficient"] = min(depth, 1.0)
     if is_count(own.get("hidden_dim")):
-        changed["hidden_dim"] = int(own["hidden_dim"] * _SCALE / scale)
+        changed["hidden_dim"] = int(own["hidden_dim"] * smaller / scale)
     return changed
 
 
-def _scales(scale: Any) -> TypeGuard[float]:
-    return isinstance(scale, int | float) and scale > _SCALE
+def _is_scale(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and value > 0
 
 
 def scaled_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def scaled_widths(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
     changed: dict[str, Any] = {}
     for part, fields in own.items():
         widths = fields.get("out_channels") if isinstance(fields, Mapping) else None
-        if isinstance(widths, list | tuple) and widths and _scales(fields.get("width_coefficient")):
+        if isinstance(widths, list | tuple) and widths and _is_scale(fields.get("width_coefficient")):
             last = widths[-1] * fields["width_coefficient"]
             names = (name for name, value in own.items() if TARGETS.get(name) == HIDDEN and value == last)
             changed |= dict.fromkeys(names, int(widths[-1] * new[part]["width_coefficient"]))
