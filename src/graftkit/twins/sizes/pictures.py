@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from graftkit.twins.sizes.field_sizes import is_count
 
@@ -15,7 +15,7 @@ _FRAMED_SIDE = 112
 
 
 def clips(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
-    """Set a clip of eight frames, and a picture of 4 x 4 of its tubes, or patches where it is cropped for these."""
+    """Set eight frames, and a picture of 4 x 4 of their tubes, or of patches where it is cropped for these."""
     tube, size, crop = own.get("tubelet_size"), own.get("image_size"), own.get("crop_size")
     changed = {name: min(own[name], _MOST_FRAMES) for name in _FRAMES if is_count(own.get(name))}
     if _is_tube(tube) and is_count(size) and own.get("patch_size") is None:
@@ -25,7 +25,7 @@ def clips(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _is_tube(size: Any) -> bool:
+def _is_tube(size: Any) -> TypeGuard[list[int]]:
     """Check whether a size is frames x height x width."""
     return isinstance(size, list | tuple) and len(size) == 3 and all(is_count(side) for side in size)
 

@@ -20,8 +20,8 @@ from graftkit.twins.sizes.field_sizes import (
     first_count,
     is_count,
 )
-from graftkit.twins.sizes.pictures import PATCHES_PER_SIDE
 from graftkit.twins.sizes.layers import is_index_list
+from graftkit.twins.sizes.pictures import PATCHES_PER_SIDE
 
 # Mamba's heads, and how wide each is.
 _STATE_HEADS = (
@@ -171,7 +171,9 @@ def stages(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def scaled_stages(own: Mapping[str, Any], _new: Mapping[str, Any]) -> dict[str, Any]:
     """Scale the stages of a network down whose widths and depths are multiples of listed ones, two blocks each."""
-    scale, depth, repeats = (own.get(name) for name in ("width_coefficient", "depth_coefficient", "num_block_repeats"))
+    scale, depth, repeats = (
+        own.get(name) for name in ("width_coefficient", "depth_coefficient", "num_block_repeats")
+    )
     if not _is_scale(scale) or not isinstance(repeats, list | tuple):
         return {}
     smaller = min(scale, _SCALE)
