@@ -37,6 +37,26 @@ def test_what_peft_drops_on_reload_is_what_the_plan_warns_of(
     assert bool(lost) is any_lost
 
 
+@pytest.mark.parametrize(
+    ("name", "mapping"),
+    [
+        ("laguna", {r"\.shared_experts\.": ".shared_expert."}),
+        ("mistral_large4_text", {r"\.mlp\.(gate|experts|shared_experts)\.": r".\1."}),
+    ],
+)
+def test_names_that_peft_is_given_for_those_in_the_file_lead_back(
+    tmp_path: Path, twin_of: Callable[[str], nn.Module], name: str, mapping: dict[str, str]
+) -> None:
+    twin = twin_of(name)
+    plan = gk.plan(twin, targets=["all-linear", "experts"], r=2, allow_unmatched=True)
+    adapted = gk.attach(copy.deepcopy(twin), plan)
+    with torch.no_grad():
+        saved = {n: parameter.normal_() for n, parameter in adapted.named_parameters() if parameter.requires_grad}
+    adapted.save_pretrained(tmp_path)
+    loaded = dict(PeftModel.from_pretrained(twin, tmp_path, key_mapping=mapping).named_parameters())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+
+
 def test_only_lora_is_renamed() -> None:
     found = gk.survey("laguna")
     assert gk.plan(found, r=2).warnings

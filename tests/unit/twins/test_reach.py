@@ -13,7 +13,7 @@ from graftkit.twins.batches.recipe import make_batch
 from graftkit.twins.batches.search import find_recipe
 from graftkit.twins.reach import NoGradient, unreached, without_gradient
 from graftkit.twins.reaching.find import find_patterns, sites_meant
-from graftkit.twins.reaching.patterns import generalize, meant_by
+from graftkit.twins.reaching.patterns import all_but_last, generalize, meant_by
 
 
 class Parts(nn.Module):
@@ -204,6 +204,41 @@ def layers(name: str, number: int, *leaves: str) -> list[str]:
 def test_patterns_say_which_layers_agree(dead: set[str], pattern: tuple[str, ...]) -> None:
     paths = [*layers("h", 3, "a", "b"), "head"]
     assert generalize(dead, paths) == pattern
+
+
+@pytest.mark.parametrize(
+    ("number", "dead", "pattern"),
+    [
+        (3, {"h.0.a", "h.1.a"}, ("h.:-1.a",)),
+        (3, {"h.0.a"}, ()),
+        (3, {"h.0.a", "h.2.a"}, ()),
+        (2, {"h.0.a"}, ()),  # it may be for being the first
+    ],
+)
+def test_all_but_the_last_are_told_from_the_first_by_a_third(
+    number: int, dead: set[str], pattern: tuple[str, ...]
+) -> None:
+    paths = layers("h", number, "a", "b")
+    assert all_but_last(dead, paths) == pattern
+    assert all_but_last(dead, [*paths, f"h.{number - 1}.extra"]) == (), "the last is of a kind of its own"
+    if pattern:
+        assert meant_by(pattern, layers("h", 6, "a", "b")) == {f"h.{i}.a" for i in range(5)}
+
+
+class LastHead(nn.Module):
+    """A head for each of three layers, of which the last is used; and experts, of which the last is chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.heads[-1](self.experts[-1](x))
+
+
+def test_heads_that_only_the_last_layer_uses_have_a_pattern_and_experts_have_none() -> None:
+    assert find_patterns(LastHead().eval(), {"x": torch.randn(2, 4)}) == {"not_called": ("heads.:-1",)}
 
 
 def test_the_last_layer_proves_nothing_where_it_is_of_a_kind_of_its_own() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.surveying.survey import survey
 from graftkit.twins.reach import NoGradient, unreached
-from graftkit.twins.reaching.patterns import generalize, meant_by
+from graftkit.twins.reaching.patterns import all_but_last, generalize, meant_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 def find_patterns(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Return patterns for the sites of a twin that get no gradient on ``batch``, by the name of the cause.
 
-    What is never called has a pattern only where all of its like are not: which experts run is up to a batch.
+    What is never called has a pattern only where all of its like are not, or all but the last of several layers:
+    which experts run is up to a batch.
     """
     found = unreached(model, batch)
     paths = [site.path for site in survey(model)]
     patterns: dict[str, tuple[str, ...]] = {}
     for cause in NoGradient:
         some = [path for path, why in found.items() if why is cause]
-        general = generalize(_none_called(model, some, paths) if cause is NoGradient.NOT_CALLED else some, paths)
+        if cause is NoGradient.NOT_CALLED:
+            layers = [path for path in some if "expert" not in path]
+            general = (*generalize(_none_called(model, some, paths), paths), *all_but_last(layers, paths))
+        else:
+            general = generalize(some, paths)
         if general:
             patterns[cause.name.lower()] = general
     return patterns

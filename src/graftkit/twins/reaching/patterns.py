@@ -1,7 +1,7 @@
 """Sites of a twin's few layers -> patterns that also say which of a full model's many layers are meant.
 
-A pattern is a site's path with ``*`` for any number, ``0`` for the first of a list and ``-1`` for its last:
-``layers.*.indexer.wq`` means every layer's, ``encoder.layers.-1.fc1`` the last layer's.
+A pattern is a site's path with ``*`` for any number, ``0`` for the first of a list, ``-1`` for its last and ``:-1``
+for all others: ``layers.*.indexer.wq`` means every layer's, ``encoder.layers.-1.fc1`` the last layer's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,20 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from itertools import product
 
-_ANY, _FIRST, _LAST = "*", "0", "-1"
+_ANY, _FIRST, _LAST, _ALL_BUT_LAST = "*", "0", "-1", ":-1"
+
+# One that is not the last may be meant for being the first.
+_SEVERAL = 2
+
+
+def all_but_last(some: Collection[str], paths: Sequence[str]) -> tuple[str, ...]:
+    """Return patterns for those of ``some`` that are all but the last of a list: two or more of one make.
+
+    Args:
+        some: the paths that are meant.
+        paths: of all sites of the twin.
+    """
+    return tuple(p for p in _generalized(some, paths, (_ANY, _ALL_BUT_LAST)) if _ALL_BUT_LAST in p.split("."))
 
 
 def generalize(some: Collection[str], paths: Sequence[str]) -> tuple[str, ...]:
@@ -24,6 +37,10 @@ def generalize(some: Collection[str], paths: Sequence[str]) -> tuple[str, ...]:
         some: the paths that are meant.
         paths: of all sites of the twin.
     """
+    return _generalized(some, paths, (_ANY, _FIRST, _LAST))
+
+
+def _generalized(some: Collection[str], paths: Sequence[str], places: Sequence[str]) -> tuple[str, ...]:
     wanted = set(some)
     by_template: dict[str, list[str]] = defaultdict(list)
     for path in paths:
@@ -32,7 +49,7 @@ def generalize(some: Collection[str], paths: Sequence[str]) -> tuple[str, ...]:
     found = []
     for template, members in by_template.items():
         meant = wanted.intersection(members)
-        candidates = _candidates(template) if meant else ()
+        candidates = _candidates(template, places) if meant else ()
         exact = (p for p in candidates if {m for m in members if _matches(p, m, lasts)} == meant)
         pattern = next(exact, None)
         if pattern is not None and _holds_elsewhere(pattern, meant, members, lasts):
@@ -80,21 +97,21 @@ def _template(path: str) -> str:
 
 
 def _is_number(part: str) -> bool:
-    return part in {_ANY, _LAST} or part.isdigit()
+    return part in {_ANY, _LAST, _ALL_BUT_LAST} or part.isdigit()
 
 
 def _numbers(parts: Sequence[str]) -> list[int]:
     return [at for at, part in enumerate(parts) if _is_number(part)]
 
 
-def _candidates(template: str) -> list[str]:
-    """Return the patterns of a template, those that mean most first."""
+def _candidates(template: str, places: Sequence[str]) -> list[str]:
+    """Return the patterns of a template with these in the places of numbers, those that mean most first."""
     parts = template.split(".")
-    places = _numbers(parts)
-    choices = sorted(product((_ANY, _FIRST, _LAST), repeat=len(places)), key=lambda one: -one.count(_ANY))
+    numbers = _numbers(parts)
+    choices = sorted(product(places, repeat=len(numbers)), key=lambda one: -one.count(_ANY))
     found = []
     for choice in choices:
-        filled = dict(zip(places, choice, strict=True))
+        filled = dict(zip(numbers, choice, strict=True))
         found.append(".".join(filled.get(at, part) for at, part in enumerate(parts)))
     return found
 
@@ -102,21 +119,23 @@ def _candidates(template: str) -> list[str]:
 def _matches(pattern: str, path: str, lasts: _Lasts) -> bool:
     wanted, parts = pattern.split("."), path.split(".")
     for at, (want, part) in enumerate(zip(wanted, parts, strict=True)):
-        if want == _LAST and not lasts.is_last(".".join(parts[:at]), part):
+        if want in {_LAST, _ALL_BUT_LAST} and lasts.is_last(".".join(parts[:at]), part) is not (want == _LAST):
             return False
-        if want not in {_ANY, _LAST, part}:
+        if want not in {_ANY, _LAST, _ALL_BUT_LAST, part}:
             return False
     return True
 
 
 def _holds_elsewhere(pattern: str, meant: Collection[str], members: Sequence[str], lasts: _Lasts) -> bool:
-    """Check whether a pattern for the last of a list would hold in a longer list.
+    """Check whether a pattern for the last of a list, or for all but that, would hold in a longer list.
 
-    It does where an earlier member with the same sites is not meant: it is being the last that decides, and not
-    being of a kind of its own.
+    It does where an earlier member with the same sites is not meant, or where several are and the last is not: it
+    is being the last that decides, and not being of a kind of its own, or being the first.
     """
     for at, part in enumerate(pattern.split(".")):
-        if part != _LAST:
+        if part == _ALL_BUT_LAST and len({path.split(".")[at] for path in meant}) < _SEVERAL:
+            return False
+        if part not in {_LAST, _ALL_BUT_LAST}:
             continue
         owners = {tuple(path.split(".")[: at + 1]) for path in meant}
         others = {tuple(path.split(".")[: at + 1]) for path in members} - owners
