@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from graftkit.errors import BuildError
+from graftkit.errors import GraftError
 from graftkit.files import write_text
 from graftkit.surveying.sources.build import build_on_meta
 
@@ -43,7 +43,7 @@ def built(model_type: str) -> Built:
         return Built.NOTHING
     try:
         model = build_on_meta(config)
-    except BuildError:
+    except GraftError:
         return Built.NOTHING
     return Built.LINEARS if any(isinstance(m, (nn.Linear, Conv1D)) for m in model.modules()) else Built.NO_LINEARS
 

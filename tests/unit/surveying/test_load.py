@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from transformers import Gemma4Config, LlamaConfig
 
-from graftkit.errors import BuildError, ModelTypeError, SourceError
+from graftkit.errors import BuildError, MissingDependencyError, ModelTypeError, SourceError
 from graftkit.surveying.sources import load_config as load
 from graftkit.surveying.sources.config_file import unknown_model_type
 from graftkit.surveying.sources.load_config import LoadedConfig, load_config
@@ -387,3 +388,11 @@ def test_a_class_that_transformers_names_and_does_not_export() -> None:
 
 def test_a_model_that_reads_text_is_loaded_with_its_recognition_head() -> None:
     assert model_class_of(load_config("pp_ocrv6_tiny_rec")).__name__ == "PPOCRV6TinyRecForTextRecognition"
+
+
+@pytest.mark.skipif(find_spec("torchaudio") is not None, reason="torchaudio is installed")
+def test_a_class_whose_package_is_not_installed_is_an_error_that_names_it():
+    with pytest.raises(MissingDependencyError) as caught:
+        model_class_of(load_config("higgs_audio_v2_tokenizer"))
+    assert "torchaudio" in caught.value.what
+    assert "torchaudio" in caught.value.help

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checks.probes.quantizing import quantized
+from graftkit.errors import MissingDependencyError
 from graftkit.matrix.cell import Outcome, Verdict
 from graftkit.matrix.trials.outcomes import guarded
 from graftkit.planning.quantization import plan_quantization
@@ -88,6 +89,8 @@ def _model_class(model_type: str) -> type[PreTrainedModel] | None:
 
 def _without_twin(model_type: str, model_class: type[PreTrainedModel] | None, outcome: Outcome) -> Outcome:
     """Say of a family without a twin how many linears its default configuration has: what is missed."""
+    if MissingDependencyError.code in outcome.codes:
+        return Outcome(Verdict.UNKNOWN, outcome.message, outcome.codes, outcome.evidence)
     if model_class is None:
         return Outcome(Verdict.NOT_APPLICABLE, outcome.message, outcome.codes, outcome.evidence)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import BuildError
+from graftkit.errors import BuildError, MissingDependencyError
 from graftkit.surveying.sources.load_config import LoadedConfig
 from graftkit.surveying.sources.remote_code import remote_class
 
@@ -33,6 +33,7 @@ def model_class_of(loaded: LoadedConfig) -> type[PreTrainedModel]:
     Raises:
         SourceError: ``remote-code-failed``.
         BuildError: ``no-model-class``.
+        MissingDependencyError: the class needs a package that is not installed.
     """
     return remote_model_class(loaded) or model_class_for(loaded.config)
 
@@ -45,6 +46,7 @@ def model_class_for(config: PretrainedConfig) -> type[PreTrainedModel]:
 
     Raises:
         BuildError: ``no-model-class``.
+        MissingDependencyError: the class needs a package that is not installed.
     """
     import transformers
 
@@ -61,7 +63,7 @@ def model_class_for(config: PretrainedConfig) -> type[PreTrainedModel]:
         except ValueError:
             # Some of its entries name a class that their module does not export.
             continue
-        return chosen[0] if isinstance(chosen, tuple) else chosen  # type: ignore[no-any-return]
+        return _there(chosen[0] if isinstance(chosen, tuple) else chosen, config)
     raise BuildError(
         f"no model class of transformers {transformers.__version__} takes {type(config).__name__}",
         where=config.model_type,
@@ -69,6 +71,21 @@ def model_class_for(config: PretrainedConfig) -> type[PreTrainedModel]:
         help="pass the model itself: gk.survey(model)",
         code="no-model-class",
     )
+
+
+def _there(chosen: Any, config: PretrainedConfig) -> type[PreTrainedModel]:
+    """Return a class, unless it is transformers' stand-in for one whose packages are not installed."""
+    from transformers.utils.import_utils import DummyObject
+
+    if isinstance(chosen, DummyObject):
+        needed = ", ".join(chosen._backends)
+        raise MissingDependencyError(
+            f"{chosen.__name__} needs {needed}, which is not installed",
+            where=config.model_type,
+            why="transformers has this class only where these packages can be imported",
+            help=f"install {needed}",
+        )
+    return chosen  # type: ignore[no-any-return]
 
 
 def remote_model_class(loaded: LoadedConfig) -> type[PreTrainedModel] | None:
