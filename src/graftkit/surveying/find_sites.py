@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graftkit.surveying import kinds
-from graftkit.surveying.obstacles import objection
+from graftkit.surveying.obstacles import is_linear_of_its_own, objection
 from graftkit.surveying.quantized import features_of, quantization_of
 from graftkit.surveying.roles.by_name import is_projection, role_of
 from graftkit.surveying.sites import Note, Obstacle, Site
@@ -74,6 +74,8 @@ def _parameter_sites(structure: ModelStructure, path: str, module: nn.Module) ->
             continue
         role = _parameter_role(structure, f"{path}.{name}", module, parameter)
         against = Obstacle.LOOSE_PARAMETER.because() if role == "other" else None
+        if role == "other" and name == "weight" and is_linear_of_its_own(module):
+            role, against = role_of((path,), kinds.LINEAR), None
         shape = tuple(parameter.shape)
         yield Site(f"{path}.{name}", structure.tower_of(path), role, kinds.PARAMETER, shape, against)
 

@@ -52,8 +52,19 @@ def _own_forward(module: nn.Module, kind: str) -> Objection | None:
     return Obstacle.OWN_FORWARD.because(cls=type(module).__name__, base=base.__name__)
 
 
+def is_linear_of_its_own(module: nn.Module) -> bool:
+    """Check whether a module that is no ``nn.Linear`` has a linear's weight and sizes, and computes one."""
+    from torch import nn
+
+    sizes = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear) or not isinstance(weight, nn.Parameter) or tuple(weight.shape) != sizes:
+        return False
+    return _computes_a_linear(module)
+
+
 def _computes_a_linear(module: nn.Module) -> bool:
-    """Check whether a subclass's forward still is ``x @ W.T + b``, by running it on a small copy."""
+    """Check whether a forward is ``x @ W.T + b``, alone or before other outputs, by running it on a small copy."""
     import copy
 
     import torch
@@ -68,10 +79,11 @@ def _computes_a_linear(module: nn.Module) -> bool:
     probe.in_features, probe.out_features = 5, 3
     x = torch.randn(2, 4, 5, generator=generator)
     try:
-        computed = type(module).forward(probe, x)
+        output = type(module).forward(probe, x)
     except Exception:
         # Another signature, or more state than a weight and a bias: not the plain linear an adapter assumes.
         return False
+    computed = output[0] if isinstance(output, tuple) and output else output
     expected = nn.functional.linear(x, probe.weight, probe.bias)
     return isinstance(computed, torch.Tensor) and computed.shape == expected.shape and computed.allclose(expected)
 

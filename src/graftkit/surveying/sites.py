@@ -153,6 +153,11 @@ class Site:
         return self.kind in {"linear", "conv1d_transposed"}
 
     @property
+    def is_own_linear(self) -> bool:
+        """Whether it is the weight of a linear whose class is not torch's: an adapter reaches it as a parameter."""
+        return self.kind == "parameter" and self.objection is None and self.role not in {"expert", "router"}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The paths that name this site: its own, and those of the wrappers around it."""
         return (self.path, *(self.wrapper.levels(self.path) if self.wrapper else ()))

@@ -61,7 +61,8 @@ def _as_all_linear(target: str, sites: Sequence[Site]) -> tuple[list[Site], str]
     if target != ALL_LINEAR:
         return [], ""
     left_out = {"router", "lm_head"}
-    return [s for s in sites if s.is_linear and s.role not in left_out and s.tower != "head"], "linear"
+    linears = (s for s in sites if s.is_linear or s.is_own_linear)
+    return [s for s in linears if s.role not in left_out and s.tower != "head"], "linear"
 
 
 def _as_role(target: str, sites: Sequence[Site]) -> tuple[list[Site], str]:
