@@ -31,7 +31,13 @@ class WithoutSizes(Own):
 
 @pytest.mark.parametrize(
     ("module", "is_one"),
-    [(Own(), True), (Own(twist=0.1), False), (WithoutSizes(), False), (nn.Linear(3, 4), False), (nn.ReLU(), False)],
+    [
+        (Own(), True),
+        (Own(twist=0.1), False),
+        (WithoutSizes(), False),
+        (nn.Linear(3, 4), False),
+        (nn.ReLU(), False),
+    ],
     ids=["a linear", "something more", "no sizes", "torch's", "no weight"],
 )
 def test_a_linear_is_known_by_what_it_computes(module, is_one):
