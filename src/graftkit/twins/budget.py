@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ MEMORY = 4_000_000_000
 _SMALL = 1 << 24
 # What one thread of a slow machine multiplies and adds in a second.
 _FLOPS = 5e9
+# What torch calls a dispatch mode through.
+_DISPATCH = re.compile(r"torch[/\\](_compile|_dynamo[/\\]\w+)\.py$")
 
 
 class OverBudgetError(BuildError):
@@ -133,6 +136,16 @@ def let_go(error: BaseException) -> None:
             seen.add(id(one))
             one.__traceback__ = None
             behind += [other for other in (one.__cause__, one.__context__) if other is not None]
+
+
+def unmetered(calls: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the calls that led to an error, with their files, without those that a block's bounds put between."""
+    found = list(calls)
+    if any(file == __file__ for file, _ in found):
+        found = found[: [file for file, _ in found].index(__file__)]
+        while found and _DISPATCH.search(found[-1][0]):
+            found.pop()
+    return found
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

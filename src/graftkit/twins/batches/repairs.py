@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from graftkit.twins.batches.candidates.named import optional, other
 from graftkit.twins.batches.expressions import call_arguments
 from graftkit.twins.batches.facts import ModelFacts
-from graftkit.twins.batches.guards import guards_of
 from graftkit.twins.batches.recipe import PLACEHOLDERS, CannotCountError, Recipe, value_of
 from graftkit.twins.batches.trial import Failure
 
@@ -196,7 +195,7 @@ def keys_unmasked(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe
 def guarded_input(facts: ModelFacts, recipe: Recipe, failure: Failure) -> Recipe | None:
     """Add the inputs on whose absence it depends that an error was raised."""
     absent = set(optional(facts, list(given(recipe))))
-    return _add(facts, recipe, (name for name in guards_of(failure.error) if name in absent))
+    return _add(facts, recipe, (name for name in failure.guards if name in absent))
 
 
 def _taken(module: nn.Module) -> tuple[int, int]:

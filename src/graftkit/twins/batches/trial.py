@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.modeling.device import cast_inputs
 from graftkit.modeling.module_mode import evaluating
-from graftkit.twins.budget import let_go, within
+from graftkit.twins.batches.guards import guards_of
+from graftkit.twins.budget import let_go, unmetered, within
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +31,7 @@ class Failure:
         frames: file and source line of its last calls, the innermost last.
         module: path of the last module that was entered; "" before any.
         given: shape of that module's first input.
+        guards: names in the conditions under which the error was raised, the innermost condition first.
     """
 
     error: Exception
@@ -37,6 +39,7 @@ class Failure:
     frames: tuple[tuple[str, str], ...] = ()
     module: str = ""
     given: tuple[int, ...] = ()
+    guards: tuple[str, ...] = ()
 
     @property
     def place(self) -> tuple[object, ...]:
@@ -151,9 +154,10 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _failure(error: Exception, module: str, given: tuple[int, ...]) -> Failure:
-    frames = tuple((f.filename, f.line or "") for f in traceback.extract_tb(error.__traceback__)[-_FRAMES:])
+    calls = unmetered((f.filename, f.line or "") for f in traceback.extract_tb(error.__traceback__))
+    guards = guards_of(error)
     let_go(error)  # many failures are kept
-    return Failure(error, f"{type(error).__name__}: {error}", frames, module, given)
+    return Failure(error, f"{type(error).__name__}: {error}", tuple(calls[-_FRAMES:]), module, given, guards)
 
 
 def _stacked_experts(module: nn.Module) -> int:

@@ -208,6 +208,46 @@ class KeepsState(Tiny):
         return Output(logits=self.head(torch.stack(seen, 1)))
 
 
+class Experts(nn.Module):
+    """Stacked matrices, one an expert, of which each token goes through one."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(number, 8, 8))
+
+    def forward(self, hidden, chosen):
+        return torch.einsum("btd,btde->bte", hidden, self.weight[chosen])
+
+
+class RareStackedExpert(Tiny):
+    """As many experts as a short text has tokens, each for its own tokens of the vocabulary."""
+
+    def parts(self):
+        self.experts = Experts(12)
+
+    def forward(self, input_ids):
+        hidden = self.experts(self.embed(input_ids), input_ids % 12)
+        return Output(logits=self.head(hidden))
+
+
+class MarksSome(Tiny):
+    """Each position goes through one of two linears, as a mask says: all ones trains no more of them than none."""
+
+    def parts(self):
+        self.near, self.far = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, input_ids, far_mask=None):
+        """
+        Args:
+            far_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): which positions see all.
+        """
+        hidden = self.embed(input_ids)
+        near = self.near(hidden)
+        if far_mask is not None:
+            near = torch.where(far_mask[..., None] == 1, self.far(hidden), near)
+        return Output(logits=self.head(near))
+
+
 class Closed(Tiny):
     def forward(self, input_ids):
         raise ValueError("nothing runs here")
@@ -287,6 +327,30 @@ def test_a_state_is_not_kept_where_a_backward_pass_needs_it_unchanged():
     model, found = _found(KeepsState)
     assert given(found.recipe)["use_cache"] == "False"
     model(**example_batch(model)).logits.sum().backward()
+
+
+def test_every_stacked_expert_is_chosen_in_whatever_text_is_drawn():
+    """A gradient does not show it: one expert that is chosen gives the whole stack one."""
+    model, found = _found(RareStackedExpert)
+    for seed in range(5):
+        assert set((example_batch(model, seed=seed)["input_ids"] % 12).flatten().tolist()) == set(range(12))
+    assert found.trial.linears == {"head"}
+
+
+def test_an_input_that_reaches_more_is_kept_until_it_trains_more():
+    model, found = _found(MarksSome)
+    assert found.trial.linears == {"near", "far", "head"}
+    assert set(example_batch(model)["far_mask"].unique().tolist()) == {0, 1}
+
+
+def test_a_failure_says_where_the_models_own_code_failed():
+    class Fails(Tiny):
+        def forward(self, input_ids):
+            return self.embed(input_ids).view(7, 11, 13)
+
+    with pytest.raises(NoRecipe) as caught:
+        _found(Fails)
+    assert caught.value.failure.frames[-1][0] == __file__
 
 
 def test_where_nothing_runs_the_error_is_the_models():
