@@ -1,7 +1,7 @@
 """Sites of a twin's few layers -> patterns that also say which of a full model's many layers are meant.
 
-A pattern is a site's path with ``*`` for any number, ``0`` for the first of a list, ``-1`` for its last and ``:-1``
-for all others: ``layers.*.indexer.wq`` means every layer's, ``encoder.layers.-1.fc1`` the last layer's.
+A pattern is a site's path with ``*`` for any number, ``0`` for the first of a list, ``-1`` for its last and
+``:-1`` for all others: ``layers.*.indexer.wq`` means every layer's, ``encoder.layers.-1.fc1`` the last layer's.
 """
 
 from __future__ import annotations
