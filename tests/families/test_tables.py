@@ -29,7 +29,7 @@ BUILDABLE = read_buildable()
 
 def test_most_families_with_linears_are_proven() -> None:
     with_linears = {name for name, kind in BUILDABLE.items() if kind is Built.LINEARS}
-    assert len(with_linears - GAPS.keys()) >= 500
+    assert len(with_linears - GAPS.keys()) >= 0.95 * len(with_linears)
 
 
 # Proven before anything else was; none of them may be lost again.
