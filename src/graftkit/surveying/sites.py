@@ -154,7 +154,7 @@ class Site:
 
     @property
     def is_own_linear(self) -> bool:
-        """Whether it is the weight of a linear whose class is not torch's: an adapter reaches it as a parameter."""
+        """Whether it is the weight of a linear whose class is not torch's: adapters reach it as a parameter."""
         return self.kind == "parameter" and self.objection is None and self.role not in {"expert", "router"}
 
     @property
