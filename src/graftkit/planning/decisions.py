@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from graftkit.surveying.sites import Site
+from graftkit.surveying.sites import ModelMap, Site
 
 
 class LeftAlone(Enum):
@@ -130,6 +130,10 @@ class Caution(Enum):
     """What a plan does as asked and warns of. The value is the warning that people read, with blanks for facts."""
 
     NO_GRADIENT = "adapted because {target} names it, although no gradient reaches it: {cause}"
+    TIED = (
+        "adapted because {target} names it: its weight is that of {other} too, where the adapter has no effect, "
+        "and a merge would change both (graft merge --tied untie keeps them apart)"
+    )
     FAULT = "{says}; see {page}"
 
     def about(self, sites: Sequence[str], *, page: str | None = None, **facts: object) -> PlanWarning:
@@ -159,6 +163,15 @@ class PlanWarning:
             "message": self.message,
             "page": self.page,
         }
+
+
+def is_tied_to_linears(site: Site, model_map: ModelMap) -> bool:
+    """Check whether a linear shares its weight with linears alone, in modules that each compute with it.
+
+    An adapter on one of them can be trained and served, if not merged: it is part of that module. An embedding and
+    a head that share a weight are left to PEFT's own means.
+    """
+    return site.is_linear and bool(site.tied_to) and all(model_map[path].is_linear for path in site.tied_to)
 
 
 def objection_to(site: Site) -> Skipped | None:

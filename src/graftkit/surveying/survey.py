@@ -133,4 +133,6 @@ def _task_type(model: Any) -> str | None:
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate() or getattr(model, "main_input_name", "") != "input_ids":
         return None
+    if not hasattr(model, "prepare_inputs_for_generation"):  # PEFT's wrappers for generation ask for it
+        return None
     return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"

@@ -14,6 +14,7 @@ from graftkit.planning.decisions import (
     PlanWarning,
     Skipped,
     Unmet,
+    is_tied_to_linears,
     objection_to,
 )
 from graftkit.planning.matching import rewritten_names
@@ -76,7 +77,7 @@ def select(
     """Choose the sites that ``intent`` means, and the PEFT field that reaches each of them.
 
     A role that the model lacks, or that no adapter can go on, is passed over as long as something is adapted.
-    A role does not mean what no gradient reaches; a name does.
+    A role does not mean what no gradient reaches, nor linears that share their weight; a name does.
 
     Args:
         unreached: the sites that no gradient reaches, and why, by path.
@@ -101,7 +102,9 @@ def select(
         # Tower by tower: a name that one tower spells differently still means that tower's own layer.
         matched = [(site, how) for sites in towers for site, how in sites_meant(target, sites)]
         meant = [site for site, _ in matched]
-        objections = {s.path: against for s in meant if (against := _against(target, s, unreached)) is not None}
+        objections = {
+            s.path: against for s in meant if (against := _against(target, s, model_map, unreached)) is not None
+        }
         shortfall = unmet_by(target, meant, tuple(objections.values()), model_map, intent.scope)
         if shortfall is not None:
             unmet.append(shortfall)
@@ -122,14 +125,15 @@ def select(
             left_alone.get(site.path) or _skipped(site, intent) for site in model_map if site.path not in fields
         ),
         unmet=tuple(unmet),
-        warnings=tuple(_warnings(chosen, answers, unreached)),
+        warnings=(*_tied(chosen, answers), *_warnings(chosen, answers, unreached)),
     )
 
 
-def _against(target: str, site: Site, unreached: Mapping[str, NoGradient]) -> Skipped | None:
+def _against(target: str, site: Site, model_map: ModelMap, unreached: Mapping[str, NoGradient]) -> Skipped | None:
     """Return why a target that means a site does not adapt it, or None."""
     if (objection := objection_to(site)) is not None:
-        return objection
+        named = objection.cause is LeftAlone.TIED and not is_role(target)
+        return None if named and is_tied_to_linears(site, model_map) else objection
     cause = unreached.get(site.path) if is_role(target) else None
     return LeftAlone.NO_GRADIENT.skip(site, cause=cause.value) if cause is not None else None
 
@@ -144,6 +148,16 @@ def _warnings(
             groups[answers[site.path][0], unreached[site.path]].append(site.path)
     for (target, cause), paths in groups.items():
         yield Caution.NO_GRADIENT.about(paths, target=target, cause=cause.value)
+
+
+def _tied(chosen: Sequence[Site], answers: Mapping[str, tuple[str, str]]) -> Iterator[PlanWarning]:
+    """Yield one warning for each target, about the linears that share their weight."""
+    groups: dict[str, list[Site]] = defaultdict(list)
+    for site in chosen:
+        if site.tied_to:
+            groups[answers[site.path][0]].append(site)
+    for target, sites in groups.items():
+        yield Caution.TIED.about([site.path for site in sites], target=target, other=sites[0].tied_to[0])
 
 
 def _empty(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 
 from graftkit.errors import PlanError
-from graftkit.planning.decisions import LeftAlone, Shortfall, Skipped, Unmet, objection_to
+from graftkit.planning.decisions import LeftAlone, Shortfall, Skipped, Unmet, is_tied_to_linears, objection_to
 from graftkit.planning.matching import ends_with
 from graftkit.planning.selection.scope import Scope
 from graftkit.planning.selection.target_names import ALL_LINEAR, ROLE_TARGETS, USUAL_NAMES, is_role, sites_meant
@@ -72,9 +72,7 @@ def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Scope, left_out: Colle
             f"target {target!r} names only what no adapter can go on",
             where=unmet.sites[0],
             why=unmet.reason,
-            help="train whole modules with modules_to_save, single tokens with trainable_token_indices, or untie"
-            if model_map[unmet.sites[0]].tied_to
-            else "leave it out of the targets",
+            help=_instead_of(model_map[unmet.sites[0]], model_map),
             code="target-not-adaptable",
         )
     if unmet.cause is Shortfall.NO_GRADIENT:
@@ -106,6 +104,16 @@ def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Scope, left_out: Colle
         if is_role(target)
         else _name_error(target, model_map, scope)
     )
+
+
+def _instead_of(site: Site, model_map: ModelMap) -> str:
+    if is_tied_to_linears(site, model_map):
+        return (
+            f"name the weights, to train them without a merge: targets={[site.path]}, or the last parts of names"
+        )
+    if site.tied_to:
+        return "train whole modules with modules_to_save, single tokens with trainable_token_indices, or untie"
+    return "leave it out of the targets"
 
 
 def _role_error(unmet: Unmet, model_map: ModelMap, scope: Scope, left_out: Collection[str]) -> PlanError:
