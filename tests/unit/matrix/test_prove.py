@@ -127,6 +127,20 @@ def test_checks_that_do_not_apply_say_why() -> None:
     assert found == {Check.CACHE: Verdict.NOT_APPLICABLE, Check.PACKING: Verdict.NOT_APPLICABLE}
 
 
+def test_a_model_that_runs_by_its_parts_has_no_cache_nor_rows_of_text() -> None:
+    found = verdicts(prove("bark", checks=[Check.GRADIENTS, Check.CACHE, Check.PACKING]))
+    assert found == {
+        Check.GRADIENTS: Verdict.PROVEN,
+        Check.CACHE: Verdict.NOT_APPLICABLE,
+        Check.PACKING: Verdict.NOT_APPLICABLE,
+    }
+
+
+def test_an_initializer_that_needs_a_loss_is_refused_where_there_is_none() -> None:
+    (found,) = prove("audio-spectrogram-transformer", "lora_ga", [Check.ATTACH])
+    assert (found.verdict, found.codes) == (Verdict.REFUSED, ("initialize-loss",))
+
+
 def test_a_type_of_which_no_class_is_known_is_not_applicable() -> None:
     found = prove("aimv2_text_model", checks=[Check.TWIN, Check.PLAN])
     assert {cell.verdict for cell in found} == {Verdict.NOT_APPLICABLE}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftkit.families import IGNORED_LABEL
+from graftkit.modeling.entry import parts_to_run
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,9 @@ def reason_without_text(model: PeftModel) -> str | None:
 
 
 def generates(base: Any) -> bool:
-    """Check whether the model generates text."""
-    return callable(getattr(base, "can_generate", None)) and bool(base.can_generate())
+    """Check whether the model generates text with its own forward, not with those of its parts."""
+    can_generate = getattr(base, "can_generate", None)
+    return callable(can_generate) and bool(can_generate()) and not parts_to_run(base)
 
 
 def text_rows(model: PeftModel, lengths: Sequence[int], *, seed: int = 0) -> list[torch.Tensor]:

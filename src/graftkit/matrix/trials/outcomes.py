@@ -16,6 +16,8 @@ from graftkit.text import describe, printable
 
 # What PEFT raises on purpose, where a method does not do what is asked.
 DELIBERATE = (NotImplementedError, ValueError, TypeError)
+# Errors that say what a method needs and this model does not have: a loss of its own.
+_REFUSALS = frozenset({"initialize-loss"})
 _LONGEST = 500
 
 
@@ -33,11 +35,13 @@ def guarded(check: Callable[[], Outcome]) -> Outcome:
 def of_error(error: GraftError) -> Outcome:
     """Return the outcome of an error that graftkit raised on purpose.
 
-    A plan that is refused, and a method that PEFT refuses on purpose, are refusals. What needs a package that is
+    A plan that is refused, a method that PEFT refuses on purpose, and one that needs what the model lacks, are
+    refusals. What needs a package that is
     not installed is unknown. Anything else failed.
     """
     cause = error.__cause__
-    refused = isinstance(error, PlanError) or (isinstance(error, AttachError) and isinstance(cause, DELIBERATE))
+    by_peft = isinstance(error, AttachError) and isinstance(cause, DELIBERATE)
+    refused = isinstance(error, PlanError) or by_peft or error.code in _REFUSALS
     verdict = Verdict.REFUSED if refused else Verdict.FAILED
     if isinstance(cause, ImportError):
         verdict = Verdict.UNKNOWN
