@@ -174,3 +174,8 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def why_no_folder(path: Path) -> str:
+    """Say what is at a path that should be a folder and is not."""
+    return "it is a file" if path.exists() else "there is no file or folder of that name"

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +40,57 @@ def refused(*args: str | Path, cwd: Path | None = None) -> dict[str, Any]:
     assert done.returncode == 2, done.stdout + done.stderr
     error: dict[str, Any] = fields_of(done)["error"]
     return error
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of one command.
+
+    Attributes:
+        changed: the files of the folder that it wrote, changed or removed.
+    """
+
+    status: int
+    stdout: str
+    stderr: str
+    changed: tuple[str, ...]
+
+
+# Runs each command of a list in one process, which imports PyTorch once.
+_EACH = """
+import contextlib, io, json, sys
+from pathlib import Path
+from graftkit.cli.main import main
+
+def files():
+    return {str(f): (s.st_size, s.st_mtime_ns) for f in Path.cwd().rglob("*") for s in [f.stat()] if f.is_file()}
+
+def run(words):
+    before, out, err = files(), io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(words)
+        except SystemExit as stop:
+            status = stop.code
+    changed = sorted({name for name, _ in before.items() ^ files().items()})
+    return [status, out.getvalue(), err.getvalue(), changed]
+
+results = [run(words) for words in json.load(sys.stdin)]
+json.dump(results, sys.stdout)
+"""
+
+
+def graft_each(commands: Sequence[Sequence[str]], cwd: Path) -> list[Done]:
+    """Run commands one after the other in one process, offline and without a terminal, in a folder of theirs."""
+    done = subprocess.run(
+        [sys.executable, "-c", _EACH],
+        input=json.dumps([list(words) for words in commands]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=cwd,
+    )
+    assert done.returncode == 0, done.stderr
+    return [Done(status, out, err, tuple(changed)) for status, out, err, changed in json.loads(done.stdout)]

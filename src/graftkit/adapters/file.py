@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AdapterError, SourceError, reraise_as
+from graftkit.files import why_no_folder
 from graftkit.surveying.checkpoint.safetensors_header import FileHeader, StoredTensor, parse_json, read_header
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def read_adapter(folder: str | Path, *, allow_empty: bool = False) -> AdapterFil
         raise AdapterError(
             "no such adapter folder",
             where=str(folder),
+            why=why_no_folder(path),
             help=f"name the folder that contains {CONFIG_NAME}",
             code="adapter-not-found",
         )

@@ -160,8 +160,6 @@ def _with_model(given: Inputs, source: Any, trust_remote_code: bool, revision: s
     try:
         loaded = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
     except ModelTypeError as error:
-        if error.where is None:  # a model type that the user typed, not a configuration
-            raise
         return replace(given, config=error.config)
     # Read before the model is built: its class may write into its configuration.
     config = loaded.config.to_dict()

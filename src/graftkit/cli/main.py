@@ -7,6 +7,7 @@ import gc
 import io
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,7 @@ from graftkit.cli.commands import (
 from graftkit.cli.output import INTERRUPTED, Format, InterruptError, Output, StdoutLostError
 from graftkit.env import failed_import, missing_dependency
 from graftkit.errors import GraftError, MissingDependencyError
+from graftkit.text import printable
 
 # 128 + SIGPIPE: the reader of stdout has gone.
 _PIPE_CLOSED = 141
@@ -107,7 +109,7 @@ def _start_quickly() -> None:
 def _run(args: list[str]) -> int:
     output = Output(_format_of(args), sys.stdout)
     try:
-        status = app(args=args, standalone_mode=False)
+        status = app(args=args, prog_name="graft", standalone_mode=False)
     except StdoutLostError as loss:
         return _stdout_lost(loss)
     except (InterruptError, KeyboardInterrupt, typer.Abort):
@@ -120,7 +122,7 @@ def _run(args: list[str]) -> int:
     except typer.TyperException as error:
         if not error.format_message():  # `graft` alone has just shown its help
             return error.exit_code
-        return _failed(output, _usage_error(error))
+        return _failed(output, _usage_error(error, args))
     except Exception as error:
         return _failed(output, _unexpected(error))
     return status if isinstance(status, int) else 0
@@ -150,10 +152,17 @@ def _format_of(args: list[str]) -> Format:
     return Format.JSON if json else Format.HUMAN
 
 
-def _usage_error(error: typer.TyperException) -> GraftError:
+def _usage_error(error: typer.TyperException, args: Sequence[str]) -> GraftError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "graft"
-    return GraftError(error.format_message(), where=path, help=f"{path} --help", code="usage")
+    usage = " ".join(context.get_usage().split()) if context else "Usage: graft COMMAND"
+    return GraftError(
+        error.format_message(),
+        where=printable(shlex.join(["graft", *args]), 200),
+        why=f"it is called as: {usage.removeprefix('Usage: ')}",
+        help=f"{path} --help says what each of them is",
+        code="usage",
+    )
 
 
 def _unexpected(error: Exception) -> GraftError:

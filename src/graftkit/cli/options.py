@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import typer
@@ -22,9 +23,36 @@ RecipesModel = Annotated[
     str | None,
     typer.Argument(metavar="[MODEL]", help="As MODEL of the other commands. Default: the recipe's."),
 ]
-FormatOption = Annotated[
-    Format, typer.Option("--format", help="How the result is written.", rich_help_panel="Output")
-]
+
+
+def _format(*offered: Format) -> Any:
+    """Return the option of the commands whose result can be written in these formats."""
+
+    def check(asked: Format) -> Format:
+        if asked in offered:
+            return asked
+        raise format_unsupported(asked, offered)
+
+    shown = f"[{'|'.join(offered)}]"
+    how = "How the result is written."
+    return typer.Option("--format", help=how, metavar=shown, callback=check, rich_help_panel="Output")
+
+
+def format_unsupported(asked: Format, offered: Iterable[Format]) -> GraftError:
+    """Return the error for a format that a result cannot be written in."""
+    return GraftError(
+        f"this result cannot be written as {asked}",
+        where="--format",
+        why=f"it can be written as {', '.join(offered)}",
+        help=" or ".join(f"--format {name}" for name in offered),
+        code="format-unsupported",
+    )
+
+
+FormatOption = Annotated[Format, _format(Format.HUMAN, Format.JSON)]
+PageFormatOption = Annotated[Format, _format(Format.HUMAN, Format.JSON, Format.HTML)]
+FindingsFormatOption = Annotated[Format, _format(Format.HUMAN, Format.JSON, Format.SARIF, Format.GITHUB)]
+ReportFormatOption = Annotated[Format, _format(*Format)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Short for --format json.", rich_help_panel="Output")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Allow code from the model's repository to run.")
@@ -89,7 +117,11 @@ def peft_options(pairs: list[str] | None) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise PlanError(
-                f"{pair!r} is not a name=value pair", help="--option use_dora=true", code="option-pair"
+                f"{pair!r} is not a name=value pair",
+                where="--option",
+                why="it gives one field of PEFT's configuration, and its value",
+                help=f"--option {name or 'use_dora'}=true",
+                code="option-pair",
             )
         try:
             found[name] = json.loads(value)
@@ -116,7 +148,14 @@ def weighted(adapters: list[str]) -> dict[str, float]:
     """
     pairs = [_weighted(text) for text in adapters]
     if len(dict(pairs)) != len(pairs):
-        raise GraftError("an adapter is named twice", where=pairs[0][0], help="add its weights up", code="usage")
+        twice = next(name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1)
+        raise GraftError(
+            "an adapter is named twice",
+            where=twice,
+            why="each adapter has one weight",
+            help="add its weights up: --adapter DIR:SUM",
+            code="usage",
+        )
     return dict(pairs)
 
 

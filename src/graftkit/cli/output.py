@@ -45,24 +45,15 @@ class Output:
 
         Args:
             value: the result: ``to_dict()`` is its JSON and ``str()`` its text, unless ``human`` gives another.
-            forms: format -> how to write the result in it: ``html=…``, ``human=…``.
-
-        Raises:
-            GraftError: ``format-unsupported``: this result cannot be written in that format.
+            forms: format -> how to write the result in it: ``html=…``, ``human=…``. The command's option offers
+                these and no other.
         """
         if self.format is Format.JSON:
             fields = value if isinstance(value, dict) else value.to_dict()
             self._print(json.dumps({"schema_version": SCHEMA_VERSION, **fields}, indent=2))
-        elif self.format in forms:
-            self._print(forms[self.format]())
-        elif self.format is Format.HUMAN:
-            self._print(str(value))
         else:
-            raise GraftError(
-                f"this result cannot be written as {self.format}",
-                help="--format human or --format json",
-                code="format-unsupported",
-            )
+            form = {Format.HUMAN: lambda: str(value), **forms}[self.format]
+            self._print(form())
 
     def step(self, text: str) -> None:
         """Write a step of a long result: data for people, a note on stderr where JSON is the data."""

@@ -25,7 +25,8 @@ def progress_bar(*, in_bytes: bool = False) -> Iterator[Callable[[Progress], Non
     counted = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if in_bytes else (bars.MofNCompleteColumn(),)
     columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), *counted)
     timed = bars.TimeRemainingColumn() if in_bytes else bars.TimeElapsedColumn()
-    with bars.Progress(*columns, timed, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with bars.Progress(*columns, timed, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
 
         def show(progress: Progress) -> None:

@@ -73,6 +73,7 @@ def run_and_fix(output: Output, check: Callable[[], Report], fix: bool, **files:
     if not any(files.values()):
         raise GraftError(
             "--fix has nothing to write to",
+            where="--fix",
             why="only a recipe and the configuration of a saved adapter can be fixed, and neither was named",
             help="name one: --recipe FILE, or --adapter FOLDER of graft doctor",
             code="usage",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from graftkit.data.message_parts import keep_json_texts
 from graftkit.data.source import check_source, place_of
 from graftkit.errors import DataError
 from graftkit.recipes.recipe import Recipe
-from graftkit.text import describe
+from graftkit.text import describe, suggest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,6 +63,7 @@ def load_data(recipe: Recipe) -> Data:
         raise DataError(
             "the recipe names no data",
             where=str(recipe.path),
+            why="it has no data: path:",
             help="data: {path: train.jsonl}",
             code="data-missing",
         )
@@ -82,7 +85,13 @@ def _held_out(recipe: Recipe) -> Dataset | None:
 def _split_off(rows: Dataset, share: float, recipe: Recipe) -> tuple[Dataset, Dataset]:
     """Return the rows without a share of them, and that share, chosen by the recipe's seed (42 by default)."""
     if len(rows) < 2:
-        raise DataError("one row cannot be split", where=recipe.fields.data.path, code="data-empty")
+        raise DataError(
+            "one row cannot be split",
+            where=recipe.fields.data.path,
+            why="eval_share keeps a part of the rows out of training",
+            help="give more rows, or leave eval_share out",
+            code="data-empty",
+        )
     held_out = min(max(1, round(share * len(rows))), len(rows) - 1)
     parts = rows.train_test_split(test_size=held_out, seed=int(recipe.args.get("seed", 42)))
     return parts["train"], parts["test"]
@@ -98,26 +107,48 @@ def read_rows(path: str, split: str, place: Path) -> tuple[Dataset, Path]:
     Raises:
         DataError: ``data-missing``, ``data-unreachable`` or ``data-unreadable``.
     """
-    from datasets import DatasetDict, load_dataset, load_from_disk
-
     check_source(path, place)
     try:
-        if place.is_file():
-            return load_dataset(_builder(place), data_files=str(place), split=split), place.parent
-        if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
-            saved = load_from_disk(str(place))
-            return saved[split] if isinstance(saved, DatasetDict) else saved, place
-        if place.is_dir() and (metadata := find_metadata(place, split)) is not None:
-            rows = load_dataset(_builder(metadata), data_files={split_name(split): str(metadata)}, split=split)
-            return rename_file_columns(rows), metadata.parent
-        return load_dataset(str(place) if place.is_dir() else path, split=split), place
+        with _quiet_datasets():
+            return _read(path, split, place)
     except DataError:
         raise
     except Exception as error:  # datasets raises errors of its parsers and of the hub's client
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, place) from error
 
 
-def _unreadable(path: str, error: Exception) -> DataError:
+def _read(path: str, split: str, place: Path) -> tuple[Dataset, Path]:
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    if place.is_file():
+        return load_dataset(_builder(place), data_files=str(place), split=split), place.parent
+    if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
+        saved = load_from_disk(str(place))
+        return saved[split] if isinstance(saved, DatasetDict) else saved, place
+    if place.is_dir() and (metadata := find_metadata(place, split)) is not None:
+        rows = load_dataset(_builder(metadata), data_files={split_name(split): str(metadata)}, split=split)
+        return rename_file_columns(rows), metadata.parent
+    return load_dataset(str(place) if place.is_dir() else path, split=split), place
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Keep the bars of datasets out of the terminal, and the errors that it logs before it raises them."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    logger = logging.getLogger("datasets")
+    level, had_bars = logger.level, not are_progress_bars_disabled()
+    logger.setLevel(logging.CRITICAL)
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if had_bars:
+            enable_progress_bars()
+
+
+def _unreadable(path: str, error: Exception, place: Path) -> DataError:
     cause: BaseException = error
     while cause.__cause__ is not None:  # datasets wraps those of its parsers and decoders
         cause = cause.__cause__
@@ -125,7 +156,9 @@ def _unreadable(path: str, error: Exception) -> DataError:
         "the data cannot be read",
         where=path,
         why=describe(cause),
-        help="name a local file or folder, or a dataset that the cache holds; a split must exist",
+        help="correct the file; its suffix has to be that of its format"
+        if place.is_file()
+        else "name a local file or folder, or a dataset that the cache holds; a split must exist",
         code="data-unreadable",
     )
 
@@ -136,6 +169,7 @@ def _builder(file: Path) -> str:
         raise DataError(
             f"unknown data format: {file.suffix or 'no suffix'}",
             where=str(file),
+            why="a file's suffix says how it is read",
             help=f"use one of {', '.join(_BUILDERS)}, or a folder",
             code="data-unreadable",
         )
@@ -145,7 +179,8 @@ def _builder(file: Path) -> str:
 def _load_rows(path: str, split: str, recipe: Recipe) -> Dataset:
     """Return the rows with the trainer's columns, within the limit, after the first one was read."""
     section, trainer = recipe.fields.data, recipe.fields.trainer
-    rows, home = read_rows(path, split, place_of(path, recipe))
+    place = place_of(path, recipe)
+    rows, home = read_rows(path, split, place)
     rows = _renamed(rows, section.columns, path)
     if section.limit is not None:
         rows = rows.select(range(min(section.limit, len(rows))))
@@ -156,7 +191,7 @@ def _load_rows(path: str, split: str, recipe: Recipe) -> Dataset:
     try:
         rows[0]
     except Exception as error:  # decoders may raise anything; a missing one is an ImportError
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, place) from error
     return rows
 
 
@@ -189,7 +224,11 @@ def _sample_columns(recipe: Recipe, present: Iterable[str], path: str) -> tuple[
 
 def _no_column(name: str, known: Iterable[str], path: str) -> DataError:
     return DataError(
-        f"the data has no column {name!r}", where=path, why=f"it has {', '.join(known)}", code="data-columns"
+        f"the data has no column {name!r}",
+        where=path,
+        why=f"it has {', '.join(known)}",
+        help=suggest(name, known) or "correct it under data: columns:, or take it out",
+        code="data-columns",
     )
 
 

@@ -51,6 +51,7 @@ def engine_named(text: str) -> Engine:
         raise EngineError(
             f"{version!r:.80} is not a version",
             where=f"{text!r:.80}",
+            why=f"what follows == is the number of a release of {engine.title}",
             help=f"{engine.name}=={engine.version or '1.0'}, or {engine.name} for the newest known",
             code="engine-version",
         ) from None

@@ -33,6 +33,8 @@ def families_named(names: Iterable[str]) -> tuple[str, ...]:
         if name not in known:
             raise GraftError(
                 f"the installed transformers has no model type {name!r}",
+                where="--families",
+                why=f"it has {len(known)}, and none of that name",
                 help=suggest(name, known) or "graft matrix --all tries every type that it has",
                 code="model-type-unknown",
             )
@@ -61,7 +63,11 @@ def checks_named(names: Iterable[str]) -> tuple[Check, ...]:
     known = [str(check) for check in Check]
     for name in sorted(chosen - set(known)):
         raise GraftError(
-            f"there is no check {name!r}", help=suggest(name, known) or ", ".join(known), code="check-unknown"
+            f"there is no check {name!r}",
+            where="--checks",
+            why=f"there are {', '.join(known)}",
+            help=suggest(name, known) or f"--checks {known[0]}",
+            code="check-unknown",
         )
     return tuple(check for check in Check if check in chosen)
 

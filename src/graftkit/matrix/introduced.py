@@ -39,7 +39,11 @@ class Introduced:
             wanted = Version(release)
         except InvalidVersion as error:
             raise GraftError(
-                f"{release!r} is no release of transformers", help="--new-since 5.20", code="release-unknown"
+                f"{release!r} is no release of transformers",
+                where="--new-since",
+                why="it is not a version's number",
+                help="--new-since 5.20",
+                code="release-unknown",
             ) from error
         if wanted < first:
             raise GraftError(

@@ -70,6 +70,7 @@ def explain(plan: Plan, path: str) -> Explanation:
         raise PlanError(
             f"this model has no site {path!r}",
             where=plan.model.model.name,
+            why=f"it has {len(plan.model.sites)} sites, and none at that path",
             help=suggest(path, [site.path for site in plan.model], 2) or "graft survey --json lists every path",
             code="site-unknown",
         ) from None

@@ -13,10 +13,11 @@ from graftkit.planning.config.build import build_config, config_dict
 from graftkit.planning.config.extras import parameter_sizes
 from graftkit.planning.config.hyperparameters import check_values, field_values, values_text
 from graftkit.planning.config.methods import Method, method_named, refusal_of
+from graftkit.planning.config.options import check_options
 from graftkit.planning.cost import Memory, memory_of, planned_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
 from graftkit.planning.decisions import Attached, Caution, LeftAlone, PlanWarning, Shortfall, Skipped, Unmet
-from graftkit.planning.quantization import QuantizationPlan, plan_quantization
+from graftkit.planning.quantization import QuantizationPlan, check_bits, plan_quantization
 from graftkit.planning.selection.select import read_intent, select
 from graftkit.planning.selection.target_names import is_role
 from graftkit.planning.text import plan_text
@@ -160,7 +161,7 @@ def plan(
         SourceError, BuildError: the model cannot be surveyed, or its files lack weights (``weights-incomplete``).
         MissingDependencyError: PEFT, or what it imports where it is installed, cannot be imported.
     """
-    check_values(r, alpha, dropout)
+    check_request(method, r=r, alpha=alpha, dropout=dropout, quantization=quantization, **options)
     chosen_method = method_named(method)
     hyperparameters = field_values(chosen_method, r, alpha, dropout)
     model_map = model if isinstance(model, ModelMap) else _survey(model)
@@ -189,6 +190,29 @@ def plan(
         warnings=(*selection.warnings, *_faults(model_map, attached, config)),
         quantization=quantized,
     )
+
+
+def check_request(
+    method: str = "lora",
+    *,
+    r: int | None = None,
+    alpha: float | None = None,
+    dropout: float | None = None,
+    quantization: str | None = None,
+    **options: Any,
+) -> None:
+    """Check what can be said of a request without its model, as the arguments of :func:`plan`.
+
+    Raises:
+        PlanError: a method, an option, a value or a quantization that no model could be planned with.
+        MissingDependencyError: PEFT cannot be imported.
+    """
+    check_values(r, alpha, dropout)
+    if quantization is not None:
+        check_bits(quantization)
+    chosen = method_named(method)
+    field_values(chosen, r, alpha, dropout)
+    check_options(chosen, options)
 
 
 def _survey(model: Any) -> ModelMap:

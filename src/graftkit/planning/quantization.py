@@ -116,6 +116,22 @@ class QuantizationPlan:
         return f"{head}\n\n{table(('tower', 'role', '>stays', 'because'), rows)}"
 
 
+def check_bits(bits: str) -> None:
+    """Refuse what bitsandbytes does not quantize to.
+
+    Raises:
+        PlanError: ``quantization-unknown``.
+    """
+    if bits not in _BYTES:
+        raise PlanError(
+            f"unknown quantization {bits!r}",
+            where="quantization",
+            why="bitsandbytes quantizes to 4 or to 8 bits",
+            help=" or ".join(_BYTES),
+            code="quantization-unknown",
+        )
+
+
 def plan_quantization(model_map: ModelMap, bits: str) -> QuantizationPlan:
     """Plan what bitsandbytes quantizes of this model and what it leaves, with towers and routers skipped.
 
@@ -125,10 +141,7 @@ def plan_quantization(model_map: ModelMap, bits: str) -> QuantizationPlan:
     Raises:
         PlanError: ``quantization-unknown``.
     """
-    if bits not in _BYTES:
-        raise PlanError(
-            f"unknown quantization {bits!r}", help=f"one of {', '.join(_BYTES)}", code="quantization-unknown"
-        )
+    check_bits(bits)
     reasons = {site.path: _reason_to_keep(site) for site in model_map}
     quantized = [site for site in model_map if reasons[site.path] is None]
     kept: Counter[tuple[str, str, str]] = Counter()

@@ -10,7 +10,7 @@ from typing import Any
 
 from graftkit.errors import RecipeError, reraise_as
 from graftkit.files import write_text
-from graftkit.text import first_line
+from graftkit.text import closest, first_line, some
 
 # A recipe is a page or two; a dataset or a weight file that is named by mistake must not be read.
 _MAX_BYTES = 2**20
@@ -84,7 +84,19 @@ def read_document(path: str | Path) -> Document:
 
 
 def _unreadable(path: str, why: str) -> RecipeError:
-    return RecipeError("the recipe cannot be read", where=path, why=why, code="recipe-not-found")
+    return RecipeError(
+        "the recipe cannot be read", where=path, why=why, help=_recipes_beside(path), code="recipe-not-found"
+    )
+
+
+def _recipes_beside(path: str) -> str:
+    """Suggest the recipe of the folder with the nearest name; else list them, or say how to write one."""
+    file = Path(path).expanduser()
+    found = {f.stem: str(f) for end in ("yml", "yaml") for f in sorted(file.parent.glob(f"*.{end}"))}
+    if not found:
+        return "check the path; graft init writes a first recipe"
+    near = closest(file.stem, found)
+    return f"did you mean {found[near[0]]}?" if near else f"check the path; there is {some(found.values())}"
 
 
 def parse_value(text: str, where: str) -> Any:
@@ -111,7 +123,13 @@ def _from_parser(error: Any, path: Path) -> RecipeError:
     mark = getattr(error, "problem_mark", None)
     why = getattr(error, "problem", None) or first_line(error)
     where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-    return RecipeError("the recipe is not valid YAML", where=where, why=why, code="recipe-syntax")
+    return RecipeError(
+        "the recipe is not valid YAML",
+        where=where,
+        why=why,
+        help="correct it there, or just before: a bracket, a quote or an indentation",
+        code="recipe-syntax",
+    )
 
 
 def _syntax(path: Path, why: str) -> RecipeError:

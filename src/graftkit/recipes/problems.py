@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from graftkit.text import suggest
+from graftkit.text import quoted, suggest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,41 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
             advice = suggest_key(str(key[-1]), _fields_at(model, key[:-1]))
             found.setdefault(key, Problem(f"unknown key {key[-1]!r}", key, advice))
         else:
-            found.setdefault(key, Problem(details["msg"], key, None))
+            found.setdefault(key, _wrong_value(details, key))
     return list(found.values())
+
+
+# What pydantic's kinds of errors ask for. Those of a union are reported with its first type.
+_ASKED: Mapping[str, str] = {
+    "string_type": "text, or what else this key takes",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
+
+
+def _wrong_value(details: ErrorDetails, key: tuple[str | int, ...]) -> Problem:
+    """Return the problem of one value, with what the key takes instead."""
+    kind, given, context = details["type"], details["input"], details.get("ctx", {})
+    if kind == "missing":
+        return Problem("it is missing", key, f"{key[-1]}: VALUE")
+    if kind in ("literal_error", "enum"):
+        known = re.findall(r"'([^']+)'", context["expected"])
+        return Problem(f"{quoted(given)} is none of {', '.join(known)}", key, suggest(str(given), known))
+    if (asked := _ASKED.get(kind)) is not None:
+        return Problem(f"it must be {asked.format(**context)}, not {quoted(given)}", key, None)
+    return Problem(details["msg"], key, None)
 
 
 def suggest_key(key: str, known: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -173,7 +174,10 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         return Recipe(document, RecipeFields.model_validate(fields))
     except ValidationError as error:
-        found = [*problems(error, RecipeFields), *_unknown_arguments(document, fields)]
+        found = problems(error, RecipeFields)
+        # What an override broke is mended where it was written; the file may wait.
+        if not any(_override_of(problem.key, overridden) for problem in found):
+            found += _unknown_arguments(document, fields)
         raise _invalid(found, lambda key: _where(document, key, overridden)) from error
 
 
@@ -190,7 +194,10 @@ def _unknown_arguments(document: Document, fields: Mapping[str, Any]) -> Iterato
 def _invalid(found: Sequence[Problem], place: Callable[[Key], str]) -> RecipeError:
     """Return the error for all that is wrong in a recipe, each with its place."""
     advice = {problem: _option_hint(problem.key) or problem.advice for problem in found}
-    first, fallback = found[0], "see docs/recipe.schema.json for what each key takes"
+    first, fallback = (
+        found[0],
+        f"correct the value there; graft train --init {TrainerName.SFT} shows what each key takes",
+    )
     if len(found) == 1:
         what, why, hint = f"the recipe is not valid at {first.name}", first.why, advice[first]
     else:
@@ -219,7 +226,13 @@ def _override(fields: dict[str, Any], pair: str) -> Key:
     name, _, value = pair.partition("=")
     key = tuple(name.split("."))
     if "=" not in pair or not all(key):
-        raise RecipeError(f"not an override: {pair!r}", help="--set args.max_steps=10", code="recipe-override")
+        raise RecipeError(
+            f"not an override: {pair!r}",
+            where="--set",
+            why="it names a key of the recipe, by its path, and the new value after =",
+            help="--set args.max_steps=10",
+            code="recipe-override",
+        )
     for parent in key[:-1]:
         nested = fields.get(parent)
         fields[parent] = fields = dict(nested) if isinstance(nested, Mapping) else {}
@@ -229,10 +242,12 @@ def _override(fields: dict[str, Any], pair: str) -> Key:
 
 def _where(document: Document, key: Key, overridden: Iterable[Key]) -> str:
     """Return where a key was set: in the file, or in an override of it, of a part of it, or of its parent."""
-    for name in overridden:
-        if all(one == other for one, other in zip(name, key, strict=False)):
-            return f"--set {'.'.join(map(str, name))}"
-    return document.where(key)
+    name = _override_of(key, overridden)
+    return f"--set {'.'.join(map(str, name))}" if name else document.where(key)
+
+
+def _override_of(key: Key, overridden: Iterable[Key]) -> Key | None:
+    return next((name for name in overridden if all(map(operator.eq, name, key))), None)
 
 
 def find_recipe(folder: str | Path = ".") -> Path | None:

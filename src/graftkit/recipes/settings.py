@@ -69,10 +69,14 @@ def _read(file: Path) -> CheckSettings:
             "the settings are not valid",
             where=f"{file} [tool.graftkit] {found[0].name}".rstrip(),
             why="; ".join(f"{p.name}: {p.why}" for p in found) if found[1:] else found[0].why,
-            help="; ".join(dict.fromkeys(p.advice for p in found if p.advice)) or None,
+            help="; ".join(dict.fromkeys(p.advice for p in found if p.advice)) or "correct it in that file",
             code="settings",
         ) from error
     except (OSError, ValueError, AttributeError) as error:
         raise RecipeError(
-            "the settings cannot be read", where=str(file), why=str(error), code="settings"
+            "the settings cannot be read",
+            where=str(file),
+            why=str(error),
+            help="correct that file",
+            code="settings",
         ) from error

@@ -140,6 +140,7 @@ def _check_names(recipe: Recipe) -> None:
         raise RecipeError(
             f"{name} has no argument {', '.join(map(str, unknown))}",
             where=recipe.document.where(("args", unknown[0].name)),
+            why=f"args are those of TRL's {name}, unchanged",
             help=advice_on(unknown),
             code="recipe-invalid",
         )

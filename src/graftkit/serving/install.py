@@ -20,6 +20,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from graftkit.errors import EngineError
+from graftkit.text import suggest
 
 # Where engines are looked for, below the working directory.
 ENGINES = Path(".engines")
@@ -227,7 +228,8 @@ def installation_of(engine: str) -> Installation:
         raise EngineError(
             f"nothing can be served in {engine!r} for a proof",
             where="--target",
-            help=f"one of {', '.join(sorted(INSTALLATIONS))}",
+            why=f"there are {', '.join(sorted(INSTALLATIONS))}",
+            help=suggest(engine, INSTALLATIONS) or f"--target {min(INSTALLATIONS)}",
             code="engine-unknown",
         )
     return INSTALLATIONS[engine]

@@ -9,6 +9,7 @@ from pathlib import Path
 from graftkit.adapters.record import RECORD_NAME, Expected, ExpectedPrompt, read_record
 from graftkit.engines.outcome import Served
 from graftkit.errors import AdapterError
+from graftkit.files import why_no_folder
 from graftkit.findings import Report
 from graftkit.progress import Progress
 from graftkit.serving.probing.http import Http
@@ -123,6 +124,7 @@ def _expected(folder: Path) -> Expected:
         raise AdapterError(
             "no such adapter folder",
             where=str(folder),
+            why=why_no_folder(folder),
             help=f"name the folder that contains {RECORD_NAME}",
             code="adapter-not-found",
         )

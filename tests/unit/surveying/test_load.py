@@ -271,7 +271,7 @@ def test_an_unknown_model_type_in_a_file_says_what_wrote_it(model: Callable[...,
     assert error.config == {"model_type": "zzz", "transformers_version": "9.1.0"}
     assert "9.1.0" in str(error.why)
     assert "pip install --upgrade transformers" in str(error.help)
-    assert unknown_model_type("zzz", None).config["transformers_version"] is None
+    assert unknown_model_type("zzz", "here").config["transformers_version"] is None
 
 
 @pytest.mark.parametrize("source", [None, 3, b"gemma4", {"model_type": "gemma4"}, LlamaConfig])

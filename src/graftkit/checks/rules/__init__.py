@@ -50,6 +50,8 @@ def check_settings(settings: CheckSettings) -> None:
         guess = suggest(wrong, codes)
         raise RecipeError(
             f"no rule's code begins with {wrong!r}",
+            where="--select, --ignore, or the settings of a recipe or of pyproject.toml",
+            why=f"there are {len(codes)} rules, from {min(codes)} to {max(codes)}",
             help=f"{guess} graft rules lists them" if guess else "graft rules lists them",
             code="settings",
         )

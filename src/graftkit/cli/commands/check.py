@@ -33,7 +33,7 @@ def check(
     verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
-    output_format: options.FormatOption = Format.HUMAN,
+    output_format: options.ReportFormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
     """Check a saved adapter: is it complete and safe to load, and does it fit its base?"""

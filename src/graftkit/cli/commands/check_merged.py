@@ -33,7 +33,7 @@ def check_merged(
     verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
-    output_format: options.FormatOption = Format.HUMAN,
+    output_format: options.ReportFormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
     """Check whether a checkpoint is the exact merge of its base and adapters, whoever wrote it."""

@@ -30,7 +30,7 @@ def doctor(
     verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
-    output_format: options.FormatOption = Format.HUMAN,
+    output_format: options.ReportFormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
     """Check the environment and, if given, a model, a recipe and an adapter's configuration.

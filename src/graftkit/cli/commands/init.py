@@ -40,7 +40,11 @@ def init(
     """Write a first recipe: from the model, the columns of the data and the GPU's memory. Asks in a terminal."""
     if out.exists() and not overwrite:
         raise OutputError(
-            "there is a recipe already", where=str(out), help="--overwrite, or --out FILE", code="output-exists"
+            "there is a recipe already",
+            where=str(out),
+            why="it would be lost",
+            help="--overwrite replaces it; --out FILE writes another",
+            code="output-exists",
         )
     model = model or _asked("--model", "Model (a hub id or a folder)")
     data = _from(out.parent, data or _asked("--data", "Data (a file or a folder of rows)"))
@@ -76,5 +80,11 @@ def _asked(option: str, question: str) -> str:
     """Ask for what was not given. Without a terminal nobody can answer: that is an error, not a wait."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         why = "there is no terminal to ask in"
-        raise GraftError(f"{option} is needed", why=why, help=f"{option} VALUE", code="usage")
+        raise GraftError(
+            f"{option} is needed",
+            where="graft init",
+            why=why,
+            help="graft init --model MODEL --data FILE",
+            code="usage",
+        )
     return str(typer.prompt(question, err=True))

@@ -120,7 +120,13 @@ def _families(
     if not given:
         return None
     if given[1:]:
-        raise GraftError(f"{' and '.join(given)} do not go together", help="give one of them", code="usage")
+        raise GraftError(
+            f"{' and '.join(given)} do not go together",
+            where="graft matrix",
+            why="each of them says which families are tried",
+            help="give one of them",
+            code="usage",
+        )
     from graftkit.matrix.choose import families_named, known_types
     from graftkit.matrix.introduced import introduced
     from graftkit.matrix.wanted import wanted as wanted_types

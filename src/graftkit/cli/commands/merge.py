@@ -83,6 +83,7 @@ def _usage() -> GraftError:
     return GraftError(
         "a base, an adapter and an output folder are needed",
         where="graft merge",
+        why="with --adapter, one folder follows the base; without it two do",
         help="graft merge BASE ADAPTER OUT; or graft merge BASE OUT --adapter A:0.7 --adapter B:0.3",
         code="usage",
     )

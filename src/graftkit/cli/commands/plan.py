@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,18 +32,30 @@ def plan(
     ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
-    output_format: options.FormatOption = Format.HUMAN,
+    output_format: options.PageFormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
     """Show what would be trained, what would not and why, and what it costs."""
     with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.planning.explain import explain as explain_site
+        from graftkit.planning.plan import check_request
         from graftkit.planning.plan import plan as make_plan
         from graftkit.report.html import render_report
         from graftkit.report.model_pages import plan_page
         from graftkit.surveying.checkpoint.complete import check_complete
         from graftkit.surveying.survey import survey
 
+        how: dict[str, Any] = {
+            "method": method,
+            "r": r,
+            "alpha": alpha,
+            "dropout": dropout,
+            "quantization": quantization,
+            **options.peft_options(option),
+        }
+        if explain is not None and output.format is Format.HTML:
+            raise options.format_unsupported(output.format, (Format.HUMAN, Format.JSON))
+        check_request(**how)
         model_map = survey(model, trust_remote_code=trust_remote_code, revision=revision)
         check_complete(model_map.checkpoint, model)
         with progress_bar() as show:
@@ -51,14 +63,9 @@ def plan(
                 model_map,
                 targets=options.split(targets) or "all-linear",
                 scope=options.split(scope),
-                method=method,
-                r=r,
-                alpha=alpha,
-                dropout=dropout,
-                quantization=quantization,
                 allow_unmatched=allow_unmatched,
                 strict=strict,
-                **options.peft_options(option),
+                **how,
                 on_progress=show,
             )
         if write is not None:

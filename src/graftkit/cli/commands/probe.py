@@ -31,7 +31,7 @@ def probe(
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one request.")] = 60.0,
     fail_level: options.FailLevelOption = "error",
     verbose: reporting.Verbose = False,
-    output_format: options.FormatOption = Format.HUMAN,
+    output_format: options.ReportFormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
     """Ask a live OpenAI-compatible server whether it applies the adapter. A key comes from GRAFT_API_KEY."""

@@ -63,7 +63,7 @@ def prove(
     ] = 1800.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the twin, its adapter and the prompts.")] = 0,
     fail_level: options.FailLevelOption = "error",
-    output_format: options.FormatOption = Format.HUMAN,
+    output_format: options.FindingsFormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
     """Serve base and adapter in the real engine, and compare its log-probabilities with PEFT's."""
@@ -165,4 +165,6 @@ def _check_usage(
     )
     for wrong, why, advice in checks:
         if wrong:
-            raise GraftError("these options do not go together", why=why, help=advice, code="usage")
+            raise GraftError(
+                "these options do not go together", where="graft prove", why=why, help=advice, code="usage"
+            )

@@ -54,7 +54,8 @@ def _fields(rule: Any) -> dict[str, Any]:
 def _no_such_rule(code: str, known: list[str]) -> GraftError:
     return GraftError(
         f"there is no rule {code!r}",
-        why=f"the rules are {', '.join(known)}",
-        help=suggest(code.upper(), known) or "graft rules lists them",
+        where="CODE",
+        why=f"there are {len(known)} rules, from {known[0]} to {known[-1]}",
+        help=" ".join(filter(None, [suggest(code.upper(), known), "graft rules lists them"])),
         code="rule-unknown",
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graftkit.cli.options import FormatOption, JsonOption, Model, Revision, TrustRemoteCode
+from graftkit.cli.options import JsonOption, Model, PageFormatOption, Revision, TrustRemoteCode
 from graftkit.cli.output import Format, only_data_on_stdout
 
 
@@ -17,7 +17,7 @@ def survey(
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,
-    output_format: FormatOption = Format.HUMAN,
+    output_format: PageFormatOption = Format.HUMAN,
     json: JsonOption = False,
 ) -> None:
     """Show every place an adapter can go, per tower, without the model's weights."""

@@ -49,7 +49,11 @@ def train(
             return
         if recipe is None:
             raise GraftError(
-                "nothing to train", help="graft train RECIPE, or graft train --init sft", code="usage"
+                "nothing to train",
+                where="graft train",
+                why="no recipe was named",
+                help="graft train RECIPE; graft init writes a first one",
+                code="usage",
             )
         from graftkit.recipes.recipe import read_recipe
 

@@ -42,7 +42,7 @@ def verify(
     verbose: reporting.Verbose = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
-    output_format: options.FormatOption = Format.HUMAN,
+    output_format: options.ReportFormatOption = Format.HUMAN,
     json: options.JsonOption = False,
 ) -> None:
     """Attach the planned adapter and prove that it trains, merges, saves and reloads.
@@ -77,22 +77,19 @@ def verify(
 
             report = reporting.run_and_fix(output, check, fix, recipe=recipe)
         elif model is not None:
-            request = {
-                "targets": options.split(targets) or "all-linear",
-                "scope": options.split(scope),
-                "method": method,
-                "r": r,
-                "alpha": alpha,
-                **options.peft_options(option),
-            }
+            how = {"method": method, "r": r, "alpha": alpha, **options.peft_options(option)}
+            where = {"targets": options.split(targets) or "all-linear", "scope": options.split(scope)}
             from graftkit.modeling.threads import one_thread
+            from graftkit.planning.plan import check_request
             from graftkit.surveying.sources.local import local_folder
+
+            check_request(**how)
 
             def check_model() -> Report:
                 with one_thread() if twin else nullcontext():
                     live = _twin(model, seed, access, described) if twin else _loaded(model, access)
                     folder = None if twin else local_folder(model, revision)
-                    return _verify(live, request, folder, seed, reporting.settings_for(select, ignore))
+                    return _verify(live, where | how, folder, seed, reporting.settings_for(select, ignore))
 
             report = reporting.run_and_fix(output, check_model, fix)
         else:
@@ -140,8 +137,9 @@ def _verify(
 def _nothing_to_verify() -> GraftError:
     return GraftError(
         "nothing to verify",
+        where="graft verify",
         why="neither a MODEL nor --recipe was given",
-        help="graft verify --help",
+        help="graft verify MODEL --twin, or graft verify --recipe FILE",
         code="usage",
     )
 
@@ -149,6 +147,8 @@ def _nothing_to_verify() -> GraftError:
 def _recipe_decides() -> GraftError:
     return GraftError(
         "--recipe says what to adapt; no other option can",
+        where="--recipe",
+        why="--targets, --scope, --method, --r, --alpha and --option would contradict it",
         help="change the recipe's adapter section, or leave --recipe out",
         code="usage",
     )

@@ -12,6 +12,7 @@ from graftkit.adapters.record import RECORD_NAME, Dialect, read_record
 from graftkit.converting.dialects._base import DialectFormat
 from graftkit.converting.errors import ConvertError
 from graftkit.errors import AdapterError
+from graftkit.files import why_no_folder
 from graftkit.text import suggest
 
 __all__ = ["DialectFormat", "all_dialects", "dialect_named", "dialect_of"]
@@ -56,6 +57,7 @@ def dialect_of(folder: Path) -> DialectFormat:
         raise AdapterError(
             "no such adapter folder",
             where=str(folder),
+            why=why_no_folder(folder),
             help="name the folder that holds the adapter's files",
             code="adapter-not-found",
         )

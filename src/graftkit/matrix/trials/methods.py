@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.errors import PlanError
-from graftkit.planning.config.methods import method_named, method_names
+from graftkit.planning.config.methods import method_named, method_names, peft_names, unknown_method
 from graftkit.planning.initializers import Initializer, initializer_names, initializer_of
-from graftkit.text import suggest
 
 # A rank that fits the narrowest layers of twins.
 _RANK = 2
@@ -66,10 +64,9 @@ def matrix_method(name: str) -> MatrixMethod:
     if name in known:
         fields = {"r": _RANK, "init_lora_weights": name}
         return MatrixMethod(name, "lora", fields, initializer_of(name), _without_gpu(name))
-    method_named(name)  # raises what a plan would
-    raise PlanError(
-        f"unknown method {name!r}", help=suggest(name, known) or "method='lora'", code="method-unknown"
-    )
+    if name in peft_names():
+        method_named(name)  # raises what a plan would
+    raise unknown_method(name, known)
 
 
 def _without_gpu(name: str) -> str | None:

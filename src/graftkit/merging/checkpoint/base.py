@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.errors import MergeError, SourceError, reraise_as
+from graftkit.files import why_no_folder
 from graftkit.merging.checkpoint.shards import Weights, read_weights
 from graftkit.merging.checkpoint.weight_conversion import Groups, group_weights
 from graftkit.merging.errors import base_unreadable
@@ -114,6 +115,7 @@ def _folder(source: str | Path, revision: str | None) -> Path:
         raise SourceError(
             "no such directory or hub id",
             where=text,
+            why=why_no_folder(path),
             help="name the folder that save_pretrained() wrote, or a hub id as owner/name",
             code="not-found",
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import PlanError
 from graftkit.planning.config.extras import check_extras
 from graftkit.planning.config.methods import Method
-from graftkit.planning.config.options import check_options, check_parameter_options
+from graftkit.planning.config.options import check_parameter_options
 from graftkit.planning.decisions import Attached
 from graftkit.planning.initializers import default_config
 from graftkit.planning.matching import as_whole_path, rewritten_names, smallest_exact
@@ -33,14 +33,13 @@ def build_config(
 
     Args:
         hyperparameters: from ``field_values``.
-        options: further fields of the configuration, as the user gave them.
+        options: further fields of the configuration, as ``check_options`` accepts them.
 
     Raises:
-        PlanError: ``option-unknown``, ``option-decided``, ``expert-option`` (an option that PEFT cannot apply to a
+        PlanError: ``expert-option`` (an option that PEFT cannot apply to a
             bare parameter), ``option-invalid`` with PEFT's own message, ``size-not-dividing``, or what
             ``check_extras``, ``rekey`` and ``default_config`` raise.
     """
-    check_options(method, options)
     check_extras(model_map, options)
     modules = [a.site for a in attached if a.via == "target_modules"]
     parameters = [a.target_path for a in attached if a.via == "target_parameters"]

@@ -24,14 +24,27 @@ def check_values(r: Any, alpha: Any, dropout: Any) -> None:
     if r is not None and (not isinstance(r, int) or isinstance(r, bool) or r <= 0):
         raise PlanError(
             f"the rank must be a positive whole number, not {r!r}",
+            where="r",
             why="a rank of 0 or less adapts nothing",
             help="r=16 is a usual choice",
             code="rank-invalid",
         )
     if alpha is not None and (not isinstance(alpha, int | float) or alpha <= 0):
-        raise PlanError(f"alpha must be positive, not {alpha!r}", help="alpha=r scales by 1", code="alpha-invalid")
+        raise PlanError(
+            f"alpha must be positive, not {alpha!r}",
+            where="alpha",
+            why="it is the numerator of the factor on the update",
+            help="alpha=r scales by 1",
+            code="alpha-invalid",
+        )
     if dropout is not None and (not isinstance(dropout, int | float) or not 0 <= dropout < 1):
-        raise PlanError(f"dropout must lie in [0, 1), not {dropout!r}", help="dropout=0.0", code="dropout-invalid")
+        raise PlanError(
+            f"dropout must lie in [0, 1), not {dropout!r}",
+            where="dropout",
+            why="it is the share of the adapter's input that is dropped",
+            help="dropout=0.0",
+            code="dropout-invalid",
+        )
 
 
 def field_values(method: Method, r: int | None, alpha: float | None, dropout: float | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -111,16 +111,28 @@ def method_named(name: str) -> Method:
     if name in _config_classes():
         raise PlanError(
             f"{name} does not adapt layers",
+            where="method",
             why="PEFT puts it on prompts, single tokens or whole models, so there is nothing to plan",
             help="use it with PEFT directly, or choose one of " + ", ".join(method_names()),
             code="method-not-for-layers",
         )
-    raise PlanError(
+    raise unknown_method(name, (*_VARIANTS, *_candidates()))
+
+
+def unknown_method(name: str, known: Iterable[str]) -> PlanError:
+    """Return the error for a name that is none of the ``known`` methods."""
+    return PlanError(
         f"unknown method {name!r}",
-        why=f"methods are {', '.join(method_names())}",
-        help=suggest(name, method_names()) or "method='lora'",
+        where="method",
+        why="neither PEFT nor graftkit has a method of that name",
+        help=suggest(name, known) or f"one of {', '.join(known)}",
         code="method-unknown",
     )
+
+
+def peft_names() -> Collection[str]:
+    """Return the names of all that PEFT calls a method, those that adapt no layers too."""
+    return _config_classes().keys()
 
 
 def _config_classes() -> Mapping[str, type[PeftConfig]]:

@@ -54,7 +54,8 @@ def check_options(method: Method, options: Mapping[str, Any]) -> None:
         if name not in known:
             raise PlanError(
                 f"unknown option {name!r}",
-                where=method.config_class.__name__,
+                where=name,
+                why=f"{method.config_class.__name__} of PEFT has no such field",
                 help=instead_of(name) or suggest(name, known) or "see the options of this class in PEFT",
                 code="option-unknown",
             )

@@ -90,6 +90,7 @@ def read_headers(source: str | Path, *, revision: str | None = None) -> Headers:
     raise SourceError(
         "no such file, directory or hub id",
         where=text,
+        why="there is no file or folder of that name, and a hub id has the form owner/name",
         help="pass a model directory, a .safetensors file, or a hub id as owner/name",
         code="not-found",
     )

@@ -36,7 +36,7 @@ def read_config_json(path: Path, where: str) -> dict[str, Any]:
             "config.json cannot be read",
             where=where,
             why=str(error),
-            help="fetch the file again (hf download --force-download), or compare it with the model's page",
+            help="correct the file, or fetch it again (hf download --force-download)",
             code="config-corrupt",
         ) from error
     if isinstance(data, dict) and isinstance(data.get("model_type"), str):
@@ -117,23 +117,19 @@ def _checked(build: Callable[[], Any], model_type: str, where: str) -> Pretraine
         ) from error
 
 
-def unknown_model_type(model_type: str, where: str | None, *, written_by: Any = None) -> ModelTypeError:
-    """Return the error for a model type that the installed transformers does not have (GK001).
+def unknown_model_type(model_type: str, where: str, *, written_by: Any = None) -> ModelTypeError:
+    """Return the error for a file with a model type that the installed transformers does not have (GK001).
 
     Args:
         model_type: the type asked for.
-        where: the file or id that asks for it, or None where the user typed it.
+        where: the file or id that asks for it.
         written_by: the configuration's ``transformers_version``.
     """
     import transformers
     from transformers import CONFIG_MAPPING
 
     guess = suggest(model_type.lower(), sorted(CONFIG_MAPPING.keys()), 3)
-    hints = [guess] if guess else []
-    if where is not None or not guess:
-        hints.append("pip install --upgrade transformers")
-    if where is None:
-        hints.append("a model on the hub is named as owner/name")
+    hints = [*([guess] if guess else []), "pip install --upgrade transformers"]
     writer = written_by if isinstance(written_by, str) else None
     newer = f"; the file was written by transformers {writer}" if writer else ""
     return ModelTypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import SourceError, reraise_as
 from graftkit.families import geometry
 from graftkit.surveying.sources import hub
-from graftkit.surveying.sources.config_file import build_config, read_config_json, unknown_model_type
+from graftkit.surveying.sources.config_file import build_config, read_config_json
 from graftkit.surveying.sources.hub_config import adapter_base, fetch_config
 from graftkit.surveying.sources.local import existing_path
 from graftkit.surveying.sources.quiet import quiet_transformers
-from graftkit.text import some
+from graftkit.text import some, suggest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -193,12 +194,44 @@ def _named(config: PretrainedConfig, name: str) -> PretrainedConfig:
 
 def _not_found(source: str | Path) -> SourceError:
     text = str(source)
-    is_word = text.replace("-", "_").replace(".", "_").isidentifier() and not text.endswith(".json")
-    if is_word and isinstance(source, str):
-        return unknown_model_type(text, None)
+    if isinstance(source, str) and _is_word(text):
+        return _unknown_word(text)
     return SourceError(
         "no such file, directory or hub id",
         where=text,
-        help="check the path, or name a hub id as owner/name",
+        why="there is no file or folder of that name, and a hub id has the form owner/name",
+        help=_nearby(text) or "check the path, or name a hub id as owner/name",
         code="not-found",
     )
+
+
+def _is_word(text: str) -> bool:
+    """Check whether ``text`` can be a model type: one word, and no file's name ("config.txt", not "qwen3.6")."""
+    is_file_name = re.fullmatch(r".+\.[A-Za-z]\w*", text)
+    return text.replace("-", "_").replace(".", "_").isidentifier() and not is_file_name
+
+
+def _unknown_word(text: str) -> SourceError:
+    import transformers
+    from transformers import CONFIG_MAPPING
+
+    guess = _nearby(text) or suggest(text.lower(), sorted(CONFIG_MAPPING.keys()), 3)
+    newer = "pip install --upgrade transformers, if it is the type of a newer model"
+    return SourceError(
+        f"no model is called {text!r} here",
+        where=text,
+        why=f"there is no file or folder of that name, and transformers {transformers.__version__} has no such"
+        " model type",
+        help=f"{guess or newer}; a model on the hub is named as owner/name",
+        code="model-type-unknown",
+    )
+
+
+def _nearby(text: str) -> str | None:
+    """Suggest what is in the folder that the path leads to, and has nearly the name that was given."""
+    try:
+        path = Path(text).expanduser()
+        names = [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError, RuntimeError):  # no such folder, a null byte, no such user
+        return None
+    return suggest(path.name, [str(path.parent / name) for name in names])
