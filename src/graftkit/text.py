@@ -2,28 +2,76 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import textwrap
 from collections.abc import Iterable, Sequence, Sized
 
-_WIDTH = 118
+# What a table may take where no terminal says how wide it is, and at most.
+_NARROW, _WIDE = 80, 120
+_GAP = "  "
+# A column of text stays at least this wide, however many there are.
+_LEAST = 10
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table without colour codes; a title that starts with ``>`` aligns its column to the right."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def terminal_width() -> int:
+    """Return how many columns text may take: the terminal's, within reason, or 80 where there is none."""
+    return min(max(shutil.get_terminal_size((_NARROW, 24)).columns, _NARROW), _WIDE)
 
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        right = column.startswith(">")
-        grid.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
-    console = Console(width=_WIDTH, color_system=None, force_terminal=False, markup=False, highlight=False)
-    with console.capture() as capture:
-        console.print(grid)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    return "\n".join(lines).strip("\n")
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], width: int | None = None) -> str:
+    """Return a table without colour codes, no wider than ``width`` as far as its numbers and titles allow.
+
+    Sentences are wrapped at their spaces. A word that is too long for its column, such as a path, is shortened in
+    its middle and never broken.
+
+    Args:
+        columns: the titles; one that starts with ``>`` aligns its column to the right, and it is not narrowed.
+        width: None for the terminal's.
+    """
+    titles = [column.removeprefix(">") for column in columns]
+    cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    fixed = [column.startswith(">") for column in columns]
+    widths = _fitted(titles, cells, fixed, terminal_width() if width is None else width)
+    lines = [_row(titles, widths, fixed), "─" * (sum(widths) + len(_GAP) * (len(widths) - 1))]
+    return "\n".join([*lines, *(_row(row, widths, fixed) for row in cells)])
+
+
+def _fitted(titles: Sequence[str], rows: Sequence[Sequence[str]], fixed: Sequence[bool], width: int) -> list[int]:
+    """Return the columns' widths: those of their longest cells, the widest narrowed until all fit."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    least = [
+        wide if is_fixed else min(wide, max(len(title), _LEAST))
+        for wide, title, is_fixed in zip(widths, titles, fixed, strict=True)
+    ]
+    room = width - len(_GAP) * (len(widths) - 1)
+    while sum(widths) > room and widths != least:
+        widest = max((wide, at) for at, wide in enumerate(widths) if wide > least[at])[1]
+        widths[widest] -= 1
+    return widths
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], fixed: Sequence[bool]) -> str:
+    wrapped = [
+        textwrap.wrap(" ".join(shortened(word, wide) for word in cell.split()), wide, break_on_hyphens=False)
+        for cell, wide in zip(cells, widths, strict=True)
+    ]
+    lines = [
+        _GAP.join(
+            part.rjust(wide) if right else part.ljust(wide)
+            for part, wide, right in zip(parts, widths, fixed, strict=True)
+        ).rstrip()
+        for parts in itertools.zip_longest(*wrapped, fillvalue="")
+    ]
+    return "\n".join(lines)
+
+
+def shortened(word: str, longest: int) -> str:
+    """Return a word with its middle left out where it is too long: "model.lay…q_proj" keeps both of its ends."""
+    if len(word) <= longest:
+        return word
+    end = longest // 2
+    return f"{word[: longest - 1 - end]}…{word[len(word) - end :]}"
 
 
 def count(number: int) -> str:

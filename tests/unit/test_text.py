@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from graftkit.text import count, describe, first_line, printable, quoted, size, some, suggest
+from graftkit.text import (
+    count,
+    describe,
+    first_line,
+    printable,
+    quoted,
+    shortened,
+    size,
+    some,
+    suggest,
+    table,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +72,39 @@ def test_counts() -> None:
 
 def test_sizes() -> None:
     assert [size(n) for n in (0, 999, 1000, 62_500_000_000)] == ["0 B", "999 B", "1 kB", "62.5 GB"]
+
+
+_WORDS = st.text("abc._0", min_size=1, max_size=70)
+_CELLS = st.lists(_WORDS, max_size=6).map(" ".join)
+
+
+@given(st.lists(st.tuples(_CELLS, st.integers(0, 10**6), _CELLS, _CELLS), max_size=5))
+def test_a_table_fits_and_breaks_no_word(rows: list[tuple[str, int, str, str]]) -> None:
+    titles = ("tower", ">sites", "first", "because")
+    lines = table(titles, rows, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    given_words = [word for row in rows for cell in row for word in str(cell).split()]
+    for shown in " ".join(lines[2:]).split():
+        start, cut, end = shown.partition("…")
+        assert any(
+            w == shown or (cut and w.startswith(start) and w.endswith(end) and start and end) for w in given_words
+        )
+    assert sum(len(line.split()) for line in lines[2:]) == len(given_words)
+
+
+def test_a_table_that_fits_is_as_it_is() -> None:
+    shown = table(("name", ">sites", "why"), [("q_proj", 16, "a reason"), ("lm_head", 1, "")], 80)
+    assert shown.splitlines() == [
+        "name     sites  why",
+        "────────────────────────",
+        "q_proj      16  a reason",
+        "lm_head      1",
+    ]
+
+
+@given(st.text("ab.", max_size=90), st.integers(3, 40))
+def test_a_long_word_keeps_both_ends(word: str, longest: int) -> None:
+    shown = shortened(word, longest)
+    assert len(shown) == min(len(word), longest)
+    start, cut, end = shown.partition("…")
+    assert shown == word if not cut else word.startswith(start) and word.endswith(end) and start and end

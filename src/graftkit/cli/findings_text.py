@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from textwrap import fill
 
 from graftkit.findings import Finding, Report, Severity
-from graftkit.text import some
+from graftkit.text import some, terminal_width
 
-_WIDTH = 110
 _INDENT = "  "
 _LABEL = 7
 _MOST_CODES = 6
@@ -28,9 +27,16 @@ def findings_text(report: Report, *, verbose: bool = False) -> str:
 
 
 def _unknown(report: Report, verbose: bool) -> Iterator[str]:
-    """One entry for all rules that could not decide for the same reason."""
+    """One entry for all rules that could not decide for the same reason; one for all that lack something."""
+    lacking = [finding for finding in report.by_severity[Severity.UNKNOWN] if "missing" in finding.evidence]
+    if not verbose and len({finding.message for finding in lacking}) > 1:
+        yield _line("", _not_run(lacking)).strip()
+    else:
+        lacking = []
     by_reason: dict[str, list[Finding]] = defaultdict(list)
     for finding in report.by_severity[Severity.UNKNOWN]:
+        if finding in lacking:
+            continue
         by_reason[finding.message].append(finding)
     for reason, findings in by_reason.items():
         codes = [finding.code for finding in findings]
@@ -38,6 +44,13 @@ def _unknown(report: Report, verbose: bool) -> Iterator[str]:
             yield _block(findings[0])
         else:
             yield _line("", f"unknown, {reason}: {some(codes, len(codes) if verbose else _MOST_CODES)}").strip()
+
+
+def _not_run(lacking: list[Finding]) -> str:
+    """Say of rules that lack different things how many they are, and what most of them lack."""
+    needs = Counter(need for finding in lacking for need in finding.evidence["missing"])
+    most = [need for need, _ in needs.most_common()]
+    return f"unknown: {len(lacking)} rules need what was not given: {some(most, _MOST_CODES)}"
 
 
 def _block(finding: Finding) -> str:
@@ -59,7 +72,7 @@ def _line(name: str, text: str) -> str:
     label = f"{name}:".ljust(_LABEL) if name else ""
     hanging = _INDENT + " " * len(label)
     wrapped = [
-        fill(line, _WIDTH, initial_indent=hanging, subsequent_indent=hanging, break_long_words=False)
+        fill(line, terminal_width(), initial_indent=hanging, subsequent_indent=hanging, break_long_words=False)
         for line in text.splitlines() or [""]
     ]
     return "\n".join(wrapped).replace(hanging, _INDENT + label, 1)
@@ -68,6 +81,6 @@ def _line(name: str, text: str) -> str:
 def _summary(report: Report, verbose: bool) -> str:
     hidden = report.summary[Severity.OK] and not verbose
     fixes = sum(finding.fix is not None for finding in report)
-    hints = ["-v lists what passed"] if hidden else []
+    hints = ["-v lists them all"] if hidden else []
     hints += [f"--fix writes {fixes} fix{'es' * (fixes > 1)}"] if fixes else []
     return "; ".join([report.tally, *hints])

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from graftkit.surveying.kinds import LINEAR
 from graftkit.text import count, size, some, table
 
 
 def survey_text(survey: Mapping[str, Any]) -> str:
-    """Render what ``ModelMap.to_dict()`` returns: one line a tower, then one a tower, role, kind and wrapper."""
+    """Render what ``ModelMap.to_dict()`` returns: one line a tower, then one a tower, role and kind."""
     model = survey["model"]
     head = f"{model['name']}: {model['class']}, {count(model['params'])} parameters, read from {model['origin']}"
     towers = table(
@@ -19,18 +20,25 @@ def survey_text(survey: Mapping[str, Any]) -> str:
     )
     groups = Counter(_row(site) for site in survey["sites"])
     first = {_row(site): site["path"] for site in reversed(survey["sites"])}
-    rows = [(*row[:3], number, *row[3:], first[row]) for row, number in groups.items()]
-    sites = table(("tower", "role", "kind", ">sites", "wrapper", "adaptable", "first"), rows)
+    rows = [(*row[:2], number, row[2], first[row]) for row, number in groups.items()]
+    sites = table(("tower", "role", ">sites", "kind", "first"), rows)
     checkpoint = survey["checkpoint"]
     return "\n\n".join([head, towers, sites, *([_checkpoint_text(checkpoint)] if checkpoint else [])])
 
 
 def _row(site: Mapping[str, Any]) -> tuple[str, ...]:
-    wrapper = site["wrapper"]["class"] if site["wrapper"] else "-"
-    adaptable = "yes" if site["adaptable"] else f"no: {site['reason']}"
-    if site["adaptable"] and site["tied_to"]:
-        adaptable = f"tied to {site['tied_to'][0]}"
-    return (site["tower"], site["role"], site["kind"], wrapper, adaptable)
+    return (site["tower"], site["role"], _kind(site))
+
+
+def _kind(site: Mapping[str, Any]) -> str:
+    """Return a site's kind, and what is special about it: its wrapper, a tie, or why nothing can go on it."""
+    kind = str(site["kind"])
+    if not site["adaptable"]:
+        return f"{kind}, not adaptable: {site['reason']}"
+    if site["wrapper"]:
+        wrapped = f"in {site['wrapper']['class']}"
+        return wrapped if kind == LINEAR else f"{kind} {wrapped}"
+    return f"{kind}, tied to {site['tied_to'][0]}" if site["tied_to"] else kind
 
 
 def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:

@@ -82,7 +82,7 @@ def test_the_schema_takes_the_examples(path: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert {path.stem.partition("_")[0] for path in EXAMPLES} >= {"sft"}
+    assert {path.stem for path in EXAMPLES} >= {"text", "dpo", "grpo"}
 
 
 @pytest.mark.parametrize(
