@@ -69,7 +69,8 @@ def run(words):
     before, out, err = files(), io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            main(words)
+            sys.argv[1:] = words
+            main()
         except SystemExit as stop:
             status = stop.code
     changed = sorted({name for name, _ in before.items() ^ files().items()})

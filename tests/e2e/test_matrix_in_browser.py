@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 import pytest
+from tests.e2e.browser import needs_chromium, started
 
 from graftkit.report.matrix_page import MatrixCell, MatrixFamily, MatrixKey, MatrixRun, render_matrix
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+pytestmark = needs_chromium
 
 DOCS = Path(__file__).parents[2] / "docs"
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 CHECKS = ("twin", "plan", "attach", "gradients", "merge", "reload", "checkpointing", "cache", "packing", "4-bit")
 VERDICTS = ("proven", "failed", "refused", "unknown", "not-applicable")
 KEY = MatrixKey(
@@ -89,12 +79,8 @@ Open = Callable[..., "Page"]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield started
-        started.close()
+    with started() as browser:
+        yield browser
 
 
 @pytest.fixture

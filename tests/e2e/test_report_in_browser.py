@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -13,24 +12,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.e2e.browser import CHROMIUM, FLAGS, needs_chromium
 
 from graftkit.report.html import render_report
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+pytestmark = needs_chromium
 
 PAGE = "http://report.test/report.html"
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
 
 DATA: dict[str, Any] = {
     "title": "A LoRA, from start to saved file",
@@ -119,6 +107,8 @@ def _browse(net: Net, profile: Path, *options: str) -> str:
     done = subprocess.run(
         [
             CHROMIUM,
+            "--headless",
+            "--hide-scrollbars",
             *FLAGS,
             f"--user-data-dir={profile}",
             f"--proxy-server=127.0.0.1:{net.port}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,6 +40,11 @@ class Output:
 
     format: Format
     data: IO[str]
+
+    @property
+    def command(self) -> str:
+        """The command that is running, as it was typed."""
+        return shlex.join(["graft", *sys.argv[1:]])
 
     def result(self, value: Any, **forms: Callable[[], str]) -> None:
         """Write a result in the format that was asked for.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -108,11 +106,10 @@ def conclude(
     from graftkit.report.html import render_report
     from graftkit.report.sarif import to_sarif
 
-    command = shlex.join(["graft", *sys.argv[1:]])
     output.result(
         report.to_dict() | ({"twin": twin.to_dict()} if twin else {}),
         human=lambda: (f"{twin}\n\n" if twin else "") + findings_text(report, verbose=verbose),
-        html=lambda: render_report(findings_page(report, title, command)),
+        html=lambda: render_report(findings_page(report, title, output.command)),
         sarif=lambda: json.dumps(to_sarif(report), indent=2),
         github=lambda: to_annotations(report),
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from graftkit.surveying.sites import ModelMap, Site
 
 
-def survey_page(model_map: ModelMap) -> ReportData:
+def survey_page(model_map: ModelMap, command: str) -> ReportData:
     """Return the page of a survey: the model as a picture, every weight with why it cannot be adapted."""
     info = model_map.model
     able = sum(_possible(site) for site in model_map)
@@ -27,11 +27,11 @@ def survey_page(model_map: ModelMap) -> ReportData:
             _figure("inside a wrapper", wrapped, model_map),
         ],
         towers=towers_of(model_map),
-        command=f"graft survey {info.name} --format html",
+        command=command,
     )
 
 
-def plan_page(plan: Plan) -> ReportData:
+def plan_page(plan: Plan, command: str) -> ReportData:
     """Return the page of a plan: the model as a picture of what is adapted, what is not, and why."""
     info = plan.model.model
     return ReportData(
@@ -48,7 +48,7 @@ def plan_page(plan: Plan) -> ReportData:
             *_passed_over(plan),
         ],
         towers=towers_of(plan.model, plan),
-        command=f"graft plan {info.name} --format html",
+        command=command,
     )
 
 

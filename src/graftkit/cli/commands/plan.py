@@ -73,7 +73,7 @@ def plan(
         if explain is not None:
             output.result(explain_site(made, explain))
         else:
-            output.result(made, html=lambda: render_report(plan_page(made)))
+            output.result(made, html=lambda: render_report(plan_page(made, output.command)))
 
 
 def _write_config(config: dict[str, object], path: Path) -> Path:

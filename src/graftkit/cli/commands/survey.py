@@ -27,4 +27,4 @@ def survey(
         from graftkit.surveying.survey import survey as make_map
 
         found = make_map(model, trust_remote_code=trust_remote_code, revision=revision, headers=headers)
-        output.result(found, html=lambda: render_report(survey_page(found)))
+        output.result(found, html=lambda: render_report(survey_page(found, output.command)))
