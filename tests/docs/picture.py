@@ -5,18 +5,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
+from tests.e2e.browser import CHROMIUM, started
+
 WIDTH, HEIGHT, SCALE = 1200, 1010, 1.5
-_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--hide-scrollbars",
-)
 
 
 def take_picture(report: Path, picture: Path) -> None:
@@ -25,20 +19,15 @@ def take_picture(report: Path, picture: Path) -> None:
     Raises:
         SystemExit: Chromium is not installed.
     """
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        raise SystemExit("chromium is not installed (apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(_FLAGS))
+    if CHROMIUM is None:
+        raise SystemExit("Chromium is not installed (apt-get install chromium)")
+    with started() as browser:
         page = browser.new_page(
             viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=SCALE, color_scheme="light"
         )
         page.goto(report.resolve().as_uri())
         picture.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=picture)
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -15,10 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from tests.docs.pages import ROOT, all_pages
+from tests.e2e.browser import needs_chromium, started
 
 import graftkit as gk
-
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +82,11 @@ def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
         assert fetched == [], page
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+@needs_chromium
 @pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desk"])
 def test_the_search_finds_a_rule(address: str, width: int) -> None:
-    from playwright.sync_api import sync_playwright
-
     trouble: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with started() as browser:
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark")
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: trouble.append(str(error)))
@@ -106,7 +101,6 @@ def test_the_search_finds_a_rule(address: str, width: int) -> None:
         found.click()
         page.wait_for_url("**/rules/GK202/**")
         assert "GK202" in page.locator("h1").inner_text()
-        browser.close()
     assert trouble == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,35 @@ def progress_bar(*, in_bytes: bool = False) -> Iterator[Callable[[Progress], Non
             bar.update(task, description=progress.step, completed=progress.done, total=progress.total)
 
         yield show
+
+
+# What is done before that needs no word about it.
+_SHORT = 2.0
+
+
+@contextmanager
+def working(step: str, after: float = _SHORT) -> Iterator[None]:
+    """Say what is being done while the block runs: at once in a terminal, else in a line if it takes long.
+
+    Args:
+        step: as in "surveying llama".
+        after: seconds after which the line is written where there is no terminal.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(Text(step)):
+            yield
+        return
+    line = threading.Timer(after, sys.stderr.write, [f"{step}\n"])
+    line.daemon = True
+    line.start()
+    try:
+        yield
+    finally:
+        line.cancel()
 
 
 # Without a terminal, how many seconds lie between two lines on how far a run is.

@@ -9,6 +9,7 @@ import typer
 
 from graftkit.cli import options
 from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import working
 
 
 def card(
@@ -38,7 +39,8 @@ def card(
 
         model_map = None
         if base is not None:
-            model_map = survey(base, trust_remote_code=trust_remote_code, revision=revision)
+            with working(f"surveying {base}"):
+                model_map = survey(base, trust_remote_code=trust_remote_code, revision=revision)
         made = describe(Path(adapter).expanduser(), model_map, target=target)
         if write:
             file = write_card(adapter, made)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graftkit.cli import options, reporting
 from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import working
 from graftkit.errors import GraftError
+
+if TYPE_CHECKING:
+    from graftkit.findings import Report
 
 
 def check(
@@ -46,21 +50,22 @@ def check(
         settings = reporting.settings_for(select, ignore)
         model_map = None
         if base is not None:
-            model_map = survey(base, trust_remote_code=trust_remote_code, revision=revision)
-        report = reporting.run_and_fix(
-            output,
-            lambda: run_checks(
-                adapter,
-                model_map,
-                target=target,
-                data=not headers_only,
-                settings=settings,
-                trust_remote_code=trust_remote_code,
-                revision=revision,
-            ),
-            fix,
-            adapter=Path(adapter).expanduser(),
-        )
+            with working(f"surveying {base}"):
+                model_map = survey(base, trust_remote_code=trust_remote_code, revision=revision)
+
+        def examine() -> Report:
+            with working(f"checking {adapter}"):
+                return run_checks(
+                    adapter,
+                    model_map,
+                    target=target,
+                    data=not headers_only,
+                    settings=settings,
+                    trust_remote_code=trust_remote_code,
+                    revision=revision,
+                )
+
+        report = reporting.run_and_fix(output, examine, fix, adapter=Path(adapter).expanduser())
         reporting.conclude(output, report, f"graft check {adapter}", fail_level, verbose=verbose)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from graftkit.cli import options, reporting
 from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import working
 
 
 def check_merged(
@@ -40,12 +41,14 @@ def check_merged(
     with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.checks.check_merged import check_merged as run_checks
 
-        report = run_checks(
-            merged,
-            base,
-            options.weighted(adapter),
-            settings=reporting.settings_for(select, ignore),
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-        )
+        settings = reporting.settings_for(select, ignore)
+        with working(f"comparing {merged} with the merge of {base} and what was merged into it"):
+            report = run_checks(
+                merged,
+                base,
+                options.weighted(adapter),
+                settings=settings,
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+            )
         reporting.conclude(output, report, f"graft check-merged {merged}", fail_level, verbose=verbose)

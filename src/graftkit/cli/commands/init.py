@@ -12,6 +12,7 @@ import typer
 
 from graftkit.cli import options
 from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import working
 from graftkit.errors import GraftError, OutputError
 from graftkit.recipes.trainers import TrainerName
 
@@ -52,15 +53,16 @@ def init(
         from graftkit.files import write_text
         from graftkit.training.first_recipe import first_recipe
 
-        made = first_recipe(
-            model,
-            data,
-            home=out.parent,
-            trainer=goal,
-            gpu_memory=gpu_memory,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-        )
+        with working(f"looking at {model} and {data}"):
+            made = first_recipe(
+                model,
+                data,
+                home=out.parent,
+                trainer=goal,
+                gpu_memory=gpu_memory,
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+            )
         write_text(out, made.text)
         name = shlex.quote(str(out))
         steps = [f"graft doctor --recipe {name}", f"graft verify --recipe {name} --twin", f"graft train {name}"]

@@ -9,7 +9,7 @@ import typer
 
 from graftkit.cli import options
 from graftkit.cli.output import Format, only_data_on_stdout
-from graftkit.cli.progress import progress_bar
+from graftkit.cli.progress import progress_bar, working
 
 
 def plan(
@@ -37,14 +37,6 @@ def plan(
 ) -> None:
     """Show what would be trained, what would not and why, and what it costs."""
     with only_data_on_stdout(output_format, json=json) as output:
-        from graftkit.planning.explain import explain as explain_site
-        from graftkit.planning.plan import check_request
-        from graftkit.planning.plan import plan as make_plan
-        from graftkit.report.html import render_report
-        from graftkit.report.model_pages import plan_page
-        from graftkit.surveying.checkpoint.complete import check_complete
-        from graftkit.surveying.survey import survey
-
         how: dict[str, Any] = {
             "method": method,
             "r": r,
@@ -55,9 +47,18 @@ def plan(
         }
         if explain is not None and output.format is Format.HTML:
             raise options.format_unsupported(output.format, (Format.HUMAN, Format.JSON))
-        check_request(**how)
-        model_map = survey(model, trust_remote_code=trust_remote_code, revision=revision)
-        check_complete(model_map.checkpoint, model)
+        with working(f"surveying {model}"):
+            from graftkit.planning.explain import explain as explain_site
+            from graftkit.planning.plan import check_request
+            from graftkit.planning.plan import plan as make_plan
+            from graftkit.report.html import render_report
+            from graftkit.report.model_pages import plan_page
+            from graftkit.surveying.checkpoint.complete import check_complete
+            from graftkit.surveying.survey import survey
+
+            check_request(**how)
+            model_map = survey(model, trust_remote_code=trust_remote_code, revision=revision)
+            check_complete(model_map.checkpoint, model)
         with progress_bar() as show:
             made = make_plan(
                 model_map,

@@ -8,6 +8,7 @@ import typer
 
 from graftkit.cli import options
 from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import working
 
 
 def rekey(
@@ -24,4 +25,6 @@ def rekey(
     with only_data_on_stdout(output_format, json=json) as output:
         from graftkit.merging.rekey import rekey as run_rekey
 
-        output.result(run_rekey(base, out, trust_remote_code=trust_remote_code, revision=revision))
+        with working(f"copying {base} to {out}"):
+            done = run_rekey(base, out, trust_remote_code=trust_remote_code, revision=revision)
+        output.result(done)

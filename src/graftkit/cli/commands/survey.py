@@ -8,6 +8,7 @@ import typer
 
 from graftkit.cli.options import JsonOption, Model, PageFormatOption, Revision, TrustRemoteCode
 from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.progress import working
 
 
 def survey(
@@ -22,9 +23,10 @@ def survey(
 ) -> None:
     """Show every place an adapter can go, per tower, without the model's weights."""
     with only_data_on_stdout(output_format, json=json) as output:
-        from graftkit.report.html import render_report
-        from graftkit.report.model_pages import survey_page
-        from graftkit.surveying.survey import survey as make_map
+        with working(f"surveying {model}"):
+            from graftkit.report.html import render_report
+            from graftkit.report.model_pages import survey_page
+            from graftkit.surveying.survey import survey as make_map
 
-        found = make_map(model, trust_remote_code=trust_remote_code, revision=revision, headers=headers)
+            found = make_map(model, trust_remote_code=trust_remote_code, revision=revision, headers=headers)
         output.result(found, html=lambda: render_report(survey_page(found, output.command)))

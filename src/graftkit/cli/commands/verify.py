@@ -9,7 +9,7 @@ import typer
 
 from graftkit.cli import options, reporting
 from graftkit.cli.output import Format, only_data_on_stdout
-from graftkit.cli.progress import progress_bar
+from graftkit.cli.progress import progress_bar, working
 from graftkit.errors import GraftError
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from graftkit.findings import Report
     from graftkit.recipes.settings import CheckSettings
     from graftkit.twins.description import TwinDescription
+
+
+ATTACHING = "planning and attaching the adapter"
 
 
 def verify(
@@ -112,7 +115,8 @@ def _twin(name: str, seed: int, access: dict[str, Any], described: list[TwinDesc
 def _loaded(name: str, access: dict[str, Any]) -> PreTrainedModel:
     from graftkit.surveying.sources.load_model import load_model
 
-    return load_model(name, **access)
+    with working(f"loading {name}"):
+        return load_model(name, **access)
 
 
 def _verify(
@@ -124,10 +128,11 @@ def _verify(
     from graftkit.planning.plan import plan
     from graftkit.twins.example_batch import example_batch
 
-    planned = plan(model, **request)
-    with seeding(model, seed):
-        adapted = attach(model, planned)
-    batch = example_batch(adapted.get_base_model(), seed=seed)
+    with working(ATTACHING):
+        planned = plan(model, **request)
+        with seeding(model, seed):
+            adapted = attach(model, planned)
+        batch = example_batch(adapted.get_base_model(), seed=seed)
     with progress_bar() as on_progress:
         return run_checks(
             adapted, batch, plan=planned, checkpoint=folder, settings=settings, on_progress=on_progress
