@@ -79,6 +79,7 @@ REFUSED = (
     # checks on a model
     _wrong("verify", "usage", "graft verify"),
     _wrong("verify base", "weights-missing", "base"),
+    _wrong("verify llama", "weights-missing", "llama"),
     _wrong("verify llama --twin --method lorra", "method-unknown", "lorra"),
     _wrong("verify llama --twin --select GK999", "settings", "GK999"),
     _wrong("verify --recipe good.yaml --method dora", "usage", "--recipe"),

@@ -38,6 +38,8 @@ def load_model(
         BuildError: ``weights-missing``: there is a configuration, and no weights that load into its class.
     """
     loaded = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
+    if loaded.origin == "model type":
+        raise _no_weights(name, "a model type names an architecture, and brings no weights")
     model_class = model_class_of(loaded)
     refusal = _hub_refusal(loaded, revision)
     try:
@@ -52,17 +54,21 @@ def load_model(
         # Where no weights are found at all; what is found and broken raises another error.
         if refusal is not None and isinstance(error, OSError):
             raise refusal from error
-        raise BuildError(
-            "the model's weights cannot be loaded",
-            where=name,
-            why=first_line(error),
-            help="name a directory that holds the weights, or check only the architecture, with --twin",
-            code="weights-missing",
-        ) from error
+        raise _no_weights(name, first_line(error)) from error
     absent = sort_absent(model, report["missing_keys"])
     if absent.weights:
         raise incomplete(absent, name, renamed=_renamed(loaded, model_class))
     return model
+
+
+def _no_weights(name: str, why: str) -> BuildError:
+    return BuildError(
+        "the model's weights cannot be loaded",
+        where=name,
+        why=why,
+        help="name a directory that holds the weights, or check only the architecture, with --twin",
+        code="weights-missing",
+    )
 
 
 def _hub_refusal(loaded: LoadedConfig, revision: str | None) -> SourceError | None:
