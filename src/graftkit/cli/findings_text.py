@@ -28,7 +28,7 @@ def findings_text(report: Report, *, verbose: bool = False) -> str:
 
 def _unknown(report: Report, verbose: bool) -> Iterator[str]:
     """One entry for all rules that could not decide for the same reason; one for all that lack something."""
-    lacking = [finding for finding in report.by_severity[Severity.UNKNOWN] if "missing" in finding.evidence]
+    lacking = _lacking(report)
     if not verbose and len({finding.message for finding in lacking}) > 1:
         yield _line("", _not_run(lacking)).strip()
     else:
@@ -44,6 +44,11 @@ def _unknown(report: Report, verbose: bool) -> Iterator[str]:
             yield _block(findings[0])
         else:
             yield _line("", f"unknown, {reason}: {some(codes, len(codes) if verbose else _MOST_CODES)}").strip()
+
+
+def _lacking(report: Report) -> list[Finding]:
+    """Return the findings of rules that were not given what they need."""
+    return [finding for finding in report.by_severity[Severity.UNKNOWN] if "missing" in finding.evidence]
 
 
 def _not_run(lacking: list[Finding]) -> str:
@@ -79,7 +84,7 @@ def _line(name: str, text: str) -> str:
 
 
 def _summary(report: Report, verbose: bool) -> str:
-    hidden = report.summary[Severity.OK] and not verbose
+    hidden = (report.summary[Severity.OK] or _lacking(report)) and not verbose
     fixes = sum(finding.fix is not None for finding in report)
     hints = ["-v lists them all"] if hidden else []
     hints += [f"--fix writes {fixes} fix{'es' * (fixes > 1)}"] if fixes else []

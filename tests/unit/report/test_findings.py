@@ -66,10 +66,15 @@ def test_unknowns_are_grouped_by_what_they_need() -> None:
             for code, lacks in needs.items()
         )
     )
-    *groups, _, summary = findings_text(report).splitlines()
+    *groups, _, summary = findings_text(report, verbose=True).splitlines()
     assert len(groups) == 2
     assert [line.count("GK") for line in groups] == [5, 5]
     assert summary.startswith("10 unknown")
+    line, _, summary = findings_text(report).splitlines()
+    assert "10" in line
+    assert "GK" not in line
+    assert all(need in line for need in ("model", "batch"))
+    assert summary.startswith("10 unknown; -v")
 
 
 def test_a_report_prints_what_needs_attention(report: Report) -> None:
