@@ -64,6 +64,10 @@ class Backward:
         return tuple(n for n, grad in self.gradients.items() if grad is not None and not grad.isfinite().all())
 
 
+# How often a backward pass may recompute a layer: once is usual, more where checkpointed blocks contain others.
+_RECOMPUTED = 8
+
+
 @dataclass(frozen=True)
 class Gradients:
     """The adapter's gradients on one batch. Each mode's backward pass is run once, when first asked for.
@@ -121,12 +125,14 @@ def backward(model: PeftModel, compute_loss: Callable[[], Tensor]) -> Backward:
     watched = adapter_parameters(model)
     with ExitStack() as stack:
         reached, embedded = _watch(stack, model)
+        calls = _Calls.of(stack, model)
         stack.enter_context(restoring_gradients(model))
         stack.enter_context(torch.enable_grad())
         loss = float("nan")
         try:
             value = compute_loss()
             loss = value.item()
+            calls.bound()
             value.backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if "out of memory" in str(error):
@@ -137,6 +143,41 @@ def backward(model: PeftModel, compute_loss: Callable[[], Tensor]) -> Backward:
         gradients = {n: p.grad for n, p in watched.items() if p.requires_grad}
     inputs = embedded[0] if embedded else None
     return Backward(loss, gradients, frozenset(reached), inputs, refusal)
+
+
+class _Calls:
+    """How often adapted layers are called: in a backward pass, as often as they are recomputed.
+
+    Re-entrant checkpointing starts a backward pass inside of another. Where a layer hands a tensor to the next one
+    by name (WavLM's position bias), the inner pass reaches the layers before it, whose own inner passes reach them
+    again: it has no end.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.most: int | None = None
+
+    @classmethod
+    def of(cls, stack: ExitStack, model: PeftModel) -> _Calls:
+        """Count the calls as long as the stack is open."""
+        calls = cls()
+        for layer in adapted_layers(model).values():
+            stack.callback(layer.register_forward_pre_hook(calls.count).remove)
+        return calls
+
+    def bound(self) -> None:
+        """Stop from now on after several times as many calls as there were."""
+        self.most = self.number * (1 + _RECOMPUTED)
+
+    def count(self, *_: object) -> None:
+        """Count one call.
+
+        Raises:
+            RuntimeError: there were too many.
+        """
+        self.number += 1
+        if self.most is not None and self.number > self.most:
+            raise RuntimeError("its layers are recomputed again and again, without end")
 
 
 def _watch(stack: ExitStack, model: PeftModel) -> tuple[set[str], list[bool]]:
