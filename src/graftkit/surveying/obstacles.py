@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,12 @@ def is_linear_of_its_own(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear) or not isinstance(weight, nn.Parameter) or tuple(weight.shape) != sizes:
         return False
-    return _computes_a_linear(module)
+    # Its forward stays when the weight is adapted as a parameter, so it may return more than that.
+    return _computes_a_linear(module, lambda output: output[0] if isinstance(output, tuple) else output)
 
 
-def _computes_a_linear(module: nn.Module) -> bool:
-    """Check whether a forward is ``x @ W.T + b``, alone or before other outputs, by running it on a small copy."""
+def _computes_a_linear(module: nn.Module, main: Callable[[Any], Any] = lambda output: output) -> bool:
+    """Check whether what ``main`` takes from a forward is ``x @ W.T + b``, by running it on a small copy."""
     import copy
 
     import torch
@@ -79,11 +81,10 @@ def _computes_a_linear(module: nn.Module) -> bool:
     probe.in_features, probe.out_features = 5, 3
     x = torch.randn(2, 4, 5, generator=generator)
     try:
-        output = type(module).forward(probe, x)
+        computed = main(type(module).forward(probe, x))
     except Exception:
         # Another signature, or more state than a weight and a bias: not the plain linear an adapter assumes.
         return False
-    computed = output[0] if isinstance(output, tuple) and output else output
     expected = nn.functional.linear(x, probe.weight, probe.bias)
     return isinstance(computed, torch.Tensor) and computed.shape == expected.shape and computed.allclose(expected)
 
