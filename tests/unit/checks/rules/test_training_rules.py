@@ -185,6 +185,18 @@ def test_gk202_zero_3_cannot_be_fixed_by_the_same_key(
     assert "ZeRO-2" in (found.help or "")
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's, on re-entrance
+def test_gk202_a_backward_pass_without_end_is_not_waited_for(twin_of: Twins) -> None:
+    """WavLM's layers hand on a position bias by name: re-entrant checkpointing recomputes them for ever."""
+    model = adapted(twin_of("wavlm"))
+    batch = gk.example_batch(model.get_base_model())
+    found = seen("GK202", model=model, batch=batch, training=Training())
+    assert found.severity is OK
+    assert found.evidence["in_use"] == "non-reentrant"
+    assert found.evidence["non-reentrant"]["wrong"] == 0
+    assert "refusal" in found.evidence["re-entrant"]
+
+
 def test_gk202_unknown_where_gradients_are_not_finite(shares_keys: tuple[PeftModel, dict[str, Any]]) -> None:
     model, batch = shares_keys
     with torch.no_grad():
