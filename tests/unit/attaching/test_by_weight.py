@@ -42,7 +42,7 @@ def test_a_quantized_linear_is_adapted_as_planned(tmp_path: Path) -> None:
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
     for path in by_weight.values():
-        assert torch.allclose(update(adapted, path), update(stock, path), rtol=1e-4, atol=1e-6)
+        assert torch.allclose(update(adapted, path), update(stock, path), rtol=0, atol=1e-4)  # of 0.2
 
 
 def update(model: PeftModel, path: str) -> torch.Tensor:
