@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def test_without_a_recipe(tmp_path: Path) -> None:
     error = refused("train", cwd=tmp_path)
     assert error["code"] == "usage"
-    assert "--init" in error["help"]
+    assert "graft init" in error["help"]
 
 
 @pytest.mark.parametrize("trainer", ["sft", "dpo", "grpo"])
