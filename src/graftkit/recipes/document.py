@@ -59,7 +59,7 @@ class Document:
         for key in removes:
             _parent(root, key).pop(key[-1], None)
         stream = StringIO()
-        _yaml().dump(root, stream)
+        round_trip_yaml().dump(root, stream)
         write_text(self.path, stream.getvalue())
 
 
@@ -112,7 +112,7 @@ def _parse(text: str, path: Path) -> Any:
     from ruamel.yaml.error import YAMLError
 
     try:
-        return _yaml().load(text)
+        return round_trip_yaml().load(text)
     except YAMLError as error:
         raise _from_parser(error, path) from error
     except (ValueError, RecursionError) as error:
@@ -138,7 +138,8 @@ def _syntax(path: Path, why: str) -> RecipeError:
     )
 
 
-def _yaml() -> Any:
+def round_trip_yaml() -> Any:
+    """Return a reader and writer of YAML that keeps comments, quotes and long lines as they are."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="rt")

@@ -27,6 +27,7 @@ from graftkit.engines import Engine, engine_named
 from graftkit.errors import AdapterError, GraftError
 from graftkit.files import write_text
 from graftkit.findings import Report, Severity
+from graftkit.recipes.document import round_trip_yaml
 from graftkit.surveying.sites import ModelMap
 from graftkit.text import count, printable
 
@@ -189,7 +190,7 @@ def _fields(header: str) -> dict[str, Any]:
     from ruamel.yaml.error import YAMLError
 
     try:
-        fields = _yaml().load(header.strip().strip("-"))
+        fields = round_trip_yaml().load(header.strip().strip("-"))
     except (YAMLError, ValueError) as error:
         raise _bad_header(printable(str(error))) from error
     if fields is None:
@@ -201,17 +202,8 @@ def _fields(header: str) -> dict[str, Any]:
 
 def _written(header: dict[str, Any]) -> str:
     stream = io.StringIO()
-    _yaml().dump(header, stream)
+    round_trip_yaml().dump(header, stream)
     return stream.getvalue()
-
-
-def _yaml() -> Any:
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="rt")  # comments stay
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    return yaml
 
 
 def _bad_header(why: str) -> GraftError:
