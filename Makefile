@@ -88,8 +88,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Ratios to peers, five turns each, into benchmarks/results.md; about an hour. ONLY=plan,survey measures these alone,
+# BENCH_OPTIONS=--quick tries small sizes and keeps nothing. The exit status 1 says that one could not be measured.
 bench: $(STAMP)
-	for figure in benchmarks/*.py; do $(BIN)/python $$figure || exit 1; done
+	$(BIN)/python -m benchmarks $(ONLY) $(BENCH_OPTIONS)
 
 # Which families go with which methods: hours on two cores, told before; an interrupted run goes on where it stopped.
 # The exit status 1 says that a cell failed, which the page shows.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge import RANK, SPREAD, write_adapter, write_base
+from benchmarks.merge import RANK, SPREAD, write_adapter, write_base
 
 if TYPE_CHECKING:
     import torch

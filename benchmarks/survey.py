@@ -1,67 +1,65 @@
-"""Seconds and peak memory of a survey from a cold process, next to building the same model on the CPU.
+"""``graft survey`` from a cold process, next to transformers building the same model.
 
-Run: python benchmarks/survey.py
-Each figure comes from a new process: import, read the configuration, survey, exit. The peer is what
-people do without a survey, ``AutoModel.from_config`` on the CPU; its memory for the large geometries is
-computed from the parameter count (bfloat16), because building them would not fit most machines.
+On the meta device a model costs no memory and says its modules and shapes, which is where a survey begins. On the
+CPU, what people do without either, its weights are made; that is tried for the smallest geometry alone.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
-GEOMETRIES = ("E2B", "E4B", "26B-A4B", "31B")
+from benchmarks.harness.contest import Contest, Figure, Figures, Row, Setting, in_turns
+from benchmarks.harness.processes import GRAFT, cold
 
-_SURVEY = """
-import json, resource, sys, time
-started = time.perf_counter()
-import graftkit as gk
-model_map = gk.survey(sys.argv[1])
-seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": seconds, "peak": peak, "sites": len(model_map), "params": model_map.model.params}))
-"""
+META, CPU = "from_config on meta", "from_config on the CPU"
 
 _PEER = """
-import json, resource, sys, time
-started = time.perf_counter()
+import json, sys
+from pathlib import Path
 import torch
-from transformers import AutoModel, CONFIG_MAPPING
-from graftkit.families import geometry
-known = dict(geometry(sys.argv[1]))
-model = AutoModel.from_config(CONFIG_MAPPING[known["model_type"]].from_dict(known), dtype=torch.bfloat16)
-seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": seconds, "peak": peak}))
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+fields = json.loads(Path(sys.argv[1]).read_text())
+with torch.device(sys.argv[2]):
+    config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+for name, module in model.named_modules():
+    if isinstance(module, torch.nn.Linear):
+        print(name, tuple(module.weight.shape))
 """
 
-# The largest model whose weights the peer builds here; beyond it only the arithmetic is shown.
-_PEER_LIMIT = 6e9
+
+def contests(setting: Setting) -> Iterator[Contest]:
+    """Yield one contest for each geometry."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in setting.of(quick=("E2B",), full=("E2B", "31B")):
+            yield _contest(name, setting.of(quick=(META,), full=(META, CPU) if name == "E2B" else (META,)), folder)
 
 
-def main() -> None:
-    """Print one line per geometry."""
-    columns = f"{'geometry':10} {'sites':>6} {'survey':>8} {'peak':>9}"
-    print(f"{columns} | {'from_config':>12} {'peak':>9} {'time ratio':>10}")
-    for name in GEOMETRIES:
-        survey = _measure(_SURVEY, name)
-        ours = f"{name:10} {survey['sites']:6} {survey['seconds']:7.1f}s {survey['peak'] / 1e6:6.0f} MB"
-        if survey["params"] > _PEER_LIMIT:
-            print(f"{ours} | {'not built':>12} {2 * survey['params'] / 1e6:6.0f} MB  (weights alone, computed)")
-            continue
-        peer = _measure(_PEER, name)
-        ratio = peer["seconds"] / survey["seconds"]
-        print(f"{ours} | {peer['seconds']:11.1f}s {peer['peak'] / 1e6:6.0f} MB {ratio:9.1f}x")
+def _contest(name: str, peers: tuple[str, ...], folder: str) -> Contest:
+    model = f"google/gemma-4-{name}-it"
+    config = _write_config(model, Path(folder) / f"{name}.json")
+    sides = {"graftkit": partial(_survey, model)} | {peer: partial(_build, config, peer) for peer in peers}
+    rows = tuple(Row("graft survey", peer, figure) for peer in peers for figure in (Figure.CPU, Figure.PEAK))
+    return Contest(f"Gemma 4 {name}", rows, in_turns(sides))
 
 
-def _measure(code: str, name: str) -> dict[str, float]:
-    hub_id = f"google/gemma-4-{name}-it"
-    done = subprocess.run([sys.executable, "-c", code, hub_id], capture_output=True, text=True, check=True)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+def _write_config(model: str, file: Path) -> Path:
+    from graftkit.families import geometry
+
+    known = geometry(model)
+    assert known is not None
+    file.write_text(json.dumps(dict(known)), encoding="utf-8")
+    return file
 
 
-if __name__ == "__main__":
-    main()
+def _survey(model: str) -> Figures:
+    return cold(*GRAFT, "survey", model).figures
+
+
+def _build(config: Path, peer: str) -> Figures:
+    return cold(sys.executable, "-c", _PEER, config, "meta" if peer == META else "cpu").figures
