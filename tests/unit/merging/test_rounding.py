@@ -47,6 +47,25 @@ def test_what_is_no_number_stays(dtype: torch.dtype) -> None:
     assert torch.equal(got.signbit()[1:], wanted.signbit()[1:])
 
 
+@pytest.mark.parametrize("dtype", TYPES[:2], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("count", [255, 256, 2**17 + 300], ids=["less than a run", "a run", "more than a part"])
+def test_long_vectors_round_like_single_numbers(dtype: torch.dtype, count: int) -> None:
+    """Nearly all elements of a long vector are converted together: the few in the middle have to be found."""
+    draw = torch.Generator().manual_seed(count)
+    start = torch.randn(count, generator=draw).to(dtype)
+    middle = (start.double() + neighbours(start)[2].double()) / 2
+    nudge = torch.tensor([0.0, 1e-12, -1e-12])[torch.randint(3, (count,), generator=draw)]
+    rare = torch.rand(count, generator=draw) < 0.01
+    exact = torch.where(rare, middle * (1 + nudge.double()), start.double() * 1.0001)
+    got = rounded(exact, dtype)
+    distance = (got.double() - exact).abs()
+    for other in (neighbours(got)[0], neighbours(got)[2]):
+        assert bool((distance <= (other.double() - exact).abs()).all())
+    ties = rare & (nudge == 0)
+    assert bool((got[ties].view(torch.int16) % 2 == 0).all())
+    assert torch.cat([rounded(one, dtype) for one in exact.view(-1, 1)[-300:]]).equal(got[-300:])
+
+
 def test_torch_alone_rounds_twice() -> None:
     """Were this to pass with torch's own conversion, the whole module could go."""
     tie = torch.tensor([1 + 2**-8 + 2**-40], dtype=torch.float64)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 # Few enough elements that what is computed on the way stays in a processor's cache.
 _PART = 2**17
 # Neighbours that are looked at together for one that lies in the middle between two 16-bit numbers.
-_RUN = 128
-_LOWEST = -(2**31)
+_RUN = 256
+_LOWEST = {2: -(2**15), 4: -(2**31)}
 
 
 def rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -38,31 +38,39 @@ def round_into(exact: torch.Tensor, result: torch.Tensor) -> None:
         return
     flat, into = exact.view(-1), result.view(-1)
     runs = len(flat) // _RUN
-    lowest = torch.empty(runs, dtype=torch.int32)
-    for at in range(0, runs, _PART // _RUN):
-        end = min(at + _PART // _RUN, runs)
-        _convert(flat[at * _RUN : end * _RUN], into[at * _RUN : end * _RUN], lowest[at:end])
-    doubtful = (lowest == _LOWEST).nonzero().flatten()
-    if len(doubtful):
-        again = _odd(flat[: runs * _RUN].view(runs, _RUN)[doubtful]).to(result.dtype)
-        into[: runs * _RUN].view(runs, _RUN)[doubtful] = again
+    # New memory costs more than the arithmetic: all parts share one buffer.
+    single = torch.empty(min(runs * _RUN, _PART), dtype=torch.float32)
+    doubtful = []
+    for at in range(0, runs * _RUN, _PART):
+        end = min(at + _PART, runs * _RUN)
+        part = single[: end - at].copy_(flat[at:end])
+        into[at:end] = part
+        doubtful.append(_has_middles(part, result.dtype))
+    again = torch.cat(doubtful).nonzero().flatten() if doubtful else ()
+    if len(again):
+        exactly = _odd(flat[: runs * _RUN].view(runs, _RUN)[again])
+        into[: runs * _RUN].view(runs, _RUN)[again] = exactly.to(result.dtype)
     if runs * _RUN < len(flat):
         into[runs * _RUN :] = _odd(flat[runs * _RUN :])
 
 
-def _convert(exact: torch.Tensor, result: torch.Tensor, lowest: torch.Tensor) -> None:
-    """Convert via 32 bits, and write to ``lowest`` the lowest integer where a run has one in the middle.
+def _has_middles(single: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Find the runs of 32-bit numbers that have one in the middle between two 16-bit ones, and perhaps some more.
 
-    The middle between two numbers of bfloat16 ends in a one and 15 zeros. With float16 it ends in 12 zeros or
-    more, because the smallest numbers have shorter significands; other numbers may too.
+    Returns:
+        (runs,), bool.
     """
     import torch
 
-    single = exact.float()
-    result.copy_(single)
-    first, cut = (0, 16) if result.dtype is torch.bfloat16 else (_LOWEST, 20)
-    ends = torch.add(torch.tensor(first, dtype=torch.int32), single.view(torch.int32), alpha=2**cut)
-    torch.amin(ends.view(-1, _RUN), 1, out=lowest)
+    if dtype is torch.bfloat16:
+        # The lower half of such a number is a one and 15 zeros. So is an upper half, but only next to minus zero.
+        halves = single.view(torch.int16)
+    else:
+        # With float16 it ends in 12 zeros or more, because the smallest numbers have shorter significands.
+        last = torch.tensor(_LOWEST[4], dtype=torch.int32)
+        halves = torch.add(last, single.view(torch.int32), alpha=2**20)
+    lowest: torch.Tensor = halves.view(len(single) // _RUN, -1).amin(1)
+    return lowest == _LOWEST[halves.element_size()]
 
 
 def _odd(exact: torch.Tensor) -> torch.Tensor:
