@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.attaching.same_model import check_same_model
 from graftkit.errors import AttachError
-from graftkit.modeling.extensions import own_extension_folder
+from graftkit.modeling.stock_peft import adapt
 from graftkit.modeling.unwrapping import base_model_of
-from graftkit.modeling.word_embeddings import nothing_tied_to_words
 from graftkit.planning.plan import Plan
 from graftkit.text import some
 
@@ -41,15 +40,12 @@ def attach(model: nn.Module, plan: Plan, *, adapter_name: str = "default", **opt
             ``attach-refused`` when PEFT raises; ``attach-postcondition`` when PEFT attached something else than
             was planned.
     """
-    from peft import get_peft_model
-
     _check_plain(model)
     check_same_model(model, plan)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # PEFT edits the configuration it is given (sets become lists, targets are narrowed): the plan keeps its own.
     try:
-        with own_extension_folder(), nothing_tied_to_words(model):
-            peft_model = get_peft_model(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
+        peft_model = adapt(model, deepcopy(plan.peft_config), adapter_name=adapter_name, **options)
     except Exception as error:
         raise _refused(error, model) from error
     try:
@@ -93,12 +89,11 @@ def attach_stock(model: nn.Module, fields: Mapping[str, Any]) -> PeftModel:
     Raises:
         AttachError: ``attach-already-adapted``, or ``attach-refused`` when PEFT raises.
     """
-    from peft import PeftConfig, get_peft_model
+    from peft import PeftConfig
 
     _check_plain(model)
     try:
-        with own_extension_folder(), nothing_tied_to_words(model):
-            return get_peft_model(model, PeftConfig.from_peft_type(**fields))
+        return adapt(model, PeftConfig.from_peft_type(**fields))
     except Exception as error:
         raise _refused(error, model) from error
 

@@ -19,7 +19,7 @@ from graftkit.engines.outcome import Outcome, Served
 from graftkit.errors import AdapterError
 from graftkit.findings import Report
 from graftkit.modeling.random_state import seeding
-from graftkit.modeling.word_embeddings import nothing_tied_to_words
+from graftkit.modeling.stock_peft import load
 from graftkit.planning.plan import plan
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
@@ -239,12 +239,9 @@ def with_adapter(live: PreTrainedModel, adapter: str | Path) -> PeftModel:
     Raises:
         AdapterError: it cannot be read, or does not fit this base (``adapter-misfit``).
     """
-    from peft import PeftModel
-
     folder = read_adapter(Path(adapter).expanduser()).folder
     try:
-        with nothing_tied_to_words(live):
-            return PeftModel.from_pretrained(live, str(folder))
+        return load(live, folder)
     except (RuntimeError, ValueError, KeyError) as error:
         raise AdapterError(
             "PEFT cannot load this adapter on this base",

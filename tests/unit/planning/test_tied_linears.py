@@ -21,12 +21,25 @@ def model() -> Any:
     return gk.twin("diffusion_gemma")
 
 
-@pytest.mark.parametrize("targets", ["all-linear", "attention", ["attention", "mlp"]])
-def test_a_role_leaves_them_out(model: Any, targets: str | list[str]) -> None:
+@pytest.mark.parametrize(
+    ("targets", "code"),
+    [
+        ("all-linear", "target-not-adaptable"),  # although it also means some that no gradient reaches
+        ("attention", "target-not-adaptable"),
+        (["attention", "mlp"], "plan-empty"),
+    ],
+)
+def test_a_role_leaves_them_out(model: Any, targets: str | list[str], code: str) -> None:
     with pytest.raises(PlanError) as refused:
         gk.plan(model, targets=targets, scope="model.decoder")
-    # Beside those, all-linear means some that no gradient reaches.
-    assert refused.value.code in {"target-not-adaptable", "target-no-gradient", "plan-empty"}
+    assert refused.value.code == code
+
+
+def test_the_error_names_one_that_shares_its_weight_first(model: Any) -> None:
+    with pytest.raises(PlanError) as refused:
+        gk.plan(model, targets="all-linear", scope="model.decoder")
+    (site,) = [site for site in gk.survey(model) if site.path == refused.value.where]
+    assert site.tied_to
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,7 @@ from graftkit.checks.probes.live_adapter import perturbed
 from graftkit.matrix.cell import Outcome, Verdict
 from graftkit.matrix.trials.outcomes import plain
 from graftkit.modeling.outputs import outputs_of
-from graftkit.modeling.word_embeddings import nothing_tied_to_words
+from graftkit.modeling.stock_peft import load
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,16 +30,13 @@ def identity(original: PreTrainedModel, adapted: PeftModel, batch: Mapping[str, 
 
 def reload(original: PreTrainedModel, adapted: PeftModel, batch: Mapping[str, Any]) -> Outcome:
     """Check that stock PEFT moves the original base again as it loads the saved adapter, and computes the same."""
-    from peft import PeftModel
-
     with perturbed(adapted), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
         expected = outputs_of(adapted, batch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapted.save_pretrained(folder, save_embedding_layers=False)
             base = copy.deepcopy(original)
-            with nothing_tied_to_words(base):
-                again = PeftModel.from_pretrained(base, folder)
+            again = load(base, folder)
         compared = compare(expected, outputs_of(again, batch))
         effect = compare(expected, outputs_of(original, batch)).difference
     said = f"loaded on the original base by stock PEFT, outputs differ by {compared.difference:.1e}"

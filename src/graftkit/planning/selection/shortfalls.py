@@ -25,10 +25,11 @@ def unmet_by(
     """
     if len(objections) < len(matched):
         return None
-    if any(objection.cause is LeftAlone.NO_GRADIENT for objection in objections):
-        return Shortfall.NO_GRADIENT.of(target, matched, reasons=_reasons(objections))
     if matched:
-        return Shortfall.NOT_ADAPTABLE.of(target, matched, reasons=_reasons(objections))
+        # Sites without a gradient come last: the error names the first one, and says what to do about that.
+        ordered = sorted(objections, key=lambda objection: objection.cause is LeftAlone.NO_GRADIENT)
+        cause = Shortfall.NO_GRADIENT if ordered[0].cause is LeftAlone.NO_GRADIENT else Shortfall.NOT_ADAPTABLE
+        return cause.of(target, [objection.site for objection in ordered], reasons=_reasons(ordered))
     outside = [site for site in model_map if site not in scope]
     if towers := sorted({site.tower for site, _ in sites_meant(target, outside)}):
         return Shortfall.OUT_OF_SCOPE.of(target, towers=", ".join(towers))

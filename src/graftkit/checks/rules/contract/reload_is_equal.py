@@ -32,16 +32,14 @@ from graftkit.checks.probes.forward import compare, room_for_copy, tolerance
 from graftkit.checks.probes.live_adapter import moved_base, perturbing, without_adapter
 from graftkit.checks.probes.merging import quantized_layer
 from graftkit.findings import Severity
-from graftkit.modeling.extensions import own_extension_folder
 from graftkit.modeling.outputs import outputs_of
-from graftkit.modeling.word_embeddings import nothing_tied_to_words
+from graftkit.modeling.stock_peft import load
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
 def _check(context: CheckContext) -> Observation:
-    from peft import PeftModel
     from safetensors.torch import load_file
 
     model = context.model
@@ -65,8 +63,7 @@ def _check(context: CheckContext) -> Observation:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
             try:
-                with own_extension_folder(), nothing_tied_to_words(base):
-                    again = PeftModel.from_pretrained(base, saved)
+                again = load(base, saved)
             except (ValueError, RuntimeError, KeyError) as error:
                 return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
         equal = _tensors_equal(model, again)
