@@ -1,33 +1,57 @@
-"""A progress bar on stderr for long commands."""
+"""Progress on stderr: a bar or a spinner in a terminal, else a line now and then."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from graftkit.text import size
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from graftkit.progress import Progress
+
+# What is done within so many seconds needs no line; later lines are further apart.
+_SHORT = 2.0
+_BETWEEN_LINES = 15.0
+# The same for runs of hours.
+_BETWEEN_LINES_OF_HOURS = 60.0
 
 
 @contextmanager
-def progress_bar(*, in_bytes: bool = False) -> Iterator[Callable[[Progress], None]]:
-    """Show a bar with the step and how much is done; for bytes also the rate and the time left.
+def progress_bar(
+    *, in_bytes: bool = False, first: float = _SHORT, between: float = _BETWEEN_LINES
+) -> Iterator[Callable[[Progress], None]]:
+    """Show the step and how much is done: in a terminal as a bar, which disappears, else in lines.
 
-    It disappears when the block ends, and is only shown in a terminal.
+    Args:
+        in_bytes: what is counted are bytes; the bar then has the rate and the time left.
+        first: seconds after which the first line is written where there is no terminal.
+        between: seconds between two lines; a line that would repeat the one before is left out.
     """
-    from rich import progress as bars
     from rich.console import Console
+
+    console = Console(stderr=True)
+    shown = _bar(console, in_bytes) if console.is_terminal else _lines(size if in_bytes else str, first, between)
+    with shown as show:
+        yield show
+
+
+@contextmanager
+def _bar(console: Console, in_bytes: bool) -> Iterator[Callable[[Progress], None]]:
+    from rich import progress as bars
 
     counted = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if in_bytes else (bars.MofNCompleteColumn(),)
     columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), *counted)
     timed = bars.TimeRemainingColumn() if in_bytes else bars.TimeElapsedColumn()
-    console = Console(stderr=True)
-    with bars.Progress(*columns, timed, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with bars.Progress(*columns, timed, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
 
         def show(progress: Progress) -> None:
@@ -36,8 +60,33 @@ def progress_bar(*, in_bytes: bool = False) -> Iterator[Callable[[Progress], Non
         yield show
 
 
-# What is done before that needs no word about it.
-_SHORT = 2.0
+@contextmanager
+def _lines(count: Callable[[int], str], first: float, between: float) -> Iterator[Callable[[Progress], None]]:
+    """Write the latest step from a thread, so that a step which takes long is named while it runs."""
+    latest: deque[Progress] = deque(maxlen=1)
+    ended = threading.Event()
+
+    def write() -> None:
+        wait, said = first, ""
+        while not ended.wait(wait):
+            line = _line(latest[0], count) if latest else said
+            if line != said:
+                sys.stderr.write(f"{line}\n")
+            wait, said = between, line
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        yield latest.append
+    finally:
+        ended.set()
+        writer.join()
+
+
+def _line(progress: Progress, count: Callable[[int], str]) -> str:
+    if progress.total is None:
+        return progress.step
+    return f"{progress.step}: {count(progress.done)} of {count(progress.total)}"
 
 
 @contextmanager
@@ -65,28 +114,20 @@ def working(step: str, after: float = _SHORT) -> Iterator[None]:
         line.cancel()
 
 
-# Without a terminal, how many seconds lie between two lines on how far a run is.
-_BETWEEN_LINES = 60.0
-
-
 @contextmanager
-def timed_progress(expected: float) -> Iterator[Callable[[Progress], None]]:
-    """Show how far a long run is and how long it will still take: a bar in a terminal, else a line a minute.
+def timed_progress(expected: float, *, first: float = _SHORT) -> Iterator[Callable[[Progress], None]]:
+    """Show how far a run of hours is and how long it will still take.
 
     Args:
         expected: seconds that the whole run was estimated to take; what was done so far corrects it.
+        first: seconds after which the first line is written where there is no terminal.
     """
-    began = last = time.monotonic()
-    with progress_bar() as on_progress:
+    began = time.monotonic()
+    with progress_bar(first=first, between=_BETWEEN_LINES_OF_HOURS) as on_progress:
 
         def show(progress: Progress) -> None:
-            nonlocal last
-            now = time.monotonic()
-            left = _left(expected, now - began, progress)
+            left = _left(expected, time.monotonic() - began, progress)
             on_progress(replace(progress, step=f"{progress.step}, {left} left"))
-            if not sys.stderr.isatty() and now - last >= _BETWEEN_LINES:
-                last = now
-                sys.stderr.write(f"{progress.done} of {progress.total}, {left} left\n")
 
         yield show
 

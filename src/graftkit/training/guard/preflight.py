@@ -139,7 +139,7 @@ def _training(model: PeftModel, args: Any) -> Training:
     trainer = next((name for name in TrainerName if name.config_class in classes), TrainerName.SFT)
     return Training(
         trainer=trainer,
-        checkpointing=bool(args.activation_checkpointing),
+        checkpointing=recomputes(args),
         packing=bool(getattr(args, "packing", False) or getattr(args, "padding_free", False)),
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         batch_size=args.per_device_train_batch_size,
@@ -151,6 +151,12 @@ def _training(model: PeftModel, args: Any) -> Training:
         rows=row_options(args),
         keeps_reference=keeps_reference(trainer, getattr(args, "beta", None)),
     )
+
+
+def recomputes(args: Any) -> bool:
+    """Return whether activations are checkpointed; other frameworks bring a transformers with the older name."""
+    newer = getattr(args, "activation_checkpointing", None)
+    return bool(args.gradient_checkpointing if newer is None else newer)
 
 
 def row_options(args: Any) -> RowOptions:

@@ -51,9 +51,10 @@ class RowCounter:
         ids = given.get("input_ids")
         if not (module.training and torch.is_grad_enabled() and isinstance(ids, torch.Tensor) and ids.ndim == 2):
             return
-        self._labelled = self._labelled and given.get("labels") is not None
+        labels = _labels_of(ids, given)
+        self._labelled = self._labelled and labels is not None
         with torch.no_grad():
-            counted = _count(ids, given, self._limit)
+            counted = _count(ids, labels, given, self._limit)
             self._totals[ids.device] = self._totals.get(ids.device, torch.zeros_like(counted)) + counted
 
 
@@ -68,14 +69,27 @@ def clipped(shares: list[float], allowed: float) -> Observation | None:
     return failed(message, help="args: {max_completion_length: TOKENS}, or a shorter answer", clipped=mean)
 
 
-def _count(ids: Tensor, given: Mapping[str, Any], limit: int) -> Tensor:
+def _labels_of(ids: Tensor, given: Mapping[str, Any]) -> Tensor | None:
+    """Return a label for each token; None where there are none, or where it is not known whose they are.
+
+    A trainer that asks for the logits of the last tokens alone (``logits_to_keep``) cuts the labels to match.
+    """
+    from torch.nn.functional import pad
+
+    labels = given.get("labels")
+    if labels is None or labels.ndim != 2 or len(labels) != len(ids) or labels.shape[1] > ids.shape[1]:
+        return None
+    return pad(labels, (ids.shape[1] - labels.shape[1], 0), value=IGNORED_LABEL)
+
+
+def _count(ids: Tensor, labels: Tensor | None, given: Mapping[str, Any], limit: int) -> Tensor:
     """Return three int64: the rows of a batch, those of ``limit`` tokens, and those without a label.
 
     In a batch without padding a row of the batch may hold several, whose positions restart at 0.
     """
     import torch
 
-    labels, mask, positions = (given.get(name) for name in ("labels", "attention_mask", "position_ids"))
+    mask, positions = (given.get(name) for name in ("attention_mask", "position_ids"))
     starts = torch.zeros_like(ids, dtype=torch.bool)
     starts[:, 0] = True
     if mask is None and positions is not None and positions.shape == ids.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import random
@@ -37,7 +38,7 @@ from graftkit.findings import Severity
 from graftkit.modeling.autocast import without_autocast
 from graftkit.recipes.settings import CheckSettings
 from graftkit.training.guard.guard import Guard
-from graftkit.training.guard.preflight import LEFT_TO_VERIFY, rules_before_training
+from graftkit.training.guard.preflight import LEFT_TO_VERIFY, recomputes, rules_before_training
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "home"]
 TwinOf = Callable[[str], nn.Module]
@@ -229,6 +230,15 @@ class Recorder(TrainerCallback):
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.steps += 1
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_arguments_of_a_release_before_the_option_s_newer_name_are_read(tmp_path: Path, asked: bool) -> None:
+    """Frameworks pin transformers: before 5.23 only gradient_checkpointing is an argument."""
+    args = SFTConfig(output_dir=str(tmp_path), activation_checkpointing=asked, bf16=False)
+    assert recomputes(args) is asked
+    older = argparse.Namespace(**{k: v for k, v in vars(args).items() if not k.startswith("activation_")})
+    assert recomputes(older) is asked
 
 
 def test_reentrant_checkpointing_is_refused_before_the_first_step(tmp_path: Path, twin_of: TwinOf) -> None:

@@ -154,6 +154,23 @@ def test_a_row_without_a_label_is_counted_wherever_it_is() -> None:
     assert counter.observed() == observed
 
 
+@pytest.mark.parametrize(
+    ("labels", "nothing_left"),
+    [
+        ([[-100, -100], [-100, 1]], 1),  # of the last tokens, as with logits_to_keep
+        ([[1, 1, 1]], None),  # of whatever: whose they are is not known
+    ],
+)
+def test_labels_that_a_trainer_cut(labels: list[list[int]], nothing_left: int | None) -> None:
+    model = torch.nn.Linear(1, 1)
+    model.forward = lambda **given: None  # type: ignore[method-assign]
+    counter = RowCounter(model, RowOptions(max_length=4))
+    model(input_ids=torch.ones(2, 4, dtype=torch.int64), labels=torch.tensor(labels))
+    observed = counter.observed()
+    assert observed is not None
+    assert observed.evidence == {"rows": 2, "full": 2, "nothing_left": nothing_left}
+
+
 def test_completions_that_are_clipped() -> None:
     assert clipped([], 0.1) is None
     few, many = clipped([0.0, 0.1], 0.1), clipped([0.5, 1.0], 0.1)
