@@ -1,48 +1,43 @@
-"""A training step with the guard against the same step without it, as a ratio in one run.
+"""A training step with the guard against the same step without it, within one run of transformers' Trainer.
 
-Run: python benchmarks/guard.py [--logging-steps 5]
-One trainer trains one adapter; stretches of steps with and without the guard alternate, a stretch being as long as
-it takes to log once. What is compared is the fastest stretch of each kind, from the beginning of its first step
-to the beginning of the next stretch, logging and the guard's own work included; the check before the first step is
-timed separately. ``own`` is the share of a step that the guard's callbacks take, hooks left out. Seconds are CPU
-seconds of this process, so that other work on the machine does not count, on a single thread: threads that wait
-for each other would count, too.
+One trainer trains one adapter; stretches of steps without and with the guard alternate, a stretch being as long
+as it takes to log once. A stretch runs from the beginning of its first step to the beginning of the next
+stretch, logging and the guard's own work included; the checks before the first step are not in it. Seconds are
+CPU seconds of this process, so that other work on the machine does not count, on a single thread: threads that
+wait for each other would count, too.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-ROUNDS = 4
-LENGTH = 256
+from benchmarks.harness.contest import Contest, Figure, Row, Setting, Turn
+
+PEER = "without"
+# Steps of a stretch, of which the guard measures one.
+EVERY = 5
 
 
-def main() -> None:
-    """Print one line per model."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--logging-steps", type=int, default=5)
-    options = parser.parse_args()
-    import torch
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    every: int = options.logging_steps
-    print(
-        f"{'model':28} {'params':>7} {'adapter':>8} {'without':>9} {'with':>9} {'ratio':>6}"
-        f" {'own':>7} {'before':>8}"
-    )
-    for name, model, batch in (_language(), _vision()):
-        _measure(name, model, batch, every)
+def contests(setting: Setting) -> Iterator[Contest]:
+    """Yield a language model and a vision tower, both in float32."""
+    layers, length = setting.of(quick=(1, 32), full=(12, 256))
+    yield _contest(f"language, {layers} layers, 1 x {length}", *_language(layers, length))
+    layers, side = setting.of(quick=(1, 6), full=(4, 24))
+    yield _contest(f"clamped vision, {layers} layers, 1 x {side * side}", *_vision(layers, side))
 
 
-def _language() -> tuple[str, Any, dict[str, Any]]:
-    """Return a language model of about 100 M parameters, in float32, and a batch."""
+def _contest(size: str, model: Any, batch: dict[str, Any]) -> Contest:
+    row = Row("a step with the guard", PEER, Figure.CPU, aim=1.01)
+    return Contest(f"{size}, one step of {EVERY} measured", (row,), partial(_turns, model, batch))
+
+
+def _language(layers: int, length: int) -> tuple[Any, dict[str, Any]]:
+    """Return a language model, of about 100 M parameters with twelve layers, and a batch."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -50,52 +45,52 @@ def _language() -> tuple[str, Any, dict[str, Any]]:
         vocab_size=32_000,
         hidden_size=768,
         intermediate_size=2048,
-        num_hidden_layers=12,
+        num_hidden_layers=layers,
         num_attention_heads=12,
         num_key_value_heads=4,
         head_dim=64,
         tie_word_embeddings=True,
     )
-    ids = torch.randint(0, 32_000, (1, LENGTH))
-    return f"language, 1 x {LENGTH}", Qwen3ForCausalLM(config), {"input_ids": ids, "labels": ids}
+    ids = torch.randint(0, 32_000, (1, length))
+    return Qwen3ForCausalLM(config), {"input_ids": ids, "labels": ids}
 
 
-def _vision() -> tuple[str, Any, dict[str, Any]]:
+def _vision(layers: int, side: int) -> tuple[Any, dict[str, Any]]:
     """Return some layers of a vision tower at full width, with bounds around each of its linears, and a batch."""
     import torch
     from transformers import Gemma4VisionConfig, Gemma4VisionModel
 
-    config = Gemma4VisionConfig(num_hidden_layers=4, use_clipped_linears=True)
+    config = Gemma4VisionConfig(num_hidden_layers=layers, use_clipped_linears=True)
     model = Gemma4VisionModel(config)
     for name, buffer in model.named_buffers():
         if name.endswith(("_min", "_max")):
             buffer.fill_(-1.0 if name.endswith("_min") else 1.0)
-    side, width = 24, 3 * config.patch_size**2
-    place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1).reshape(
-        1, -1, 2
-    )
-    batch = {"pixel_values": torch.rand(1, side * side, width), "pixel_position_ids": place}
-    return f"clamped vision, 1 x {side * side}", model, batch
+    place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1)
+    pixels = torch.rand(1, side * side, 3 * config.patch_size**2)
+    return model, {"pixel_values": pixels, "pixel_position_ids": place.reshape(1, -1, 2)}
 
 
-def _measure(name: str, model: Any, batch: dict[str, Any], every: int) -> None:
+def _turns(model: Any, batch: dict[str, Any], count: int) -> Iterator[Turn]:
+    """Train for as many turns, and for a stretch before them that is not counted."""
+    import torch
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
     import graftkit as gk
     from graftkit.training.guard.guard import Guard
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     adapted = gk.attach(model, gk.plan(model, targets="all-linear", r=16))
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    params = sum(p.numel() for p in adapted.parameters())
     timed = _alternating()(Guard())
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         args = TrainingArguments(
             output_dir=folder,
             use_cpu=True,
             bf16=False,
-            max_steps=2 * ROUNDS * every + every + 1,
-            logging_steps=every,
+            max_steps=(2 * count + 1) * EVERY + 1,
+            logging_steps=EVERY,
             per_device_train_batch_size=1,
             save_strategy="no",
             report_to="none",
@@ -111,17 +106,16 @@ def _measure(name: str, model: Any, batch: dict[str, Any], every: int) -> None:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    without, guarded = (min(timed.stretches[kind]) / every for kind in (False, True))
-    figures = (
-        f"{params / 1e6:6.0f}M {trained / 1e6:7.2f}M {without:8.3f}s {guarded:8.3f}s {guarded / without:6.3f}"
-    )
-    own = timed.own / len(timed.stretches[True]) / every / without
-    print(f"{name:28} {figures} {100 * own:6.2f}% {timed.before:7.1f}s")
+    torch.set_num_threads(threads)
+    for without, guarded in zip(timed.stretches[False], timed.stretches[True], strict=True):
+        yield {PEER: {Figure.CPU: without / EVERY}, "graftkit": {Figure.CPU: guarded / EVERY}}
 
 
 def _trainer_class(base: Any) -> Any:
     class Silent(base):  # type: ignore[misc]
         """Takes the model's own loss, or the mean square of its output; logs to the callbacks alone."""
+
+        control: Any
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             output = model(**inputs)
@@ -142,16 +136,12 @@ def _alternating() -> Any:
 
         def __init__(self, guard: Any) -> None:
             self.guard = guard
-            self.before = 0.0
-            self.own = 0.0
             self.stretches: dict[bool, list[float]] = {False: [], True: []}
             self._began = 0.0
             self._guarded = False
 
         def on_train_begin(self, *given: Any, **named: Any) -> None:
-            started = time.process_time()
             self.guard.on_train_begin(*given, **named)
-            self.before = time.process_time() - started
 
         def on_step_begin(self, args: Any, state: Any, *given: Any, **named: Any) -> None:
             if state.global_step % args.logging_steps == 0:
@@ -172,12 +162,6 @@ def _alternating() -> Any:
 
         def _pass(self, event: str, *given: Any, **named: Any) -> None:
             if self._guarded:
-                started = time.process_time()
                 getattr(self.guard, event)(*given, **named)
-                self.own += time.process_time() - started
 
     return Alternating
-
-
-if __name__ == "__main__":
-    main()

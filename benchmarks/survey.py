@@ -53,7 +53,7 @@ def _write_config(model: str, file: Path) -> Path:
 
     known = geometry(model)
     assert known is not None
-    file.write_text(json.dumps(dict(known)), encoding="utf-8")
+    file.write_text(json.dumps(known, default=dict), encoding="utf-8")
     return file
 
 

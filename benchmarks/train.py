@@ -1,187 +1,258 @@
-"""``graft train`` against a hand-written TRL script that does the same, in steps a second, as a ratio in one run.
+"""``graft train`` against a hand-written script for TRL that does the same, on text and on pictures.
 
-Run: python benchmarks/train.py [--rounds 4] [--steps 60] [--hidden 384] [--layers 6]
-Both train the same LoRA on the same small language model with the same data and arguments, alternating, and each
-goes first in half of the rounds. The clock runs from the first step's beginning to the last one's end, saving
-included; imports, loading and the checks before the first step are shown separately. It counts CPU seconds of this
-process, which other load on the machine does not lengthen.
+Both train the same LoRA on the same random model with the same rows and arguments, each in a process of its own;
+the scripts are in ``benchmarks/scripts``, and that for TRL does not import graftkit. Steps are timed from the
+beginning of the first one to the end of the last one, saving included; on the CPU in CPU seconds of one thread.
+What comes before and after (imports, loading, the checks before the first step, the report) shows in the row of
+the whole run.
+
+On a GPU (``--device cuda``) the models are larger, and unsloth is a third side where it is installed.
 """
 
 from __future__ import annotations
 
-import argparse
-import io
+import importlib.util
 import json
 import random
-import shutil
-import statistics
+import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
-from transformers import TrainerCallback
-from transformers.utils import logging
+from benchmarks.harness.contest import Contest, Device, Figure, Figures, Gap, Row, Setting, Size, in_turns
+from benchmarks.harness.processes import cold, told
 
+SCRIPTS = Path(__file__).parent / "scripts"
+TRL, UNSLOTH = "TRL script", "unsloth script"
 WORDS = 400
-ROWS = 512
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Records when the first step begins and when the last one has ended."""
+@dataclass(frozen=True)
+class Scale:
+    """How large a model and a run are.
 
-    def __init__(self) -> None:
-        self.begun: float | None = None
-        self.ended = 0.0
+    Args:
+        hidden: width of the language model; it has a head for each 64 of it.
+        layers: its layers.
+        vision: width of the vision tower.
+        steps: how many are timed.
+        batch: rows a step.
+        words: words a row.
+        rows: rows in the data.
+        dtype: of the weights.
+    """
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.begun = self.begun or time.process_time()
+    hidden: int
+    layers: int
+    vision: int
+    steps: int
+    batch: int
+    words: int
+    rows: int = 512
+    dtype: str = "float32"
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.ended = time.process_time()
+
+SCALES = {
+    (Device.CPU, Size.QUICK): Scale(hidden=128, layers=2, vision=64, steps=4, batch=2, words=16, rows=16),
+    (Device.CPU, Size.FULL): Scale(hidden=384, layers=6, vision=256, steps=40, batch=4, words=64),
+    (Device.CUDA, Size.QUICK): Scale(512, 4, 256, steps=10, batch=2, words=256, rows=64, dtype="bfloat16"),
+    (Device.CUDA, Size.FULL): Scale(2048, 24, 1024, steps=60, batch=8, words=1000, dtype="bfloat16"),
+}
 
 
-def main() -> None:
-    """Print one line for each way, and their ratio."""
-    options = _options()
-    warnings.simplefilter("ignore")
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    ways: dict[str, Callable[[Path, Mapping[str, Any], Clock], None]] = {"TRL": _by_hand, "graft": _by_recipe}
-    with tempfile.TemporaryDirectory(prefix="graft-train-") as name:
+def contests(setting: Setting) -> Iterator[Contest | Gap]:
+    """Yield text and pictures on this device, and what is missing of the other one."""
+    for device in Device:
+        scale = SCALES[device, setting.size]
+        for kind, write in (("text", write_text_base), ("pictures", write_picture_base)):
+            words = f"{kind}, {device.value}, {scale.hidden} x {scale.layers} {scale.dtype}, {scale.steps} steps"
+            sides = _sides(kind, device)
+            if device is not setting.device:
+                yield Gap(words, _rows(sides, device), f"needs --device {device.value}")
+                continue
+            missing = {UNSLOTH} if importlib.util.find_spec("unsloth") is None else set()
+            if missing & set(sides):
+                yield Gap(words, _rows((UNSLOTH,), device), "unsloth is not installed")
+            yield from _contests(write, scale, words, [side for side in sides if side not in missing], setting)
+
+
+def _sides(kind: str, device: Device) -> tuple[str, ...]:
+    """Return the peers; unsloth is compared where it is meant to run."""
+    return (TRL, UNSLOTH) if (kind, device) == ("text", Device.CUDA) else (TRL,)
+
+
+def _rows(peers: Sequence[str], device: Device) -> tuple[Row, ...]:
+    whole = Figure.CPU if device is Device.CPU else Figure.SECONDS
+    return tuple(
+        row
+        for peer in peers
+        for row in (
+            Row("graft train", peer, Figure.RATE, aim=0.99),
+            Row("graft train", peer, Figure.PEAK),
+            Row("graft train, whole run", peer, whole),
+        )
+    )
+
+
+def _contests(
+    write: Callable[[Path, Scale], None], scale: Scale, words: str, peers: list[str], setting: Setting
+) -> Iterator[Contest]:
+    with tempfile.TemporaryDirectory(dir=setting.folder, prefix="graft-train-") as name:
         folder = Path(name)
-        size = _write_base(folder / "base", options.hidden, options.layers)
-        _write_rows(folder / "rows.jsonl")
-        runs: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-        with redirect_stdout(io.StringIO()):
-            for at in range(options.rounds):
-                for way in sorted(ways, reverse=bool(at % 2)):
-                    runs[way].append(_timed(ways[way], folder, options.steps))
-    print(f"{size / 1e6:.1f} M parameters, {options.steps} steps of 8 rows, {options.rounds} rounds in turn")
-    _show(runs, options.steps)
+        write(folder, scale)
+        arguments = _arguments(scale, setting.device) | {"output_dir": str(folder / "out")}
+        (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(json.dumps(_recipe(arguments)), encoding="utf-8")
+        given = (folder / "base", folder / "rows", folder / "arguments.json")
+        commands: dict[str, tuple[str | Path, ...]] = {
+            "graftkit": (SCRIPTS / "sft_by_graft.py", folder / "recipe.yaml"),
+            TRL: (SCRIPTS / "sft_by_trl.py", *given),
+            UNSLOTH: (SCRIPTS / "sft_by_unsloth.py", *given),
+        }
+        sides = {side: partial(_run, commands[side]) for side in ("graftkit", *peers)}
+        yield Contest(words, _rows(peers, setting.device), in_turns(sides, warmups=0))
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--hidden", type=int, default=384)
-    parser.add_argument("--layers", type=int, default=6)
-    return parser.parse_args()
+def _run(command: tuple[str | Path, ...]) -> Figures:
+    """Return the figures of a run; those that a script tells replace what the kernel says of the process."""
+    # Threads that wait for each other would count, too.
+    ran = cold(sys.executable, *command, env={"OMP_NUM_THREADS": "1"})
+    return {**ran.figures, **{figure: value for figure in Figure if (value := told(ran).get(figure.key))}}
 
 
-def _timed(
-    train: Callable[[Path, Mapping[str, Any], Clock], None], folder: Path, steps: int
-) -> tuple[float, float]:
-    """Return the seconds of the steps, and of everything else."""
-    clock, out = Clock(), folder / "out"
-    started = time.process_time()
-    train(folder, {**_arguments(steps), "output_dir": str(out)}, clock)
-    whole = time.process_time() - started
-    shutil.rmtree(out)
-    assert clock.begun is not None
-    stepping = clock.ended - clock.begun
-    return stepping, whole - stepping
-
-
-def _arguments(steps: int) -> dict[str, Any]:
+def _arguments(scale: Scale, device: Device) -> dict[str, Any]:
+    cpu = {"use_cpu": True, "dataloader_pin_memory": False} if device is Device.CPU else {}
     return {
-        "max_steps": steps,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
+        "max_steps": scale.steps,
+        "per_device_train_batch_size": scale.batch,
+        "learning_rate": 1e-4,
         "logging_steps": 10,
-        "save_steps": 30,
-        "bf16": False,
+        "save_steps": scale.steps // 2,
+        "max_length": None,
+        "bf16": device is Device.CUDA,
         "activation_checkpointing": True,
-        "dataloader_pin_memory": False,
         "disable_tqdm": True,
         "report_to": "none",
-        "use_cpu": True,
         "log_level": "error",
         "seed": 0,
+        **cpu,
     }
 
 
-def _by_hand(folder: Path, arguments: Mapping[str, Any], clock: Clock) -> None:
-    from datasets import load_dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
-
-    trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder / "base"),
-        args=SFTConfig(**arguments),
-        train_dataset=load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train"),
-        processing_class=AutoTokenizer.from_pretrained(folder / "base"),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[clock],
-    )
-    trainer.train()
-    trainer.save_model()
-
-
-def _by_recipe(folder: Path, arguments: Mapping[str, Any], clock: Clock) -> None:
-    from graftkit.recipes.recipe import read_recipe
-    from graftkit.training.run import train
-
-    recipe = {
-        "model": str(folder / "base"),
+def _recipe(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe, beside its data and its base; without a scope it adapts the language model alone."""
+    return {
+        "model": str(Path(arguments["output_dir"]).parent / "base"),
         "adapter": {"targets": "all-linear", "r": 16, "alpha": 32},
-        "data": {"path": "rows.jsonl"},
-        "args": dict(arguments),
+        "data": {"path": "rows"},
+        "args": arguments,
     }
-    file = folder / "recipe.yaml"
-    file.write_text(json.dumps(recipe), encoding="utf-8")
-    train(read_recipe(file), callbacks=[clock])
 
 
-def _show(runs: Mapping[str, list[tuple[float, float]]], steps: int) -> None:
-    print(f"{'':8} {'steps/s':>8} {'rest':>7}   steps/s of every round")
-    for way, measured in runs.items():
-        rates = [steps / stepping for stepping, _ in measured]
-        rest = statistics.median(seconds for _, seconds in measured)
-        every = " ".join(f"{rate:.2f}" for rate in rates)
-        print(f"{way:8} {statistics.median(rates):8.2f} {rest:6.1f}s   {every}")
-    # The two runs of a round follow each other: their ratio varies least on a busy machine.
-    pairs = zip(runs["TRL"], runs["graft"], strict=True)
-    ratios = [theirs / ours for (theirs, _), (ours, _) in pairs]
-    print(f"graft / TRL, median of the rounds: {statistics.median(ratios):.3f} (aim: 0.98)")
+# ---- the models and their rows ----
 
 
-def _write_base(folder: Path, hidden: int, layers: int) -> int:
-    """Save a random Llama-like model with a tokenizer; return its number of parameters."""
+def write_text_base(folder: Path, scale: Scale) -> None:
+    """Save a random Llama with a tokenizer in ``base``, and rows of random words in ``rows``."""
+    from datasets import Dataset
+    from transformers import LlamaForCausalLM
+
+    tokenizer = _tokenizer()
+    _save(LlamaForCausalLM(_language(tokenizer, scale)), tokenizer, folder / "base", scale)
+    draw = random.Random(0)
+    Dataset.from_dict({"text": [_words(draw, scale) for _ in range(scale.rows)]}).save_to_disk(folder / "rows")
+
+
+def write_picture_base(folder: Path, scale: Scale) -> None:
+    """Save a random Llava with its processor in ``base``, and rows of random pictures and words in ``rows``.
+
+    Its pictures have 64 pixels a side, in 16 patches, on a CPU, and 336 in 576 patches on a GPU.
+    """
+    from datasets import Dataset, Features, Image, List, Value
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer, on_gpu = _tokenizer(), scale.dtype == "bfloat16"
+    side, patch = (336, 14) if on_gpu else (64, 16)
+    vision = CLIPVisionConfig(
+        hidden_size=scale.vision,
+        intermediate_size=4 * scale.vision,
+        num_hidden_layers=scale.layers,
+        num_attention_heads=scale.vision // 64,
+        image_size=side,
+        patch_size=patch,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=_language(tokenizer, scale),
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=(side // patch) ** 2,
+    )
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        ),
+        tokenizer=tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    _save(LlavaForConditionalGeneration(config), processor, folder / "base", scale)
+    draw = random.Random(0)
+    columns = {
+        "images": [[_picture(draw, side)] for _ in range(scale.rows)],
+        "prompt": ["<image> w1 w2"] * scale.rows,
+        "completion": [_words(draw, scale) for _ in range(scale.rows)],
+    }
+    kinds = Features({"images": List(Image()), "prompt": Value("string"), "completion": Value("string")})
+    Dataset.from_dict(columns, features=kinds).save_to_disk(folder / "rows")
+
+
+def _tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    known = {word: at for at, word in enumerate((*special.values(), *(f"w{n}" for n in range(WORDS))))}
-    backend = Tokenizer(models.WordLevel(known, unk_token=special["unk_token"]))
+    tokens = (*special.values(), "<image>", *(f"w{n}" for n in range(WORDS)))
+    backend = Tokenizer(models.WordLevel({word: at for at, word in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=256, **special).save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        pad_token_id=0,
-        eos_token_id=1,
+    image = {"image_token": "<image>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, extra_special_tokens=image, model_max_length=2048, **special
     )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _write_rows(file: Path) -> None:
-    draw = random.Random(0)
-    rows = ({"text": " ".join(f"w{draw.randrange(WORDS)}" for _ in range(64))} for _ in range(ROWS))
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+def _language(tokenizer: Any, scale: Scale) -> Any:
+    from transformers import LlamaConfig
+
+    heads = scale.hidden // 64
+    return LlamaConfig(
+        vocab_size=4096 if scale.dtype == "float32" else 32_000,
+        hidden_size=scale.hidden,
+        intermediate_size=4 * scale.hidden,
+        num_hidden_layers=scale.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
-if __name__ == "__main__":
-    main()
+def _save(model: Any, processor: Any, folder: Path, scale: Scale) -> None:
+    import torch
+
+    model.to(getattr(torch, scale.dtype)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _words(draw: random.Random, scale: Scale) -> str:
+    return " ".join(f"w{draw.randrange(WORDS)}" for _ in range(scale.words))
+
+
+def _picture(draw: random.Random, side: int) -> Any:
+    from PIL import Image
+
+    return Image.frombytes("RGB", (side, side), draw.randbytes(3 * side * side))

@@ -24,29 +24,44 @@ per second.
 
 
 def print_table(console: Console, results: Sequence[Result]) -> None:
-    """Print one line for each row, no wider than 80 columns."""
-    table = Table(width=WIDTH, box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for title in ("what", "peer"):
-        table.add_column(title, ratio=1, overflow="fold")
-    for title in ("graftkit", "peer", "ratio", "min", "max", "aim"):
-        table.add_column(title, justify="right", no_wrap=title not in ("graftkit", "peer"))
-    for result in results:
-        table.add_row(*_printed(result))
-    console.print(table)
+    """Print a line for each row under what it worked on, within 80 columns; then what was not measured."""
+    measured = [result for result in results if result.ratio is not None]
+    console.print(_empty_table(show_header=True))
+    for (benchmark, size), group in groupby(measured, key=lambda result: (result.benchmark, result.size)):
+        table = _empty_table(show_header=False)
+        for result in group:
+            table.add_row(*_printed(result))
+        console.print(Text(f"{benchmark}: {size}", "cyan"), table)
+    gaps = (result for result in results if result.ratio is None)
+    for (benchmark, size, why), _ in groupby(gaps, key=lambda r: (r.benchmark, r.size, r.why)):
+        console.print(f"not measured: {benchmark}: {size}: {why}", style="yellow", highlight=False)
+
+
+def _empty_table(*, show_header: bool) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=show_header, header_style="bold")
+    for title, width in (("what", 22), ("peer", 16)):
+        table.add_column(title, width=width, overflow="fold")
+    for title, width in (("graftkit", 13), ("ratio", 5), ("min", 5), ("max", 5), ("aim", 6)):
+        table.add_column(title, width=width, justify="right", no_wrap=True)
+    return table
 
 
 def _printed(result: Result) -> Iterator[str | Text]:
     row, ratio = result.row, result.ratio
-    yield f"{row.what}, {result.size}"
+    assert ratio is not None
+    assert result.ours is not None
+    yield row.what
     yield row.peer
-    if ratio is None or result.ours is None or result.theirs is None:
-        yield from ("-", "-", Text("not", "yellow"), Text("measured", "yellow"), "-")
-    else:
-        yield row.figure.text(result.ours)
-        yield row.figure.text(result.theirs)
-        yield Text(f"{ratio.median:.3g}", "bold red" if misses(ratio, row.aim, row.figure) else "bold")
-        yield from (f"{ratio.min:.3g}", f"{ratio.max:.3g}")
+    yield row.figure.text(result.ours)
+    yield Text(ratio_text(ratio.median), "bold red" if misses(ratio, row.aim, row.figure) else "bold")
+    yield from (ratio_text(ratio.min), ratio_text(ratio.max))
     yield _aim(result)
+
+
+def ratio_text(ratio: float) -> str:
+    """Return a ratio in three digits, so that 0.991 and 0.994 differ."""
+    digits = next((digits for least, digits in ((100, 0), (10, 1), (1, 2)) if ratio >= least), 3)
+    return f"{ratio:.{digits}f}"
 
 
 def _aim(result: Result) -> str:
@@ -74,8 +89,12 @@ def _line(result: Result) -> str:
         cells += ["", "", f"not measured: {result.why}", "", _aim(result), ""]
     else:
         missed = " (missed)" if misses(ratio, row.aim, row.figure) else ""
-        cells += [row.figure.text(result.ours), row.figure.text(result.theirs), f"{ratio.median:.3g}{missed}"]
-        cells += [f"{ratio.min:.3g}–{ratio.max:.3g}", _aim(result), str(result.turns)]
+        cells += [
+            row.figure.text(result.ours),
+            row.figure.text(result.theirs),
+            f"{ratio_text(ratio.median)}{missed}",
+        ]
+        cells += [f"{ratio_text(ratio.min)}–{ratio_text(ratio.max)}", _aim(result), str(result.turns)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -105,4 +124,8 @@ def _kind(figure: Figure) -> str:
 
 
 def _span(ratio: Spread | None) -> str:
-    return "not measured" if ratio is None else f"{ratio.median:.3g} ({ratio.min:.3g}–{ratio.max:.3g})"
+    return (
+        "not measured"
+        if ratio is None
+        else f"{ratio_text(ratio.median)} ({ratio_text(ratio.min)}–{ratio_text(ratio.max)})"
+    )
