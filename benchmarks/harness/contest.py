@@ -51,7 +51,7 @@ class Figure(Enum):
     CPU = ("cpu_seconds", "CPU s", 1.0)
     PEAK = ("peak_bytes", "MB", 1e-6)
     RATE = ("steps_per_second", "steps/s", 1.0)
-    WRONG = ("wrong_share", "ppm wrong", 1e6)
+    WRONG = ("wrong_share", "ppm", 1e6)
 
     def __init__(self, key: str, unit: str, scale: float) -> None:
         self.key = key

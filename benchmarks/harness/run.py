@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _options(arguments)
     setting = Setting(Size.QUICK if options.quick else Size.FULL, Device(options.device), options.folder)
+    _be_quiet()
     console, log = Console(width=WIDTH), Console(stderr=True, width=WIDTH)
     origin = Origin(date.today().isoformat(), machine_in_words(setting.device), tuple(versions().items()))
     outcomes = [_measured(name, setting, options.turns, origin, log) for name in options.only]
@@ -61,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         whole = [result for outcome in outcomes if outcome.whole for result in outcome.results]
         _keep(merged(kept_results(), whole))
     return 0 if all(outcome.whole for outcome in outcomes) else 1
+
+
+def _be_quiet() -> None:
+    """Leave the progress and the warnings of libraries out of what is printed."""
+    os.environ |= dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1")
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    warnings.simplefilter("ignore")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
