@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.cli.running import graft_each
+from tests.cli.running import graft, graft_each
 from tests.e2e.browser import needs_chromium, pictures, started
-from tests.e2e.test_report_in_browser import DATA
-
-from graftkit.report.html import render_report
+from tests.training.small import save_model, word_tokenizer, write_rows
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -28,6 +26,19 @@ COMMANDS = {
 # A recipe with findings of every severity on its page.
 WRONG = "model: llama\ndata: {path: gone.jsonl}\nargs: {learning_rat: 1, packing: true}\n"
 NAMES = (*COMMANDS, "training")
+TRAINING = """\
+model: base
+adapter: {targets: attention, r: 4}
+data: {path: rows.jsonl, eval_share: 0.2}
+args:
+  output_dir: out
+  bf16: false
+  use_cpu: true
+  max_steps: 30
+  logging_steps: 1
+  eval_strategy: steps
+  eval_steps: 10
+"""
 # WCAG 2.2, 1.4.3: contrast of text; less is enough for large text.
 CONTRAST, CONTRAST_OF_LARGE = 4.5, 3.0
 # Each text that can be seen, with its contrast against what lies behind it, painted as the browser paints.
@@ -64,10 +75,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "wrong.yaml").write_text(WRONG)
     written = graft_each([[*words, "--format", "html"] for words in COMMANDS.values()], folder)
     texts = {name: done.stdout for name, done in zip(COMMANDS, written, strict=True)}
-    texts["training"] = render_report(DATA)
+    texts["training"] = trained(folder)
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in texts}
+
+
+def trained(folder: Path) -> str:
+    """Train a small model on sums, and return the page of that run."""
+    save_model(folder / "base", word_tokenizer([*map(str, range(11)), "+", "="]))
+    write_rows(folder / "rows.jsonl", [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(9)])
+    (folder / "training.yaml").write_text(TRAINING)
+    done = graft("train", "training.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return (folder / "out" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -263,7 +263,7 @@ def _no_method(method: Method, named: Sequence[Attached], why: str | None) -> Pl
         f"{method.name} cannot adapt {_kind(named[0].site)} sites",
         where=some([a.path for a in named], 1),
         why=why,
-        help="leave them out of the targets, or use method='lora'",
+        help="leave them out of the targets, or use the method lora",
         code="method-kind",
     )
 

@@ -54,7 +54,7 @@ def read_scope(model_map: ModelMap, scope: str | Iterable[str] | None) -> Scope:
             f"this model has no {missing!r} tower, and no module of that path",
             where=model_map.model.name,
             why=f"its towers are {', '.join(present)}",
-            help=suggest(missing, present) or f"scope={list(present)}, or leave scope out",
+            help=suggest(missing, present) or "name some of these as the scope, or leave the scope out",
             code="scope-missing",
         )
     paths = frozenset(site.path for site in model_map if any(_is_in(site, name, present) for name in named))

@@ -43,7 +43,7 @@ def read_intent(model_map: ModelMap, targets: str | Iterable[str], scope: str | 
     if not wanted or not all(isinstance(t, str) and t.strip() for t in wanted):
         raise PlanError(
             "no targets were given",
-            help=f"targets={ALL_LINEAR!r}, a list of names, or roles: {', '.join(ROLE_TARGETS)}",
+            help=f"give {ALL_LINEAR}, names, or roles: {', '.join(ROLE_TARGETS)}",
             code="targets-empty",
         )
     return Intent(wanted, read_scope(model_map, scope))

@@ -81,7 +81,7 @@ def unmet_error(unmet: Unmet, model_map: ModelMap, scope: Scope, left_out: Colle
             f"target {target!r} names only what nothing would train",
             where=unmet.sites[0],
             why=unmet.reason,
-            help=f"leave it out of the targets, or name the weights: targets={[unmet.sites[0]]}",
+            help=f"leave it out of the targets, or name the weights, as {unmet.sites[0]}",
             code="target-no-gradient",
         )
     if unmet.cause is Shortfall.OUT_OF_SCOPE:
