@@ -177,3 +177,16 @@ def test_a_faint_text_and_a_wide_page_would_be_seen(viewer: Viewer, tmp_path: Pa
     page = viewer.see(file)
     assert [text["text"] for text in too_faint(page)] == ["faint"]
     assert sticking_out(page) > 0
+
+
+def test_what_is_ok_is_folded_on_a_screen_and_whole_on_paper(pages: dict[str, Path], viewer: Viewer) -> None:
+    for media, sees in (("screen", False), ("print", True)):
+        page = viewer.see(pages["training"], media)
+        held, told = page.locator("details .verdict.ok"), page.locator(".verdict.unknown")
+        assert held.count() > 10
+        assert told.count() > 0
+        assert told.first.is_visible()
+        assert held.first.evaluate("cell => cell.checkVisibility({contentVisibilityAuto: true})") is sees
+        if not sees:
+            page.get_by_role("group").locator("summary").press("Enter")
+            assert held.first.is_visible()

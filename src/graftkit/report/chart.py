@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 440, 14, 238
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 440, 14, 238
+# So many characters fit beside the vertical axis.
+_LABEL = 6
 _TICKS = 5
 
 
@@ -61,14 +63,14 @@ def draw_curves(curves: Sequence[Curve]) -> CurvePlot:
     return CurvePlot(
         lines=lines,
         x_ticks=tuple((_x(tick, x_ticks[-1]), f"{tick:g}") for tick in x_ticks),
-        y_ticks=tuple((_y(tick, y_ticks), f"{tick:g}") for tick in y_ticks),
+        y_ticks=tuple((_y(tick, y_ticks), _label(tick)) for tick in y_ticks),
         description="; ".join(f"{line.label}: from {line.first} to {line.last}" for line in lines),
     )
 
 
 def ticks(low: float, high: float) -> tuple[float, ...]:
     """Return about five evenly spaced round numbers, zero among them, from ``low`` (<= 0) to ``high`` (>= 0)."""
-    rough = max(high - low, 1e-9) / _TICKS
+    rough = (high - low or 1.0) / _TICKS
     magnitude = 10 ** math.floor(math.log10(rough))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -82,6 +84,15 @@ def _line(label: str, points: Sequence[tuple[int, float]], x_max: float, y_ticks
 
 def _text(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
+
+
+def _label(value: float) -> str:
+    """Return a tick's label, as "2.5e-4" where it would be too long otherwise."""
+    plain = f"{value:g}"
+    if len(plain) <= _LABEL:
+        return plain
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def _x(value: float, maximum: float) -> float:
