@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from graftkit._version import __version__
-from graftkit.adapters.file import AdapterFile, read_adapter
-from graftkit.adapters.record import RECORD_NAME, write_record
-from graftkit.errors import MergeError, reraise_as
-from graftkit.files import check_replaceable, overlap, write_text
-from graftkit.merging.checkpoint.base import read_base
-from graftkit.merging.checkpoint.tied_weights import untied_config
-from graftkit.merging.errors import adapter_unreadable, base_unreadable
-from graftkit.merging.io.read import Unreadable, copy_file, opened
-from graftkit.merging.io.shard_layout import ShardLayout, layout_of
-from graftkit.merging.io.shard_writer import WorkerPools, wait_for_all, worker_pools, write_shard
-from graftkit.merging.io.staging import REPORT_NAME, StagingDir, check_space, merge_stopped, staging_dir
-from graftkit.merging.merged_record import merged_record
+from graftkit.adapters.file import read_adapter
+from graftkit.errors import GraftError, MergeError
+from graftkit.files import check_replaceable, overlap
+from graftkit.merging.checkpoint.base import local_base, read_base
+from graftkit.merging.confirmation import RejectedError, confirming
+from graftkit.merging.draft import draft_plan
+from graftkit.merging.io.shard_writer import workers
+from graftkit.merging.io.staging import (
+    REPORT_NAME,
+    staging_of,
+)
 from graftkit.merging.plan import MergePlan, WeightedAdapter, make_plan
 from graftkit.merging.report import MergeReport
-from graftkit.merging.verify import Evidence, new_index, recorded_choice, verify_folder, verify_shard
+from graftkit.merging.run import MergeWriter
+from graftkit.merging.verify import Evidence, recorded_choice, verify_folder
 from graftkit.progress import Progress
-from graftkit.surveying.checkpoint.headers import INDEX
-
-# At most ten progress reports a second.
-_REPORT_SECONDS = 0.1
 
 Adapters = str | Path | Mapping[str, float] | Mapping[Path, float]
 
@@ -85,22 +75,57 @@ def merge(
     target = Path(out).expanduser().resolve()
     _check_apart(target, [Path(path).expanduser().resolve() for path in (base, *_weights(adapter))])
     check_replaceable(target, REPORT_NAME)
+    writer = MergeWriter(target, tied, verify, on_progress, started)
+    if tied is None and not trust_remote_code and _can_draft(target):
+        with suppress(_NoDraftError):
+            return _merge_draft(writer, base, adapter, revision)
     plan = plan_merge(base, adapter, out, tied=tied, trust_remote_code=trust_remote_code, revision=revision)
-    with staging_dir(target) as staging, reraise_as(merge_stopped, target):
-        fingerprint = _fingerprint(plan, tied, verify)
-        finished = staging.start(fingerprint)
-        companions = plan.base.companions
-        needed = plan.bytes + sum(_stat(path, base_unreadable)[0] for path in companions)
-        check_space(target, needed - sum((staging.files / name).stat().st_size for name in finished))
-        run = _Run(plan, staging, fingerprint, verify, dict(finished), _ProgressMeter(plan.bytes, on_progress))
-        run.shards()
-        evidence = run.evidence() if verify else None
-        _write_companions(companions, plan, staging)
-        seconds = time.perf_counter() - started
-        report = MergeReport(plan, target, tied, seconds, tuple(sorted(finished)), evidence)
-        write_text(staging.files / REPORT_NAME, json.dumps(report.to_dict(), indent=2) + "\n")
-        staging.publish()
-    return report
+    return writer.write(plan, None)
+
+
+def _can_draft(target: Path) -> bool:
+    """Check whether writing may begin before the plan is made: it costs time there, and nothing is to be lost."""
+    imported = {"transformers", "peft"} <= sys.modules.keys()
+    fresh = target.parent.is_dir() and not staging_of(target).root.exists()
+    return fresh and not imported and workers() > 1 and bool(sys.executable)
+
+
+def _merge_draft(writer: MergeWriter, base: str | Path, adapter: Adapters, revision: str | None) -> MergeReport:
+    """Write what the names suggest, while another process makes the plan.
+
+    Raises:
+        _NoDraftError: they suggest nothing, or something else than the plan; nothing is left of it.
+        GraftError: as :func:`merge`.
+    """
+    draft = _draft(writer.target, base, adapter, revision)
+    if draft is None:
+        raise _NoDraftError
+    try:
+        with confirming(draft, str(base), revision) as confirmation:
+            try:
+                return writer.write(draft, confirmation)
+            except GraftError:
+                confirmation.plan()  # what is wrong with the plan goes first
+                raise
+    except RejectedError as rejected:
+        if rejected.refusal is not None:
+            raise rejected.refusal from None
+        raise _NoDraftError from rejected
+
+
+class _NoDraftError(Exception):
+    """The plan has to be made before anything is written."""
+
+
+def _draft(target: Path, base: str | Path, adapter: Adapters, revision: str | None) -> MergePlan | None:
+    try:
+        weighted = [WeightedAdapter(read_adapter(path), weight) for path, weight in _weights(adapter).items()]
+        source = local_base(base, revision)
+        if source is None or overlap(target, source.folder):
+            return None
+        return draft_plan(source, weighted)
+    except GraftError:
+        return None  # making the plan says what is wrong, in the order of its steps
 
 
 def plan_merge(
@@ -171,127 +196,3 @@ def _check_apart(out: Path, inputs: list[Path]) -> None:
                 help="name another folder",
                 code="merge-same-place",
             )
-
-
-def _fingerprint(plan: MergePlan, tied: str | None, verify: bool) -> str:
-    """Hash what a merge depends on: files of an interrupted run are reused only for the same merge."""
-    base = [
-        (str(s.path), _stat(s.path, base_unreadable), hashlib.sha256(s.header.raw).hexdigest())
-        for s in plan.base.weights.shards
-    ]
-    adapters = [(_adapter_fingerprint(w.file), w.weight) for w in plan.adapters]
-    return hashlib.sha256(json.dumps([__version__, base, adapters, tied, verify]).encode()).hexdigest()
-
-
-def _adapter_fingerprint(file: AdapterFile) -> list[Any]:
-    return [
-        str(file.folder.resolve()),
-        _stat(file.weights_path, adapter_unreadable),
-        json.dumps(dict(file.config), sort_keys=True),
-    ]
-
-
-def _stat(path: Path, unreadable: Unreadable) -> tuple[int, int]:
-    with reraise_as(unreadable, path):
-        stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-class _ProgressMeter:
-    """Adds up the bytes that the threads write, and reports them a few times a second."""
-
-    def __init__(self, total: int, on_progress: Callable[[Progress], None] | None) -> None:
-        self._total, self._on_progress = total, on_progress
-        self._done, self._reported = 0, 0.0
-        self._lock = threading.Lock()
-
-    def add(self, shard: str, count: int) -> None:
-        if self._on_progress is None:
-            return
-        with self._lock:
-            self._done += count
-            now = time.perf_counter()
-            if now - self._reported >= _REPORT_SECONDS or self._done == self._total:
-                self._reported = now
-                self._on_progress(Progress(shard, self._done, self._total))
-
-
-@dataclass
-class _Run:
-    """One run over all files: while one is synced and verified, the next is computed.
-
-    Attributes:
-        finished: file name -> its evidence as JSON, for files that are done.
-    """
-
-    plan: MergePlan
-    staging: StagingDir
-    fingerprint: str
-    verify: bool
-    finished: dict[str, Any] = field(repr=False)
-    meter: _ProgressMeter
-
-    def shards(self) -> None:
-        """Write every file that is not finished."""
-        finishing: list[Future[None]] = []
-        with worker_pools() as pools, ThreadPoolExecutor(1) as finisher:
-            try:
-                for shard in self.plan.base.weights.shards:
-                    layout = layout_of(self.plan, shard)
-                    on_bytes = partial(self.meter.add, shard.name)
-                    if shard.name in self.finished:
-                        on_bytes(layout.size)
-                        continue
-                    write_shard(self.plan, layout, self.staging.unfinished(shard.name), pools, on_bytes)
-                    wait_for_all(f for f in finishing if f.done())
-                    finishing.append(finisher.submit(self._finish, layout, pools))
-            finally:
-                wait_for_all(finishing)
-
-    def _finish(self, layout: ShardLayout, pools: WorkerPools) -> None:
-        name = layout.shard.name
-        evidence = Evidence()
-        if self.verify:
-            evidence = verify_shard(self.plan, layout, self.staging.unfinished(name), pools.verifiers)
-            self._check(evidence)
-        self.staging.finish(name)
-        self.finished[name] = evidence.to_dict()
-        self.staging.record(self.fingerprint, self.finished)
-
-    def evidence(self) -> Evidence:
-        """Return what the verification of all files found.
-
-        Raises:
-            MergeError: ``merge-not-verified``.
-        """
-        evidence = sum((Evidence.from_dict(record) for record in self.finished.values()), Evidence()).judged()
-        self._check(evidence)
-        return evidence
-
-    def _check(self, evidence: Evidence) -> None:
-        if evidence.ok:
-            return
-        raise MergeError(
-            "the merged checkpoint did not pass its verification, and was not published",
-            where=str(self.staging.target),
-            why="; ".join(evidence.problems[:3]),
-            help="run it again; if it fails again, report it with the output of `graft env`",
-            code="merge-not-verified",
-        )
-
-
-def _write_companions(companions: Iterable[Path], plan: MergePlan, staging: StagingDir) -> None:
-    """Copy the base's configuration, tokenizer and other small files; write the output's own index and record."""
-    for path in companions:
-        if path.name not in (REPORT_NAME, RECORD_NAME):
-            with opened(path, base_unreadable) as file:
-                copy_file(file, staging.files / path.name)
-    if plan.ties.untied:
-        path = staging.files / "config.json"
-        config = untied_config(plan.base.model, json.loads(path.read_bytes()))
-        write_text(path, json.dumps(config, indent=2) + "\n")
-    if plan.base.weights.index is not None:
-        write_text(staging.files / INDEX, json.dumps(new_index(plan), indent=2) + "\n")
-    record = merged_record([(adapter.file.folder, adapter.weight) for adapter in plan.adapters])
-    if record is not None:
-        write_record(staging.files, record)

@@ -92,6 +92,8 @@ class MergePlan:
     Attributes:
         jobs: name in the output -> the changes to that tensor.
         ties: what happens to weights that several modules share.
+        unknown_keys: number of the base's tensors that its class does not use.
+        missing_buffers: number of the class's saved buffers that are in no file.
         merger: merges the layers that only PEFT can merge.
     """
 
@@ -99,6 +101,8 @@ class MergePlan:
     adapters: tuple[WeightedAdapter, ...]
     jobs: Mapping[str, Job] = field(repr=False)
     ties: Ties
+    unknown_keys: int = 0
+    missing_buffers: int = 0
     merger: LayerMerger = field(default_factory=LayerMerger, repr=False)
 
     @cached_property
@@ -130,8 +134,8 @@ class MergePlan:
             "through_peft": sum(
                 any(isinstance(p.change, PeftLayer) for p in job.parts) for job in self.jobs.values()
             ),
-            "unknown_keys": len(self.base.groups.unknown),
-            "missing_buffers": len(self.base.compared.absent.buffers),
+            "unknown_keys": self.unknown_keys,
+            "missing_buffers": self.missing_buffers,
             "untied": list(self.ties.untied),
         }
 
@@ -173,7 +177,8 @@ def make_plan(base: Base, adapters: Sequence[WeightedAdapter], tied: str | None)
                 jobs[job.name] = _combined(jobs[job.name], job) if job.name in jobs else job
     for name in ties.untied:
         jobs.setdefault(name, _copy(base, name, ties))
-    return MergePlan(base, tuple(adapters), MappingProxyType(jobs), ties)
+    unknown, buffers = len(base.groups.unknown), len(base.compared.absent.buffers)
+    return MergePlan(base, tuple(adapters), MappingProxyType(jobs), ties, unknown, buffers)
 
 
 def _copy(base: Base, name: str, ties: Ties) -> Job:

@@ -14,7 +14,7 @@ import torch
 from peft import LoHaConfig, LoraConfig, ShiraConfig
 
 from graftkit.errors import AdapterError, GraftError, OutputError, SourceError
-from graftkit.merging import merge as merging
+from graftkit.merging import run as merging
 from graftkit.merging.merge import verify_merge
 
 if TYPE_CHECKING:

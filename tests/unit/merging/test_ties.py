@@ -174,7 +174,7 @@ class Insists(Gemma2ForCausalLM):
 
 def test_a_class_that_insists_is_not_untied(made: Bench) -> None:
     adapter = adapter_of(made, ONE_SIDED["lora on the head"])
-    base = Base(read_weights(made.base), build_on_meta(made.model.config, Insists))
+    base = Base(read_weights(made.base), lambda: build_on_meta(made.model.config, Insists))
     effects = read_effects(read_adapter(adapter), base.model)
     with pytest.raises(MergeError) as caught:
         resolve_ties(base, [effects], "untie")

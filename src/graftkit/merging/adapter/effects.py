@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +39,13 @@ class Effects:
     """
 
     tensors: AdapterTensors
-    config: PeftConfig = field(repr=False)
     changes: Mapping[str, tuple[Change, ...]] = field(repr=False)
     weight: float
+
+    @cached_property
+    def config(self) -> PeftConfig:
+        """The adapter's configuration, as PEFT reads it."""
+        return read_config(self.tensors.file)
 
 
 def read_effects(file: AdapterFile, model: PreTrainedModel, weight: float = 1.0) -> Effects:
@@ -71,7 +76,7 @@ def read_effects(file: AdapterFile, model: PreTrainedModel, weight: float = 1.0)
     for param, change in found:
         changes[param].append(change)
     _check_claims(found, tensors)
-    return Effects(tensors, config, MappingProxyType({p: tuple(c) for p, c in changes.items()}), weight)
+    return Effects(tensors, MappingProxyType({p: tuple(c) for p, c in changes.items()}), weight)
 
 
 def read_config(file: AdapterFile) -> PeftConfig:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,16 @@ class Base:
     """The checkpoint that an adapter is merged into.
 
     Attributes:
-        model: on the meta device.
+        build: builds its model on the meta device.
     """
 
     weights: Weights
-    model: PreTrainedModel = field(repr=False)
+    build: Callable[[], PreTrainedModel] = field(repr=False)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model, on the meta device. Building it imports its class, which may take seconds."""
+        return self.build()
 
     @property
     def folder(self) -> Path:
@@ -101,27 +107,48 @@ def open_base(source: str | Path, *, trust_remote_code: bool = False, revision: 
             hub's weights are not in the cache and cannot be downloaded.
     """
     folder = _folder(source, revision)
+    model = _build(folder, trust_remote_code)
+    return Base(read_weights(folder), lambda: model)
+
+
+def local_base(source: str | Path, revision: str | None = None) -> Base | None:
+    """Return a base whose files are on this machine, None where they are not. Nothing of it is checked or built.
+
+    Raises:
+        SourceError: as :func:`graftkit.surveying.checkpoint.headers.read_headers`.
+    """
+    folder = _local_folder(source, revision)
+    return None if folder is None else Base(read_weights(folder), partial(_build, folder, trust_remote_code=False))
+
+
+def _build(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
     loaded = load_config(folder, trust_remote_code=trust_remote_code)
-    model = build_on_meta(loaded.config, model_class_of(loaded))
-    return Base(read_weights(folder), model)
+    return build_on_meta(loaded.config, model_class_of(loaded))
 
 
-def _folder(source: str | Path, revision: str | None) -> Path:
+def _local_folder(source: str | Path, revision: str | None) -> Path | None:
     path = Path(source).expanduser()
     if path.is_dir():
         return path.resolve()
+    cached = None if isinstance(source, Path) else cached_weights(str(source), revision)
+    if cached is not None and (cached.path.parent / "config.json").is_file():
+        return cached.path.parent
+    return None
+
+
+def _folder(source: str | Path, revision: str | None) -> Path:
+    local = _local_folder(source, revision)
+    if local is not None:
+        return local
     text = str(source)
     if isinstance(source, Path) or not (hub.is_hub_id(text) or hub.from_cache(text, "config.json", revision)):
         raise SourceError(
             "no such directory or hub id",
             where=text,
-            why=why_no_folder(path),
+            why=why_no_folder(Path(source).expanduser()),
             help="name the folder that save_pretrained() wrote, or a hub id as owner/name",
             code="not-found",
         )
-    cached = cached_weights(text, revision)
-    if cached is not None and (cached.path.parent / "config.json").is_file():
-        return cached.path.parent
     return _fetched(text, revision)
 
 

@@ -125,6 +125,11 @@ class StagingDir:
             self.root.rmdir()
 
 
+def staging_of(target: Path) -> StagingDir:
+    """Return where an output is written, whether or not the folder exists."""
+    return StagingDir(target, target.parent / f".{target.name}.partial")
+
+
 @contextmanager
 def staging_dir(
     out: str | Path, marker: str = REPORT_NAME, refusal: type[GraftError] = MergeError
@@ -144,7 +149,7 @@ def staging_dir(
         GraftError: a refusal, ``merge-busy`` or the like: another process writes the same folder.
     """
     target = Path(out).expanduser().resolve()
-    staging = StagingDir(target, target.parent / f".{target.name}.partial")
+    staging = staging_of(target)
     check_replaceable(target, marker)
     with reraise_as(merge_stopped, target):
         target.parent.mkdir(parents=True, exist_ok=True)
