@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checks.engine.site import address_of_rule
 from graftkit.findings import Finding, Fix, Severity, Source
 
 if TYPE_CHECKING:
     from graftkit.checks.engine.context import CheckContext
     from graftkit.recipes.settings import CheckSettings
-
-# The folder of the rules' pages in the repository; pages.py writes them.
-PAGES = "docs/rules"
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,8 @@ class Rule:
 
     @property
     def url(self) -> str:
-        """The path of its page."""
-        return f"{PAGES}/{self.code}.md"
+        """The address of its page, as ``site.address_of_rule`` has it."""
+        return address_of_rule(self.code)
 
     def limit(self, settings: CheckSettings, name: str) -> Any:
         """Return a setting of this rule: the user's value, or the rule's default."""

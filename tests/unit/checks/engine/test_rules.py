@@ -14,6 +14,7 @@ from graftkit.checks.engine import pages
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.rule import Rule, Setting, failed, passed
 from graftkit.checks.engine.runner import decidable, run
+from graftkit.checks.engine.site import address_of_rule
 from graftkit.checks.rules import all_rules, check_settings
 from graftkit.errors import RecipeError
 from graftkit.findings import Severity
@@ -144,7 +145,7 @@ def test_a_failed_rule_has_its_own_severity_and_help() -> None:
     finding = run([_rule(lambda _: failed("bad", where="there", figure=3))], CheckContext()).findings[0]
     assert (finding.severity, finding.where, finding.help) == (Severity.WARNING, "there", "do something")
     assert finding.evidence == {"figure": 3}
-    assert finding.url == "docs/rules/GK000.md"
+    assert finding.url == address_of_rule("GK000")
 
 
 def _limited() -> Rule:
