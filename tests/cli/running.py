@@ -48,12 +48,14 @@ class Done:
 
     Attributes:
         changed: the files of the folder that it wrote, changed or removed.
+        heavy: which of torch, transformers and PEFT the process had imported by its end.
     """
 
     status: int
     stdout: str
     stderr: str
     changed: tuple[str, ...]
+    heavy: tuple[str, ...]
 
 
 # Runs each command of a list in one process, which imports PyTorch once.
@@ -74,7 +76,8 @@ def run(words):
         except SystemExit as stop:
             status = stop.code
     changed = sorted({name for name, _ in before.items() ^ files().items()})
-    return [status, out.getvalue(), err.getvalue(), changed]
+    heavy = sorted({"torch", "transformers", "peft"} & set(sys.modules))
+    return [status, out.getvalue(), err.getvalue(), changed, heavy]
 
 results = [run(words) for words in json.load(sys.stdin)]
 json.dump(results, sys.stdout)
@@ -94,4 +97,7 @@ def graft_each(commands: Sequence[Sequence[str]], cwd: Path) -> list[Done]:
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
-    return [Done(status, out, err, tuple(changed)) for status, out, err, changed in json.loads(done.stdout)]
+    return [
+        Done(status, out, err, tuple(changed), tuple(heavy))
+        for status, out, err, changed, heavy in json.loads(done.stdout)
+    ]

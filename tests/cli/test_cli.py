@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from tests.cli.running import fields_of, graft, refused
 
 from graftkit.cli.commands.verify import ATTACHING
+from graftkit.cli.group import COMMANDS, Group
 from graftkit.cli.launch import without_launch
 
 E2B = "google/gemma-4-E2B-it"
@@ -211,6 +213,29 @@ def test_graft_alone_shows_its_help() -> None:
     assert done.returncode == 2
     assert "survey" in done.stdout
     assert "error" not in done.stderr
+
+
+def test_help_lists_each_command_with_all_that_it_does() -> None:
+    """No summary is cut short, whatever the width of the terminal."""
+    for columns in ("60", "200"):
+        shown = graft("--help", COLUMNS=columns)
+        assert shown.returncode == 0
+        text = " ".join(shown.stdout.split())
+        for name in COMMANDS:
+            stem = name.replace("-", "_")
+            function = getattr(importlib.import_module(f"graftkit.cli.commands.{stem}"), stem)
+            summary = " ".join(function.__doc__.partition("\n\n")[0].split())
+            assert f" {name} {summary}" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_names_its_options(name: str) -> None:
+    shown = graft(name, "--help", COLUMNS="200")
+    assert shown.returncode == 0, shown.stderr
+    words = set(shown.stdout.replace(",", " ").split())
+    shown_ones = [p for p in Group().commands[name].params if not getattr(p, "hidden", False)]
+    assert {option for p in shown_ones for option in p.opts if option.startswith("-")} <= words
+    assert "--help" in words
 
 
 @pytest.mark.parametrize("command", [["survey", E2B], ["plan", E2B, "--scope", "language,vision"]])

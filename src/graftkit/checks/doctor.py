@@ -33,7 +33,7 @@ from graftkit.recipes.training import Training, training_of
 from graftkit.surveying.sites import ModelMap
 from graftkit.surveying.sources.load_config import load_config
 from graftkit.surveying.sources.local_processor import local_processor
-from graftkit.surveying.survey import survey
+from graftkit.surveying.survey import is_live, survey
 
 # The inputs that need no live model, no batch, no tensors of an adapter, and no machine that trains.
 STATIC = (
@@ -152,9 +152,7 @@ def _training(recipe: Recipe) -> Training | None:
 def _with_model(given: Inputs, source: Any, trust_remote_code: bool, revision: str | None) -> Inputs:
     if isinstance(source, ModelMap):
         return replace(given, base=source, base_files=source.checkpoint)
-    from torch import nn
-
-    if isinstance(source, nn.Module):
+    if is_live(source):
         config = getattr(source, "config", None)
         return replace(given, base=survey(source), config=None if config is None else config.to_dict())
     try:

@@ -14,61 +14,19 @@ from collections.abc import Sequence
 import typer
 
 from graftkit._version import __version__
-from graftkit.cli.commands import (
-    card,
-    check,
-    check_merged,
-    convert,
-    demo,
-    doctor,
-    env,
-    init,
-    matrix,
-    merge,
-    plan,
-    probe,
-    prove,
-    rekey,
-    rules,
-    survey,
-    train,
-    verify,
-)
+from graftkit.cli.group import Group
 from graftkit.cli.output import INTERRUPTED, Format, InterruptError, Output, StdoutLostError
-from graftkit.env import failed_import, missing_dependency
 from graftkit.errors import GraftError, MissingDependencyError
-from graftkit.text import printable
 
 # 128 + SIGPIPE: the reader of stdout has gone.
 _PIPE_CLOSED = 141
 
 app = typer.Typer(
     name="graft",
-    no_args_is_help=True,
+    cls=Group,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
-for command in (
-    demo.demo,
-    survey.survey,
-    plan.plan,
-    init.init,
-    doctor.doctor,
-    verify.verify,
-    train.train,
-    check.check,
-    check_merged.check_merged,
-    card.card,
-    prove.prove,
-    probe.probe,
-    matrix.matrix,
-    merge.merge,
-    convert.convert,
-    rekey.rekey,
-    rules.rules,
-    env.env,
-):
-    app.command()(command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -93,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
-    sys.exit(_run(args))
+    sys.exit(_run(args) if args else _help())
 
 
 def _start_quickly() -> None:
@@ -104,6 +62,12 @@ def _start_quickly() -> None:
     gc.set_threshold(100_000, 20, 50)
     # The last collection takes a second, and its memory is freed with the process anyway.
     atexit.register(gc.freeze)
+
+
+def _help() -> int:
+    """Show the help of ``graft`` alone, which is not a success: nothing was done."""
+    _run(["--help"])
+    return 2
 
 
 def _run(args: list[str]) -> int:
@@ -120,8 +84,6 @@ def _run(args: list[str]) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except typer.TyperException as error:
-        if not error.format_message():  # `graft` alone has just shown its help
-            return error.exit_code
         return _failed(output, _usage_error(error, args))
     except Exception as error:
         return _failed(output, _unexpected(error))
@@ -153,6 +115,8 @@ def _format_of(args: list[str]) -> Format:
 
 
 def _usage_error(error: typer.TyperException, args: Sequence[str]) -> GraftError:
+    from graftkit.text import printable
+
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "graft"
     usage = " ".join(context.get_usage().split()) if context else "Usage: graft COMMAND"
@@ -166,6 +130,8 @@ def _usage_error(error: typer.TyperException, args: Sequence[str]) -> GraftError
 
 
 def _unexpected(error: Exception) -> GraftError:
+    from graftkit.env import failed_import, missing_dependency
+
     failure = failed_import(error)
     if failure is not None and failure.package != "graftkit":
         return missing_dependency(failure)

@@ -35,7 +35,7 @@ def _format(*offered: Format) -> Any:
 
     shown = f"[{'|'.join(offered)}]"
     how = "How the result is written."
-    return typer.Option("--format", help=how, metavar=shown, callback=check, rich_help_panel="Output")
+    return typer.Option("--format", help=how, metavar=shown, callback=check)
 
 
 def format_unsupported(asked: Format, offered: Iterable[Format]) -> GraftError:
@@ -53,7 +53,7 @@ FormatOption = Annotated[Format, _format(Format.HUMAN, Format.JSON)]
 PageFormatOption = Annotated[Format, _format(Format.HUMAN, Format.JSON, Format.HTML)]
 FindingsFormatOption = Annotated[Format, _format(Format.HUMAN, Format.JSON, Format.SARIF, Format.GITHUB)]
 ReportFormatOption = Annotated[Format, _format(*Format)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Short for --format json.", rich_help_panel="Output")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Allow code from the model's repository to run.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -36,10 +37,8 @@ def progress_bar(
         first: seconds after which the first line is written where there is no terminal.
         between: seconds between two lines; a line that would repeat the one before is left out.
     """
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    shown = _bar(console, in_bytes) if console.is_terminal else _lines(size if in_bytes else str, first, between)
+    console = _terminal()
+    shown = _lines(size if in_bytes else str, first, between) if console is None else _bar(console, in_bytes)
     with shown as show:
         yield show
 
@@ -89,6 +88,16 @@ def _line(progress: Progress, count: Callable[[int], str]) -> str:
     return f"{progress.step}: {count(progress.done)} of {count(progress.total)}"
 
 
+def _terminal() -> Console | None:
+    """Return stderr where it is a terminal; rich is imported only where it could take it for one."""
+    if not sys.stderr.isatty() and os.environ.keys().isdisjoint(("FORCE_COLOR", "TTY_COMPATIBLE")):
+        return None
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console if console.is_terminal else None
+
+
 @contextmanager
 def working(step: str, after: float = _SHORT) -> Iterator[None]:
     """Say what is being done while the block runs: at once in a terminal, else in a line if it takes long.
@@ -97,11 +106,10 @@ def working(step: str, after: float = _SHORT) -> Iterator[None]:
         step: as in "surveying llama".
         after: seconds after which the line is written where there is no terminal.
     """
-    from rich.console import Console
-    from rich.text import Text
+    console = _terminal()
+    if console is not None:
+        from rich.text import Text
 
-    console = Console(stderr=True)
-    if console.is_terminal:
         with console.status(Text(step)):
             yield
         return

@@ -9,14 +9,13 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
-
 from graftkit.recipes.recipe import Recipe, read_recipe
 from graftkit.training.result import TrainingResult
 from graftkit.training.run import train
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import TrainerCallback
 
 ADAPTER = {"r": 16, "alpha": 32}
 
@@ -58,7 +57,9 @@ def train_adapter(recipe: Recipe, *callbacks: TrainerCallback) -> tuple[Training
     Raises:
         KeyboardInterrupt: the user pressed Ctrl-C, which ends the run after the step it is in.
     """
-    kept = _KeepModel()
+    from graftkit.demo.keep_model import KeepModel
+
+    kept = KeepModel()
     # transformers prints every entry of its log, beside its progress bar on stderr.
     with redirect_stdout(io.StringIO()):
         result = train(recipe, callbacks=[kept, *callbacks])
@@ -67,13 +68,6 @@ def train_adapter(recipe: Recipe, *callbacks: TrainerCallback) -> tuple[Training
     # TRL replaces the base's forward by a closure over this very model, which copies of it would run, too.
     vars(kept.model.get_base_model()).pop("forward", None)
     return result, kept.model.eval()
-
-
-class _KeepModel(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    model: Any = None
-
-    def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
-        self.model = model
 
 
 @contextmanager

@@ -9,6 +9,12 @@ import graftkit
 from graftkit.errors import GraftError
 from graftkit.matrix.cell import Check
 from graftkit.matrix.trials.methods import matrix_method, matrix_methods
+from graftkit.surveying.sources.model_types import (
+    is_model_type,
+    model_types,
+    similar_types,
+    transformers_version,
+)
 from graftkit.text import suggest
 
 ALL = "all"
@@ -16,9 +22,7 @@ ALL = "all"
 
 def known_types() -> tuple[str, ...]:
     """Return every model type of the installed transformers, sorted."""
-    from transformers import CONFIG_MAPPING
-
-    return tuple(sorted(CONFIG_MAPPING))
+    return model_types()
 
 
 def families_named(names: Iterable[str]) -> tuple[str, ...]:
@@ -27,15 +31,14 @@ def families_named(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         GraftError: ``model-type-unknown``.
     """
-    known = known_types()
     chosen = tuple(dict.fromkeys(names))
     for name in chosen:
-        if name not in known:
+        if not is_model_type(name):
             raise GraftError(
                 f"the installed transformers has no model type {name!r}",
                 where="--families",
-                why=f"it has {len(known)}, and none of that name",
-                help=suggest(name, known) or "graft matrix --all tries every type that it has",
+                why=f"transformers {transformers_version()} has none of that name",
+                help=similar_types(name) or "graft matrix --all tries every type that it has",
                 code="model-type-unknown",
             )
     return chosen

@@ -32,6 +32,15 @@ class Introduced:
         """Return the model types that came after a release. One that the table does not know is newer than it all.
 
         Raises:
+            GraftError: as :meth:`version`.
+        """
+        wanted = self.version(release)
+        return tuple(name for name in model_types if name not in self.release_of or self.release_of[name] > wanted)
+
+    def version(self, release: str) -> Version:
+        """Return a release by which model types can be told.
+
+        Raises:
             GraftError: ``release-unknown``: it is no version, or older than the first of the table.
         """
         first = min(self.released)
@@ -52,7 +61,7 @@ class Introduced:
                 help=f"--new-since {first}, or --all",
                 code="release-unknown",
             )
-        return tuple(name for name in model_types if name not in self.release_of or self.release_of[name] > wanted)
+        return wanted
 
     def since_day(self, day: date) -> frozenset[str]:
         """Return the model types that releases made on that day or later brought."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.surveying import kinds
@@ -44,9 +45,7 @@ def survey(
         SourceError: the source names no model, or no weight files where headers are asked for.
         BuildError: its configuration cannot be built.
     """
-    from torch import nn
-
-    if isinstance(source, nn.Module):
+    if is_live(source):
         model = without_adapters(source)
         return _map(model, type(model).__name__, "live model")
     loaded = source
@@ -57,6 +56,15 @@ def survey(
     if headers:
         return replace(found, checkpoint=compare(model, read_headers(loaded.name, revision=revision)))
     return replace(found, checkpoint=local_checkpoint(loaded, model))
+
+
+def is_live(source: Any) -> bool:
+    """Check whether a source is a model itself, without importing torch for a name."""
+    if isinstance(source, (str, Path, LoadedConfig)):
+        return False
+    from torch import nn
+
+    return isinstance(source, nn.Module)
 
 
 def _map(model: nn.Module, name: str, origin: str) -> ModelMap:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from transformers import Gemma4Config, LlamaConfig
+from transformers import Gemma4Config, LlamaConfig, PretrainedConfig
 
 from graftkit.errors import BuildError, MissingDependencyError, ModelTypeError, SourceError
 from graftkit.surveying.sources import load_config as load
 from graftkit.surveying.sources.config_file import unknown_model_type
 from graftkit.surveying.sources.load_config import LoadedConfig, load_config
-from graftkit.surveying.sources.model_class import model_class_of, remote_model_class
+from graftkit.surveying.sources.model_class import model_class_for, model_class_of, remote_model_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -396,3 +398,49 @@ def test_a_class_whose_package_is_not_installed_is_an_error_that_names_it():
         model_class_of(load_config("higgs_audio_v2_tokenizer"))
     assert "torchaudio" in caught.value.what
     assert "torchaudio" in caught.value.help
+
+
+def test_a_type_imports_no_other_family() -> None:
+    """The auto classes list hundreds of them, and would import each to compare it."""
+    code = (
+        "import sys\n"
+        "from graftkit.surveying.survey import survey\n"
+        "assert survey('llama').model.cls == 'LlamaForCausalLM'\n"
+        "families = {n.split('.')[2] for n in sys.modules if n.startswith('transformers.models.')}\n"
+        "assert not families & {'bert', 'whisper', 't5', 'clip'}, families"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stranger_of_the_same_name_is_not_taken_for_it() -> None:
+    class LlamaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is untyped
+        model_type = "llama"
+
+    with pytest.raises(BuildError) as caught:
+        model_class_for(LlamaConfig())
+    assert caught.value.code == "no-model-class"
+
+
+def test_a_class_of_several_types_has_its_model() -> None:
+    """One configuration can serve several model types, and not every one of them has a model."""
+    from transformers import GPT2Config
+
+    assert model_class_for(GPT2Config()).__name__ == "GPT2LMHeadModel"
+
+
+def test_a_registered_class_has_its_model() -> None:
+    from transformers import AutoModel, LlamaModel
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    class HouseConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is untyped
+        model_type = "house"
+
+    class House(LlamaModel):  # type: ignore[misc]  # transformers is untyped
+        config_class = HouseConfig
+
+    AutoModel.register(HouseConfig, House)
+    try:
+        assert model_class_for(HouseConfig()) is House
+    finally:
+        MODEL_MAPPING._extra_content.pop(HouseConfig)

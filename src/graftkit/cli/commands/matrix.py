@@ -77,9 +77,9 @@ def matrix(
         from graftkit.matrix.compare import compare as compare_cells
         from graftkit.matrix.store import Store
 
+        only = checks_named(options.split(checks) or ())
         chosen = _families(families, wanted, everything, new_since)
         named = tuple(options.split(methods) or ())
-        only = checks_named(options.split(checks) or ())
         old = None if compare is None else _read(compare)
         if chosen is None:
             kept = _read(store or checked_in_store() or own_store())
@@ -134,6 +134,7 @@ def _families(
     if names:
         return families_named(options.split(names) or ())
     if new_since is not None:
+        introduced().version(new_since)  # before transformers is imported for its types
         return introduced().since(new_since, known_types())
     return tuple(name for name in known_types() if everything or name in wanted_types())
 

@@ -84,15 +84,19 @@ def verify(
             where = {"targets": options.split(targets) or "all-linear", "scope": options.split(scope)}
             from graftkit.modeling.threads import one_thread
             from graftkit.planning.plan import check_request
+            from graftkit.surveying.sources.load_model import check_weights
             from graftkit.surveying.sources.local import local_folder
 
+            settings = reporting.settings_for(select, ignore)
+            if not twin:
+                check_weights(model, **access)
             check_request(**how)
 
             def check_model() -> Report:
                 with one_thread() if twin else nullcontext():
                     live = _twin(model, seed, access, described) if twin else _loaded(model, access)
                     folder = None if twin else local_folder(model, revision)
-                    return _verify(live, where | how, folder, seed, reporting.settings_for(select, ignore))
+                    return _verify(live, where | how, folder, seed, settings)
 
             report = reporting.run_and_fix(output, check_model, fix)
         else:

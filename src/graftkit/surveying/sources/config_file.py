@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import ModelTypeError, SourceError
+from graftkit.surveying.sources.model_types import is_model_type, similar_types, transformers_version
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.surveying.sources.remote_code import remote_class
-from graftkit.text import suggest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -78,15 +78,15 @@ def build_config(
     Raises:
         SourceError: ``config-invalid``, ``model-type-unknown``, ``remote-code`` or ``remote-code-failed``.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
-
     model_type = data["model_type"]
     auto_map = data.get("auto_map")
     reference = auto_map.get("AutoConfig") if isinstance(auto_map, dict) else None
     if isinstance(reference, str) and code is not None:
         config_class = remote_class(reference, code, commit)
         return _checked(lambda: config_class.from_dict(data), model_type, where)
-    if model_type in CONFIG_MAPPING:
+    if is_model_type(model_type):
+        from transformers import CONFIG_MAPPING, AutoConfig
+
         if path is None:
             # A copy, since configuration classes change what they are given.
             return _checked(lambda: CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(data)), model_type, where)
@@ -125,15 +125,12 @@ def unknown_model_type(model_type: str, where: str, *, written_by: Any = None) -
         where: the file or id that asks for it.
         written_by: the configuration's ``transformers_version``.
     """
-    import transformers
-    from transformers import CONFIG_MAPPING
-
-    guess = suggest(model_type.lower(), sorted(CONFIG_MAPPING.keys()), 3)
+    guess = similar_types(model_type)
     hints = [*([guess] if guess else []), "pip install --upgrade transformers"]
     writer = written_by if isinstance(written_by, str) else None
     newer = f"; the file was written by transformers {writer}" if writer else ""
     return ModelTypeError(
-        f"transformers {transformers.__version__} does not know the model type {model_type!r}",
+        f"transformers {transformers_version()} does not know the model type {model_type!r}",
         where=where,
         why=f"the architecture is newer than this transformers, or its name is misspelt{newer}",
         help="; ".join(hints),

@@ -13,6 +13,7 @@ from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.config_file import build_config, read_config_json
 from graftkit.surveying.sources.hub_config import adapter_base, fetch_config
 from graftkit.surveying.sources.local import existing_path
+from graftkit.surveying.sources.model_types import is_model_type, similar_types, transformers_version
 from graftkit.surveying.sources.quiet import quiet_transformers
 from graftkit.text import some, suggest
 
@@ -65,16 +66,8 @@ def load_config(source: Any, *, trust_remote_code: bool = False, revision: str |
             ``hub-offline``, ``hub-not-found``, ``hub-gated``, ``hub-no-config``, ``hub-no-revision``,
             ``hub-file-too-large``, ``hub-cache`` or ``hub-error``.
     """
-    from transformers import PretrainedConfig
-
-    if isinstance(source, PretrainedConfig):
-        return LoadedConfig(source, "config", source.name_or_path or source.model_type)
     if not isinstance(source, (str, Path)):
-        raise SourceError(
-            f"cannot read a model from {type(source).__name__}",
-            help="pass a model, a configuration, a path, a model type or a hub id",
-            code="source-type",
-        )
+        return _given(source)
     text = str(source)
     if isinstance(source, Path):
         loaded = _from_path(text, trust_remote_code)
@@ -90,11 +83,21 @@ def load_config(source: Any, *, trust_remote_code: bool = False, revision: str |
     return loaded
 
 
+def _given(source: Any) -> LoadedConfig:
+    from transformers import PretrainedConfig
+
+    if isinstance(source, PretrainedConfig):
+        return LoadedConfig(source, "config", source.name_or_path or source.model_type)
+    raise SourceError(
+        f"cannot read a model from {type(source).__name__}",
+        help="pass a model, a configuration, a path, a model type or a hub id",
+        code="source-type",
+    )
+
+
 def _is_known_word(text: str) -> bool:
     """Check whether ``text`` is a name, even where a file or folder of that name is here that is no model."""
-    from transformers import CONFIG_MAPPING
-
-    is_name = text in CONFIG_MAPPING or ("/" not in text and hub.from_cache(text, "config.json") is not None)
+    is_name = is_model_type(text) or ("/" not in text and hub.from_cache(text, "config.json") is not None)
     return is_name and not (Path(text) / "config.json").is_file()
 
 
@@ -137,10 +140,10 @@ def _from_cache(text: str, trust_remote_code: bool, revision: str | None) -> Loa
 
 
 def _from_model_type(text: str) -> LoadedConfig | None:
+    if not is_model_type(text):
+        return None
     from transformers import CONFIG_MAPPING
 
-    if text not in CONFIG_MAPPING:
-        return None
     try:
         with quiet_transformers():
             config = CONFIG_MAPPING[text]()
@@ -212,15 +215,12 @@ def _is_word(text: str) -> bool:
 
 
 def _unknown_word(text: str) -> SourceError:
-    import transformers
-    from transformers import CONFIG_MAPPING
-
-    guess = _nearby(text) or suggest(text.lower(), sorted(CONFIG_MAPPING.keys()), 3)
+    guess = _nearby(text) or similar_types(text)
     newer = "pip install --upgrade transformers, if it is the type of a newer model"
     return SourceError(
         f"no model is called {text!r} here",
         where=text,
-        why=f"there is no file or folder of that name, and transformers {transformers.__version__} has no such"
+        why=f"there is no file or folder of that name, and transformers {transformers_version()} has no such"
         " model type",
         help=f"{guess or newer}; a model on the hub is named as owner/name",
         code="model-type-unknown",

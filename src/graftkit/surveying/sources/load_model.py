@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import BuildError, SourceError
@@ -13,11 +14,15 @@ from graftkit.surveying.sources import hub
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.hub_errors import weights_not_local
 from graftkit.surveying.sources.load_config import LoadedConfig, load_config
+from graftkit.surveying.sources.local import existing_path
 from graftkit.surveying.sources.model_class import model_class_of
 from graftkit.text import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# What transformers reads weights from, or an index of such files.
+_WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 
 def load_model(
@@ -37,9 +42,7 @@ def load_model(
             weights of the class, and transformers made up random ones.
         BuildError: ``weights-missing``: there is a configuration, and no weights that load into its class.
     """
-    loaded = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
-    if loaded.origin == "model type":
-        raise _no_weights(name, "a model type names an architecture, and brings no weights")
+    loaded = check_weights(name, trust_remote_code=trust_remote_code, revision=revision)
     model_class = model_class_of(loaded)
     refusal = _hub_refusal(loaded, revision)
     try:
@@ -59,6 +62,26 @@ def load_model(
     if absent.weights:
         raise incomplete(absent, name, renamed=_renamed(loaded, model_class))
     return model
+
+
+def check_weights(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> LoadedConfig:
+    """Return a model's configuration, unless a look at its files shows that no weights are there to be loaded.
+
+    Raises:
+        SourceError: ``name`` names no model.
+        BuildError: ``weights-missing``.
+    """
+    folder = None if trust_remote_code else existing_path(name)  # a model's own code may read other files
+    if folder is not None and (folder / "config.json").is_file() and not _has_weight_files(folder):
+        raise _no_weights(name, f"no file in it ends with {' or '.join(_WEIGHTS)}")
+    loaded = load_config(name, trust_remote_code=trust_remote_code, revision=revision)
+    if loaded.origin == "model type":
+        raise _no_weights(name, "a model type names an architecture, and brings no weights")
+    return loaded
+
+
+def _has_weight_files(folder: Path) -> bool:
+    return any(file.name.endswith(_WEIGHTS) for file in folder.iterdir())
 
 
 def _no_weights(name: str, why: str) -> BuildError:

@@ -55,15 +55,9 @@ def model_class_for(config: PretrainedConfig) -> type[PreTrainedModel]:
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
             return named
     for auto_name in _AUTO_CLASSES:
-        mapping = getattr(transformers, auto_name)._model_mapping
-        if type(config) not in mapping.keys():  # noqa: SIM118 (a lazy mapping: `in` would test names)
-            continue
-        try:
-            chosen = mapping[type(config)]
-        except ValueError:
-            # Some of its entries name a class that their module does not export.
-            continue
-        return _there(chosen[0] if isinstance(chosen, tuple) else chosen, config)
+        chosen = _mapped(getattr(transformers, auto_name)._model_mapping, type(config))
+        if chosen is not None:
+            return _there(chosen[0] if isinstance(chosen, tuple) else chosen, config)
     raise BuildError(
         f"no model class of transformers {transformers.__version__} takes {type(config).__name__}",
         where=config.model_type,
@@ -71,6 +65,30 @@ def model_class_for(config: PretrainedConfig) -> type[PreTrainedModel]:
         help="pass the model itself: gk.survey(model)",
         code="no-model-class",
     )
+
+
+def _mapped(mapping: Any, config_class: type[PretrainedConfig]) -> Any:
+    """Return what an auto class's lazy mapping has for a configuration class, None where it has nothing.
+
+    It is looked up by its name, which a stranger's class may share; ``keys()`` would tell them apart, and
+    imports every family of the mapping for it, which takes half a second.
+    """
+    if not _is_listed(config_class) and config_class not in mapping.keys():  # noqa: SIM118 (`in` tests names)
+        return None
+    try:
+        return mapping[config_class]
+    except (KeyError, ValueError):
+        # ValueError: some of its entries name a class that their module does not export.
+        return None
+
+
+def _is_listed(config_class: type[PretrainedConfig]) -> bool:
+    """Check whether a class is the one that transformers itself has for one of its model types."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    types = (kind for kind, name in CONFIG_MAPPING_NAMES.items() if name == config_class.__name__)
+    return any(CONFIG_MAPPING[kind] is config_class for kind in types)
 
 
 def _there(chosen: Any, config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -27,16 +27,15 @@ from packaging.version import InvalidVersion, Version
 from graftkit.checks.engine.context import CheckContext
 from graftkit.checks.engine.rule import Observation, Rule, failed, info, passed, unknown
 from graftkit.findings import Severity, Source
+from graftkit.surveying.sources.model_types import is_model_type
 
 
 def _check(context: CheckContext) -> Observation:
-    from transformers import CONFIG_MAPPING
-
     model_type = context.config.get("model_type")
     installed = context.environment.get("transformers")
     if not isinstance(model_type, str):
         return unknown("the configuration names no model type")
-    if model_type in CONFIG_MAPPING:
+    if is_model_type(model_type):
         return passed(f"transformers {installed} knows the model type {model_type}", model_type=model_type)
     if context.config.get("auto_map"):
         advice = "read the code, then pass trust_remote_code=True"
