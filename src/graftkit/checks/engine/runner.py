@@ -10,7 +10,7 @@ from typing import Any
 
 from graftkit.checks.engine.context import CheckContext, UndecidableError
 from graftkit.checks.engine.rule import Observation, Rule, unknown
-from graftkit.errors import RecipeError
+from graftkit.errors import GraftError, RecipeError
 from graftkit.findings import Finding, Report, Severity
 from graftkit.progress import Progress
 from graftkit.recipes.settings import CheckSettings
@@ -54,6 +54,9 @@ def _observe(rule: Rule, context: CheckContext) -> Observation:
         return rule.check(context)
     except UndecidableError as reason:
         return unknown(str(reason), **reason.evidence)
+    except GraftError as error:  # a check's own precondition: that there is a batch, or a twin
+        message = f"{error.what}: {error.why}" if error.why else error.what
+        return unknown(message, help=error.help, code=error.code)
     except Exception as error:
         if os.environ.get("GRAFT_DEBUG") == "1":
             raise

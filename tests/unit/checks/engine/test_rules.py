@@ -16,7 +16,7 @@ from graftkit.checks.engine.rule import Rule, Setting, failed, passed
 from graftkit.checks.engine.runner import decidable, run
 from graftkit.checks.engine.site import address_of_rule
 from graftkit.checks.rules import all_rules, check_settings
-from graftkit.errors import RecipeError
+from graftkit.errors import BuildError, RecipeError
 from graftkit.findings import Severity
 from graftkit.progress import Progress
 from graftkit.recipes.recipe import read_recipe
@@ -119,6 +119,16 @@ def test_a_rule_that_raises_becomes_a_finding_and_the_run_goes_on() -> None:
     assert [f.severity for f in report] == [Severity.UNKNOWN, Severity.OK]
     assert report.findings[0].evidence == {"error": "ValueError"}
     assert not report.proven
+
+
+def _no_batch(_context: CheckContext) -> None:
+    raise BuildError("no batch is known", why="it needs pictures", help="give one", code="twin")
+
+
+def test_what_a_check_needs_and_cannot_be_made_is_no_crash() -> None:
+    (finding,) = run([_rule(_no_batch)], CheckContext())
+    assert (finding.severity, finding.help) == (Severity.UNKNOWN, "give one")
+    assert finding.evidence == {"code": "twin"}
 
 
 def test_a_rule_without_its_inputs_is_unknown() -> None:
