@@ -19,7 +19,8 @@ from graftkit.merging.arithmetic.compute import Terms, error_rows, exact_rows, r
 from graftkit.merging.arithmetic.rounding import rounded
 from graftkit.merging.arithmetic.terms import Term
 from graftkit.merging.errors import base_unreadable, output_unreadable
-from graftkit.merging.io.read import bytes_of, opened, same_bytes
+from graftkit.merging.io.direct_reader import opened_direct, same_bytes
+from graftkit.merging.io.read import bytes_of, opened
 from graftkit.merging.io.shard_layout import ShardLayout, layout_of
 from graftkit.merging.io.shard_writer import chunk_elements, workers
 from graftkit.merging.plan import Job, MergePlan
@@ -134,14 +135,18 @@ def verify_shard(
     Raises:
         SourceError, AdapterError, OutputError: a file cannot be read.
     """
-    with opened(layout.shard.path, base_unreadable) as base, opened(path, output_unreadable) as out:
+    with (
+        opened(layout.shard.path, base_unreadable) as base,
+        opened(path, output_unreadable) as out,
+        opened_direct(path, output_unreadable) as on_disk,
+    ):
         if out.size != layout.size:
             return Evidence(problems=(f"{path.name}: {out.size} bytes, {layout.size} expected",))
         if bytes_of(out.read(0, len(layout.header))) != layout.header:
             return Evidence(problems=(f"{path.name}: its header differs from the base's",))
 
         def unchanged(span: tuple[int, int]) -> Evidence:
-            same = same_bytes(base, out, *span, layout.shift)
+            same = same_bytes(base, on_disk, *span, layout.shift)
             problems = () if same else (f"{path.name}: bytes outside the changed tensors differ from the base",)
             return Evidence(unchanged_bytes=span[1] - span[0], problems=problems)
 

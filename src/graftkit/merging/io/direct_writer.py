@@ -6,7 +6,6 @@ costs several times as much as handing the bytes to the disk.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -14,14 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graftkit.merging.io.direct import ALIGNMENT, aligned_buffer, falls_back, open_direct
 from graftkit.merging.io.read import bytes_of
 
 if TYPE_CHECKING:
     import torch
 
-_DIRECT = getattr(os, "O_DIRECT", 0)
-# With O_DIRECT, addresses, offsets and lengths are multiples of the disk's block: of this, on all common disks.
-_ALIGNMENT = 4096
 # Two long writes in flight keep a disk busy; more only takes memory.
 _BUFFER_BYTES = 8 * 2**20
 _IN_FLIGHT = 2
@@ -29,15 +26,7 @@ _IN_FLIGHT = 2
 
 def write_buffers() -> tuple[torch.Tensor, ...]:
     """Allocate what one writer needs: a buffer (uint8) to fill, and one for each write in flight."""
-    return tuple(_aligned_buffer() for _ in range(_IN_FLIGHT + 1))
-
-
-def _aligned_buffer() -> torch.Tensor:
-    import torch
-
-    memory = torch.empty(_BUFFER_BYTES + _ALIGNMENT, dtype=torch.uint8)
-    begin = -memory.data_ptr() % _ALIGNMENT
-    return memory[begin : begin + _BUFFER_BYTES]
+    return tuple(aligned_buffer(_BUFFER_BYTES) for _ in range(_IN_FLIGHT + 1))
 
 
 @contextmanager
@@ -51,7 +40,7 @@ def direct_writer(path: Path, buffers: tuple[torch.Tensor, ...]) -> Iterator[Dir
     Raises:
         OSError: the file cannot be created or written.
     """
-    fd = _create(path)
+    fd = open_direct(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
         with ThreadPoolExecutor(_IN_FLIGHT) as threads:
             writer = DirectWriter(fd, threads, buffers)
@@ -93,7 +82,7 @@ class DirectWriter:
         """
         size = self._offset + self._filled
         if self._filled:
-            self._submit(self._filled + -self._filled % _ALIGNMENT)
+            self._submit(self._filled + -self._filled % ALIGNMENT)
         for number in range(len(self._buffers)):
             self._wait(number)
         os.ftruncate(self._fd, size)
@@ -111,32 +100,13 @@ class DirectWriter:
             self._writes[number] = None
 
 
-def _create(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
-    try:
-        return os.open(path, flags | _DIRECT, 0o666)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return os.open(path, flags, 0o666)  # a file system without O_DIRECT
-
-
 def _write(fd: int, data: memoryview, offset: int) -> None:
     while data:
         try:
             count = os.pwrite(fd, data, offset)
         except OSError as error:
-            # A disk with larger blocks; or the last write stopped within a block, and the next one says why.
-            if error.errno == errno.EINVAL and _disable_direct(fd):
+            # The last write may have stopped within a block; the next one says why.
+            if falls_back(fd, error):
                 continue
             raise
         data, offset = data[count:], offset + count
-
-
-def _disable_direct(fd: int) -> bool:
-    """Write through the page cache from now on; return False if the file already did."""
-    import fcntl
-
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~_DIRECT)
-    return bool(flags & _DIRECT)

@@ -103,21 +103,3 @@ def copy_file(source: Opened, target: Path, *, begin: int = 0, head: bytes = b""
         file.write(head)
         for at in range(begin, end, _STEP_BYTES):
             file.write(bytes_of(source.read(at, min(_STEP_BYTES, end - at))))
-
-
-def same_bytes(one: Opened, other: Opened, begin: int, end: int, shift: int = 0) -> bool:
-    """Check whether a range of one file equals that of the other, where it begins ``shift`` bytes later."""
-    import torch
-
-    step = min(end - begin, _STEP_BYTES)
-    left, right = (torch.empty(step, dtype=torch.uint8) for _ in range(2))
-    for at in range(begin, end, step or 1):
-        count = min(step, end - at)
-        one.read_into(left[:count], at)
-        other.read_into(right[:count], at + shift)
-        # Eight bytes at a time: torch compares single bytes six times more slowly.
-        words = count - count % 8
-        same = torch.equal(left[:words].view(torch.int64), right[:words].view(torch.int64))
-        if not same or not torch.equal(left[words:count], right[words:count]):
-            return False
-    return True
