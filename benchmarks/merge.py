@@ -1,125 +1,74 @@
-"""Merging a LoRA adapter: seconds and peak memory of graftkit, of ``cp`` of the same files, and of PEFT.
+"""``graft merge`` of a LoRA adapter, next to ``cp`` and ``sync`` of the same files, and to PEFT's merge.
 
-Run: python benchmarks/merge.py [--gigabytes 4] [--rounds 3] [--skip-peft] [--folder DIR]
 The checkpoint has the shapes of Gemma 4 31B with fewer layers and a smaller vocabulary, random values, bfloat16,
 in shards of 2 GB; the adapter has rank 16 on every linear of the language model. Each figure comes from a new
-process, imports included; the three take turns, and the medians are compared. ``cp`` is timed until the files
-are on the disk (``sync``), because graftkit ends there too; PEFT does not wait for the disk. With ``--skip-peft``
-sizes can be tried that PEFT's memory would not allow.
+process, imports included. ``cp`` is timed until the files are on the disk, because graftkit ends there too; PEFT
+does not wait for the disk.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.contest import Contest, Figure, Figures, Row, Setting, in_turns
+from benchmarks.harness.processes import GRAFT, cold
+
+OURS, VERIFIED, COPY, PEFT = "graft merge --no-verify", "graft merge", "cp + sync", "merge_and_unload"
 RANK = 16
 SHARD_BYTES = 2_000_000_000
 BLOCK = 2**25
 # Standard deviation of the random values.
 SPREAD = 0.02
 
-_CP = """
-import json, resource, subprocess, sys, time
-base, adapter, out = sys.argv[1:]
-started = time.perf_counter()
-subprocess.run(["cp", "-r", base, out], check=True)
-copied = time.perf_counter() - started
-subprocess.run(["sync", "-f", out], check=True)
-seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-print(json.dumps({"seconds": seconds, "peak": peak, "unsynced": copied}))
-"""
-
-_OURS = """
-import json, os, resource, subprocess, sys, time
-base, adapter, out = sys.argv[1:]
-started = time.perf_counter()
-graft = os.path.join(os.path.dirname(sys.executable), "graft")
-subprocess.run([graft, "merge", base, adapter, out, "--json"], check=True, capture_output=True)
-seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-print(json.dumps({"seconds": seconds, "peak": peak}))
-"""
-
-# The peak is the kernel's figure for this program: getrusage() starts with the memory of the parent.
 _PEFT = """
-import json, sys, time, warnings
+import sys, warnings
 warnings.simplefilter("ignore")
 base, adapter, out = sys.argv[1:]
-started = time.perf_counter()
 import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16)
 merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
 merged.save_pretrained(out, max_shard_size="2GB")
-seconds = time.perf_counter() - started
-peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-print(json.dumps({"seconds": seconds, "peak": peak}))
 """
 
 
-def main() -> None:
-    """Print one line for each method, and the ratios."""
-    options = _options()
-    warnings.simplefilter("ignore")
-    ways = {"cp": _CP, "graftkit": _OURS} | ({} if options.skip_peft else {"peft": _PEFT})
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="graft-merge-") as name:
+def contests(setting: Setting) -> Iterator[Contest]:
+    """Yield one contest of four sides."""
+    with tempfile.TemporaryDirectory(dir=setting.folder, prefix="graft-merge-") as name:
         folder = Path(name)
-        size = write_base(folder / "base", int(options.gigabytes * 1e9))
+        size = write_base(folder / "base", setting.of(quick=1_000_000_000, full=4_000_000_000))
         write_adapter(folder / "base", folder / "adapter")
-        print(f"{size / 1e9:.1f} GB in {len(list((folder / 'base').glob('*.safetensors')))} files, r={RANK}")
-        runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-        for _ in range(options.rounds):
-            for way, code in ways.items():
-                runs[way].append(_measure(code, folder))
-    _show(runs)
+        given = (folder / "base", folder / "adapter", folder / "out")
+        commands: dict[str, tuple[str | Path, ...]] = {
+            OURS: (*GRAFT, "merge", *given, "--no-verify", "--json"),
+            VERIFIED: (*GRAFT, "merge", *given, "--json"),
+            COPY: ("sh", "-c", 'cp -r "$0" "$1" && sync -f "$1"', given[0], given[2]),
+            PEFT: (sys.executable, "-c", _PEFT, *given),
+        }
+        sides = {side: partial(_run, *command) for side, command in commands.items()}
+        rows = (
+            Row("merge, not verified", COPY, Figure.SECONDS, aim=1.3, ours=OURS),
+            Row("merge, verified", COPY, Figure.SECONDS, aim=1.6, ours=VERIFIED),
+            Row("merge, verified", PEFT, Figure.SECONDS, ours=VERIFIED),
+            Row("merge, verified", PEFT, Figure.PEAK, ours=VERIFIED),
+        )
+        cleared = partial(shutil.rmtree, folder / "out")
+        yield Contest(f"{size / 1e9:.1f} GB", rows, in_turns(sides, after=cleared))
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--gigabytes", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--skip-peft", action="store_true")
-    parser.add_argument("--folder", default=None)
-    return parser.parse_args()
-
-
-def _show(runs: Mapping[str, list[dict[str, float]]]) -> None:
-    cp = statistics.median(run["seconds"] for run in runs["cp"])
-    print(f"{'':10} {'seconds':>8} {'x cp':>6} {'peak':>9}   all runs")
-    for way, measured in runs.items():
-        seconds = statistics.median(run["seconds"] for run in measured)
-        peak = max(run["peak"] for run in measured)
-        every = " ".join(f"{run['seconds']:.1f}" for run in measured)
-        print(f"{way:10} {seconds:7.1f}s {seconds / cp:6.2f} {peak / 1e6:6.0f} MB   {every}")
-    unsynced = statistics.median(run["unsynced"] for run in runs["cp"])
-    print(f"cp without waiting for the disk: {unsynced:.1f} s")
-    if "peft" in runs:
-        ours = statistics.median(run["seconds"] for run in runs["graftkit"])
-        print(f"peft / graftkit: {statistics.median(r['seconds'] for r in runs['peft']) / ours:.1f}")
-
-
-def _measure(code: str, folder: Path) -> dict[str, float]:
-    out = folder / "out"
+def _run(*command: str | Path) -> Figures:
+    """Run a command while the disk has nothing else to write."""
     subprocess.run(["sync"], check=True)
-    command = [sys.executable, "-c", code, str(folder / "base"), str(folder / "adapter"), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    shutil.rmtree(out, ignore_errors=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    return cold(*command).figures
 
 
 # ---- the checkpoint and the adapter ----
@@ -177,13 +126,12 @@ def _shards(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
     yield names
 
 
-def write_adapter(base: Path, folder: Path, spread: float = SPREAD) -> None:
+def write_adapter(base: Path, folder: Path) -> None:
     """Write a random adapter on every linear of the language model, in float32 as PEFT saves it.
 
     Args:
         base: a checkpoint of :func:`write_base`.
         folder: where to write it.
-        spread: standard deviation of its values.
     """
     import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -200,16 +148,16 @@ def write_adapter(base: Path, folder: Path, spread: float = SPREAD) -> None:
     shapes = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(adapted).items()}
     config.inference_mode = True
     config.save_pretrained(folder)
-    _write(folder / "adapter_model.safetensors", shapes, "F32", spread)
+    _write(folder / "adapter_model.safetensors", shapes, "F32")
 
 
-def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, spread: float = SPREAD) -> None:
+def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
     """Write a safetensors file of random values: one block of them repeated, at changing offsets."""
     import torch
 
     kind = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
-    block = (torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * spread).to(kind)
-    raw = memoryview(block.view(torch.uint8).numpy())
+    block = (torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * SPREAD).to(kind)
+    raw = memoryview(block.view(torch.uint8).numpy().tobytes())
     entries, end = {}, 0
     for name, shape in shapes.items():
         size = _numel(shape) * kind.itemsize
@@ -229,7 +177,3 @@ def _numel(shape: tuple[int, ...]) -> int:
     for length in shape:
         count *= length
     return count
-
-
-if __name__ == "__main__":
-    main()
