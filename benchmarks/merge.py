@@ -1,166 +1,158 @@
-"""``graft merge`` of a LoRA adapter, next to ``cp`` and ``sync`` of the same files, and to PEFT's merge.
+"""``graft merge``, verified and not, next to ``cp`` of the same files to the disk, and to PEFT's merge in memory.
 
-The checkpoint has the shapes of Gemma 4 31B with fewer layers and a smaller vocabulary, random values, bfloat16,
-in shards of 2 GB; the adapter has rank 16 on every linear of the language model. Each figure comes from a new
-process, imports included. ``cp`` is timed until the files are on the disk, because graftkit ends there too; PEFT
-does not wait for the disk.
+The checkpoint has the shapes of a Llama with 27 layers of 61 million weights and tied embeddings, random values,
+bfloat16, in four files; the adapter has rank 16 on its seven projections. Each figure is of a new process,
+imports included. ``cp`` ends with ``sync``, because graftkit ends when the files are on the disk too; PEFT does
+not wait for the disk. The base is in the page cache, as after a download: the first turn puts it there.
+
+Memory is that of the largest process. ``graft merge`` runs two for a few seconds: one plans, one writes.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.contest import Contest, Figure, Figures, Row, Setting, in_turns
 from benchmarks.harness.processes import GRAFT, cold
 
-OURS, VERIFIED, COPY, PEFT = "graft merge --no-verify", "graft merge", "cp + sync", "merge_and_unload"
-RANK = 16
-SHARD_BYTES = 2_000_000_000
-BLOCK = 2**25
-# Standard deviation of the random values.
-SPREAD = 0.02
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-_PEFT = """
-import sys, warnings
-warnings.simplefilter("ignore")
-base, adapter, out = sys.argv[1:]
-import torch
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText
-model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16)
-merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-merged.save_pretrained(out, max_shard_size="2GB")
-"""
+RANK = 16
+FILES = 4
+CP, PEFT = "cp + sync", "merge_and_unload"
+UNVERIFIED, VERIFIED = "graft merge --no-verify", "graft merge"
+PEFT_SCRIPT = Path(__file__).parent / "scripts" / "merge_by_peft.py"
+# Random values that are drawn; they are repeated, at changing offsets.
+_DRAWN = 2**25
+# Standard deviation of the random values.
+_SPREAD = 0.02
+_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def contests(setting: Setting) -> Iterator[Contest]:
-    """Yield one contest of four sides."""
+    """Yield one contest of all four."""
     with tempfile.TemporaryDirectory(dir=setting.folder, prefix="graft-merge-") as name:
         folder = Path(name)
-        size = write_base(folder / "base", setting.of(quick=1_000_000_000, full=4_000_000_000))
-        write_adapter(folder / "base", folder / "adapter")
-        given = (folder / "base", folder / "adapter", folder / "out")
-        commands: dict[str, tuple[str | Path, ...]] = {
-            OURS: (*GRAFT, "merge", *given, "--no-verify", "--json"),
-            VERIFIED: (*GRAFT, "merge", *given, "--json"),
-            COPY: ("sh", "-c", 'cp -r "$0" "$1" && sync -f "$1"', given[0], given[2]),
-            PEFT: (sys.executable, "-c", _PEFT, *given),
+        nbytes = write_base_and_adapter(folder, layers=setting.of(quick=1, full=27))
+        base, adapter, out = folder / "base", folder / "adapter", folder / "out"
+        merging = (*GRAFT, "merge", base, adapter, out)
+        sides = {
+            CP: partial(_run, "sh", "-c", 'cp -r "$0" "$1" && sync -f "$1"', base, out),
+            UNVERIFIED: partial(_run, *merging, "--no-verify"),
+            VERIFIED: partial(_run, *merging),
+            PEFT: partial(_run, sys.executable, PEFT_SCRIPT, base, adapter, out),
         }
-        sides = {side: partial(_run, *command) for side, command in commands.items()}
-        rows = (
-            Row("merge, not verified", COPY, Figure.SECONDS, aim=1.3, ours=OURS),
-            Row("merge, verified", COPY, Figure.SECONDS, aim=1.6, ours=VERIFIED),
-            Row("merge, verified", PEFT, Figure.SECONDS, ours=VERIFIED),
-            Row("merge, verified", PEFT, Figure.PEAK, ours=VERIFIED),
-        )
-        cleared = partial(shutil.rmtree, folder / "out")
-        yield Contest(f"{size / 1e9:.1f} GB", rows, in_turns(sides, after=cleared))
+        yield Contest(f"{nbytes / 1e9:.1f} GB", tuple(_rows()), in_turns(sides, after=partial(_clear, out)))
+
+
+def _rows() -> Iterator[Row]:
+    for side, what, aim in ((UNVERIFIED, "merge, not verified", 1.3), (VERIFIED, "merge, verified", 1.6)):
+        yield Row(what, CP, Figure.SECONDS, aim, ours=side)
+        yield Row(what, PEFT, Figure.SECONDS, ours=side)
+        yield Row(what, PEFT, Figure.PEAK, ours=side)
 
 
 def _run(*command: str | Path) -> Figures:
-    """Run a command while the disk has nothing else to write."""
-    subprocess.run(["sync"], check=True)
     return cold(*command).figures
+
+
+def _clear(out: Path) -> None:
+    """Remove what a side wrote, and leave nothing that the disk is still busy with."""
+    shutil.rmtree(out)
+    os.sync()
 
 
 # ---- the checkpoint and the adapter ----
 
 
-def write_base(folder: Path, wanted: int) -> int:
-    """Write a checkpoint of about ``wanted`` bytes and return its actual size."""
-    from graftkit.surveying.sources.build import build_on_meta
+def write_base_and_adapter(folder: Path, layers: int) -> int:
+    """Write a checkpoint to ``base`` and an adapter to ``adapter``.
 
-    folder.mkdir()
-    config = _config(wanted)
-    model = build_on_meta(config)
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
-    ties = set(model.all_tied_weights_keys)
-    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in ties}
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(_shards(shapes), 1):
-        file = f"model-{number:05}.safetensors"
-        _write(folder / file, {name: shapes[name] for name in names}, "BF16")
-        weight_map.update(dict.fromkeys(names, file))
-    total = sum(2 * _numel(shape) for shape in shapes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return total
-
-
-def _config(wanted: int) -> Any:
-    from transformers import CONFIG_MAPPING
-
-    from graftkit.families import geometry
-
-    known = geometry("google/gemma-4-31B-it")
-    assert known is not None
-    fields: dict[str, Any] = json.loads(json.dumps(dict(known)))
-    text = {**fields["text_config"], "vocab_size": 32768}
-    # A layer of that model has about 0.5 billion weights; every sixth has full attention, the last one too.
-    layers = max(1, round((wanted - 2 * text["vocab_size"] * text["hidden_size"]) / 1e9))
-    kinds = ["sliding_attention" if at % 6 else "full_attention" for at in range(layers)]
-    fields["text_config"] = {**text, "num_hidden_layers": layers, "layer_types": kinds[::-1]}
-    fields["vision_config"] = {**fields["vision_config"], "num_hidden_layers": 2}
-    return CONFIG_MAPPING[known["model_type"]].from_dict(fields)
-
-
-def _shards(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    names: list[str] = []
-    total = 0
-    for name, shape in shapes.items():
-        size = 2 * _numel(shape)
-        if names and total + size > SHARD_BYTES:
-            yield names
-            names, total = [], 0
-        names.append(name)
-        total += size
-    yield names
-
-
-def write_adapter(base: Path, folder: Path) -> None:
-    """Write a random adapter on every linear of the language model, in float32 as PEFT saves it.
-
-    Args:
-        base: a checkpoint of :func:`write_base`.
-        folder: where to write it.
+    Returns:
+        The checkpoint's size in bytes, without the headers.
     """
-    import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     from graftkit.surveying.sources.build import build_on_meta
-    from graftkit.surveying.sources.load_config import load_config
 
-    folder.mkdir()
-    targets = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, task_type="CAUSAL_LM")
-    model = build_on_meta(load_config(base).config)
-    with torch.device("meta"):
-        adapted = get_peft_model(model, config)
+    model = build_on_meta(_config(layers))
+    (folder / "base").mkdir()
+    (folder / "adapter").mkdir()
+    model.config.save_pretrained(folder / "base")
+    nbytes = _write_shards(folder / "base", model)
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=_PROJECTIONS, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
     shapes = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(adapted).items()}
     config.inference_mode = True
-    config.save_pretrained(folder)
-    _write(folder / "adapter_model.safetensors", shapes, "F32")
+    config.save_pretrained(folder / "adapter")
+    _write(folder / "adapter" / "adapter_model.safetensors", shapes, "F32")
+    return nbytes
+
+
+def _config(layers: int) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=True,
+    )
+
+
+def _write_shards(folder: Path, model: PreTrainedModel) -> int:
+    tied = set(model.all_tied_weights_keys)
+    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
+    total = sum(2 * math.prod(shape) for shape in shapes.values())
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(_parts(shapes, total // FILES), 1):
+        file = f"model-{number:05}-of-{FILES:05}.safetensors"
+        _write(folder / file, {name: shapes[name] for name in names}, "BF16")
+        weight_map.update(dict.fromkeys(names, file))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return total
+
+
+def _parts(shapes: Mapping[str, tuple[int, ...]], nbytes: int) -> Iterator[list[str]]:
+    """Yield runs of names of at least that many bytes; the last one has what is left."""
+    names: list[str] = []
+    filled = 0
+    for name, shape in shapes.items():
+        names.append(name)
+        filled += 2 * math.prod(shape)
+        if filled >= nbytes:
+            yield names
+            names, filled = [], 0
+    if names:
+        yield names
 
 
 def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-    """Write a safetensors file of random values: one block of them repeated, at changing offsets."""
+    """Write a safetensors file of random values."""
     import torch
 
     kind = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
-    block = (torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * SPREAD).to(kind)
-    raw = memoryview(block.view(torch.uint8).numpy().tobytes())
+    drawn = (torch.randn(_DRAWN, generator=torch.Generator().manual_seed(0)) * _SPREAD).to(kind)
+    raw = memoryview(drawn.view(torch.uint8).numpy())
     entries, end = {}, 0
     for name, shape in shapes.items():
-        size = _numel(shape) * kind.itemsize
+        size = math.prod(shape) * kind.itemsize
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
@@ -170,10 +162,3 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Non
         while end:
             file.write(raw[: min(end, len(raw))])
             end -= min(end, len(raw))
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
