@@ -118,7 +118,7 @@ def _config(layers: int) -> Any:
 def _write_shards(folder: Path, model: PreTrainedModel) -> int:
     tied = set(model.all_tied_weights_keys)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
-    total = sum(2 * math.prod(shape) for shape in shapes.values())
+    total: int = sum(2 * math.prod(shape) for shape in shapes.values())
     weight_map: dict[str, str] = {}
     for number, names in enumerate(_parts(shapes, total // FILES), 1):
         file = f"model-{number:05}-of-{FILES:05}.safetensors"
@@ -149,7 +149,7 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Non
 
     kind = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
     drawn = (torch.randn(_DRAWN, generator=torch.Generator().manual_seed(0)) * _SPREAD).to(kind)
-    raw = memoryview(drawn.view(torch.uint8).numpy())
+    raw = memoryview(drawn.view(torch.uint8).numpy().tobytes())
     entries, end = {}, 0
     for name, shape in shapes.items():
         size = math.prod(shape) * kind.itemsize
