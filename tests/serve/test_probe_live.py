@@ -14,7 +14,7 @@ from tests.serve.servers import ENGINES, Running, free_port, python_of, started
 from tests.unit.serving.signed import Signed, write_signed
 
 import graftkit as gk
-from graftkit.adapters.record import RECORD_NAME
+from graftkit.adapters.file import RECORD_NAME
 from graftkit.engines.outcome import Outcome
 
 pytestmark = [pytest.mark.serve, pytest.mark.filterwarnings("ignore::FutureWarning")]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+# What graftkit writes beside them: see graftkit.adapters.record.
+RECORD_NAME = "graftkit.json"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
 # PEFT's default, for a configuration that leaves ``r`` out. Source: peft.LoraConfig.
 DEFAULT_RANK = 8

@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from graftkit.adapters.file import RECORD_NAME
 from graftkit.errors import AdapterError, reraise_as
 from graftkit.files import write_text
 from graftkit.surveying.checkpoint.safetensors_header import parse_json
 
-RECORD_NAME = "graftkit.json"
 # Raised when a reader of the older number would misunderstand the file; fields that are only added leave it alone.
 RECORD_FORMAT = 1
 

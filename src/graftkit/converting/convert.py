@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from graftkit._version import SCHEMA_VERSION, __version__
-from graftkit.adapters.file import CONFIG_NAME
+from graftkit.adapters.file import CONFIG_NAME, RECORD_NAME
 from graftkit.adapters.migrate import companions
-from graftkit.adapters.record import RECORD_NAME, Dialect, mark_dialect, read_record
+from graftkit.adapters.record import Dialect, mark_dialect, read_record
 from graftkit.converting.base import ConvertBase, open_convert_base
 from graftkit.converting.delta import Deltas
 from graftkit.converting.dialects import DialectFormat, dialect_named, dialect_of

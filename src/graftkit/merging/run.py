@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graftkit.adapters.record import RECORD_NAME, write_record
+from graftkit.adapters.file import RECORD_NAME
 from graftkit.errors import MergeError, reraise_as
 from graftkit.files import write_text
 from graftkit.merging.checkpoint.tied_weights import untied_config
@@ -23,7 +23,6 @@ from graftkit.merging.io.read import copy_file, opened
 from graftkit.merging.io.shard_layout import ShardLayout, layout_of
 from graftkit.merging.io.shard_writer import WorkerPools, wait_for_all, worker_pools, write_shard
 from graftkit.merging.io.staging import REPORT_NAME, StagingDir, check_space, merge_stopped, staging_dir
-from graftkit.merging.merged_record import merged_record
 from graftkit.merging.plan import MergePlan
 from graftkit.merging.report import MergeReport
 from graftkit.merging.verify import Evidence, new_index, verify_shard
@@ -189,6 +188,14 @@ def _write_companions(companions: Iterable[Path], plan: MergePlan, staging: Stag
         write_text(path, json.dumps(config, indent=2) + "\n")
     if plan.base.weights.index is not None:
         write_text(staging.files / INDEX, json.dumps(new_index(plan), indent=2) + "\n")
+    if any((adapter.file.folder / RECORD_NAME).exists() for adapter in plan.adapters):
+        _write_record(plan, staging)
+
+
+def _write_record(plan: MergePlan, staging: StagingDir) -> None:
+    from graftkit.adapters.record import write_record
+    from graftkit.merging.merged_record import merged_record
+
     record = merged_record([(adapter.file.folder, adapter.weight) for adapter in plan.adapters])
     if record is not None:
         write_record(staging.files, record)

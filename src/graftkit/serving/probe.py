@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from graftkit.adapters.record import RECORD_NAME, Expected, ExpectedPrompt, read_record
+from graftkit.adapters.file import RECORD_NAME
+from graftkit.adapters.record import Expected, ExpectedPrompt, read_record
 from graftkit.engines.outcome import Served
 from graftkit.errors import AdapterError
 from graftkit.files import why_no_folder

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.adapters.file import CONFIG_NAME, AdapterFile, read_adapter
-from graftkit.adapters.record import RECORD_NAME, AdapterRecord, BaseRecord, Dialect, write_record
+from graftkit.adapters.file import CONFIG_NAME, RECORD_NAME, AdapterFile, read_adapter
+from graftkit.adapters.record import AdapterRecord, BaseRecord, Dialect, write_record
 from graftkit.checks.adapter_files.saved_adapter import TensorData
 from graftkit.checks.engine.context import CheckContext, Inputs
 from graftkit.checks.engine.runner import run

@@ -13,7 +13,8 @@ from tests.unit.serving.signed import Signed, write_signed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graftkit as gk
-from graftkit.adapters.record import RECORD_NAME, AdapterRecord, read_record
+from graftkit.adapters.file import RECORD_NAME
+from graftkit.adapters.record import AdapterRecord, read_record
 from graftkit.checks.check_merged import check_merged, check_shipped
 from graftkit.engines.outcome import Outcome
 

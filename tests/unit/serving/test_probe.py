@@ -19,7 +19,8 @@ from tests.unit.serving.signed import Signed, write_signed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graftkit as gk
-from graftkit.adapters.record import RECORD_NAME, AdapterRecord, write_record
+from graftkit.adapters.file import RECORD_NAME
+from graftkit.adapters.record import AdapterRecord, write_record
 from graftkit.engines.outcome import Outcome
 from graftkit.errors import AdapterError, GraftError, ServerError
 from graftkit.serving.probe import report_of

@@ -20,7 +20,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import graftkit as gk
-from graftkit.adapters.record import RECORD_NAME, AdapterRecord, Dialect, ExpectedPrompt, read_record
+from graftkit.adapters.file import RECORD_NAME
+from graftkit.adapters.record import AdapterRecord, Dialect, ExpectedPrompt, read_record
 from graftkit.errors import AdapterError
 from graftkit.serving.signing.prompts import QUESTIONS, TEXTS
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from graftkit.cli import options
-from graftkit.cli.output import Format, only_data_on_stdout
+from graftkit.cli.output import Format, Output, only_data_on_stdout
 from graftkit.cli.progress import progress_bar
 from graftkit.errors import GraftError
 
@@ -45,9 +46,7 @@ def merge(
 ) -> None:
     """Merge adapters into their base, file by file, in little memory; the result is verified."""
     with only_data_on_stdout(output_format, json=json) as output:
-        from graftkit.checks.check_merged import check_shipped
-        from graftkit.cli.findings_text import findings_text
-        from graftkit.findings import Severity
+        from graftkit.adapters.file import RECORD_NAME
         from graftkit.merging.merge import merge as run_merge
         from graftkit.merging.merge import plan_merge
 
@@ -63,9 +62,19 @@ def merge(
         with progress_bar(in_bytes=True) as on_progress:
             report = run_merge(base, adapters, out, verify=verify, on_progress=on_progress, **how)
         output.result(report)
-        shipped = check_shipped(out, adapters)
-        if shipped.at_or_above(Severity.WARNING):
-            output.note(findings_text(shipped))
+        if (report.out / RECORD_NAME).is_file():
+            _check_shipped(output, report.out, adapters)
+
+
+def _check_shipped(output: Output, out: Path, adapters: dict[str, float]) -> None:
+    """Say where the tokenizer or the chat template beside the merged weights is not that of training."""
+    from graftkit.checks.check_merged import check_shipped
+    from graftkit.cli.findings_text import findings_text
+    from graftkit.findings import Severity
+
+    shipped = check_shipped(out, adapters)
+    if shipped.at_or_above(Severity.WARNING):
+        output.note(findings_text(shipped))
 
 
 def _folders(folders: list[str], adapter: list[str] | None) -> tuple[dict[str, float], str]:

@@ -8,7 +8,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from graftkit.adapters.record import RECORD_NAME, Dialect, read_record
+from graftkit.adapters.file import RECORD_NAME
+from graftkit.adapters.record import Dialect, read_record
 from graftkit.converting.dialects._base import DialectFormat
 from graftkit.converting.errors import ConvertError
 from graftkit.errors import AdapterError

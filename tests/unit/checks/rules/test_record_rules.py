@@ -14,7 +14,8 @@ from tests.unit.serving.signed import Signed, write_signed
 from transformers import AutoTokenizer
 
 import graftkit as gk
-from graftkit.adapters.record import RECORD_NAME, BaseRecord, read_record, write_record
+from graftkit.adapters.file import RECORD_NAME
+from graftkit.adapters.record import BaseRecord, read_record, write_record
 from graftkit.checks.check import check
 from graftkit.findings import Finding, Severity
 from graftkit.serving.engine_twin import write_engine_twin
