@@ -65,6 +65,7 @@ class Finding:
         evidence: the figures behind the message.
         url: the rule's page.
         file, line: where ``where`` is written, from line 1.
+        seconds: how long the rule took, with what it was the first to compute; None where no rule was run.
     """
 
     code: str
@@ -79,6 +80,7 @@ class Finding:
     fix: Fix | None = None
     file: str | None = None
     line: int | None = None
+    seconds: float | None = field(default=None, compare=False)
 
     @property
     def place(self) -> str | None:
@@ -102,9 +104,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of one run, in the order the rules ran."""
+    """The findings of one run, in the order the rules ran.
+
+    Attributes:
+        seconds: step -> how long it took, for what was done before the rules: building a model, making a batch.
+    """
 
     findings: tuple[Finding, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
@@ -153,6 +160,7 @@ class Report:
             "schema_version": SCHEMA_VERSION,
             "findings": [finding.to_dict() for finding in self.findings],
             "summary": self.summary,
+            "seconds": {**self.seconds, "rules": sum(finding.seconds or 0.0 for finding in self.findings)},
         }
 
     def __str__(self) -> str:

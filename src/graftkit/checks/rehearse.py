@@ -21,7 +21,7 @@ from graftkit.errors import AttachError, BuildError, PlanError
 from graftkit.findings import Report
 from graftkit.modeling.random_state import seeding
 from graftkit.modeling.threads import one_thread
-from graftkit.progress import Progress
+from graftkit.progress import Progress, timed
 from graftkit.recipes.initializer import recipe_initializer
 from graftkit.recipes.recipe import Recipe
 from graftkit.recipes.settings import CheckSettings
@@ -69,22 +69,28 @@ def rehearse(
         on_progress: called before each step; the rules on the architecture and on the model are counted apart.
         on_description: called with what the twin has of the model, once it is built.
 
+    Returns:
+        One finding a rule; ``Report.seconds`` has "architecture", "model", "adapter" and "batch".
+
     Raises:
         SourceError, BuildError: the model cannot be found, built or loaded.
     """
     report = on_progress or (lambda _progress: None)
     report(Progress("reading the architecture", 0, None))
+    seconds: dict[str, float] = {}
     origin = _ModelSource(recipe.fields.model if model is None else model, trust_remote_code, revision)
-    given = static_inputs(origin.source, recipe=recipe, trust_remote_code=trust_remote_code, revision=revision)
+    with timed(seconds, "architecture"):
+        given = static_inputs(origin.source, recipe=recipe, trust_remote_code=trust_remote_code, revision=revision)
     live = given
     if given.base is not None and given.recipe_refusal is None:
         report(Progress("building the twin" if on_twin else "loading the model", 0, None))
         given = given if on_twin else replace(given, checkpoint=origin.folder())
         try:
-            built = origin.twin(seed, on_progress) if on_twin else origin.loaded()
+            with timed(seconds, "model"):
+                built = origin.twin(seed, on_progress) if on_twin else origin.loaded()
             if on_twin and on_description is not None:
                 on_description(describe_twin(built))
-            live = _with_live(given, recipe, built, on_twin, seed)
+            live = _with_live(given, recipe, built, on_twin, seed, seconds)
         except (PlanError, AttachError) as error:
             live = given = replace(given, recipe_refusal=error)
     chosen = settings or settings_of(recipe)
@@ -93,7 +99,7 @@ def rehearse(
         of_architecture = run(_static_rules(), CheckContext(given, chosen), on_progress=on_progress)
         of_model = run(_live_rules(), CheckContext(live, chosen), on_progress=on_progress)
     # No rule is in both.
-    return Report(tuple(sorted((*of_architecture, *of_model), key=lambda finding: finding.code)))
+    return Report(tuple(sorted((*of_architecture, *of_model), key=lambda finding: finding.code)), seconds)
 
 
 def _static_rules() -> tuple[Rule, ...]:
@@ -138,16 +144,22 @@ class _ModelSource:
         return local_folder(str(self.source), self.revision)
 
 
-def _with_live(given: Inputs, recipe: Recipe, model: PreTrainedModel, on_twin: bool, seed: int) -> Inputs:
-    """Return the inputs with the model in the state in which training would begin, and a batch for it."""
+def _with_live(
+    given: Inputs, recipe: Recipe, model: PreTrainedModel, on_twin: bool, seed: int, seconds: dict[str, float]
+) -> Inputs:
+    """Return the inputs with the model in the state in which training would begin, and a batch for it.
+
+    Args:
+        seconds: where the time that each step takes is added.
+    """
     training = training_of(recipe)
-    with seeding(model, seed), one_thread() if on_twin else nullcontext():
+    with timed(seconds, "adapter"), seeding(model, seed), one_thread() if on_twin else nullcontext():
         adapted = _adapted(model, recipe, training, on_twin, seed)
     if not sits_in_layers(adapted):
         return given
     _prepare(adapted, training)
     given = replace(given, model=adapted, base=survey(adapted), plan=None)
-    with suppress(BuildError):
+    with timed(seconds, "batch"), suppress(BuildError):
         batch = example_batch(adapted.get_base_model(), seed=seed, modalities=training.modalities)
         given = replace(given, batch=batch)
     return given

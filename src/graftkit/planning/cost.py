@@ -18,7 +18,8 @@ from graftkit.surveying.sites import ModelMap
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-# Up to this many sites are attached whole, which takes under a second; larger models are counted by group.
+# Up to this many sites are attached whole, which takes under a second; larger models are counted by group, unless
+# they have so many groups that their trials attach more.
 _ATTACHED_WHOLE = 300
 
 
@@ -118,9 +119,9 @@ def trainable_params(config: PeftConfig, slots: Sequence[Slot], groups: Sequence
     count = _BY_SHAPE.get(type(config).__name__)
     if count is not None:
         return sum(count(config, slot) for slot in slots)
-    if len(slots) <= _ATTACHED_WHOLE:
+    if len(slots) <= max(_ATTACHED_WHOLE, attached_by_group(slots, groups)):
         return _count(config, slots)
-    return _count_by_group(config, slots, groups or [None] * len(slots))
+    return count_by_group(config, slots, groups)
 
 
 def _count(config: PeftConfig, slots: Sequence[Slot]) -> int:
@@ -132,15 +133,30 @@ def _count(config: PeftConfig, slots: Sequence[Slot]) -> int:
     return answer.trainable
 
 
-def _count_by_group(config: PeftConfig, slots: Sequence[Slot], groups: Sequence[Any]) -> int:
-    """Count two of each group, then what one more of each adds: shared tensors are counted once that way."""
-    members: dict[Any, list[Slot]] = defaultdict(list)
-    for slot, group in zip(slots, groups, strict=True):
-        members[slot.kind, slot.shape, slot.bias, slot.path.rpartition(".")[2], group].append(slot)
-    two_of_each = [slot for group in members.values() for slot in group[:2]]
+def count_by_group(config: PeftConfig, slots: Sequence[Slot], groups: Sequence[Any] = ()) -> int:
+    """Count two of each group, then what one more of each adds: shared tensors are counted once that way.
+
+    Arguments and errors as in :func:`trainable_params`.
+    """
+    members = _members(slots, groups)
+    two_of_each = [slot for group in members for slot in group[:2]]
     base = _count(config, two_of_each)
-    larger = (group for group in members.values() if len(group) > 2)
+    larger = (group for group in members if len(group) > 2)
     return base + sum((len(g) - 2) * (_count(config, [*two_of_each, g[2]]) - base) for g in larger)
+
+
+def _members(slots: Sequence[Slot], groups: Sequence[Any]) -> list[list[Slot]]:
+    members: dict[Any, list[Slot]] = defaultdict(list)
+    for slot, group in zip(slots, groups or [None] * len(slots), strict=True):
+        members[slot.kind, slot.shape, slot.bias, slot.path.rpartition(".")[2], group].append(slot)
+    return list(members.values())
+
+
+def attached_by_group(slots: Sequence[Slot], groups: Sequence[Any] = ()) -> int:
+    """Return how many sites :func:`count_by_group` attaches in all its trials."""
+    members = _members(slots, groups)
+    two_of_each = sum(len(group[:2]) for group in members)
+    return two_of_each + sum(two_of_each + 1 for group in members if len(group) > 2)
 
 
 # ---- methods that read the weights while they are made: their sizes still follow from the shapes ----

@@ -11,6 +11,7 @@ import graftkit as gk
 from graftkit.checks.rehearse import rehearse
 from graftkit.findings import Severity
 from graftkit.recipes.recipe import read_recipe
+from graftkit.recipes.settings import CheckSettings
 
 GOOD = """\
 model: google/gemma-4-E2B-it
@@ -40,6 +41,19 @@ def test_a_good_recipe_has_no_error(tmp_path: Path) -> None:
     assert bad(found) == set()
     assert found["GK601"].severity is Severity.OK
     assert found["GK202"].severity in {Severity.OK, Severity.INFO}
+
+
+def test_the_report_says_where_the_time_went(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(GOOD)
+    report = rehearse(read_recipe(file), settings=CheckSettings(select=("GK101", "GK115", "GK601")))
+    assert set(report.seconds) == {"architecture", "model", "adapter", "batch"}
+    assert all(spent > 0 for spent in report.seconds.values())
+    by_rule = {finding.code: finding.seconds for finding in report}
+    assert all(spent is not None and spent > 0 for spent in by_rule.values())
+    fields = report.to_dict()
+    assert [finding["seconds"] for finding in fields["findings"]] == list(by_rule.values())
+    assert fields["seconds"]["rules"] == sum(finding.seconds or 0 for finding in report)
 
 
 def test_reentrant_checkpointing_is_found_with_its_line(tmp_path: Path) -> None:

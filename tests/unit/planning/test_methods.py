@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import graftkit as gk
 from graftkit.attaching.attach import adapted_sites
 from graftkit.errors import PlanError
+from graftkit.planning import cost
 from graftkit.planning.config.hyperparameters import field_values
 from graftkit.planning.config.methods import method_named, method_names
-from graftkit.planning.cost import trainable_params
+from graftkit.planning.cost import count_by_group, trainable_params
 from graftkit.planning.decisions import LeftAlone
 from graftkit.planning.initializers import initializer_names
-from graftkit.planning.trials.skeleton import slots_of
+from graftkit.planning.trials.skeleton import Answer, Slot, ask, slots_of
 
 E2B = "google/gemma-4-E2B-it"
 MOE = "google/gemma-4-26B-A4B-it"
@@ -55,12 +56,33 @@ def small(method: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("method", ["lora", "vera", "ia3", "loha", "oft", "randlora", "vblora", "delora"])
 def test_counting_by_group_gives_what_counting_the_whole_gives(
-    twin_of: Callable[[str], nn.Module], method: str, monkeypatch: pytest.MonkeyPatch
+    twin_of: Callable[[str], nn.Module], method: str
 ) -> None:
     plan = gk.plan(twin_of(E2B), scope="all", targets=["attention", "mlp"], method=method, **small(method))
     slots = slots_of(plan.model, [a.site for a in plan.attached])
-    monkeypatch.setattr("graftkit.planning.cost._ATTACHED_WHOLE", 0)
-    assert trainable_params(plan.peft_config, slots) == plan.trainable_params
+    assert count_by_group(plan.peft_config, slots) == plan.trainable_params
+
+
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [pytest.param(200, 7, id="few groups of many"), pytest.param(16, 24, id="many groups of few")],
+)
+def test_counting_attaches_as_few_sites_as_it_can(
+    layers: int, names: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = [
+        Slot(f"layers.{at}.p{name}", "linear", (8, 8 + name)) for at in range(layers) for name in range(names)
+    ]
+    config = LoraConfig(r=2, target_modules=[f"p{name}" for name in range(names)])
+    attached = []
+
+    def counted(config: Any, slots: Sequence[Slot]) -> Answer:
+        attached.append(len(slots))
+        return ask(config, slots)
+
+    monkeypatch.setattr(cost, "ask", counted)
+    assert trainable_params(config, slots) == layers * sum(2 * (8 + 8 + name) for name in range(names))
+    assert sum(attached) == min(len(slots), cost.attached_by_group(slots))
 
 
 @pytest.mark.parametrize(

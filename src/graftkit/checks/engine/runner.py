@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -44,8 +45,10 @@ def run(
 
 
 def _run_one(rule: Rule, context: CheckContext, severity: Severity | None) -> Finding:
+    started = time.perf_counter()
     seen = _observe(rule, context)
-    return _placed(_safe_to_print(rule.finding(seen, severity)), seen, context)
+    found = replace(rule.finding(seen, severity), seconds=time.perf_counter() - started)
+    return _placed(_safe_to_print(found), seen, context)
 
 
 def _observe(rule: Rule, context: CheckContext) -> Observation:
