@@ -11,6 +11,7 @@ from graftkit.attaching.same_model import check_same_model
 from graftkit.errors import AttachError
 from graftkit.modeling.stock_peft import adapt
 from graftkit.modeling.unwrapping import base_model_of
+from graftkit.planning.cost import is_upper_bound
 from graftkit.planning.plan import Plan
 from graftkit.text import some
 
@@ -75,7 +76,8 @@ def check_against_plan(model: PeftModel, plan: Plan, adapter_name: str = "defaul
             raise _not_as_planned(f"{len(paths)} {problem}", sorted(paths))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # Beside its sites, a plan made from a map alone cannot count norms that are saved whole, or their biases.
-    if trainable < plan.trainable_params or (trainable > plan.trainable_params and not _has_extras(plan)):
+    missing = trainable < plan.trainable_params and not is_upper_bound(plan.peft_config)
+    if missing or (trainable > plan.trainable_params and not _has_extras(plan)):
         raise _not_as_planned(f"{trainable} parameters are trainable, {plan.trainable_params} were planned", [])
 
 

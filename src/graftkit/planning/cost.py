@@ -190,6 +190,11 @@ def _adamss(config: Any, slot: Slot) -> int:
     return int(config.subspace_rank * (slot.outputs + config.num_subspaces * rank))
 
 
+def is_upper_bound(config: PeftConfig) -> bool:
+    """Check whether the count of trainable parameters is the most there can be: AdaMSS clusters the weights."""
+    return type(config).__name__ == "AdamssConfig"
+
+
 _BY_SHAPE: Mapping[str, Callable[[Any, Slot], int]] = {
     "ShiraConfig": _shira,
     "FrodConfig": _frod,

@@ -145,6 +145,17 @@ def test_more_trainable_parameters_than_planned_are_a_violation(twin_of: Callabl
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_fewer_parameters_than_planned_are_none_where_the_weights_decide(
+    twin_of: Callable[[str], nn.Module],
+) -> None:
+    """AdaMSS clusters each weight's outputs: a cluster smaller than its rank has fewer parameters."""
+    model = twin_of("clip")
+    plan = gk.plan(model, targets="all-linear", scope="all", method="adamss")
+    adapted = gk.attach(model, plan)
+    trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert 0.9 * plan.trainable_params < trainable <= plan.trainable_params
+
+
 def test_a_stray_trainable_parameter_is_a_violation(twin_of: Callable[[str], nn.Module]) -> None:
     """A configuration that also trains biases of the base, which the plan did not mention."""
     model = twin_of("bert")

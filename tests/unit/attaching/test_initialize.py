@@ -186,6 +186,27 @@ def test_eva_says_when_the_batches_are_too_small(twin_of: Callable[[str], nn.Mod
     assert "rho" in str(caught.value)
 
 
+@pytest.mark.parametrize("init", DATA_DRIVEN)
+def test_statistics_of_the_base_are_kept(init: str) -> None:
+    """PEFT's LoRA-GA runs the model in training mode, in which batch norms count what they see."""
+    model: Any = gk.twin("granite_speech")
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any(name.endswith("running_mean") for name in before)
+    plan = gk.plan(model, targets="attention", scope="audio", r=2, init_lora_weights=init)
+    base = initialize(model, plan, batches(model, batch_size=4)).get_base_model()
+    after = dict(base.named_buffers())
+    assert [name for name, buffer in before.items() if not torch.equal(buffer, after[name])] == []
+
+
+@pytest.mark.parametrize("init", ["eva", "corda"])
+def test_a_class_without_a_forward_is_run_by_its_parts(init: str) -> None:
+    model: Any = gk.twin("bark")
+    plan = gk.plan(model, targets="all-linear", scope="all", r=2, init_lora_weights=init)
+    adapted = initialize(model, plan, batches(model, batch_size=4))
+    assert adapted_sites(adapted) <= {a.path for a in plan.attached}
+    assert all(t.any() for t in tensors(adapted, "lora_A").values())
+
+
 def test_lora_ga_needs_a_loss(twin_of: Callable[[str], nn.Module]) -> None:
     model = twin_of("llama")
     data = batches(model)

@@ -15,7 +15,7 @@ from graftkit.attaching.initial_values.layers import (
     without_leftovers,
 )
 from graftkit.errors import MissingDependencyError
-from graftkit.modeling.device import on_device_of
+from graftkit.modeling.entry import run as run_model
 from graftkit.modeling.module_mode import evaluating
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def corda(lora: PlainLora, batches: Sequence[Mapping[str, Any]]) -> None:
     def run() -> None:
         with evaluating(lora.base), _inputs_flat(linears) as seen:
             for batch in batches:
-                lora.base(**on_device_of(lora.base, batch))
+                run_model(lora.base, batch)
         check_reached(seen)
 
     with without_leftovers(linears.values(), _STORED):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.attaching.initial_values.layers import PlainLora, check_reached, inputs_of, name_targets
 from graftkit.errors import AttachError
 from graftkit.modeling.device import on_device_of
+from graftkit.modeling.entry import run
 from graftkit.modeling.module_mode import evaluating
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _counted_forward(batches: int, options: Mapping[str, Any]) -> Callable[[Any,
                 code="initialize-unsettled",
             )
         with evaluating(model):
-            return model(**inputs, **options)
+            return run(model, {**inputs, **options})
 
     return forward
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import AttachError
-from graftkit.modeling.device import on_device_of
+from graftkit.modeling.entry import run
 from graftkit.modeling.module_mode import evaluating
 from graftkit.planning.matching import smallest_exact
 from graftkit.text import some
@@ -208,7 +208,7 @@ def inputs_of(model: nn.Module, paths: Iterable[str], batch: Mapping[str, Any]) 
 
             hooks.callback(model.get_submodule(path).register_forward_hook(keep).remove)
         hooks.enter_context(evaluating(model))
-        model(**on_device_of(model, batch))
+        run(model, batch)
     return seen
 
 

@@ -15,7 +15,8 @@ from graftkit.attaching.initial_values.layers import (
     without_leftovers,
 )
 from graftkit.errors import AttachError
-from graftkit.modeling.device import on_device_of
+from graftkit.modeling.entry import run
+from graftkit.modeling.module_mode import in_training_mode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,14 +46,16 @@ def lora_ga(lora: PlainLora, batches: Sequence[Mapping[str, Any]]) -> None:
                 _loss(lora.base, batch).backward()  # type: ignore[no-untyped-call]
 
     with without_leftovers(linears.values(), (_GRADIENT, _COUNT)):
-        preprocess_loraga(lora.base, config, step)
+        # PEFT takes the gradients in training mode, where norms over a batch would move their statistics.
+        with in_training_mode(lora.base):
+            preprocess_loraga(lora.base, config, step)
         # PEFT falls back to plain LoRA, with B = 0, on a layer that has no gradient.
         check_reached({path: hasattr(linear, _GRADIENT) for path, linear in linears.items()})
         lora.redraw()
 
 
 def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    loss = getattr(model(**on_device_of(model, batch)), "loss", None)
+    loss = getattr(run(model, batch), "loss", None)
     if loss is None:
         raise AttachError(
             "LoRA-GA follows the gradient of the loss, and the model computes none",

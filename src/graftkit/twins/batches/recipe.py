@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from graftkit.families import IGNORED_LABEL
@@ -151,11 +152,14 @@ class _Maker:
 
 
 def text_ids(config: PretrainedConfig) -> tuple[int, int]:
-    """Return the range [low, high) of ids that are no special tokens."""
+    """Return the longest range [low, high) of ids that are no special tokens; the first three count as such.
+
+    A placeholder among the words would be one more than the modality has features.
+    """
     vocabulary = _vocabulary(config)
-    upper = [i for i in _special_ids(config) if vocabulary // 2 < i < vocabulary]
-    high = min([*upper, vocabulary])
-    return (3 if high > 4 else 0), high
+    special = sorted({2, vocabulary, *(i for i in _special_ids(config) if 2 < i < vocabulary)})
+    low, high = max(pairwise(special), key=lambda ends: ends[1] - ends[0])
+    return (low + 1, high) if low + 1 < high <= vocabulary else (0, vocabulary)
 
 
 def _vocabulary(config: PretrainedConfig) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
-from graftkit.twins.batches.recipe import is_recipe, make_batch
+from graftkit.twins.batches.recipe import is_recipe, make_batch, text_ids
 from graftkit.twins.batches.search import find_recipe
+from graftkit.twins.example_batch import example_batch
 from graftkit.twins.twin import twin
 
 LLAVA = {
@@ -91,3 +93,17 @@ def test_a_recipe_that_was_found_has_no_number_that_a_field_states(model_type):
 def test_other_json_is_no_recipe(value):
     assert not is_recipe(value)
     assert is_recipe(LLAVA)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_word_is_no_placeholder_by_chance(seed):
+    """The ids of this family's placeholders lie in the middle of its twin's vocabulary."""
+    model = twin("exaone4_5")
+    batch = example_batch(model, batch_size=8, seed=seed)
+    assert torch.isfinite(model(**batch).loss)
+
+
+def test_words_are_of_the_longest_range_without_special_tokens():
+    config = LlamaConfig(vocab_size=100, bos_token_id=1, eos_token_id=[2, 30], pad_token_id=90)
+    assert text_ids(config) == (31, 90)
+    assert text_ids(LlamaConfig(vocab_size=3, bos_token_id=1, eos_token_id=2, pad_token_id=0)) == (0, 3)
