@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText
 
 import graftkit as gk
 from graftkit.checks.check import check
+from graftkit.recipes.settings import CheckSettings
 from graftkit.recipes.training import Training
 
 E2B = "google/gemma-4-E2B-it"
@@ -247,3 +248,47 @@ def test_gk605_a_real_quantized_base(llama: nn.Module, tmp_path: Path) -> None:
     found = seen("GK605", base=gk.survey(llama), training=Training(quantization=None))
     assert found.severity is WARNING
     assert found.evidence["base"] == "4bit"
+
+
+# ---- GK608 ----
+
+
+def _keep_statistics(model: Any) -> None:
+    for module in model.modules():
+        if hasattr(module, "running_mean"):
+            module.momentum = 0.0
+
+
+@pytest.mark.parametrize(
+    ("saved", "prepare", "severity"),
+    [
+        pytest.param(None, lambda _: None, WARNING, id="as it is", marks=pytest.mark.rule_fails("GK608")),
+        pytest.param(None, _keep_statistics, OK, id="momentum 0", marks=pytest.mark.rule_passes("GK608")),
+        pytest.param(["batch_norm"], lambda _: None, OK, id="saved"),
+    ],
+)
+def test_gk608_statistics_that_training_moves_are_lost_with_the_adapter(
+    tmp_path: Path, saved: list[str] | None, prepare: Callable[[Any], None], severity: gk.Severity
+) -> None:
+    """The rule says what stock PEFT shows: whether the trained model is the one that loads again."""
+    base: Any = gk.twin("granite_speech")
+    batch = gk.example_batch(base, batch_size=4)
+    config = gk.plan(base, targets="attention", scope="language", r=2).peft_config
+    config.modules_to_save = saved
+    model = get_peft_model(copy.deepcopy(base), config)
+    prepare(model)
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    report = gk.verify(model, batch, settings=CheckSettings(select=("GK608",)))
+    assert finding(report, "GK608").severity is severity
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())
+
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    for seed in range(3):
+        model.train()(**gk.example_batch(base, batch_size=4, seed=seed)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    with torch.no_grad():
+        apart = (model.eval()(**batch).logits - again.eval()(**batch).logits).abs().max()
+    assert (apart > 1e-3) == (severity is WARNING)
