@@ -93,8 +93,10 @@ class Finding:
         return f"{self.severity} {self.code} {self.title}: {self.message}{place}"
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields without ``seconds``: what was found is the same in every run."""
+        fields = {name: value for name, value in vars(self).items() if name != "seconds"}
         return {
-            **vars(self),
+            **fields,
             "severity": str(self.severity),
             "source": str(self.source),
             "evidence": dict(self.evidence),
@@ -160,7 +162,7 @@ class Report:
             "schema_version": SCHEMA_VERSION,
             "findings": [finding.to_dict() for finding in self.findings],
             "summary": self.summary,
-            "seconds": {**self.seconds, "rules": sum(finding.seconds or 0.0 for finding in self.findings)},
+            "seconds": {**self.seconds, "rules": {f.code: f.seconds for f in self if f.seconds is not None}},
         }
 
     def __str__(self) -> str:

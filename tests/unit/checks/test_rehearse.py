@@ -49,11 +49,9 @@ def test_the_report_says_where_the_time_went(tmp_path: Path) -> None:
     report = rehearse(read_recipe(file), settings=CheckSettings(select=("GK101", "GK115", "GK601")))
     assert set(report.seconds) == {"architecture", "model", "adapter", "batch"}
     assert all(spent > 0 for spent in report.seconds.values())
-    by_rule = {finding.code: finding.seconds for finding in report}
-    assert all(spent is not None and spent > 0 for spent in by_rule.values())
-    fields = report.to_dict()
-    assert [finding["seconds"] for finding in fields["findings"]] == list(by_rule.values())
-    assert fields["seconds"]["rules"] == sum(finding.seconds or 0 for finding in report)
+    by_rule = report.to_dict()["seconds"]["rules"]
+    assert list(by_rule) == ["GK101", "GK115", "GK601"]
+    assert all(spent > 0 for spent in by_rule.values())
 
 
 def test_reentrant_checkpointing_is_found_with_its_line(tmp_path: Path) -> None:
