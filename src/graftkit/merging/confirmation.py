@@ -116,6 +116,8 @@ def _error(fields: Mapping[str, str | None]) -> GraftError | None:
 
 def main() -> None:
     """Answer the request on stdin."""
+    # Importing bitsandbytes would load torch's compiler. Nothing is compiled here.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Modules are never freed: collecting garbage among them finds none.
     gc.set_threshold(100_000, 20, 50)
     with redirect_stdout(sys.stderr):

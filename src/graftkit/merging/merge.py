@@ -84,10 +84,13 @@ def merge(
 
 
 def _can_draft(target: Path) -> bool:
-    """Check whether writing may begin before the plan is made: it costs time there, and nothing is to be lost."""
-    imported = {"transformers", "peft"} <= sys.modules.keys()
+    """Check whether writing may begin before the plan is made.
+
+    Not where that saves no time, nor where a program may have registered classes that another process lacks, nor
+    where a refusal would have removed what an earlier run left.
+    """
     fresh = target.parent.is_dir() and not staging_of(target).root.exists()
-    return fresh and not imported and workers() > 1 and bool(sys.executable)
+    return fresh and "transformers" not in sys.modules and workers() > 1 and bool(sys.executable)
 
 
 def _merge_draft(writer: MergeWriter, base: str | Path, adapter: Adapters, revision: str | None) -> MergeReport:
