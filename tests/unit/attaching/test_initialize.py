@@ -207,6 +207,13 @@ def test_a_class_without_a_forward_is_run_by_its_parts(init: str) -> None:
     assert all(t.any() for t in tensors(adapted, "lora_A").values())
 
 
+def test_eva_reads_inputs_that_are_transposed() -> None:
+    model: Any = gk.twin("clap")
+    plan = gk.plan(model, targets="all-linear", r=2, init_lora_weights="eva", allow_unmatched=True)
+    adapted = initialize(model, plan, batches(model, batch_size=8))
+    assert all(t.any() for t in tensors(adapted, "lora_A").values())
+
+
 def test_lora_ga_needs_a_loss(twin_of: Callable[[str], nn.Module]) -> None:
     model = twin_of("llama")
     data = batches(model)

@@ -79,7 +79,8 @@ def _layer_rows(layer_input: Any, mask: Tensor | None, _layer_name: str) -> Tens
     rows = layer_input[0] if isinstance(layer_input, tuple | list) else layer_input
     if mask is not None and rows.dim() == 3 and rows.shape[:2] == mask.shape:
         return rows[mask.to(rows.device)]  # type: ignore[no-any-return]
-    return rows.reshape(-1, rows.shape[-1])  # type: ignore[no-any-return]
+    # PEFT views it as one row, which a transposed input has no memory for.
+    return rows.reshape(-1, rows.shape[-1]).contiguous()  # type: ignore[no-any-return]
 
 
 def _examples(lora: PlainLora, batches: Sequence[Mapping[str, Any]]) -> dict[str, int]:
