@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,27 @@ def test_the_targets_of_the_workflows_exist() -> None:
     assert targets >= {"lint", "test", "matrix-next", "test-families"}
     for target in targets:
         assert run("make", "--dry-run", target).returncode == 0, target
+
+
+# ---- what a release is published with
+
+
+def test_a_release_names_its_addresses(tmp_path: Path) -> None:
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    steps = read(ROOT / ".github" / "workflows" / "release.yml")["jobs"]["package"]["steps"]
+    (command,) = [step["run"] for step in steps if "address.py" in step.get("run", "")]
+    addresses = {"SITE": "https://docs.test/graftkit/", "REPOSITORY": "https://code.test/graftkit"}
+    done = run("sh", "-c", command.replace(".github", f"{ROOT}/.github"), cwd=tmp_path, **addresses)
+    assert done.returncode == 0, done.stderr
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
+    assert project["urls"] == {"Documentation": addresses["SITE"], "Source": addresses["REPOSITORY"]}
+    links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "README.md").read_text())
+    assert all(link.startswith("https://") for link in links)
+    for link in links:
+        if page := link.partition(addresses["SITE"])[2]:
+            sources = (f"{page.rstrip('/')}.md", f"{page}README.md", page)
+            assert any((ROOT / "docs" / source).is_file() for source in sources), link
 
 
 # ---- the hooks, by pre-commit itself
