@@ -1,7 +1,7 @@
 """``graft survey`` from a cold process, next to transformers building the same model.
 
 On the meta device a model costs no memory and says its modules and shapes, which is where a survey begins. On the
-CPU, what people do without either, its weights are made; that is tried for the smallest geometry alone.
+CPU, what people do without either, its weights are made.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ for name, module in model.named_modules():
 
 
 def contests(setting: Setting) -> Iterator[Contest]:
-    """Yield one contest for each geometry."""
+    """Yield one contest."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in setting.of(quick=("E2B",), full=("E2B", "31B")):
-            yield _contest(name, setting.of(quick=(META,), full=(META, CPU) if name == "E2B" else (META,)), folder)
+        yield _contest("E2B", setting.of(quick=(META,), full=(META, CPU)), folder)
 
 
 def _contest(name: str, peers: tuple[str, ...], folder: str) -> Contest:

@@ -8,9 +8,12 @@ import time
 import torch
 from transformers import TrainerCallback
 
+# Steps before the clock starts: the first ones fill the allocator, unless something ran before them.
+WARM = 5
+
 
 class Clock(TrainerCallback):
-    """Times a run from the beginning of its first step to its end, saving included.
+    """Times a run from the beginning of its sixth step to the end of its last one, logging between them included.
 
     On the CPU it counts this process's CPU seconds, which other load on the machine does not lengthen; on a GPU
     seconds, with its memory's peak in the same stretch.
@@ -21,15 +24,16 @@ class Clock(TrainerCallback):
         self._seconds = 0.0
         self._steps = 0
 
-    def on_step_begin(self, *_: object, **__: object) -> None:
-        if self._begun is None:
+    def on_step_begin(self, _args: object, state: object, *_: object, **__: object) -> None:
+        if state.global_step == WARM:
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             self._begun = _now()
 
-    def on_train_end(self, _args: object, state: object, *_: object, **__: object) -> None:
-        assert self._begun is not None
-        self._seconds, self._steps = _now() - self._begun, state.global_step
+    def on_step_end(self, _args: object, state: object, *_: object, **__: object) -> None:
+        if state.global_step == state.max_steps:
+            assert self._begun is not None
+            self._seconds, self._steps = _now() - self._begun, state.global_step - WARM
 
     def tell(self) -> None:
         """Print the figures as JSON on one line."""

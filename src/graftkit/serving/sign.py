@@ -17,6 +17,7 @@ from graftkit.errors import AdapterError, SourceError
 from graftkit.modeling.unwrapping import peft_model_of
 from graftkit.serving.signing.expected import NoAnswersError, expected_answers
 from graftkit.serving.signing.sections import base_record, plan_record, tokenizer_record, versions
+from graftkit.serving.signing.vocabulary import Vocabulary
 from graftkit.text import describe
 
 if TYPE_CHECKING:
@@ -78,23 +79,36 @@ def sign(
     return record
 
 
-def sign_saved(model: PeftModel, processor: Any, folder: Path) -> None:
-    """Write the record beside the adapter that a trainer has just saved; a failure is logged, and stops nothing.
+class Signer:
+    """Signs the adapters that one run saves: what does not change from save to save is found out once."""
 
-    Run it on one process: it neither waits for the others nor makes them wait.
+    def __init__(self) -> None:
+        self._vocabulary: Vocabulary | None = None
 
-    Args:
-        processor: the trainer's tokenizer or processor, or None.
-        folder: the trainer's; an adapter that is not PEFT's "default" lies in a folder of its name.
-    """
-    active = model.active_adapters
-    place = folder if active == ["default"] or not active else folder / active[0]
-    if not (place / CONFIG_NAME).is_file():
-        return
-    try:
-        write_record(place, make_record(model, processor))
-    except Exception as error:
-        _log.warning("%s was not written: %s", RECORD_NAME, describe(error))
+    def sign(self, model: PeftModel, processor: Any, folder: Path) -> None:
+        """Write the record beside the adapter that a trainer has just saved; a failure is logged, no more.
+
+        Run it on one process: it neither waits for the others nor makes them wait.
+
+        Args:
+            processor: the trainer's tokenizer or processor, or None.
+            folder: the trainer's; an adapter that is not PEFT's "default" lies in a folder of its name.
+        """
+        active = model.active_adapters
+        place = folder if active == ["default"] or not active else folder / active[0]
+        if not (place / CONFIG_NAME).is_file():
+            return
+        try:
+            write_record(place, make_record(model, processor, vocabulary=self._vocabulary_of(processor)))
+        except Exception as error:
+            _log.warning("%s was not written: %s", RECORD_NAME, describe(error))
+
+    def _vocabulary_of(self, processor: Any) -> Vocabulary | None:
+        if processor is None:
+            return None
+        if self._vocabulary is None or not self._vocabulary.is_of(processor):
+            self._vocabulary = Vocabulary(processor)
+        return self._vocabulary
 
 
 def make_record(
@@ -105,19 +119,21 @@ def make_record(
     revision: str | None = None,
     prompts: Sequence[str] = (),
     unknown: Mapping[str, str] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> AdapterRecord:
     """Return the record of a live model's active adapter; a section that cannot be made says why in ``unknown``.
 
     Args:
         processor, base, revision, prompts: as for :func:`sign`.
         unknown: sections to leave out, with the reason.
+        vocabulary: the processor's; None to read it.
     """
-    reasons = dict(unknown or {})
+    reasons, vocabulary = dict(unknown or {}), vocabulary or Vocabulary(processor)
     sections: dict[str, Callable[[], Any]] = {
         "plan": lambda: plan_record(model),
         "base": lambda: base_record(model, base, revision),
-        "tokenizer": lambda: tokenizer_record(processor),
-        "expected": lambda: expected_answers(model, processor, prompts),
+        "tokenizer": lambda: tokenizer_record(processor, vocabulary),
+        "expected": lambda: expected_answers(model, processor, prompts, vocabulary),
     }
     if processor is None:
         reasons.setdefault("tokenizer", "none was given")

@@ -164,11 +164,11 @@ class _Run:
 
     def sign(self) -> None:
         """Write beside the adapter what it was trained on, and what it should answer."""
-        from graftkit.serving.sign import sign_saved
+        from graftkit.serving.sign import Signer
 
         model = peft_model_of(self.trainer.model)
         if self.is_first_process and model is not None:
-            sign_saved(model, self.inputs.base.processor, self.folder)
+            Signer().sign(model, self.inputs.base.processor, self.folder)
 
     def check_saved(self) -> Report:
         return check(self.folder, self.inputs.base.map) if self.is_first_process else Report(())

@@ -21,8 +21,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import graftkit as gk
 from graftkit.adapters.file import RECORD_NAME
+from graftkit.adapters.fingerprints.tokenizer import vocabulary_hash
 from graftkit.adapters.record import AdapterRecord, Dialect, ExpectedPrompt, read_record
 from graftkit.errors import AdapterError
+from graftkit.serving.sign import Signer
 from graftkit.serving.signing.prompts import QUESTIONS, TEXTS
 
 # Single precision, and the five digits that are written.
@@ -262,3 +264,54 @@ def test_stock_peft_does_not_look_at_it(signed: Signed, tmp_path: Path) -> None:
 def test_an_adapter_whose_names_are_migrated_keeps_it(signed: Signed, tmp_path: Path) -> None:
     gk.migrate(signed.adapter, str(signed.base), tmp_path / "out")
     assert read_record(tmp_path / "out") == signed.record
+
+
+class CountingTokenizer:
+    """Passes everything on to a tokenizer, and counts how often its whole vocabulary is decoded."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.decoded = 0
+
+    def batch_decode(self, *given: Any, **named: Any) -> Any:
+        self.decoded += 1
+        return self._tokenizer.batch_decode(*given, **named)
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        return self._tokenizer(*given, **named)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def test_a_run_decodes_its_vocabulary_once_and_again_when_it_has_changed(signed: Signed, tmp_path: Path) -> None:
+    signed = Signed(signed.base, shutil.copytree(signed.adapter, tmp_path / "adapter"))
+    tokenizer = CountingTokenizer(AutoTokenizer.from_pretrained(signed.base))
+    model, signer = stock(signed), Signer()
+    records = []
+    for words in ([], [], ["<new>"]):
+        tokenizer.add_tokens(words)
+        signer.sign(model, tokenizer, signed.adapter)
+        records.append((tokenizer.decoded, signed.record.tokenizer, signed.record.expected))
+        assert signed.record.tokenizer is not None
+        assert signed.record.tokenizer.vocabulary == vocabulary_hash(tokenizer)
+    first, second, changed = records
+    assert (first[0], second[0], changed[0]) == (1, 1, 2)
+    assert first[1:] == second[1:]
+
+
+def test_a_vocabulary_that_cannot_be_read_is_unknown_at_every_save(signed: Signed, tmp_path: Path) -> None:
+    signed = Signed(signed.base, shutil.copytree(signed.adapter, tmp_path / "adapter"))
+
+    class Broken(CountingTokenizer):
+        def get_vocab(self) -> dict[str, int]:
+            raise ValueError("no vocabulary")
+
+    signer, tokenizer = Signer(), Broken(AutoTokenizer.from_pretrained(signed.base))
+    for _ in range(2):
+        signer.sign(stock(signed), tokenizer, signed.adapter)
+        assert signed.record.tokenizer is None
+        assert signed.record.expected is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from graftkit.surveying.sources.local_processor import template_of, tokenizer_of
@@ -14,8 +15,13 @@ SAMPLE_TEXT = "Hello  world!\n\tIt's 12345.67 – für 日本 🙂"
 
 def vocabulary_hash(processor: Any) -> str:
     """Return a hash of every token of a tokenizer, or of a processor's, and its id."""
-    entries = sorted(tokenizer_of(processor).get_vocab().items())
-    return hashlib.sha256(json.dumps(entries, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
+    return entries_hash(tokenizer_of(processor).get_vocab())
+
+
+def entries_hash(entries: Mapping[str, int]) -> str:
+    """Return a hash of tokens and their ids."""
+    text = json.dumps(sorted(entries.items()), ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sample_ids(processor: Any) -> tuple[int, ...]:

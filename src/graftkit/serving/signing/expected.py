@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from graftkit.modeling.outputs import main_output
 from graftkit.modeling.random_state import fork_random_state
 from graftkit.modeling.sharding import is_sharded
 from graftkit.serving.signing.prompts import Prompt, prompts_for
-from graftkit.surveying.sources.local_processor import tokenizer_of
+from graftkit.serving.signing.vocabulary import Vocabulary
 from graftkit.text import describe
 
 if TYPE_CHECKING:
@@ -31,7 +30,9 @@ class NoAnswersError(Exception):
     """The model's answers cannot be computed here; the message says why."""
 
 
-def expected_answers(model: PeftModel, processor: Any, texts: Sequence[str] = ()) -> Expected:
+def expected_answers(
+    model: PeftModel, processor: Any, texts: Sequence[str] = (), vocabulary: Vocabulary | None = None
+) -> Expected:
     """Compute the log-probabilities of the next token: without the adapter, with it, and with it scaled.
 
     The model's modes, hooks and random states are as before.
@@ -39,6 +40,7 @@ def expected_answers(model: PeftModel, processor: Any, texts: Sequence[str] = ()
     Args:
         processor: None for a model without a tokenizer.
         texts: prompts beside the fixed ones.
+        vocabulary: the processor's; None to read it.
 
     Raises:
         NoAnswersError: says why they cannot be computed.
@@ -53,7 +55,7 @@ def expected_answers(model: PeftModel, processor: Any, texts: Sequence[str] = ()
         raise NoAnswersError("the tokenizer makes no token of any prompt that the model knows")
     with fork_random_state(model), evaluating(model), without_autocast(model), torch.no_grad():
         try:
-            pieces = {} if processor is None else _unique_texts(tokenizer_of(processor))
+            pieces = {} if processor is None else (vocabulary or Vocabulary(processor)).texts
             found = tuple(_answer(model, prompt, pieces) for prompt in prompts)
         except Exception as error:  # the model's own code may raise anything
             raise NoAnswersError(f"the model cannot be run on text: {describe(error)}") from error
@@ -123,24 +125,6 @@ def _log_probabilities(model: PeftModel, ids: Iterable[int], context: AbstractCo
     with context:
         output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return main_output(output)[0, -1].double().cpu().log_softmax(-1)
-
-
-def _unique_texts(tokenizer: Any) -> dict[int, str]:
-    """Return token -> its text within a text, of tokens that no other one is written like.
-
-    A decoder drops the space before the first token, so each is decoded after another one.
-    """
-    before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-    start = len(tokenizer.decode(before))
-    tokens = range(len(tokenizer))
-    texts = [text[start:] for text in tokenizer.batch_decode([[*before, token] for token in tokens])]
-    times = Counter(texts)
-    return {token: text for token, text in zip(tokens, texts, strict=True) if times[text] == 1 and _is_text(text)}
-
-
-def _is_text(text: str) -> bool:
-    # What is no whole character is written as the replacement character.
-    return bool(text) and "\N{REPLACEMENT CHARACTER}" not in text
 
 
 def _vocabulary(model: PeftModel) -> int:

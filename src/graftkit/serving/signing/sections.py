@@ -6,13 +6,14 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from graftkit.adapters.fingerprints.tokenizer import sample_ids, template_hash, vocabulary_hash
+from graftkit.adapters.fingerprints.tokenizer import sample_ids, template_hash
 from graftkit.adapters.fingerprints.weights import fingerprint
 from graftkit.adapters.record import BaseRecord, PlanRecord, TokenizerRecord
 from graftkit.checks.chat.conversations import sample_rendering
 from graftkit.checks.probes.live_adapter import adapted_layers, adapter_parameters
 from graftkit.env import environment
 from graftkit.modeling.sharding import full_shape
+from graftkit.serving.signing.vocabulary import Vocabulary
 from graftkit.surveying.checkpoint.local_weights import stored_quantization, weights_folder
 from graftkit.surveying.quantized import quantization_of
 from graftkit.surveying.sources.local import existing_path
@@ -45,10 +46,10 @@ def base_record(model: PeftModel, base: str | None, revision: str | None) -> Bas
     )
 
 
-def tokenizer_record(processor: Any) -> TokenizerRecord:
-    """Return what tells a processor's tokenizer and chat template from others."""
+def tokenizer_record(processor: Any, vocabulary: Vocabulary) -> TokenizerRecord:
+    """Return what tells a processor's tokenizer, of that vocabulary, and its chat template from others."""
     return TokenizerRecord(
-        vocabulary=vocabulary_hash(processor),
+        vocabulary=vocabulary.hash,
         ids=sample_ids(processor),
         template=template_hash(processor),
         rendering=sample_rendering(processor),

@@ -18,7 +18,7 @@ from graftkit.modeling.unwrapping import name_in_base, peft_model_of
 from graftkit.planning.plan import Plan
 from graftkit.recipes.settings import CheckSettings
 from graftkit.report.chart import Curve
-from graftkit.serving.sign import sign_saved
+from graftkit.serving.sign import Signer
 from graftkit.training.checkpointing.checkpoints import last_complete_checkpoint
 from graftkit.training.distributed.collectives import check_on_first_process
 from graftkit.training.guard.errors import (
@@ -103,6 +103,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._learns = True
         self._last_good: Path | None = None
         self._last_save: int | None = None
+        self._signer = Signer()
 
     @property
     def report(self) -> Report:
@@ -204,7 +205,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._last_save = state.global_step
         folder = self._check_checkpoint(args, state, self._monitor.model)
         if state.is_world_process_zero:
-            sign_saved(self._monitor.model, given.get("processing_class"), folder)
+            self._signer.sign(self._monitor.model, given.get("processing_class"), folder)
 
     def on_train_end(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Compare the checkpoint of the last step once more; report the tensors that were never trained.
