@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,7 +122,10 @@ print(json.dumps([codes, "transformers" in sys.modules]))
 def merged_cold(*merges: tuple[Path, Path, Path], python: str = sys.executable) -> tuple[list[str], bool]:
     """Merge in a new process; returns what came of each, and whether it has imported transformers."""
     given = json.dumps([*([str(path) for path in paths] for paths in merges), python])
-    done = subprocess.run([sys.executable, "-c", COLD], input=given, capture_output=True, text=True, check=True)
+    # As the command sets it: else the import of bitsandbytes loads torch's compiler.
+    env = {**os.environ, "TORCHDYNAMO_DISABLE": "1"}
+    command = [sys.executable, "-c", COLD]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, env=env)
     codes, imported = json.loads(done.stdout)
     return codes, imported
 
