@@ -33,7 +33,7 @@ _SPREAD = 0.02
 
 def contests(setting: Setting) -> Iterator[Contest]:
     """Yield one contest; each of its turns has an adapter of its own."""
-    hidden, layers = setting.of(quick=(128, 2), full=(1024, 8))
+    hidden, layers = setting.of(quick=(128, 2), full=(512, 8))
     scale = Scale(hidden, layers, vision=64, steps=0, batch=0, words=1, rows=1, dtype="bfloat16")
     with tempfile.TemporaryDirectory(dir=setting.folder, prefix="graft-accuracy-") as name:
         write_text_base(Path(name), scale)

@@ -13,12 +13,17 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "typer", "unslot
 
 
 def machine_in_words(device: Device) -> str:
-    """Return the processor, how many of its cores may be used, the memory and, where it is used, the GPU."""
+    """Return the processor, how many of its cores may be used, the memory and, where it is used, the GPU.
+
+    A machine on which more is running than it has cores is called busy: spreads are then wide.
+    """
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = round(psutil.virtual_memory().total / 2**30)
     words = f"{_processor()}, {cores} core{'s' * (cores > 1)}, {memory} GiB of memory"
+    if psutil.getloadavg()[0] > cores:
+        words += ", busy with other work"
     if device is Device.CUDA:
         import torch
 

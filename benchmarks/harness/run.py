@@ -107,7 +107,7 @@ def _measured(name: str, setting: Setting, turns: int, origin: Origin, log: Cons
         for result in _results(name, setting, turns, origin, log):
             results.append(result)
     except Exception:
-        log.print(f"{name} failed:\n{traceback.format_exc()}", style="red", markup=False)
+        log.print(f"{name} failed:\n{traceback.format_exc()}", style="red", markup=False, soft_wrap=True)
         return Outcome(tuple(results), whole=False)
     return Outcome(tuple(results), whole=True)
 
