@@ -21,6 +21,7 @@ class LeftAlone(Enum):
     NO_GRADIENT = "no gradient reaches it: {cause}"
     NOT_REQUESTED = "not requested"
     NOT_BY_METHOD = "{method} cannot adapt {kind} sites"
+    TOO_NARROW = "{initializer} can give it rank {most} at most, not {rank}"
     NO_RANK = "EVA gave it no rank: its inputs vary in fewer directions than those of other layers"
 
     def skip(self, site: Site, **facts: object) -> Skipped:

@@ -26,6 +26,8 @@ class Initializer:
             the original one; None where that depends on the machine.
         any_kind: PEFT applies it to every kind of layer, bare parameters and quantized linears included.
         by_prefix: PEFT takes every value that begins with the name.
+        directions: how many directions of a weight it takes for each rank: a layer whose smaller side has fewer
+            cannot have that rank. 0: any layer can have any.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Initializer:
     rebuilt_on_load: bool | None = True
     any_kind: bool = False
     by_prefix: bool = False
+    directions: int = 0
 
     @property
     def needs_conversion(self) -> bool:
@@ -46,18 +49,19 @@ class Initializer:
 INITIALIZERS = (
     Initializer("gaussian", only_draws=True, any_kind=True),
     Initializer("orthogonal", only_draws=True),
-    Initializer("mica"),
+    Initializer("mica", directions=1),
     # Its randomized decomposition depends on the random generator.
-    Initializer("pissa_niter", moves_base=True, rebuilt_on_load=False, by_prefix=True),
-    Initializer("pissa", moves_base=True, by_prefix=True),
-    Initializer("olora", moves_base=True),
+    Initializer("pissa_niter", moves_base=True, rebuilt_on_load=False, by_prefix=True, directions=1),
+    Initializer("pissa", moves_base=True, by_prefix=True, directions=1),
+    Initializer("olora", moves_base=True, directions=1),
     # From the second iteration on, its rounding depends on the last bits of a decomposition, and it needs a GPU.
-    Initializer("loftq", moves_base=True, rebuilt_on_load=None),
+    Initializer("loftq", moves_base=True, rebuilt_on_load=None, directions=1),
     Initializer("eva", needs_data=True),
     # Loading it raises without the covariances of its preprocessing.
-    Initializer("corda", moves_base=True, needs_data=True, rebuilt_on_load=False, by_prefix=True),
+    Initializer("corda", moves_base=True, needs_data=True, rebuilt_on_load=False, by_prefix=True, directions=1),
     # Loading it leaves the base as it is, because the gradients are missing.
-    Initializer("lora_ga", moves_base=True, needs_data=True, rebuilt_on_load=False),
+    # One half of the directions goes into A, the other into B.
+    Initializer("lora_ga", moves_base=True, needs_data=True, rebuilt_on_load=False, directions=2),
 )
 
 

@@ -17,6 +17,7 @@ from graftkit.planning.config.options import check_options
 from graftkit.planning.cost import Memory, memory_of, planned_params
 from graftkit.planning.coverage import CoverageRow, LayerReach, coverage_of, layers_reached
 from graftkit.planning.decisions import Attached, Caution, LeftAlone, PlanWarning, Shortfall, Skipped, Unmet
+from graftkit.planning.narrow import too_narrow
 from graftkit.planning.quantization import QuantizationPlan, check_bits, plan_quantization
 from graftkit.planning.selection.select import read_intent, select
 from graftkit.planning.selection.target_names import is_role
@@ -171,6 +172,9 @@ def plan(
     attached, refused, unmet = _accepted(chosen_method, selection.attached, strict=strict)
     skipped = {s.path: s for s in (*selection.skipped, *refused)}
     config = build_config(model_map, attached, chosen_method, hyperparameters, options)
+    if narrow := {s.path: s for s in too_narrow(config, attached)}:
+        attached, skipped = tuple(a for a in attached if a.path not in narrow), skipped | narrow
+        config = build_config(model_map, attached, chosen_method, hyperparameters, options)
     check_initializer(config, [a.site for a in attached if a.via == "target_modules"])
     trainable = planned_params(config, model_map, attached, parameter_sizes(model_map, model))
     quantized = plan_quantization(model_map, quantization) if quantization is not None else None
