@@ -21,6 +21,8 @@ from graftkit.errors import AttachError, BuildError, PlanError
 from graftkit.findings import Report
 from graftkit.modeling.random_state import seeding
 from graftkit.modeling.threads import one_thread
+from graftkit.planning.plan import Plan
+from graftkit.planning.plan import plan as make_plan
 from graftkit.progress import Progress, timed
 from graftkit.recipes.initializer import recipe_initializer
 from graftkit.recipes.recipe import Recipe
@@ -169,7 +171,7 @@ def _adapted(model: PreTrainedModel, recipe: Recipe, training: Training, on_twin
     if recipe.fields.quantization is not None:
         model = quantized(model, recipe.fields.quantization)
     row, stock = recipe_initializer(recipe), recipe.fields.adapter.peft_config
-    plan = recipe.plan(model) if stock is None else None
+    plan = _planned(recipe, model, on_twin) if stock is None else None
     if row is None or not row.needs_data:
         return attach(model, plan) if plan is not None else attach_stock(model, stock or {})
     if plan is not None:
@@ -183,6 +185,20 @@ def _adapted(model: PreTrainedModel, recipe: Recipe, training: Training, on_twin
     adapted = attach_stock(model, {**others, "init_lora_weights": True})
     _initialize(adapted, PeftConfig.from_peft_type(**stock), training, on_twin, seed)
     return adapted
+
+
+def _planned(recipe: Recipe, model: PreTrainedModel, on_twin: bool) -> Plan:
+    """Plan the recipe's adapter; as plain LoRA on a twin, where the initializer has no room for its rank.
+
+    Whether the model's own layers have that room is what its own plan says.
+    """
+    try:
+        return recipe.plan(model)
+    except PlanError as error:
+        if not on_twin or error.code != "initializer-rank":
+            raise
+    wanted = {**recipe.fields.adapter.plan_kwargs(), "init_lora_weights": True}
+    return make_plan(model, quantization=recipe.fields.quantization, **wanted)
 
 
 def _initialize(adapted: PeftModel, config: Any, training: Training, on_twin: bool, seed: int) -> None:

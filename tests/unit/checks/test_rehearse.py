@@ -76,6 +76,14 @@ def test_a_stock_configuration_that_peft_refuses_is_found(tmp_path: Path) -> Non
     assert found["GK601"].evidence["missing"] == ("model", "batch")
 
 
+@pytest.mark.parametrize("init", ["pissa", "lora_ga"])
+def test_a_rank_beyond_the_twin_s_layers_is_none_beyond_the_model_s(init: str, tmp_path: Path) -> None:
+    text = f"model: llama\nadapter: {{targets: attention, r: 128, options: {{init_lora_weights: {init}}}}}\n"
+    found = rehearsed(tmp_path, text)
+    assert bad(found) == set()
+    assert found["GK601"].severity is Severity.OK
+
+
 def test_packing_on_a_hybrid_is_found(tmp_path: Path) -> None:
     text = "model: qwen3_next\nadapter: {targets: attention}\nargs: {packing: true}\n"
     assert "GK205" in bad(rehearsed(tmp_path, text))
