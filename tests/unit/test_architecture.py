@@ -152,13 +152,18 @@ def _code_without_docstrings(path: Path) -> str:
     return ast.unparse(tree)
 
 
+def _check_alone(code: str) -> None:
+    """Run assertions in a process that has imported nothing yet."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_help_of_all_commands_builds_none_and_draws_no_box() -> None:
     code = (
         "import sys\nimport graftkit.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
         "assert not {'rich', 'markdown_it', 'pygments', 'pydantic', 'yaml'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
+    _check_alone(code)
 
 
 def test_a_command_imports_no_other() -> None:
@@ -168,8 +173,7 @@ def test_a_command_imports_no_other() -> None:
         "assert {n for n in sys.modules if n.startswith(commands)} == {commands + 'env'}\n"
         "assert 'rich' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
+    _check_alone(code)
 
 
 _HEAVY = (

@@ -20,10 +20,11 @@ from graftkit.demo.page import page_of
 from graftkit.demo.processor import config_overrides, digit_processor, known_to_transformers
 from graftkit.demo.proof import prove
 from graftkit.demo.results import DemoResult, TrainedAdapter
-from graftkit.demo.training import one_thread, train_adapter, write_recipe
+from graftkit.demo.training import train_adapter, write_recipe
 from graftkit.errors import GraftError, MissingDependencyError
 from graftkit.files import atomic_folder, write_text
 from graftkit.findings import Report
+from graftkit.modeling.threads import one_thread
 from graftkit.report.data import Sample
 from graftkit.report.html import write_report
 from graftkit.surveying.sites import ModelMap

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,20 +68,3 @@ def train_adapter(recipe: Recipe, *callbacks: TrainerCallback) -> tuple[Training
     # TRL replaces the base's forward by a closure over this very model, which copies of it would run, too.
     vars(kept.model.get_base_model()).pop("forward", None)
     return result, kept.model.eval()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one torch thread inside, and as many as before after.
-
-    Matrices of width 64 gain nothing from a second thread, and on a busy machine the threads spend their time
-    waiting for each other: twenty times as long, measured on two cores.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

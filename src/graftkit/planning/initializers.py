@@ -44,6 +44,10 @@ class Initializer:
         """Whether its adapter is only of use on the original base once it is saved as plain LoRA."""
         return self.moves_base and self.rebuilt_on_load is False
 
+    def most_ranks(self, outputs: int, inputs: int) -> int:
+        """Return the highest rank that it can give a weight of that shape; only where it takes directions."""
+        return min(outputs, inputs) // self.directions
+
 
 # First match wins. Sources: peft.tuners.lora.layer.LoraLayer.update_layer and the methods it calls (pissa_init …).
 INITIALIZERS = (

@@ -32,7 +32,7 @@ def too_narrow(config: PeftConfig, attached: Sequence[Attached]) -> tuple[Skippe
         return ()
     left = []
     for one in attached:
-        most = min(one.site.shape[:2]) // initializer.directions
+        most = initializer.most_ranks(*one.site.shape[:2])
         rank = value_at(given.rank_pattern, one.target_path, given.r)
         if rank > most:
             left.append(

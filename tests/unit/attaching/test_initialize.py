@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraGAConfig
 from torch import nn
 
 import graftkit as gk
@@ -105,11 +108,17 @@ def test_a_base_that_cannot_hold_the_difference_is_left_as_it_was(twin_of: Calla
 
 
 def test_a_rank_beyond_the_layer_is_refused(twin_of: Callable[[str], nn.Module]) -> None:
-    """LoRA-GA needs two directions for each rank; PEFT would make factors of other shapes."""
-    model = twin_of("llama")
+    """LoRA-GA needs two directions for each rank; PEFT would make factors of other shapes.
+
+    A plan leaves such layers alone; a configuration of the user's need not come from one.
+    """
+    model: Any = twin_of("llama")
     before = state(model)
+    plan = plan_for(model, True, ["language"], r=64)
+    config: Any = copy.deepcopy(plan.peft_config)
+    config.init_lora_weights, config.lora_ga_config = "lora_ga", LoraGAConfig()
     with pytest.raises(AttachError) as caught:
-        initialize(model, plan_for(model, "lora_ga", ["language"], r=64), batches(model))
+        initialize(model, dataclasses.replace(plan, peft_config=config), batches(model))
     assert caught.value.code == "initialize-rank"
     assert same(before, state(model))
 

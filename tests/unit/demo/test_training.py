@@ -18,6 +18,7 @@ from graftkit.demo import digits, processor, training
 from graftkit.demo.evaluation import accuracy, model_inputs, predict
 from graftkit.demo.proof import prove
 from graftkit.findings import Severity
+from graftkit.modeling.threads import one_thread
 from graftkit.recipes.recipe import Recipe
 from graftkit.training.result import TrainingResult
 from graftkit.twins.twin import twin
@@ -155,7 +156,7 @@ def test_threads_are_as_many_after_as_before() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with training.one_thread():
+        with one_thread():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,19 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@pytest.fixture
+def only_page_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to open a file past the page cache, as some file systems do."""
+    true = os.open
+
+    def refuses(path: Any, flags: int, *rest: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return true(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refuses)
 
 
 def stored(folder: Path) -> Tensors:

@@ -68,15 +68,8 @@ def test_a_disk_with_larger_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert refused
 
 
-def test_a_file_system_without_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = os.open
-
-    def refuses(path: Any, flags: int, *rest: Any) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return true(path, flags, *rest)
-
-    monkeypatch.setattr(os, "open", refuses)
+@pytest.mark.usefixtures("only_page_cache")
+def test_a_file_system_without_direct_reads(tmp_path: Path) -> None:
     assert same(tmp_path, BASE, 100, 9000, 0)
 
 

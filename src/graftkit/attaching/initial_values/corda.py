@@ -29,7 +29,7 @@ def corda(lora: PlainLora, batches: Sequence[Mapping[str, Any]]) -> None:
     """Fill both factors, and take their product out of the base weights."""
     preprocess = corda_preprocessing()
     check_unquantized(lora)
-    check_ranks(lora, 1)
+    check_ranks(lora)
     linears = lora.linears
     config = copy.deepcopy(lora.config)
     config.target_modules = set(linears)

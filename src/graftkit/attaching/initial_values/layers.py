@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import AttachError
 from graftkit.modeling.entry import run
 from graftkit.modeling.module_mode import evaluating
+from graftkit.planning.initializers import initializer_of
 from graftkit.planning.matching import smallest_exact
 from graftkit.text import some
 
@@ -159,14 +160,17 @@ def check_reached(reached: Mapping[str, int | bool]) -> None:
         )
 
 
-def check_ranks(lora: PlainLora, columns: int) -> None:
-    """Check that every linear has ``columns`` directions for each rank: a decomposition gives no more.
+def check_ranks(lora: PlainLora) -> None:
+    """Check that every linear has the directions that the initializer takes for each rank.
 
     Raises:
         AttachError: ``initialize-rank``.
     """
+    row = initializer_of(lora.config.init_lora_weights)
+    if row is None or not row.directions:
+        return
     for path, layer in lora.layers.items():
-        most = min(layer.in_features, layer.out_features) // columns
+        most = row.most_ranks(layer.out_features, layer.in_features)
         if lora.rank(path) > most:
             raise AttachError(
                 f"{lora.config.init_lora_weights} cannot give this layer rank {lora.rank(path)}",

@@ -30,8 +30,7 @@ def lora_ga(lora: PlainLora, batches: Sequence[Mapping[str, Any]]) -> None:
     from peft.tuners.lora.loraga import preprocess_loraga
 
     check_unquantized(lora)
-    # One half of the directions goes into A, the other into B.
-    check_ranks(lora, 2)
+    check_ranks(lora)
     linears = lora.linears
     config = copy.deepcopy(lora.config)
     # PEFT's preprocessing looks for linears, which are under its own layers by now.
