@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -11,8 +14,11 @@ from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tests.docs.pages import ROOT, all_pages
 from tests.e2e.browser import needs_chromium, started
 
@@ -102,6 +108,40 @@ def test_the_search_finds_a_rule(address: str, width: int) -> None:
         page.wait_for_url("**/rules/GK202/**")
         assert "GK202" in page.locator("h1").inner_text()
     assert trouble == []
+
+
+@pytest.mark.install
+def test_an_installed_release_leads_to_the_page_of_a_rule(address: str, tmp_path: Path) -> None:
+    """The package is built from what the release workflow's script leaves, and asked for a finding's address."""
+    checkout = tmp_path / "checkout"
+    for name in git("ls-files", "src", ".github", "README.md", "LICENSE", "pyproject.toml").splitlines():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name)
+    done(sys.executable, ".github/address.py", address, "https://code.test/graftkit", cwd=checkout)
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
+    done(*pip, "--target", tmp_path / "installed", checkout, cwd=tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["q_proj"], "r": 2}')
+    a, b = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{part}.weight" for part in "AB")
+    save_file({a: torch.ones(2, 4), b: torch.ones(4, 2)}, tmp_path / "adapter_model.safetensors")
+    installed = str(tmp_path / "installed")
+    start = f"import sys; sys.path.insert(0, {installed!r}); from graftkit.cli.main import main; main()"
+    said = done(sys.executable, "-P", "-c", start, "check", tmp_path, "--json", cwd=tmp_path)
+    pages = {finding["code"]: finding["url"] for finding in json.loads(said)["findings"]}
+    assert len(pages) > 5
+    for rule, page in pages.items():
+        assert page.startswith(f"{address}/")
+        with urlopen(page) as answer:
+            assert re.search(rf"<h1[^>]*>{rule}", answer.read().decode())
+
+
+def git(*arguments: str) -> str:
+    return done("git", *arguments, cwd=ROOT)
+
+
+def done(*command: str | Path, cwd: Path) -> str:
+    result = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture
