@@ -290,3 +290,12 @@ def test_a_class_may_have_several_main_inputs() -> None:
     assert {site.tower for site in gk.survey("oneformer") if site.path.startswith("pixel_level_module")} == {
         "vision"
     }
+
+
+def test_a_decoder_of_the_encoder_s_weights_is_of_its_tower(twin_of: Callable[[str], nn.Module]) -> None:
+    model_map = gk.survey(twin_of("diffusion_gemma"))
+    decoder = [site for site in model_map if site.path.startswith("model.decoder.")]
+    assert {site.tower for site in decoder} == {"language"}
+    assert {site.path for site in decoder if not site.tied_to}, "what only the decoder has comes with the rest"
+    assert {site.tower for site in model_map if "vision_tower" in site.path} == {"vision"}
+    assert {site.tower for site in model_map if "embed_vision" in site.path} == {"projector"}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from graftkit.surveying.sites import UNKNOWN_TOWER
+from graftkit.surveying.towers.copies import copies_of
 from graftkit.surveying.towers.declared import declared_towers, stated_towers
 from graftkit.surveying.towers.entries import find_entries
 from graftkit.surveying.towers.modules import Modules, is_inside
@@ -59,7 +60,7 @@ def _assign(model: nn.Module) -> dict[str, str]:
         return {"": next(iter(towers)), **claims}
     if "language" in declared and len(declared - {UNKNOWN_TOWER}) > 1:
         entries = {path: tower for path, tower in outermost(sources).items() if tower != "language"}
-        return {"": "projector", **entries, **claims}
+        return {"": "projector", **entries, **copies_of(claims, model), **claims}
     after = "head" if not is_whole and "language" in claims.values() else "language"
     return {**Neighbours(modules, sources, claims, after_text=after).place(), **claims}
 
