@@ -77,9 +77,9 @@ def prove(model: nn.Module, batch: Mapping[str, Any], config_folder: Path) -> St
 
 
 def _runs(model: nn.Module, batch: dict[str, Any]) -> bool:
-    """Check whether the model's code computes something finite in the type of its weights."""
+    """Check whether the model's code computes numbers in the type of its weights: minus infinity masks a logit."""
     try:
-        return all(bool(value.isfinite().all()) for value in _outputs(model, batch))
+        return not any(bool(value.isnan().any()) for value in _outputs(model, batch))
     except RuntimeError:  # a kernel that has no float64, or an operation on two types
         return False
 
@@ -190,10 +190,19 @@ def _values(output: Any) -> list[Tensor]:
 
 
 def _apart(first: list[Tensor], second: list[Tensor]) -> float:
-    """Return the largest difference, relative to the largest value of each output; infinite for other shapes."""
+    """Return the largest difference, relative to the largest finite value of each output.
+
+    It is infinite where shapes differ, where one is infinite and the other is not, and where either is no number.
+    """
     if not first or [a.shape for a in first] != [b.shape for b in second]:
         return float("inf")
-    apart = [
-        float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in zip(first, second, strict=True)
-    ]
+    apart = [float(_difference(a, b) / _largest(a)) for a, b in zip(first, second, strict=True)]
     return float("inf") if any(value != value for value in apart) else max(apart)
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(a == b, 0.0, (a - b).abs()).max()
+
+
+def _largest(values: Tensor) -> Tensor:
+    return torch.where(values.isfinite(), values.abs(), 0.0).max().clamp_min(1e-12)

@@ -60,6 +60,13 @@ class Toy(nn.Module):
         return {"logits": hidden, "pooled": self.second(hidden)}
 
 
+class Masked(Toy):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = super().forward(x)
+        hidden = torch.arange(8) < 3
+        return {name: value.masked_fill(hidden, -torch.inf) for name, value in outputs.items()}
+
+
 def problems(model: nn.Module, targets: list[str], folder: Path) -> str:
     LoraConfig(r=2, target_modules=targets).save_pretrained(folder)
     with warnings.catch_warnings():
@@ -71,6 +78,8 @@ def problems(model: nn.Module, targets: list[str], folder: Path) -> str:
     ("model", "targets", "problem"),
     [
         pytest.param(Toy(nn.Linear(8, 8)), ["first", "second"], "", id="a good one"),
+        pytest.param(Masked(nn.Linear(8, 8)), ["first", "second"], "", id="a good one with masked outputs"),
+        pytest.param(Masked(Shim(8, 8)), ["first", "second"], "merged and adapted", id="a merge beside masks"),
         pytest.param(Toy(nn.Linear(8, 8)), ["first", "unused"], "no gradient", id="not reached"),
         pytest.param(Toy(Shim(8, 8)), ["first", "second"], "merged and adapted", id="a second output's merge"),
     ],
