@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import Enum, StrEnum
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from statistics import mean
@@ -104,9 +104,9 @@ def run(
 ) -> None:
     """Try every task, and add the cells to the store as they are made.
 
-    Each process works on one family at a time, with one thread. One that dies, or shows no sign of life for
-    ``time_limit`` seconds, makes the cells that it was at "failed"; the run goes on. An interrupted run loses no
-    cell that was made.
+    A process works on one family at a time, with one thread. The cells that one is at when it dies are "failed";
+    where it shows no sign of life for ``time_limit`` seconds, they are "unknown". The run goes on. An interrupted
+    run loses no cell that was made.
 
     Args:
         jobs: processes side by side.
@@ -145,6 +145,17 @@ class _Member:
     proved: int = 0
     families: int = 0
     alive_at: float = field(default_factory=time.monotonic)
+
+
+class _Loss(Enum):
+    """Why a process gave no result, and what that makes of its cells: what took too long may hold or not."""
+
+    DIED = ("process-died", Verdict.FAILED)
+    OVERDUE = ("time-limit", Verdict.UNKNOWN)
+
+    def __init__(self, code: str, verdict: Verdict) -> None:
+        self.code = code
+        self.verdict = verdict
 
 
 class _Crew:
@@ -201,7 +212,7 @@ class _Crew:
             try:
                 message = member.pipe.recv()
             except (EOFError, OSError):
-                yield from self._lost(member, "process-died", f"the process died: {_how(member)}")
+                yield from self._lost(member, _Loss.DIED, f"the process died: {_how(member)}")
                 continue
             member.alive_at = time.monotonic()
             yield from self._handle(member, message)
@@ -223,10 +234,10 @@ class _Crew:
         for member in tuple(self._members):
             if member.task is not None and now - member.alive_at > self._time_limit:
                 said = f"it took longer than the limit of {self._time_limit:g} seconds"
-                yield from self._lost(member, "time-limit", said)
+                yield from self._lost(member, _Loss.OVERDUE, said)
 
-    def _lost(self, member: _Member, code: str, said: str) -> Iterator[tuple[str, tuple[Cell, ...]]]:
-        """End a process, yield the cells that it was at as failed, and put what it had not begun back."""
+    def _lost(self, member: _Member, loss: _Loss, said: str) -> Iterator[tuple[str, tuple[Cell, ...]]]:
+        """End a process, yield the cells that it was at, and put what it had not begun back."""
         self._end(member)
         task = member.task
         if task is None:
@@ -235,7 +246,7 @@ class _Crew:
         if member.prepared is not None and left[1:]:
             self._tasks.appendleft(replace(task, methods=left[1:]))
         for method, checks in left[:1] if member.prepared is not None else left:
-            yield f"{task.model_type} {method}", _failed(member, task, method, checks, code, said)
+            yield f"{task.model_type} {method}", _lost_cells(member, task, method, checks, loss, said)
 
     def _end(self, member: _Member) -> None:
         """End a process: on its own if it waits for a task, else at once."""
@@ -255,8 +266,8 @@ def _how(member: _Member) -> str:
     return f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
 
 
-def _failed(
-    member: _Member, task: Task, method: str, checks: Iterable[Check], code: str, said: str
+def _lost_cells(
+    member: _Member, task: Task, method: str, checks: Iterable[Check], loss: _Loss, said: str
 ) -> tuple[Cell, ...]:
     prepared = member.prepared or Prepared(None, ())
     where = f"in {method}" if member.prepared is not None else "while the twin was built"
@@ -269,9 +280,9 @@ def _failed(
             prepared.modalities,
             method,
             check,
-            Verdict.FAILED,
+            loss.verdict,
             f"{said}, {where}",
-            (code,),
+            (loss.code,),
             evidence,
             seconds,
             versions(),

@@ -77,7 +77,7 @@ def test_a_process_that_hangs_is_ended_after_the_limit(store: Store) -> None:
     checks = (Check.TWIN, Check.PLAN)
     run(store, [Task("llama", (("lora", checks), ("dora", checks)))], time_limit=0.01)
     assert {(c.method, c.verdict, c.codes) for c in store.cells} == {
-        (method, Verdict.FAILED, ("time-limit",)) for method in ("lora", "dora")
+        (method, Verdict.UNKNOWN, ("time-limit",)) for method in ("lora", "dora")
     }
 
 
