@@ -1,21 +1,44 @@
-"""Run ``graft`` in a subprocess and read its JSON."""
+"""Run ``graft`` in a process apart and read its JSON."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.docs.server import programs
+
+COLD = (sys.executable, "-c", "from graftkit.cli.main import main; main()")
+
 
 def graft(*args: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command offline and without a terminal."""
+    """Run the command offline and without a terminal, in a process of its own."""
+    return _run(COLD, args, cwd, variables)
+
+
+def forked(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a fork of a process that has imported PyTorch; as `graft` where variables forbid it.
+
+    Not for what a command forgets to import, nor for what libraries say while they are imported.
+    """
+    server = _server()
+    return _run((server.program,) if server.variables == _variables() else COLD, args, cwd, {})
+
+
+def _run(
+    program: Sequence[str], args: Sequence[str | Path], cwd: Path | None, variables: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from graftkit.cli.main import main; main()", *map(str, args)],
+        [*program, *map(str, args)],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -24,6 +47,34 @@ def graft(*args: str | Path, cwd: Path | None = None, **variables: str) -> subpr
         timeout=300,
         check=False,
     )
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A process that has imported what commands import, and forks for each of them.
+
+    Attributes:
+        program: hands its arguments, folder and streams to it.
+        variables: those that libraries read while they are imported, as they were when it was started.
+    """
+
+    program: str
+    variables: dict[str, str]
+
+
+@cache
+def _server() -> _Server:
+    stack = ExitStack()
+    atexit.register(stack.close)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="graftkit-cli-"))
+    running = stack.enter_context(programs(Path(folder)))
+    return _Server(str(running.folder / "graft"), _variables())
+
+
+def _variables() -> dict[str, str]:
+    """Return the variables that decide what libraries are while they are imported: folders, caches, the hub."""
+    names = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "XDG_", "HOME", "PYTHON", "CUDA_")
+    return {name: value for name, value in os.environ.items() if name.startswith(names)}
 
 
 def fields_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -36,7 +87,7 @@ def fields_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def refused(*args: str | Path, cwd: Path | None = None) -> dict[str, Any]:
     """Run a command that cannot be done, and return its error."""
-    done = graft(*args, "--json", cwd=cwd)
+    done = forked(*args, "--json", cwd=cwd)
     assert done.returncode == 2, done.stdout + done.stderr
     error: dict[str, Any] = fields_of(done)["error"]
     return error

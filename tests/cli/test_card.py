@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from tests.cli.running import fields_of, graft, refused
+from tests.cli.running import fields_of, forked, graft, refused
 from torch import nn
 
 from graftkit.errors import GraftError
@@ -61,12 +61,12 @@ def test_the_card_says_what_was_adapted_and_checked(adapter: Path, base: Path) -
     assert made["header"]["tags"] == ["lora", "graftkit"]
     layers = json.loads((base / "config.json").read_text())["num_hidden_layers"]
     assert f"{layers} × `language attention.q`, {layers} × `language mlp.down`" in made["block"]
-    tally = fields_of(graft("check", str(adapter), "--base", str(base), "--json"))["summary"]
+    tally = fields_of(forked("check", str(adapter), "--base", str(base), "--json"))["summary"]
     assert f"{tally['ok']} passed" in made["block"]
 
 
 def test_what_was_not_checked_is_named(adapter: Path) -> None:
-    block = fields_of(graft("card", str(adapter), "--json"))["block"]
+    block = fields_of(forked("card", str(adapter), "--json"))["block"]
     assert "without the base" in block
     assert "- unknown: GK501" in block
 
@@ -74,7 +74,7 @@ def test_what_was_not_checked_is_named(adapter: Path) -> None:
 @pytest.mark.parametrize("task", ["CAUSAL_LM", None])
 def test_its_code_loads_the_adapter(adapter: Path, base: Path, task: str | None) -> None:
     edit(adapter, task_type=task)
-    block = fields_of(graft("card", str(adapter), "--base", str(base), "--json"))["block"]
+    block = fields_of(forked("card", str(adapter), "--base", str(base), "--json"))["block"]
     found = PYTHON.search(block)
     assert found
     script = f"{found[1]}\nimport torch\nlogits = model(torch.arange(8)[None]).logits\n"
@@ -95,13 +95,13 @@ def test_its_code_loads_the_adapter(adapter: Path, base: Path, task: str | None)
     ],
 )
 def test_it_says_how_to_serve(adapter: Path, target: str, said: str) -> None:
-    block = fields_of(graft("card", str(adapter), "--target", target, "--json"))["block"]
+    block = fields_of(forked("card", str(adapter), "--target", target, "--json"))["block"]
     assert said in block.partition("### Serve")[2]
 
 
 def test_an_adapter_that_the_engine_refuses_is_not_served(adapter: Path) -> None:
     edit(adapter, r=1024)  # larger than vLLM takes
-    block = fields_of(graft("card", str(adapter), "--target", "vllm==0.32", "--json"))["block"]
+    block = fields_of(forked("card", str(adapter), "--target", "vllm==0.32", "--json"))["block"]
     assert "vllm serve" not in block
 
 
@@ -110,7 +110,7 @@ def test_the_hub_reads_the_card_that_was_written(adapter: Path, base: Path) -> N
         "---\nlicense: mit  # why\nbase_model: org/theirs\ntags: [theirs]\n---\n# Title\ntext\n"
     )
     for _ in range(2):  # the second replaces the block of the first
-        done = graft("card", str(adapter), "--base", str(base), "--write")
+        done = forked("card", str(adapter), "--base", str(base), "--write")
         assert done.returncode == 0, done.stderr
     card = ModelCard.load(adapter / "README.md")
     assert (card.data.license, card.data.base_model, card.data.library_name) == ("mit", "org/theirs", "peft")
@@ -129,14 +129,14 @@ def test_a_header_that_cannot_be_read_is_left_alone(adapter: Path) -> None:
 
 def test_names_of_strangers_stay_names(adapter: Path) -> None:
     edit(adapter, base_model_name_or_path=HOSTILE)
-    made = fields_of(graft("card", str(adapter), "--json"))
+    made = fields_of(forked("card", str(adapter), "--json"))
     assert made["block"].count("<!--") == made["block"].count("-->") == 2
     assert "<script" not in made["block"]
     assert made["block"].count("`") % 2 == 0
 
 
 def test_an_adapter_in_an_engines_form_is_refused(adapter: Path, tmp_path: Path, base: Path) -> None:
-    graft("convert", str(adapter), str(tmp_path / "served"), "--to", "vllm", "--base", str(base))
+    forked("convert", str(adapter), str(tmp_path / "served"), "--to", "vllm", "--base", str(base))
     assert refused("card", tmp_path / "served")["code"] == "adapter-dialect"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.cli.running import fields_of, graft, refused
+from tests.cli.running import fields_of, forked, graft, refused
 from torch import nn
 
 
@@ -40,7 +40,7 @@ def test_a_good_adapter_exits_0(adapter: Path, base: str) -> None:
 
 
 def test_without_a_base_the_rest_is_still_checked(adapter: Path) -> None:
-    done = graft("check", str(adapter), "--json")
+    done = forked("check", str(adapter), "--json")
     assert done.returncode == 0
     found = {f["code"]: f for f in fields_of(done)["findings"]}
     assert found["GK505"]["severity"] == "ok"
@@ -48,7 +48,7 @@ def test_without_a_base_the_rest_is_still_checked(adapter: Path) -> None:
 
 
 def test_what_passed_is_counted_and_listed_on_request(adapter: Path) -> None:
-    quiet, verbose = graft("check", adapter), graft("check", adapter, "-v")
+    quiet, verbose = forked("check", adapter), forked("check", adapter, "-v")
     assert "GK505" not in quiet.stdout
     assert "GK505" in verbose.stdout
     assert quiet.stdout.splitlines()[-1].startswith(verbose.stdout.splitlines()[-1])
@@ -58,7 +58,7 @@ def test_the_worst_finding_stands_last(adapter: Path) -> None:
     (adapter / "adapter_model.bin").write_bytes(b"a pickle, for all anyone knows")
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-3])
-    done = graft("check", adapter, "-v")
+    done = forked("check", adapter, "-v")
     heads = [line.split()[0].rstrip(",") for line in done.stdout.splitlines() if line[:1].isalpha()]
     order = ["ok", "unknown", "info", "warning", "error"]
     assert {"unknown", "error"} <= set(heads)
@@ -74,7 +74,7 @@ def test_a_merged_checkpoint_has_a_command_of_its_own(adapter: Path) -> None:
 def test_a_finding_exits_1(adapter: Path) -> None:
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-3])
-    done = graft("check", str(adapter), "--format", "json")
+    done = forked("check", str(adapter), "--format", "json")
     assert done.returncode == 1
     failing = [f for f in fields_of(done)["findings"] if f["severity"] == "error"]
     assert [f["code"] for f in failing] == ["GK505"]
@@ -83,8 +83,8 @@ def test_a_finding_exits_1(adapter: Path) -> None:
 
 def test_the_level_that_fails_can_be_chosen(adapter: Path) -> None:
     (adapter / "adapter_model.bin").write_bytes(b"a pickle, for all anyone knows")
-    assert graft("check", str(adapter)).returncode == 0
-    assert graft("check", str(adapter), "--fail-level", "warning").returncode == 1
+    assert forked("check", str(adapter)).returncode == 0
+    assert forked("check", str(adapter), "--fail-level", "warning").returncode == 1
 
 
 def _no_config(adapter: Path) -> list[str]:
@@ -134,7 +134,7 @@ def test_a_nan_is_one_finding(adapter: Path) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     next(iter(tensors.values()))[0, 0] = torch.nan
     save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
-    done = graft("check", str(adapter), "--json")
+    done = forked("check", str(adapter), "--json")
     assert done.returncode == 1
     assert [f["code"] for f in fields_of(done)["findings"] if f["severity"] == "error"] == ["GK503"]
 

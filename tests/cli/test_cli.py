@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.running import fields_of, graft, refused
+from tests.cli.running import fields_of, forked, graft, refused
 
 from graftkit.cli.commands.verify import ATTACHING
 from graftkit.cli.group import COMMANDS, Group
@@ -73,7 +73,7 @@ def test_verify_exits_1_on_a_finding() -> None:
     # Llava takes its features from the last layer but one: the last layer's adapters never get a gradient.
     # A plan leaves them out unless they are named.
     last = "model.vision_tower.encoder.layers.1.mlp.fc1"
-    done = graft("verify", "llava", "--twin", "--scope", "vision", "--targets", last, "--json", "-r", "4")
+    done = forked("verify", "llava", "--twin", "--scope", "vision", "--targets", last, "--json", "-r", "4")
     assert done.returncode == 1, done.stderr
     failing = [f for f in fields_of(done)["findings"] if f["severity"] == "error"]
     assert [f["code"] for f in failing] == ["GK203"]
@@ -202,14 +202,14 @@ def test_a_traceback_only_when_asked() -> None:
 
 def test_writing_where_one_may_not_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    done = graft("plan", "llama", "--write", str(tmp_path / "file" / "config.json"), "--json")
+    done = forked("plan", "llama", "--write", str(tmp_path / "file" / "config.json"), "--json")
     assert done.returncode == 2
     assert fields_of(done)["error"]["code"] == "output-not-writable"
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_graft_alone_shows_its_help() -> None:
-    done = graft()
+    done = forked()
     assert done.returncode == 2
     assert "survey" in done.stdout
     assert "error" not in done.stderr
@@ -240,7 +240,7 @@ def test_the_help_of_a_command_names_its_options(name: str) -> None:
 
 @pytest.mark.parametrize("command", [["survey", E2B], ["plan", E2B, "--scope", "language,vision"]])
 def test_html_is_one_self_contained_page(command: list[str]) -> None:
-    done = graft(*command, "--format", "html")
+    done = forked(*command, "--format", "html")
     assert done.returncode == 0, done.stderr
     assert done.stdout.lower().startswith("<!doctype html>")
     assert "self_attn.q_proj.linear" in done.stdout
@@ -248,23 +248,23 @@ def test_html_is_one_self_contained_page(command: list[str]) -> None:
 
 
 def test_a_result_without_a_page_says_so() -> None:
-    done = graft("env", "--format", "html")
+    done = forked("env", "--format", "html")
     assert done.returncode == 2
     assert "[format-unsupported]" in done.stderr
 
 
 def test_plan_explains_one_site() -> None:
     path = "model.vision_tower.encoder.layers.0.self_attn.q_proj"
-    done = graft("plan", E2B, "--scope", "language,vision", "--explain", path)
+    done = forked("plan", E2B, "--scope", "language,vision", "--explain", path)
     assert done.returncode == 0, done.stderr
     assert f"{path}.linear" in done.stdout
 
 
 def test_plan_takes_any_method_and_its_options() -> None:
-    done = graft("plan", "llama", "-m", "ia3", "--json")
+    done = forked("plan", "llama", "-m", "ia3", "--json")
     assert done.returncode == 0, done.stderr
     assert fields_of(done)["peft_config"]["peft_type"] == "IA3"
-    done = graft(
+    done = forked(
         "plan", "llama", "-q", "4bit", "-o", "use_rslora=true", "-o", "init_lora_weights=gaussian", "--json"
     )
     assert done.returncode == 0, done.stderr
@@ -274,7 +274,7 @@ def test_plan_takes_any_method_and_its_options() -> None:
 
 
 def test_plan_for_people_names_what_quantization_leaves() -> None:
-    done = graft("plan", "google/gemma-4-26B-A4B-it", "-q", "4bit")
+    done = forked("plan", "google/gemma-4-26B-A4B-it", "-q", "4bit")
     assert done.returncode == 0, done.stderr
     assert "4bit" in done.stdout
     assert "30 of 30" in done.stdout
@@ -290,12 +290,12 @@ def test_rules_are_listed_and_shown() -> None:
 
 
 def test_unknown_can_fail_too() -> None:
-    assert graft("verify", "llama", "--twin", "-m", "beft", "--json").returncode == 0
-    assert graft("verify", "llama", "--twin", "-m", "beft", "--fail-level", "unknown", "--json").returncode == 1
+    assert forked("verify", "llama", "--twin", "-m", "beft", "--json").returncode == 0
+    assert forked("verify", "llama", "--twin", "-m", "beft", "--fail-level", "unknown", "--json").returncode == 1
 
 
 def test_spaces_after_commas_are_no_part_of_a_name() -> None:
-    done = graft("plan", "llama", "--targets", "q_proj, v_proj", "--json")
+    done = forked("plan", "llama", "--targets", "q_proj, v_proj", "--json")
     assert fields_of(done)["targets"] == ["q_proj", "v_proj"]
 
 
@@ -315,7 +315,7 @@ def test_output_that_cannot_be_written_is_no_traceback(shell: str, status: int) 
 @pytest.mark.parametrize("architectures", [[1], ["set_seed"], ["AutoModel"], ["LlamaConfig"]])
 def test_odd_architectures_fall_back_to_the_type(tmp_path: Path, architectures: list[Any]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": architectures}))
-    done = graft("survey", str(tmp_path), "--json")
+    done = forked("survey", str(tmp_path), "--json")
     fields = json.loads(done.stdout)
     assert done.returncode == 0 or fields["error"]["code"] == "config-invalid"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from tests.cli.running import fields_of, graft, refused
+from tests.cli.running import fields_of, forked, graft, refused
 from torch import nn
 
 
@@ -42,7 +42,7 @@ def test_a_conversion_and_its_report(base: Path, adapter: Path, tmp_path: Path) 
 
 def test_for_people_and_again(base: Path, adapter: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        done = graft("convert", adapter, tmp_path / "out", "--to", "sglang", "--base", base)
+        done = forked("convert", adapter, tmp_path / "out", "--to", "sglang", "--base", base)
         assert done.returncode == 0, done.stdout + done.stderr
         assert str(tmp_path / "out") in done.stdout
 
@@ -96,6 +96,6 @@ def test_another_base(adapter: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_to_convert(base: Path, adapter: Path, tmp_path: Path) -> None:
-    assert graft("convert", adapter, tmp_path / "out", "--to", "vllm", "--base", base).returncode == 0
+    assert forked("convert", adapter, tmp_path / "out", "--to", "vllm", "--base", base).returncode == 0
     error = refused("convert", tmp_path / "out", tmp_path / "two", "--to", "vllm", "--base", base)
     assert error["code"] == "convert-not-needed"

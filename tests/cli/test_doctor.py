@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.running import fields_of, graft, refused
+from tests.cli.running import fields_of, forked, graft, refused
 
 RECIPE = """\
 model: google/gemma-4-E2B-it   # the small one
@@ -27,10 +27,10 @@ def findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]
 
 
 def test_without_arguments_and_without_a_recipe(tmp_path: Path) -> None:
-    done = graft("doctor", cwd=tmp_path)
+    done = forked("doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "GK002" not in done.stdout
-    listed = graft("doctor", "-v", cwd=tmp_path)
+    listed = forked("doctor", "-v", cwd=tmp_path)
     assert "ok GK002" in listed.stdout
     assert "GK100" in listed.stdout
     assert "GK100" not in done.stdout
@@ -52,7 +52,7 @@ def test_a_wrong_recipe_names_its_line(tmp_path: Path) -> None:
 
 
 def test_selected_rules_alone(tmp_path: Path) -> None:
-    done = graft("doctor", "gemma4", "--select", "GK1,GK002", "--ignore", "GK103", "--json", cwd=tmp_path)
+    done = forked("doctor", "gemma4", "--select", "GK1,GK002", "--ignore", "GK103", "--json", cwd=tmp_path)
     codes = findings(done).keys()
     assert "GK002" in codes
     assert "GK101" in codes
@@ -62,7 +62,7 @@ def test_selected_rules_alone(tmp_path: Path) -> None:
 
 def test_settings_of_the_project(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text('[tool.graftkit]\nselect = ["GK0"]\n')
-    assert {code[:3] for code in findings(graft("doctor", "--json", cwd=tmp_path))} == {"GK0"}
+    assert {code[:3] for code in findings(forked("doctor", "--json", cwd=tmp_path))} == {"GK0"}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_settings_of_the_project(tmp_path: Path) -> None:
     ],
 )
 def test_forms(tmp_path: Path, form: str, sign: str) -> None:
-    done = graft("doctor", "--format", form, cwd=tmp_path)
+    done = forked("doctor", "--format", form, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sign in done.stdout.lower()
 
@@ -82,10 +82,10 @@ def test_forms(tmp_path: Path, form: str, sign: str) -> None:
 def test_verify_a_recipe_on_the_twin_then_fix_it(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(RECIPE)
-    wrong = graft("verify", "--recipe", "run.yaml", "--twin", "--format", "github", cwd=tmp_path)
+    wrong = forked("verify", "--recipe", "run.yaml", "--twin", "--format", "github", cwd=tmp_path)
     assert wrong.returncode == 1
     assert "::error file=run.yaml,line=8,title=GK202" in wrong.stdout
-    fixed = graft("verify", "--recipe", "run.yaml", "--twin", "--fix", "--json", cwd=tmp_path)
+    fixed = forked("verify", "--recipe", "run.yaml", "--twin", "--fix", "--json", cwd=tmp_path)
     assert fixed.returncode == 0, fixed.stdout
     assert re.search(r"GK202.*run\.yaml", fixed.stderr)
     assert file.read_text() == RECIPE.replace("use_reentrant: true", "use_reentrant: false")
@@ -116,12 +116,12 @@ def test_the_recipe_of_the_page_on_training_has_the_fault_that_it_shows(tmp_path
     )
     (tmp_path / "recipe.yaml").write_text(recipe)
     command = ("verify", "--recipe", "recipe.yaml", "--twin", "--select", "GK202", "--json")
-    found = findings(graft(*command, cwd=tmp_path))["GK202"]
+    found = findings(forked(*command, cwd=tmp_path))["GK202"]
     assert found["severity"] == "error"
     figures = found["evidence"]["re-entrant"]
     assert f"{figures['wrong']} of {figures['tensors']} adapter tensors" in page
     (tmp_path / "recipe.yaml").write_text(recipe.replace("E4B", "31B"))
-    assert findings(graft(*command, cwd=tmp_path))["GK202"]["severity"] == "ok"
+    assert findings(forked(*command, cwd=tmp_path))["GK202"]["severity"] == "ok"
 
 
 def test_a_recipe_and_other_words_do_not_go_together(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.running import fields_of, graft, refused
+from tests.cli.running import fields_of, forked, graft, refused
 from torch import nn
 from transformers import AutoConfig, LlamaConfig
 
@@ -53,12 +53,12 @@ def test_the_recipe_passes_the_doctor(
     base: Path, tmp_path: Path, name: str, goal: str, columns: dict[str, str]
 ) -> None:
     file = rows(tmp_path, name)
-    made = fields_of(graft("init", "--model", base, "--data", file.name, "--json", cwd=tmp_path))
+    made = fields_of(forked("init", "--model", base, "--data", file.name, "--json", cwd=tmp_path))
     recipe = read_recipe(tmp_path / "recipe.yaml")
     assert (recipe.fields.trainer, recipe.fields.data.columns) == (goal, columns)
     assert made["recipe"] == (tmp_path / "recipe.yaml").read_text()
     assert recipe.fields.data.eval_share == (0.05 if len(ROWS[name]) > 100 else None)
-    done = graft("doctor", "--recipe", "recipe.yaml", "--json", cwd=tmp_path)
+    done = forked("doctor", "--recipe", "recipe.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
 
 
@@ -66,11 +66,11 @@ def test_numbers_are_rewarded_as_numbers(base: Path, tmp_path: Path) -> None:
     file = rows(tmp_path, "numbers")
     graft("init", "--model", base, "--data", file, "--goal", "grpo", cwd=tmp_path)
     assert read_recipe(tmp_path / "recipe.yaml").fields.data.reward == "number_match"
-    assert graft("doctor", "--recipe", "recipe.yaml", cwd=tmp_path).returncode == 0
+    assert forked("doctor", "--recipe", "recipe.yaml", cwd=tmp_path).returncode == 0
 
 
 def test_what_is_not_read_is_named(base: Path, tmp_path: Path) -> None:
-    made = fields_of(graft("init", "--model", base, "--data", rows(tmp_path, "alpaca"), "--json", cwd=tmp_path))
+    made = fields_of(forked("init", "--model", base, "--data", rows(tmp_path, "alpaca"), "--json", cwd=tmp_path))
     assert "not read: input" in made["reasons"]
 
 
@@ -82,7 +82,7 @@ def test_the_base_is_quantized_where_it_has_to_be(tmp_path: Path, memory: str, q
     )
     config.save_pretrained(tmp_path / "llama-8b")
     rows(tmp_path, "plain")
-    done = graft("init", "--model", "llama-8b", "--data", "plain.jsonl", "--gpu-memory", memory, cwd=tmp_path)
+    done = forked("init", "--model", "llama-8b", "--data", "plain.jsonl", "--gpu-memory", memory, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_recipe(tmp_path / "recipe.yaml").fields.quantization == quantization
     error = refused(
@@ -94,16 +94,16 @@ def test_the_base_is_quantized_where_it_has_to_be(tmp_path: Path, memory: str, q
 def test_of_several_towers_the_language_is_adapted(tmp_path: Path) -> None:
     AutoConfig.for_model("llava").save_pretrained(tmp_path / "llava")
     rows(tmp_path, "plain")
-    graft("init", "--model", "llava", "--data", "plain.jsonl", cwd=tmp_path)
+    forked("init", "--model", "llava", "--data", "plain.jsonl", cwd=tmp_path)
     assert read_recipe(tmp_path / "recipe.yaml").fields.adapter.scope == ["language"]
 
 
 def test_paths_are_the_recipes(base: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     rows(tmp_path, "plain")
-    graft("init", "--model", base, "--data", "plain.jsonl", "--out", "recipes/one.yaml", cwd=tmp_path)
+    forked("init", "--model", base, "--data", "plain.jsonl", "--out", "recipes/one.yaml", cwd=tmp_path)
     assert read_recipe(tmp_path / "recipes" / "one.yaml").fields.data.path == "../plain.jsonl"
-    assert graft("doctor", "--recipe", "recipes/one.yaml", cwd=tmp_path).returncode == 0
+    assert forked("doctor", "--recipe", "recipes/one.yaml", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.cli.running import fields_of, graft, refused
+from tests.cli.running import fields_of, forked, graft, refused
 from tests.unit.matrix.cells import cell, proof
 
 from graftkit.matrix.cell import Check, Verdict
@@ -14,7 +14,7 @@ from graftkit.matrix.store import Store
 def test_a_family_is_tried_once_and_then_known(tmp_path: Path) -> None:
     store = tmp_path / "matrix.jsonl"
     request = ("matrix", "--families", "llama", "--checks", "twin,plan", "--store", store, "--json")
-    first, second = graft(*request), graft(*request)
+    first, second = forked(*request), forked(*request)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert fields_of(first) == fields_of(second)
     cells = fields_of(first)["cells"]
@@ -42,7 +42,7 @@ def test_two_stores_are_compared(tmp_path: Path) -> None:
     old, new = Store(tmp_path / "old.jsonl"), Store(tmp_path / "new.jsonl")
     old.add(proof("llama"))
     new.add([*proof("llama", Check.RELOAD), cell("bert", verdict=Verdict.REFUSED)])
-    fields = fields_of(graft("matrix", "--store", new.path, "--compare", old.path, "--json"))
+    fields = fields_of(forked("matrix", "--store", new.path, "--compare", old.path, "--json"))
     assert [change["model_type"] for change in fields["broke"]] == ["llama"]
     assert [change["model_type"] for change in fields["new"]] == ["bert"]
 

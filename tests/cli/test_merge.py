@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from tests.cli.running import fields_of, graft, refused
+from tests.cli.running import fields_of, forked, graft, refused
 from torch import nn
 
 from graftkit.text import size
@@ -67,25 +67,25 @@ def test_progress_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_a_dry_run_writes_nothing(base: Path, adapter: Path, tmp_path: Path) -> None:
-    done = graft("merge", base, adapter, tmp_path / "out", "--dry-run", "--json")
+    done = forked("merge", base, adapter, tmp_path / "out", "--dry-run", "--json")
     fields = fields_of(done)
     assert done.returncode == 0
     assert fields["bytes"] == sum(p.stat().st_size for p in base.glob("*.safetensors"))
     assert sum(s["changed"] for s in fields["shards"]) == fields["changed"] > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base"]
-    printed = graft("merge", base, adapter, tmp_path / "out", "--dry-run").stdout
+    printed = forked("merge", base, adapter, tmp_path / "out", "--dry-run").stdout
     assert size(fields["bytes"]) in printed
     for path in base.glob("*.safetensors"):
         assert re.search(rf"{path.name} +{re.escape(size(path.stat().st_size))} ", printed)
 
 
 def test_a_merged_checkpoint_is_checked_against_its_base(base: Path, adapter: Path, tmp_path: Path) -> None:
-    assert graft("merge", base, adapter, tmp_path / "out").returncode == 0
+    assert forked("merge", base, adapter, tmp_path / "out").returncode == 0
     args = ("check-merged", tmp_path / "out", "--base", base, "--adapter")
     exact = graft(*args, adapter, "--json")
     assert exact.returncode == 0, exact.stdout + exact.stderr
     assert {f["code"]: f["severity"] for f in fields_of(exact)["findings"]}["GK606"] == "ok"
-    other = graft(*args, f"{adapter}:0.5", "--json")
+    other = forked(*args, f"{adapter}:0.5", "--json")
     assert other.returncode == 1
     assert {f["code"]: f["severity"] for f in fields_of(other)["findings"]}["GK606"] == "error"
 
@@ -94,7 +94,7 @@ def test_several_adapters_with_weights(base: Path, adapter: Path, tmp_path: Path
     other = tmp_path / "other"
     other.symlink_to(adapter, target_is_directory=True)
     options = ("--adapter", f"{adapter}:0.7", "--adapter", f"{other}:-0.7")
-    done = graft("merge", base, tmp_path / "out", *options, "--json")
+    done = forked("merge", base, tmp_path / "out", *options, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [a["weight"] for a in fields_of(done)["adapters"]] == [0.7, -0.7]
 

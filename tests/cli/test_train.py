@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.cli.running import fields_of, graft, refused
+from tests.cli.running import fields_of, forked, graft, refused
 from tests.training.small import save_model, word_tokenizer, write_rows
 
 from graftkit.recipes.recipe import read_recipe
@@ -81,7 +81,7 @@ def test_an_argument_that_is_none_has_its_place_and_a_suggestion(folder: Path) -
 
 def test_a_recipe_is_read_before_processes_are_started(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(RECIPE.format(model="base").replace("data:", "date:"))
-    done = graft("train", "recipe.yaml", "--launch", "2", cwd=folder)
+    done = forked("train", "recipe.yaml", "--launch", "2", cwd=folder)
     assert done.returncode == 2
     assert done.stderr.count("recipe-invalid") == 1
     assert "recipe.yaml:3:1" in done.stderr
@@ -116,7 +116,7 @@ def test_nothing_to_resume(folder: Path) -> None:
 
 def test_a_run_and_its_result(folder: Path) -> None:
     save_model(folder / "base", word_tokenizer([*map(str, range(11)), "+", "="]))
-    done = graft("train", "recipe.yaml", "--json", "--set", "args.max_steps=3", cwd=folder)
+    done = forked("train", "recipe.yaml", "--json", "--set", "args.max_steps=3", cwd=folder)
     assert done.returncode == 0, done.stderr
     fields = fields_of(done)
     assert fields["steps"] == 3

@@ -14,7 +14,10 @@ from tests.docs.stand_ins import Models
 @pytest.fixture(scope="session")
 def run_in() -> Iterator[Programs]:
     """``graft`` and ``python``, offline; see ``server.py``."""
-    with tempfile.TemporaryDirectory(prefix="graftkit-docs-") as folder, programs(Path(folder)) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="graftkit-docs-") as folder,
+        programs(Path(folder), "tests.docs.digit_pictures") as running,
+    ):
         yield running
 
 

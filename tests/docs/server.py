@@ -7,6 +7,7 @@ the PATH of a block are small clients: they hand their arguments, folder, enviro
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import runpy
@@ -80,8 +81,13 @@ def environment(hub: Path) -> dict[str, str]:
 
 
 @contextmanager
-def programs(folder: Path) -> Iterator[Programs]:
-    """Run the server for as long as the block lasts."""
+def programs(folder: Path, *also: str) -> Iterator[Programs]:
+    """Run the server for as long as the block lasts.
+
+    Args:
+        folder: an empty one, with a short path.
+        also: further modules that it imports.
+    """
     address, hub, clients = folder / "socket", folder / "hub", folder / "bin"
     for made in (hub, clients):
         made.mkdir()
@@ -90,7 +96,7 @@ def programs(folder: Path) -> Iterator[Programs]:
         listening.bind(str(address))
         listening.listen(8)
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.docs.server", str(listening.fileno())],
+            [sys.executable, "-m", "tests.docs.server", str(listening.fileno()), *also],
             cwd=ROOT,
             env={**os.environ, **environment(hub)},
             pass_fds=[listening.fileno()],
@@ -106,17 +112,12 @@ def programs(folder: Path) -> Iterator[Programs]:
         process.wait()
 
 
-def _serve(listening: socket.socket) -> None:
-    for name in _PRELOADED:
-        __import__(name)
+def _serve(listening: socket.socket, also: Sequence[str]) -> None:
+    for name in (*_PRELOADED, *also):
+        importlib.import_module(name)
     import torch
-    from transformers import AutoProcessor, Gemma4Config
-
-    from graftkit.demo.processor import digit_processor
 
     torch.set_num_threads(1)
-    # Gemma 4's own class loads only where torchvision is installed; this one has no video part.
-    AutoProcessor.register(Gemma4Config, type(digit_processor()), exist_ok=True)
     tests = os.getppid()
     listening.settimeout(_PATIENCE)
     while True:
@@ -253,4 +254,4 @@ def _streams_to(file: str) -> Iterator[None]:
 _PROGRAMS = {"graft": _graft, "python": _python, "pip": _pip, "page": _page}
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
