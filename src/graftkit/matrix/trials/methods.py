@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.planning.config.methods import method_named, method_names, peft_names, unknown_method
+from graftkit.planning.config.methods import is_method_name, method_named, method_names, unknown_method
 from graftkit.planning.initializers import Initializer, initializer_names, initializer_of
 
 # A rank that fits the narrowest layers of twins.
@@ -46,8 +46,11 @@ class MatrixMethod:
 
 def matrix_methods() -> tuple[str, ...]:
     """Return every method of the installed PEFT that adapts layers, then LoRA's initializers, by name."""
-    initializers = (_WRITTEN_OUT.get(name, name) for name in initializer_names())
-    return (*method_names(), *initializers)
+    return (*method_names(), *_initializers())
+
+
+def _initializers() -> tuple[str, ...]:
+    return tuple(_WRITTEN_OUT.get(name, name) for name in initializer_names())
 
 
 def matrix_method(name: str) -> MatrixMethod:
@@ -56,17 +59,15 @@ def matrix_method(name: str) -> MatrixMethod:
     Raises:
         PlanError: ``method-unknown``, or ``method-not-for-layers``.
     """
-    known = matrix_methods()
-    if name in method_names():
-        ranked = bool(method_named(name).defaults.get(method_named(name).rank_field or ""))
+    if is_method_name(name):
+        method = method_named(name)
+        ranked = bool(method.defaults.get(method.rank_field or ""))
         fields = {**({"r": _RANK} if ranked else {}), **_FIELDS.get(name, {})}
         return MatrixMethod(name, name, fields, undecided=_UNDECIDED.get(name))
-    if name in known:
+    if name in _initializers():
         fields = {"r": _RANK, "init_lora_weights": name}
         return MatrixMethod(name, "lora", fields, initializer_of(name), _without_gpu(name))
-    if name in peft_names():
-        method_named(name)  # raises what a plan would
-    raise unknown_method(name, known)
+    raise unknown_method(name, _initializers())
 
 
 def _without_gpu(name: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -113,14 +113,15 @@ def method_named(name: str) -> Method:
             f"{name} does not adapt layers",
             where="method",
             why="PEFT puts it on prompts, single tokens or whole models, so there is nothing to plan",
-            help="use it with PEFT directly, or choose one of " + ", ".join(method_names()),
+            help="use it with PEFT directly, or choose a method that adapts layers, such as lora or ia3",
             code="method-not-for-layers",
         )
-    raise unknown_method(name, (*_VARIANTS, *_candidates()))
+    raise unknown_method(name)
 
 
-def unknown_method(name: str, known: Iterable[str]) -> PlanError:
-    """Return the error for a name that is none of the ``known`` methods."""
+def unknown_method(name: str, others: Iterable[str] = ()) -> PlanError:
+    """Return the error for a name that is no method, nor one of the ``others`` that would do."""
+    known = (*_VARIANTS, *_candidates(), *others)
     return PlanError(
         f"unknown method {name!r}",
         where="method",
@@ -130,9 +131,9 @@ def unknown_method(name: str, known: Iterable[str]) -> PlanError:
     )
 
 
-def peft_names() -> Collection[str]:
-    """Return the names of all that PEFT calls a method, those that adapt no layers too."""
-    return _config_classes().keys()
+def is_method_name(name: str) -> bool:
+    """Check whether PEFT calls something a method by this name, or graftkit a variant; it may adapt no layers."""
+    return name in _VARIANTS or name in _config_classes()
 
 
 def _config_classes() -> Mapping[str, type[PeftConfig]]:
