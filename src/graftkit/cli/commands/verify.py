@@ -87,10 +87,10 @@ def verify(
             from graftkit.surveying.sources.load_model import check_weights
             from graftkit.surveying.sources.local import local_folder
 
+            settings = reporting.settings_for(select, ignore)
             if not twin:
                 check_weights(model, **access)
             check_request(**how)
-            settings = reporting.settings_for(select, ignore)
 
             def check_model() -> Report:
                 with one_thread() if twin else nullcontext():
