@@ -71,21 +71,30 @@ def prove(model: nn.Module, batch: Mapping[str, Any], config_folder: Path) -> St
     The model is not changed.
     """
     double = copy.deepcopy(model).double()
-    if _runs(double, _as(batch, torch.float64)):
+    if _runs(copy.deepcopy(double), _as(batch, torch.float64)):
         return _prove(double, _as(batch, torch.float64), config_folder, torch.float64)
     return _prove(copy.deepcopy(model), dict(batch), config_folder, torch.float32)
 
 
 def _runs(model: nn.Module, batch: dict[str, Any]) -> bool:
-    """Check whether the model's code computes numbers in the type of its weights: minus infinity masks a logit."""
+    """Check whether the model's code computes numbers in the type of its weights, backwards too.
+
+    Minus infinity is one: it masks a logit.
+    """
     try:
-        return not any(bool(value.isnan().any()) for value in _outputs(model, batch))
+        outputs = _outputs(model, batch)
+        _loss(model.requires_grad_(), batch).backward()
     except RuntimeError:  # a kernel that has no float64, or an operation on two types
         return False
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return not any(bool(value.isnan().any()) for value in (*outputs, *gradients))
 
 
 def _as(batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    return {k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
+    converted: dict[str, Any] = _pytree.tree_map(
+        lambda v: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v, dict(batch)
+    )
+    return converted
 
 
 def _prove(base: nn.Module, batch: dict[str, Any], config_folder: Path, dtype: torch.dtype) -> StockProof:
@@ -96,7 +105,8 @@ def _prove(base: nn.Module, batch: dict[str, Any], config_folder: Path, dtype: t
         with _without_word_embeddings(base):
             config = PeftConfig.from_pretrained(config_folder)
             adapted = get_peft_model(base, config, autocast_adapter_dtype=False)
-        tensors = _perturbed(adapted.to(dtype).eval())
+        # Not `to`: it takes complex numbers, as of rotations, for real ones.
+        tensors = _perturbed((adapted.double() if dtype is torch.float64 else adapted.float()).eval())
         without_gradient = _without_gradient(adapted, batch, tensors)
         with adapted.disable_adapter():
             plain = _outputs(adapted, batch)
@@ -150,10 +160,7 @@ def _perturbed(model: nn.Module) -> dict[str, nn.Parameter]:
 def _without_gradient(
     model: nn.Module, batch: dict[str, Any], tensors: Mapping[str, nn.Parameter]
 ) -> tuple[str, ...]:
-    """Return the names of the tensors whose gradient is missing, zero or not finite, in both modes of the model.
-
-    Of the model's own loss; where it has none, of all outputs, each value weighed by a random number.
-    """
+    """Return the names of the tensors whose gradient is missing, zero or not finite, in both modes of the model."""
     left = _left_without(model, batch, tensors)
     if left:
         trained = copy.deepcopy(model).train()
@@ -163,28 +170,42 @@ def _without_gradient(
 
 
 def _left_without(model: nn.Module, batch: dict[str, Any], tensors: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
-    _seed()
-    output = model(**batch)
-    loss = getattr(output, "loss", None)
-    if loss is None:
-        weighed = [(value * torch.randn(value.shape)).sum() for value in _values(output) if value.requires_grad]
-        loss = torch.stack([value.double() for value in weighed]).sum()
-    loss.backward()
+    _loss(model, batch).backward()
     found = {name: parameter.grad for name, parameter in tensors.items()}
     model.zero_grad(set_to_none=True)
     return tuple(n for n, grad in found.items() if grad is None or not grad.any() or not grad.isfinite().all())
 
 
+def _loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Return the model's own loss; where it has none, all outputs' sum, each value weighed by a random number."""
+    _seed()
+    output = _run(model, batch)
+    loss: Tensor | None = getattr(output, "loss", None)
+    if loss is None:
+        weighed = [(value * torch.randn(value.shape)).sum() for value in _values(output) if value.requires_grad]
+        loss = torch.stack([value.double() for value in weighed]).sum()
+    return loss
+
+
 @torch.no_grad()
 def _outputs(model: nn.Module, batch: dict[str, Any]) -> list[Tensor]:
     _seed()
-    return [value.double() for value in _values(model.eval()(**batch))]
+    return [value.double() for value in _values(_run(model.eval(), batch))]
+
+
+def _run(model: Any, batch: dict[str, Any]) -> Any:
+    """Run the model; one whose class has no forward (Bark) is run by its parts, for which the batch has inputs."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if type(inner).forward is not nn.Module.forward:
+        return model(**batch)
+    return {name: getattr(inner, name)(**inputs) for name, inputs in batch.items()}
 
 
 def _values(output: Any) -> list[Tensor]:
     """Return the floating-point tensors of an output, without what it keeps for a next call."""
     if isinstance(output, Mapping):
-        output = {name: value for name, value in output.items() if not _CACHE.search(name)}
+        kept = (value for name, value in output.items() if not _CACHE.search(name))
+        return [leaf for value in kept for leaf in _values(value)]
     leaves = _pytree.tree_leaves(output)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
 
