@@ -160,7 +160,7 @@ def _perturbed(model: nn.Module) -> dict[str, nn.Parameter]:
 def _without_gradient(
     model: nn.Module, batch: dict[str, Any], tensors: Mapping[str, nn.Parameter]
 ) -> tuple[str, ...]:
-    """Return the names of the tensors whose gradient is missing, zero or not finite, in both modes of the model."""
+    """Return the tensors whose gradient is missing, zero or not finite, in both modes of the model."""
     left = _left_without(model, batch, tensors)
     if left:
         trained = copy.deepcopy(model).train()
