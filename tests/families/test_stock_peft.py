@@ -1,6 +1,6 @@
-"""A random tenth of the proven families, proven once more by PEFT and torch alone.
+"""A random tenth of the proven families, or all, proven once more by PEFT and torch alone.
 
-``GRAFTKIT_FAMILY_SEED`` chooses the tenth; the header of each run says which it was.
+``GRAFTKIT_FAMILY_SEED`` chooses the tenth; the header of each run says which it was. ``make test-families`` has all.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from transformers import CONFIG_MAPPING
 import graftkit as gk
 
 PROVEN = set(CONFIG_MAPPING) - read_gaps(TABLE.read_text(encoding="utf-8")).keys()
+TENTH = frozenset(drawn(PROVEN, os.environ[SEED]))
+TYPES = [pytest.param(name, marks=() if name in TENTH else pytest.mark.families) for name in sorted(PROVEN)]
 
 
 @pytest.mark.filterwarnings("ignore")  # architectures warn about many things; what is asserted is the outcome
-@pytest.mark.parametrize("model_type", drawn(PROVEN, os.environ[SEED]))
+@pytest.mark.parametrize("model_type", TYPES)
 def test_stock_peft_proves_the_plan(model_type: str, tmp_path: Path) -> None:
     twin = gk.twin(model_type)
     plan = gk.plan(twin, targets=["all-linear", "experts"], r=2, allow_unmatched=True)
