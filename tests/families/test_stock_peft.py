@@ -1,6 +1,6 @@
 """A random tenth of the proven families, or all, proven once more by PEFT and torch alone.
 
-``GRAFTKIT_FAMILY_SEED`` chooses the tenth; the header of each run says which it was. ``make test-families`` has all.
+``GRAFTKIT_FAMILY_SEED`` chooses the tenth; the header of each run says which. ``make test-families`` has all.
 """
 
 from __future__ import annotations
