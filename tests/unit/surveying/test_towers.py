@@ -293,9 +293,14 @@ def test_a_class_may_have_several_main_inputs() -> None:
 
 
 def test_a_decoder_of_the_encoder_s_weights_is_of_its_tower(twin_of: Callable[[str], nn.Module]) -> None:
-    model_map = gk.survey(twin_of("diffusion_gemma"))
+    model = twin_of("diffusion_gemma")
+    model_map = gk.survey(model)
     decoder = [site for site in model_map if site.path.startswith("model.decoder.")]
     assert {site.tower for site in decoder} == {"language"}
     assert {site.path for site in decoder if not site.tied_to}, "what only the decoder has comes with the rest"
     assert {site.tower for site in model_map if "vision_tower" in site.path} == {"vision"}
     assert {site.tower for site in model_map if "embed_vision" in site.path} == {"projector"}
+    plan = gk.plan(model, targets=["q_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], r=2)
+    assert {site.path: site.tower for site in gk.survey(gk.attach(model, plan))} == {
+        site.path: site.tower for site in model_map
+    }

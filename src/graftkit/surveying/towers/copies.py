@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 
-from graftkit.surveying.ties import tied_names
-from graftkit.surveying.towers.modules import ancestors, is_inside
-
-if TYPE_CHECKING:
-    from torch import nn
+from graftkit.surveying.towers.modules import Modules, ancestors, is_inside
 
 
-def copies_of(claims: Mapping[str, str], model: nn.Module) -> dict[str, str]:
-    """Return path -> tower of the modules beside the claimed ones most of whose weights are one tower's.
+def copies_of(claims: Mapping[str, str], modules: Modules) -> dict[str, str]:
+    """Return path -> tower of the modules beside the claimed ones most of whose layers have one tower's weights.
 
     Args:
         claims: path -> tower of what is placed already.
     """
     shared: Counter[tuple[str, str]] = Counter()
-    for names in tied_names(model):
-        towers = {claims[path]: path for name in names if (path := _claim(name, claims)) is not None}
+    for paths in _by_weight(modules):
+        towers = {claims[claim] for path in paths if (claim := _claim(path, claims)) is not None}
         if len(towers) == 1:
             (tower,) = towers
-            shared.update((_beside(name, claims), tower) for name in names if _claim(name, claims) is None)
-    return {path: tower for (path, tower), count in shared.items() if 2 * count > _weights_in(model, path)}
+            shared.update((_beside(path, claims), tower) for path in paths if _claim(path, claims) is None)
+    return {path: tower for (path, tower), count in shared.items() if 2 * count > len(modules.inside(path))}
 
 
-def _claim(name: str, claims: Mapping[str, str]) -> str | None:
-    return next((path for path in (name, *ancestors(name)) if path in claims), None)
+def _by_weight(modules: Modules) -> Iterable[list[str]]:
+    from torch import nn
+
+    paths: defaultdict[int, list[str]] = defaultdict(list)
+    for path, layer in modules.layers.items():
+        weight = getattr(layer.module, "weight", None)
+        if isinstance(weight, nn.Parameter):  # a parametrized one is another tensor each time
+            paths[id(weight)].append(path)
+    return paths.values()
 
 
-def _beside(name: str, claims: Mapping[str, str]) -> str:
-    """Return the largest module around a weight that holds nothing of what is claimed."""
-    around = [path for path in ancestors(name) if not any(is_inside(claim, path) for claim in claims)]
-    return around[-1] if around else name.rpartition(".")[0]
+def _claim(path: str, claims: Mapping[str, str]) -> str | None:
+    return next((at for at in (path, *ancestors(path)) if at in claims), None)
 
 
-def _weights_in(model: nn.Module, path: str) -> int:
-    return sum(1 for _ in model.get_submodule(path).parameters())
+def _beside(path: str, claims: Mapping[str, str]) -> str:
+    """Return the largest module around a layer that holds nothing of what is claimed."""
+    around = [at for at in (path, *ancestors(path)) if not any(is_inside(claim, at) for claim in claims)]
+    return around[-1]

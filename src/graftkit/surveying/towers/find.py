@@ -60,7 +60,7 @@ def _assign(model: nn.Module) -> dict[str, str]:
         return {"": next(iter(towers)), **claims}
     if "language" in declared and len(declared - {UNKNOWN_TOWER}) > 1:
         entries = {path: tower for path, tower in outermost(sources).items() if tower != "language"}
-        return {"": "projector", **entries, **copies_of(claims, model), **claims}
+        return {"": "projector", **entries, **copies_of(claims, modules), **claims}
     after = "head" if not is_whole and "language" in claims.values() else "language"
     return {**Neighbours(modules, sources, claims, after_text=after).place(), **claims}
 
