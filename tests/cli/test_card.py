@@ -152,7 +152,7 @@ def test_any_card_keeps_its_own(fields: dict[str, Any], body: str) -> None:
     once = with_card(text, MADE)
     assert with_card(once, MADE) == once
     assert body.strip() in once
-    header = yaml.safe_load(once.split("---\n")[1])
+    header = yaml.safe_load(re.split(r"^---\n", once, flags=re.MULTILINE)[1])
     assert {name: header[name] for name in fields if fields[name] != ""} == {
         name: value for name, value in fields.items() if value != ""
     }
