@@ -1,4 +1,4 @@
-"""Run ``graft`` in a process apart and read its JSON."""
+"""Run ``graft`` in another process and read its JSON."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ COLD = (sys.executable, "-c", "from graftkit.cli.main import main; main()")
 
 
 def graft(*args: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command offline and without a terminal, in a process of its own."""
+    """Run the command offline and without a terminal, in a new process."""
     return _run(COLD, args, cwd, variables)
 
 
 def forked(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a fork of a process that has imported PyTorch; as `graft` where variables forbid it.
+    """Run the command in a fork of a process that has imported PyTorch; like `graft` where variables differ.
 
     Not for what a command forgets to import, nor for what libraries say while they are imported.
     """
