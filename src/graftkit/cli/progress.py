@@ -50,36 +50,49 @@ def _bar(console: Console, in_bytes: bool) -> Iterator[Callable[[Progress], None
     counted = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if in_bytes else (bars.MofNCompleteColumn(),)
     columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), *counted)
     timed = bars.TimeRemainingColumn() if in_bytes else bars.TimeElapsedColumn()
-    with bars.Progress(*columns, timed, console=console, transient=True) as bar:
+    # Bytes are reported often enough to draw the bar at each report. A thread that draws it in between would keep
+    # a merge from copying its process.
+    drawn = bars.Progress(*columns, timed, console=console, transient=True, auto_refresh=not in_bytes)
+    with drawn as bar:
         task = bar.add_task("starting", total=None)
 
         def show(progress: Progress) -> None:
-            bar.update(task, description=progress.step, completed=progress.done, total=progress.total)
+            done = {"description": progress.step, "completed": progress.done, "total": progress.total}
+            bar.update(task, refresh=in_bytes, **done)
 
         yield show
 
 
 @contextmanager
 def _lines(count: Callable[[int], str], first: float, between: float) -> Iterator[Callable[[Progress], None]]:
-    """Write the latest step from a thread, so that a step which takes long is named while it runs."""
+    """Write the latest step from a thread, so that a step which takes long is named while it runs.
+
+    The thread starts with the first step, so that a process without steps so far has one thread.
+    """
     latest: deque[Progress] = deque(maxlen=1)
     ended = threading.Event()
 
     def write() -> None:
         wait, said = first, ""
         while not ended.wait(wait):
-            line = _line(latest[0], count) if latest else said
+            line = _line(latest[0], count)
             if line != said:
                 sys.stderr.write(f"{line}\n")
             wait, said = between, line
 
     writer = threading.Thread(target=write, daemon=True)
-    writer.start()
+
+    def show(progress: Progress) -> None:
+        latest.append(progress)
+        if writer.ident is None:
+            writer.start()
+
     try:
-        yield latest.append
+        yield show
     finally:
         ended.set()
-        writer.join()
+        if writer.ident is not None:
+            writer.join()
 
 
 def _line(progress: Progress, count: Callable[[int], str]) -> str:

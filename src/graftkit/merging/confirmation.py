@@ -1,7 +1,7 @@
-"""The plan of a merge in its own process: transformers and PEFT are imported there, while files are written here.
+"""The plan of a merge, made by a copy of this process, which imports PEFT while the first files are written.
 
-``python -m graftkit.merging.confirmation`` reads a request from stdin and writes an answer to stdout, as JSON.
-Without a usable answer the caller makes the plan itself: it then takes longer, and nothing else changes.
+The copy begins with what is imported already, PyTorch above all. Without a usable answer from it the caller makes
+the plan itself: it then takes longer, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
+import signal
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO, NoReturn
 
 from graftkit import errors
-from graftkit.adapters.file import read_adapter
 from graftkit.errors import GraftError
 from graftkit.merging.checkpoint.base import read_base
 from graftkit.merging.fingerprint import fingerprint
-from graftkit.merging.plan import MergePlan, WeightedAdapter, make_plan
+from graftkit.merging.plan import MergePlan, make_plan
 
 
 class RejectedError(Exception):
@@ -61,31 +62,29 @@ class Confirmation:
         return self.confirmed.result()
 
 
+def can_confirm() -> bool:
+    """Check whether a copy of this process would run: what other threads have locked stays locked in it."""
+    return sys.platform == "linux" and threading.active_count() == 1
+
+
 @contextmanager
 def confirming(draft: MergePlan, base: str, revision: str | None) -> Iterator[Confirmation]:
-    """Let another process make the plan of a draft's merge during the block.
+    """Let a copy of this process make the plan of a draft's merge during the block.
 
     Args:
-        draft: for adapters in folders, and without a choice for tied weights.
+        draft: without a choice for tied weights; :func:`can_confirm` has allowed it.
         base, revision: as for :func:`graftkit.merging.merge.merge`.
 
     Raises:
-        RejectedError: no process can be started.
+        RejectedError: this process cannot be copied.
     """
-    adapters = [(str(adapter.file.folder), adapter.weight) for adapter in draft.adapters]
-    request = json.dumps({"base": base, "adapters": adapters, "revision": revision}).encode()
-    # A module in the working directory must not be taken for one of ours.
-    command = [sys.executable, "-P", "-m", __name__]
-    pipe = subprocess.PIPE
-    try:
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-    except OSError as error:
-        raise RejectedError(None) from error
-    with process, ThreadPoolExecutor(1) as waiting:
+    import torch  # noqa: F401  # so that the copy need not
+
+    with _copied(partial(_answer, draft, base, revision)) as copy, ThreadPoolExecutor(1) as waiting:
         try:
-            yield Confirmation(waiting.submit(lambda: _plan(draft, process.communicate(request)[0])))
+            yield Confirmation(waiting.submit(lambda: _plan(draft, copy.answer.read())))
         finally:
-            process.kill()
+            copy.stop()
 
 
 def _plan(draft: MergePlan, given: bytes) -> MergePlan:
@@ -114,23 +113,77 @@ def _error(fields: Mapping[str, str | None]) -> GraftError | None:
     return kind(fields["what"], **given)  # type: ignore[no-any-return]
 
 
-def main() -> None:
-    """Answer the request on stdin."""
+# ---- the copy ----
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of this process.
+
+    Attributes:
+        answer: what it says; ends when the copy does.
+    """
+
+    pid: int
+    answer: BinaryIO
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+@contextmanager
+def _copied(answer: Callable[[], Mapping[str, Any]]) -> Iterator[_Copy]:
+    """Copy this process. The copy says what ``answer`` returns, and ends; the block must stop it.
+
+    Raises:
+        RejectedError: there are too many processes, or there is too little memory.
+    """
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as file:
+        yield _Copy(_fork(answer, writer), file)
+
+
+def _fork(answer: Callable[[], Mapping[str, Any]], writer: int) -> int:
+    with os.fdopen(writer, "wb") as file:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            raise RejectedError(None) from error
+        if not pid:
+            _reply(answer, file)
+        return pid
+
+
+def _reply(answer: Callable[[], Mapping[str, Any]], file: BinaryIO) -> NoReturn:
+    try:
+        _settle()
+        file.write(json.dumps(answer()).encode())
+        file.flush()
+    finally:
+        os._exit(0)  # none of the caller's blocks may end here as well
+
+
+def _settle() -> None:
+    """Make a copy quiet and single-threaded, and keep it from writing to the memory that it shares."""
+    import torch
+
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(nothing, fd)
+    torch.set_num_threads(1)
     # Importing bitsandbytes would load torch's compiler. Nothing is compiled here.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Modules are never freed: collecting garbage among them finds none.
+    gc.freeze()
     gc.set_threshold(100_000, 20, 50)
-    with redirect_stdout(sys.stderr):
-        answer = _answer(json.load(sys.stdin))
-    sys.stdout.write(json.dumps(answer))
-    sys.stdout.flush()
-    os._exit(0)  # freeing it all takes longer than the answer may
 
 
-def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(draft: MergePlan, base: str, revision: str | None) -> dict[str, Any]:
     try:
-        adapters = [WeightedAdapter(read_adapter(path), weight) for path, weight in request["adapters"]]
-        plan = make_plan(read_base(request["base"], revision=request["revision"]), adapters, None)
+        plan = make_plan(read_base(base, revision=revision), draft.adapters, None)
         return {
             "fingerprint": fingerprint(plan),
             "unknown_keys": plan.unknown_keys,
@@ -138,7 +191,3 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         }
     except GraftError as error:
         return {"error": {"kind": type(error).__name__, **error.to_dict()}}
-
-
-if __name__ == "__main__":
-    main()

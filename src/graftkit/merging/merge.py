@@ -12,7 +12,7 @@ from graftkit.adapters.file import read_adapter
 from graftkit.errors import GraftError, MergeError
 from graftkit.files import check_replaceable, overlap
 from graftkit.merging.checkpoint.base import local_base, read_base
-from graftkit.merging.confirmation import RejectedError, confirming
+from graftkit.merging.confirmation import RejectedError, can_confirm, confirming
 from graftkit.merging.draft import draft_plan
 from graftkit.merging.io.shard_writer import workers
 from graftkit.merging.io.staging import (
@@ -86,11 +86,11 @@ def merge(
 def _can_draft(target: Path) -> bool:
     """Check whether writing may begin before the plan is made.
 
-    Not where that saves no time, nor where a program may have registered classes that another process lacks, nor
-    where a refusal would have removed what an earlier run left.
+    Not where that saves no time, as in a program that has imported transformers already; nor where a refusal would
+    have removed what an earlier run left.
     """
     fresh = target.parent.is_dir() and not staging_of(target).root.exists()
-    return fresh and "transformers" not in sys.modules and workers() > 1 and bool(sys.executable)
+    return fresh and "transformers" not in sys.modules and workers() > 1 and can_confirm()
 
 
 def _merge_draft(writer: MergeWriter, base: str | Path, adapter: Adapters, revision: str | None) -> MergeReport:

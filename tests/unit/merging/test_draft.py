@@ -106,8 +106,7 @@ COLD = """
 import json, sys
 from graftkit.errors import GraftError
 from graftkit.merging.merge import merge
-*merges, python = json.load(sys.stdin)
-sys.executable = python
+merges = json.load(sys.stdin)
 codes = []
 for base, adapter, out in merges:
     try:
@@ -119,12 +118,12 @@ print(json.dumps([codes, "transformers" in sys.modules]))
 """
 
 
-def merged_cold(*merges: tuple[Path, Path, Path], python: str = sys.executable) -> tuple[list[str], bool]:
-    """Merge in a new process; returns what came of each, and whether it has imported transformers."""
-    given = json.dumps([*([str(path) for path in paths] for paths in merges), python])
+def merged_cold(*merges: tuple[Path, Path, Path], before: str = "") -> tuple[list[str], bool]:
+    """Merge in a new process, after some statements; returns each outcome, and whether it has transformers."""
+    given = json.dumps([[str(path) for path in paths] for paths in merges])
     # As the command sets it: else the import of bitsandbytes loads torch's compiler.
     env = {**os.environ, "TORCHDYNAMO_DISABLE": "1"}
-    command = [sys.executable, "-c", COLD]
+    command = [sys.executable, "-c", before + COLD]
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, env=env)
     codes, imported = json.loads(done.stdout)
     return codes, imported
@@ -217,9 +216,33 @@ def test_a_draft_that_is_not_the_plan_is_thrown_away(bench: Callable[..., Bench]
     assert weights_of(cold) == weights_of(made.out)
 
 
-@pytest.mark.parametrize("python", ["/nowhere/python", "/bin/cat"], ids=["missing", "another program"])
-def test_without_another_process_the_plan_is_made_here(python: str, made: Bench, adapter: Path) -> None:
+ALONE = {
+    "another thread": "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()",
+    "a copy that ends": "import os; os.register_at_fork(after_in_child=lambda: os._exit(1))",
+}
+
+
+@pytest.mark.parametrize("before", ALONE.values(), ids=ALONE)
+def test_without_another_process_the_plan_is_made_here(before: str, made: Bench, adapter: Path) -> None:
     made.merge(adapter)
     cold = made.folder / "cold"
-    assert merged_cold((made.base, adapter, cold), python=python) == (["merged"], True)
+    assert merged_cold((made.base, adapter, cold), before=before) == (["merged"], True)
     assert weights_of(cold) == weights_of(made.out)
+
+
+COMMAND = """
+import sys
+from graftkit.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code or 0, "transformers" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("colour", ["", "1"], ids=["lines", "a bar"])
+def test_showing_progress_does_not_keep_the_command_from_it(colour: str, made: Bench, adapter: Path) -> None:
+    env = {**os.environ, "FORCE_COLOR": colour, "TERM": "xterm"}
+    command = [sys.executable, "-c", COMMAND, "merge", made.base, adapter, made.out]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.split()[-2:] == ["0", "False"]
