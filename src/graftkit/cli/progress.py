@@ -57,8 +57,8 @@ def _bar(console: Console, in_bytes: bool) -> Iterator[Callable[[Progress], None
         task = bar.add_task("starting", total=None)
 
         def show(progress: Progress) -> None:
-            done = {"description": progress.step, "completed": progress.done, "total": progress.total}
-            bar.update(task, refresh=in_bytes, **done)
+            done, total = progress.done, progress.total
+            bar.update(task, description=progress.step, completed=done, total=total, refresh=in_bytes)
 
         yield show
 
