@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -26,6 +27,12 @@ torch.set_num_threads(1)
 def pytest_configure() -> None:
     fix_turn(os.environ, datetime.now(UTC).date())
     fix_seed(os.environ)
+    # Models are made of many objects: looking for garbage as often as Python does took a fifth of the time.
+    gc.set_threshold(20_000, 10, 10)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now is never garbage
 
 
 def pytest_report_header() -> str:

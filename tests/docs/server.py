@@ -7,6 +7,7 @@ the PATH of a block are small clients: they hand their arguments, folder, enviro
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -118,6 +119,7 @@ def _serve(listening: socket.socket, also: Sequence[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # else a fork that collects its garbage copies all of this memory
     tests = os.getppid()
     listening.settimeout(_PATIENCE)
     while True:
