@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, BinaryIO, NoReturn
+from multiprocessing.connection import Connection
+from typing import Any, cast
 
 from graftkit import errors
 from graftkit.errors import GraftError
@@ -64,7 +64,8 @@ class Confirmation:
 
 def can_confirm() -> bool:
     """Check whether a copy of this process would run: what other threads have locked stays locked in it."""
-    return sys.platform == "linux" and threading.active_count() == 1
+    alone = sys.platform == "linux" and threading.active_count() == 1
+    return alone and not multiprocessing.current_process().daemon  # such a process must not start others
 
 
 @contextmanager
@@ -80,28 +81,37 @@ def confirming(draft: MergePlan, base: str, revision: str | None) -> Iterator[Co
     """
     import torch  # noqa: F401  # so that the copy need not
 
-    with _copied(partial(_answer, draft, base, revision)) as copy, ThreadPoolExecutor(1) as waiting:
-        try:
-            yield Confirmation(waiting.submit(lambda: _plan(draft, copy.answer.read())))
-        finally:
-            copy.stop()
+    context = multiprocessing.get_context("fork")
+    answers, writer = context.Pipe(duplex=False)
+    copy = context.Process(target=_reply, args=(writer, draft, base, revision), daemon=True)
+    with answers:
+        with writer:
+            try:
+                copy.start()
+            except OSError as error:
+                raise RejectedError(None) from error
+        with ThreadPoolExecutor(1) as waiting:
+            try:
+                yield Confirmation(waiting.submit(lambda: _plan(draft, _received(answers))))
+            finally:
+                copy.kill()
+                copy.join()
 
 
-def _plan(draft: MergePlan, given: bytes) -> MergePlan:
-    answer = _parsed(given)
+def _received(answers: Connection) -> Mapping[str, Any]:
+    """Wait for the copy's answer; an empty one is that of a copy that ended without."""
+    try:
+        return cast("Mapping[str, Any]", json.loads(answers.recv_bytes()))
+    except (EOFError, OSError):
+        return {}
+
+
+def _plan(draft: MergePlan, answer: Mapping[str, Any]) -> MergePlan:
     if "error" in answer:
         raise RejectedError(_error(answer["error"]))
     if answer.get("fingerprint") != fingerprint(draft):
         raise RejectedError(None)
     return replace(draft, unknown_keys=answer["unknown_keys"], missing_buffers=answer["missing_buffers"])
-
-
-def _parsed(answer: bytes) -> Mapping[str, Any]:
-    try:
-        parsed = json.loads(answer)
-    except ValueError:
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
 
 
 def _error(fields: Mapping[str, str | None]) -> GraftError | None:
@@ -116,54 +126,9 @@ def _error(fields: Mapping[str, str | None]) -> GraftError | None:
 # ---- the copy ----
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """A copy of this process.
-
-    Attributes:
-        answer: what it says; ends when the copy does.
-    """
-
-    pid: int
-    answer: BinaryIO
-
-    def stop(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
-
-
-@contextmanager
-def _copied(answer: Callable[[], Mapping[str, Any]]) -> Iterator[_Copy]:
-    """Copy this process. The copy says what ``answer`` returns, and ends; the block must stop it.
-
-    Raises:
-        RejectedError: there are too many processes, or there is too little memory.
-    """
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as file:
-        yield _Copy(_fork(answer, writer), file)
-
-
-def _fork(answer: Callable[[], Mapping[str, Any]], writer: int) -> int:
-    with os.fdopen(writer, "wb") as file:
-        try:
-            pid = os.fork()
-        except OSError as error:
-            raise RejectedError(None) from error
-        if not pid:
-            _reply(answer, file)
-        return pid
-
-
-def _reply(answer: Callable[[], Mapping[str, Any]], file: BinaryIO) -> NoReturn:
-    try:
-        _settle()
-        file.write(json.dumps(answer()).encode())
-        file.flush()
-    finally:
-        os._exit(0)  # none of the caller's blocks may end here as well
+def _reply(writer: Connection, draft: MergePlan, base: str, revision: str | None) -> None:
+    _settle()
+    writer.send_bytes(json.dumps(_answer(draft, base, revision)).encode())
 
 
 def _settle() -> None:

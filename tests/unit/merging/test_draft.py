@@ -218,6 +218,7 @@ def test_a_draft_that_is_not_the_plan_is_thrown_away(bench: Callable[..., Bench]
 
 ALONE = {
     "another thread": "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()",
+    "a daemon": "import multiprocessing; multiprocessing.current_process().daemon = True",
     "a copy that ends": "import os; os.register_at_fork(after_in_child=lambda: os._exit(1))",
 }
 
