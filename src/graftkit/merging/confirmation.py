@@ -16,14 +16,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from graftkit import errors
 from graftkit.errors import GraftError
 from graftkit.merging.checkpoint.base import read_base
 from graftkit.merging.fingerprint import fingerprint
 from graftkit.merging.plan import MergePlan, make_plan
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 
 class RejectedError(Exception):
