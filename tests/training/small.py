@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,17 @@ def _as_transformers(backend: Any) -> Any:
 
 def docstrings(count: int) -> list[tuple[str, str]]:
     """Return (signature, summary line) of so many functions of the standard library, always the same ones."""
+    rows = _all_docstrings()
+    assert len(rows) >= count
+    return list(rows[:count])
+
+
+@cache
+def _all_docstrings() -> tuple[tuple[str, str], ...]:
     found = dict(_documented(Path(sysconfig.get_paths()["stdlib"])))
     rows = sorted(found.items())
     random.Random(0).shuffle(rows)
-    assert len(rows) >= count
-    return rows[:count]
+    return tuple(rows)
 
 
 def _documented(library: Path) -> Iterator[tuple[str, str]]:
