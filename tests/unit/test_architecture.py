@@ -20,7 +20,7 @@ MOST_IN_A_FOLDER = 13
 
 # From the ground up: a file imports from its own floor or from floors above it in this list.
 FLOORS = (
-    ("_version", "errors", "text", "files", "progress"),
+    ("_version", "errors", "text", "files", "progress", "process"),
     ("findings",),
     ("env",),
     ("families",),

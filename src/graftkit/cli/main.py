@@ -17,6 +17,7 @@ from graftkit._version import __version__
 from graftkit.cli.group import Group
 from graftkit.cli.output import INTERRUPTED, Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError, MissingDependencyError
+from graftkit.process import skip_needless_work
 
 # 128 + SIGPIPE: the reader of stdout has gone.
 _PIPE_CLOSED = 141
@@ -56,10 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _start_quickly() -> None:
     """Skip work at import and at exit that a short command does not need."""
-    # Importing bitsandbytes would load torch's compiler with all of inductor. Nothing that graft runs is compiled.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Modules are never freed: collecting garbage after every 700 of their objects finds none.
-    gc.set_threshold(100_000, 20, 50)
+    skip_needless_work()
     # The last collection takes a second, and its memory is freed with the process anyway.
     atexit.register(gc.freeze)
 

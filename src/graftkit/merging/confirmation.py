@@ -23,6 +23,7 @@ from graftkit.errors import GraftError
 from graftkit.merging.checkpoint.base import read_base
 from graftkit.merging.fingerprint import fingerprint
 from graftkit.merging.plan import MergePlan, make_plan
+from graftkit.process import skip_needless_work
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -129,11 +130,11 @@ def _error(fields: Mapping[str, str | None]) -> GraftError | None:
 
 
 def _reply(writer: Connection, draft: MergePlan, base: str, revision: str | None) -> None:
-    _settle()
+    _be_quiet()
     writer.send_bytes(json.dumps(_answer(draft, base, revision)).encode())
 
 
-def _settle() -> None:
+def _be_quiet() -> None:
     """Make a copy quiet and single-threaded, and keep it from writing to the memory that it shares."""
     import torch
 
@@ -141,11 +142,8 @@ def _settle() -> None:
     for fd in range(3):
         os.dup2(nothing, fd)
     torch.set_num_threads(1)
-    # Importing bitsandbytes would load torch's compiler. Nothing is compiled here.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Modules are never freed: collecting garbage among them finds none.
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
+    skip_needless_work()
+    gc.freeze()  # collecting writes to every object
 
 
 def _answer(draft: MergePlan, base: str, revision: str | None) -> dict[str, Any]:
