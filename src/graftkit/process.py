@@ -6,12 +6,14 @@ import gc
 import os
 
 
-def skip_needless_work() -> None:
-    """Let imports load no compiler, and collect garbage seldom.
+def load_no_compiler() -> None:
+    """Let imports load no compiler; nothing that this process calls is compiled from then on.
 
-    Not for a program of others: it may compile models, and make more garbage than one call of graftkit does.
+    Importing bitsandbytes would load torch's compiler with all of inductor.
     """
-    # Importing bitsandbytes would load torch's compiler with all of inductor. Nothing that graftkit runs is compiled.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Modules are never freed: collecting garbage after every 700 of their objects finds none.
+
+
+def collect_garbage_seldom() -> None:
+    """Collect garbage after every 100,000 objects: imported modules are most of them, and are never freed."""
     gc.set_threshold(100_000, 20, 50)

@@ -128,3 +128,12 @@ def test_a_run_and_its_result(folder: Path) -> None:
     assert (folder / fields["report"]).is_file()
     assert (folder / fields["folder"] / "adapter_model.safetensors").is_file()
     assert "loading the model" in done.stderr
+
+
+def test_a_model_is_compiled_where_the_recipe_asks_for_it(folder: Path) -> None:
+    save_model(folder / "base", word_tokenizer([*map(str, range(11)), "+", "="]))
+    asked = ("args.torch_compile=true", "args.torch_compile_backend=eager", "args.max_steps=1")
+    changes = [word for change in asked for word in ("--set", change)]
+    done = graft("train", "recipe.yaml", *changes, cwd=folder, TORCH_LOGS="graph_code")
+    assert done.returncode == 0, done.stderr
+    assert "TRACED GRAPH" in done.stderr

@@ -17,7 +17,7 @@ from graftkit._version import __version__
 from graftkit.cli.group import Group
 from graftkit.cli.output import INTERRUPTED, Format, InterruptError, Output, StdoutLostError
 from graftkit.errors import GraftError, MissingDependencyError
-from graftkit.process import skip_needless_work
+from graftkit.process import collect_garbage_seldom, load_no_compiler
 
 # 128 + SIGPIPE: the reader of stdout has gone.
 _PIPE_CLOSED = 141
@@ -48,16 +48,18 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``graft`` and exit: 0 clean, 1 findings, 2 error, 130 interrupted."""
     args = list(sys.argv[1:] if arguments is None else arguments)
-    _start_quickly()
+    _start_quickly(args)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     sys.exit(_run(args) if args else _help())
 
 
-def _start_quickly() -> None:
+def _start_quickly(args: Sequence[str]) -> None:
     """Skip work at import and at exit that a short command does not need."""
-    skip_needless_work()
+    if args[:1] != ["train"]:  # a recipe may ask for compiled models: torch_compile, flex attention
+        load_no_compiler()
+    collect_garbage_seldom()
     # The last collection takes a second, and its memory is freed with the process anyway.
     atexit.register(gc.freeze)
 

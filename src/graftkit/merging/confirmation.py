@@ -23,7 +23,7 @@ from graftkit.errors import GraftError
 from graftkit.merging.checkpoint.base import read_base
 from graftkit.merging.fingerprint import fingerprint
 from graftkit.merging.plan import MergePlan, make_plan
-from graftkit.process import skip_needless_work
+from graftkit.process import collect_garbage_seldom, load_no_compiler
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -142,7 +142,8 @@ def _be_quiet() -> None:
     for fd in range(3):
         os.dup2(nothing, fd)
     torch.set_num_threads(1)
-    skip_needless_work()
+    load_no_compiler()
+    collect_garbage_seldom()
     gc.freeze()  # collecting writes to every object
 
 
