@@ -10,10 +10,10 @@ import pytest
 from tests.unit.matrix.cells import cell
 
 from graftkit.matrix.cell import Check, Verdict
+from graftkit.matrix.processes.worker import Task
 from graftkit.matrix.run import Trust, estimate, remaining, run
 from graftkit.matrix.store import Store
 from graftkit.matrix.trials.origin import made_from, versions
-from graftkit.matrix.worker import Task
 from graftkit.progress import Progress
 
 
