@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.converting.errors import not_writable
 from graftkit.errors import reraise_as
-from graftkit.merging.checkpoint.shards import FLOATS, torch_dtype
+from graftkit.merging.checkpoint.shards import torch_dtype
 from graftkit.surveying.checkpoint.safetensors_header import StoredTensor, header_bytes
 
 if TYPE_CHECKING:
@@ -65,8 +65,3 @@ def _raw(tensor: torch.Tensor) -> memoryview:
     import torch
 
     return memoryview(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def is_float(dtype: str) -> bool:
-    """Check whether a stored dtype is one that factors are kept in."""
-    return dtype in FLOATS

@@ -63,11 +63,6 @@ class Introduced:
             )
         return wanted
 
-    def since_day(self, day: date) -> frozenset[str]:
-        """Return the model types that releases made on that day or later brought."""
-        first = min(self.released)
-        return frozenset(name for name, of in self.release_of.items() if of != first and self.released[of] >= day)
-
 
 @cache
 def introduced() -> Introduced:
