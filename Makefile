@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo families buildable test test-families test-slow test-install test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs site bench engines clean
+.PHONY: demo families buildable introduced matrix matrix-next test test-families test-slow test-install test-distributed test-peers test-serve test-serve-vllm serve-table fuzz lint format docs site bench engines clean
 
 demo: $(STAMP)
 	$(BIN)/graft demo

@@ -14,8 +14,6 @@ import graftkit as gk
 from graftkit.families import family_of
 from graftkit.surveying.sites import Note, Obstacle
 
-GEOMETRIES = ["E2B", "E4B", "26B-A4B", "31B"]
-
 
 def hub_id(geometry: str) -> str:
     return f"google/gemma-4-{geometry}-it"
