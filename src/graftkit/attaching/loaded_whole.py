@@ -44,7 +44,7 @@ def check_loaded_whole(
         f"{len(missing)} of the adapter's own were not in the file: {some(missing, 2)}" if missing else "",
     ]
     raise AdapterError(
-        "the adapter did not load whole",
+        "the adapter did not load completely",
         where=source,
         why="; ".join(filter(None, faults)),
         help="gk.migrate(adapter, base, out) rewrites the names that other tools give to wrapped linears, or says "

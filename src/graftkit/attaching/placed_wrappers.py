@@ -59,7 +59,7 @@ class PlacedWrapper:
             raise AttachError(
                 "a wrapper cannot be put back: its place is gone",
                 where=self.path,
-                why=f"{type(holder).__name__} has no {name} any more",
+                why=f"{type(holder).__name__} no longer has {name}",
                 help="call rewrap() before the model is taken apart",
                 code="unwrap-place-gone",
             )

@@ -132,7 +132,7 @@ def redirected(config: _Config, model_paths: ModelPaths, matches: Matches) -> _C
     composed = [path for path in planned if names[path] in model_paths.composites]
     if composed:
         _log.warning(
-            "%s in target_modules: PEFT adapts linears, so that the %d inside get adapters: %s",
+            "%s in target_modules: PEFT adapts linears, so the %d inside get adapters: %s",
             some(dict.fromkeys(names[path] for path in composed)),
             len(composed),
             some(composed),

@@ -130,7 +130,7 @@ def _at(wrappers: Iterable[PlacedWrapper], paths: Iterable[str]) -> list[PlacedW
     absent = [path for path in wanted if path not in by_path]
     if absent:
         raise AttachError(
-            f"{len(absent)} of {len(wanted)} paths are no wrapper's",
+            f"{len(absent)} of {len(wanted)} paths are not those of wrappers",
             where=some(absent),
             why=f"the model has {len(by_path)} wrappers: {some(by_path)}",
             help="a wrapper's path ends where its linear's name begins; leave paths out for all of them",
@@ -181,7 +181,7 @@ def _differs(wrapper: nn.Module, inner: nn.Module) -> str | None:
     layer = base_layer_of(inner)
     weight = layer.weight
     if weight.is_meta:
-        return "its weights are not loaded, so that it cannot be tried"
+        return "its weights are not loaded, so it cannot be tried"
     generator = torch.Generator().manual_seed(0)
     size = layer.in_features if hasattr(layer, "in_features") else layer.weight.shape[0]
     dtype = weight.dtype if weight.is_floating_point() else torch.float32

@@ -160,7 +160,7 @@ def read_lora_file(path: Path) -> LoraFile:
     architecture = fields.get(module.Keys.General.ARCHITECTURE)
     alpha = fields.get(module.Keys.Adapter.LORA_ALPHA, 0.0)
     if not isinstance(architecture, str) or not isinstance(alpha, int | float):
-        raise _bad(path, "it does not say its architecture, or its alpha is no number")
+        raise _bad(path, "it does not say its architecture, or its alpha is not a number")
     pairs, rest = _paired(path, {str(tensor.name): tensor for tensor in reader.tensors})
     base = str(fields.get(module.Keys.General.BASE_MODEL_REPO_URL.format(id=0), ""))
     return LoraFile(
@@ -228,7 +228,7 @@ def _as_malformed(path: Path) -> Iterator[None]:
 
 def _bad(path: Path, why: str) -> AdapterError:
     return AdapterError(
-        "the file is no LoRA adapter for llama.cpp",
+        "the file is not a LoRA adapter for llama.cpp",
         where=str(path),
         why=why,
         help="compare it with one that llama.cpp's convert_lora_to_gguf.py, or graft convert, has written",

@@ -132,7 +132,7 @@ def _merged_checkpoint(trained: _Trained, folder: Path) -> Finding:
     lost = [*loading["missing_keys"], *loading["unexpected_keys"]]
     return trained.compare(
         "merged_checkpoint",
-        "the merged checkpoint reloads whole and computes the same",
+        "the merged checkpoint reloads completely and computes the same",
         logits_of(again, trained.batch),
         problem=f"keys missing or unexpected: {lost[0]}" if lost else "",
     )

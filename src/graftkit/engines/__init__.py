@@ -39,7 +39,7 @@ def engine_named(text: str) -> Engine:
         raise EngineError(
             f"no engine is called {name!r:.80}",
             where=f"{text!r:.80}",
-            why=f"there are {', '.join(names)}",
+            why=f"the known engines are {', '.join(names)}",
             help=suggest(_plain(name), names) or f"name one of them, as {names[-1]} or {names[-1]}==VERSION",
             code="engine-unknown",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from graftkit.families._base import Bypassed, Family
 
 # Source: transformers' modeling_wavlm.py, WavLMAttention.torch_multi_head_self_attention.
-_READ = "torch's multi_head_attention_forward is given its weight, so that an adapter on the module is not run"
+_READ = "torch's multi_head_attention_forward is given its weight, so an adapter on the module is not run"
 
 FAMILY = Family(
     name="wavlm",

@@ -68,7 +68,7 @@ def checks_named(names: Iterable[str]) -> tuple[Check, ...]:
         raise GraftError(
             f"there is no check {name!r}",
             where="--checks",
-            why=f"there are {', '.join(known)}",
+            why=f"the known ones are {', '.join(known)}",
             help=suggest(name, known) or f"--checks {known[0]}",
             code="check-unknown",
         )

@@ -48,7 +48,7 @@ class Introduced:
             wanted = Version(release)
         except InvalidVersion as error:
             raise GraftError(
-                f"{release!r} is no release of transformers",
+                f"{release!r} is not a release of transformers",
                 where="--new-since",
                 why="it is not a version's number",
                 help="--new-since 5.20",

@@ -76,7 +76,7 @@ def _wrong_value(details: ErrorDetails, key: tuple[str | int, ...]) -> Problem:
         return Problem("it is missing", key, f"{key[-1]}: VALUE")
     if kind in ("literal_error", "enum"):
         known = re.findall(r"'([^']+)'", context["expected"])
-        return Problem(f"{quoted(given)} is none of {', '.join(known)}", key, suggest(str(given), known))
+        return Problem(f"{quoted(given)} is not one of {', '.join(known)}", key, suggest(str(given), known))
     if (asked := _ASKED.get(kind)) is not None:
         return Problem(f"it must be {asked.format(**context)}, not {quoted(given)}", key, None)
     return Problem(details["msg"], key, None)

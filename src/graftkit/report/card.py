@@ -196,7 +196,7 @@ def _fields(header: str) -> dict[str, Any]:
     if fields is None:
         return {}
     if not isinstance(fields, dict):
-        raise _bad_header("it is no mapping")
+        raise _bad_header("it is not a mapping")
     return fields
 
 

@@ -150,7 +150,7 @@ class _Encoder:
 
     def _family(self, family: MatrixFamily) -> list[Any]:
         if family.introduced is not None and family.introduced not in self._key.released:
-            raise ValueError(f"{family.model_type}: {family.introduced!r} is no release of the key")
+            raise ValueError(f"{family.model_type}: {family.introduced!r} is not a release of the key")
         modalities = [self.modalities.index(name) for name in family.modalities]
         runs = sorted(family.runs, key=lambda run: self.methods.index(run.method))
         encoded = [self._run(family.model_type, run) for run in runs]

@@ -65,7 +65,7 @@ class Bench:
         """Serve the base and every adapter, in one process where none of them ends it.
 
         Raises:
-            EngineError: ``engine-refuses-base``: nothing can be told of an adapter; see ``engine_process.serve``
+            EngineError: ``engine-refuses-base``: no adapter can be judged; see ``engine_process.serve``
                 for the others.
         """
         job = Job(
@@ -92,7 +92,7 @@ def _base_refused(run: EngineRun) -> EngineError:
     return EngineError(
         f"{run.engine} refuses the base",
         why=run.base.refusal,
-        help="nothing can be told of an adapter on it: serve it with another engine, or another version",
+        help="no adapter on it can be judged: serve it with another engine, or another version",
         code="engine-refuses-base",
     )
 

@@ -167,12 +167,17 @@ class _Ended:
 
     @property
     def words(self) -> str:
-        lines = [line.rstrip() for line in self.output.splitlines() if line.strip()]
-        said = printable("\n".join(lines[-_LAST_LINES:])[-_LONGEST_WORDS:], _LONGEST_WORDS)
         how = (
             f"it was ended by {signal.Signals(-self.status).name}" if self.status < 0 else f"status {self.status}"
         )
+        said = _last_lines(self.output)
         return f"{how}: {said}" if said else how
+
+
+def _last_lines(output: str) -> str:
+    """Return the end of what a program printed, safe to print; "" where it printed nothing."""
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    return printable("\n".join(lines[-_LAST_LINES:])[-_LONGEST_WORDS:], _LONGEST_WORDS)
 
 
 def _run(command: list[str], engine: str, time_limit: float) -> _Ended:
@@ -203,7 +208,7 @@ def _run(command: list[str], engine: str, time_limit: float) -> _Ended:
         raise EngineError(
             f"{engine} did not finish within {time_limit:.0f} s",
             where=command[0],
-            why=f"its last words: {_Ended(0, tail.text()).words}",
+            why=f"it printed last: {printed}" if (printed := _last_lines(tail.text())) else "it printed nothing",
             help="--time-limit gives it longer",
             code="engine-timeout",
         ) from error

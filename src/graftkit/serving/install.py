@@ -42,7 +42,7 @@ class Pip:
         """Run it.
 
         Raises:
-            EngineError: ``engine-install``: pip failed; its own words are on stderr.
+            EngineError: ``engine-install``: pip failed; its own message is on stderr.
         """
         arguments = [argument.format(dir=folder) for argument in self.arguments]
         command = [str(python_in(folder)), "-m", "pip", "--disable-pip-version-check", *arguments]
@@ -228,7 +228,7 @@ def installation_of(engine: str) -> Installation:
         raise EngineError(
             f"nothing can be served in {engine!r} for a proof",
             where="--target",
-            why=f"there are {', '.join(sorted(INSTALLATIONS))}",
+            why=f"the known engines are {', '.join(sorted(INSTALLATIONS))}",
             help=suggest(engine, INSTALLATIONS) or f"--target {min(INSTALLATIONS)}",
             code="engine-unknown",
         )
@@ -319,7 +319,7 @@ def _call(command: list[str], variables: Mapping[str, str]) -> None:
             "a step of the installation failed",
             where=" ".join(command),
             why=str(error),
-            help="its own words are above",
+            help="its own message is above",
             code="engine-install",
         ) from error
 

@@ -28,7 +28,7 @@ class Obstacle(Enum):
     QUANTIZER_MISSING = "unknown: quantized by {quantizer}, and PEFT needs {package}, which is not installed"
     OWN_FORWARD = "{cls} overrides {base}.forward, which an adapter made for {base} would not follow"
     GROUPED_CONV = "a convolution in {groups} groups: the rank would have to be a multiple of {groups}"
-    NOT_FLOATING = "its weight is {dtype}, and nothing says how it is quantized"
+    NOT_FLOATING = "its weight is {dtype}, and it is not known how it is quantized"
     LOOSE_PARAMETER = "unknown: a bare parameter outside experts and routers"
 
     def because(self, **facts: object) -> Objection:

@@ -115,7 +115,7 @@ def describe_twin(model: Any) -> TwinDescription:
     if isinstance(found, TwinDescription):
         return found
     raise GraftError(
-        f"{type(base_model_of(model)).__name__} is no twin",
+        f"{type(base_model_of(model)).__name__} is not a twin",
         why="only what gk.twin() returns has a description",
         help="twin = gk.twin(model)",
         code="no-twin",

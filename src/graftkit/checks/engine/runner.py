@@ -101,7 +101,7 @@ def given_severity(rule: Rule, settings: CheckSettings) -> Severity | None:
             _check_value(rule, name, value)
     severity = given.get("severity")
     if severity is not None and severity not in _SEVERITIES:
-        raise _settings_error(rule, "severity", f"{severity!r} is none of {', '.join(_SEVERITIES)}")
+        raise _settings_error(rule, "severity", f"{severity!r} is not one of {', '.join(_SEVERITIES)}")
     return None if severity is None else Severity(severity)
 
 

@@ -24,7 +24,7 @@ def card(
         ),
     ] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Write it into the adapter's README.md; what else that says stays.")
+        bool, typer.Option("--write", help="Write it into the adapter's README.md; the rest of that file is kept.")
     ] = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,

@@ -28,7 +28,7 @@ def check(
         typer.Option("--target", help="The engine that will serve it: vllm, sglang, llama.cpp or vllm==0.32."),
     ] = None,
     headers_only: Annotated[
-        bool, typer.Option("--headers-only", help="Read only the headers: equally quick for any size.")
+        bool, typer.Option("--headers-only", help="Read only the headers: takes equally long for any size.")
     ] = False,
     select: reporting.Select = None,
     ignore: reporting.Ignore = None,

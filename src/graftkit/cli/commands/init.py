@@ -32,7 +32,7 @@ def init(
         typer.Option("--gpu-memory", min=1, help="GiB of the GPU: the base is quantized where it has to be."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a recipe that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing recipe.")] = False,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
     output_format: options.FormatOption = Format.HUMAN,
@@ -41,9 +41,9 @@ def init(
     """Write a first recipe: from the model, the columns of the data and the GPU's memory. Asks in a terminal."""
     if out.exists() and not overwrite:
         raise OutputError(
-            "there is a recipe already",
+            "a recipe already exists",
             where=str(out),
-            why="it would be lost",
+            why="it would be replaced",
             help="--overwrite replaces it; --out FILE writes another",
             code="output-exists",
         )

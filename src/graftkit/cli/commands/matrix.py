@@ -40,7 +40,9 @@ def matrix(
     ] = False,
     new_since: Annotated[
         str | None,
-        typer.Option("--new-since", metavar="RELEASE", help="Try the types that came after that transformers."),
+        typer.Option(
+            "--new-since", metavar="RELEASE", help="Try the types that came after that release of transformers."
+        ),
     ] = None,
     methods: Methods = None,
     checks: Checks = None,
@@ -48,9 +50,10 @@ def matrix(
     time_limit: Annotated[
         float, typer.Option("--time-limit", min=1, help="Seconds without a result that end a family's process.")
     ] = 300.0,
-    again: Annotated[bool, typer.Option("--again", help="Try what the store has already.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Repeat cells that the store already has.")] = False,
     missing: Annotated[
-        bool, typer.Option("--missing", help="Try only what the store lacks, whatever made what it has.")
+        bool,
+        typer.Option("--missing", help="Try only cells that the store lacks, whatever versions made the others."),
     ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the twins, their batches and adapters.")] = 0,
     store: Annotated[
@@ -121,7 +124,7 @@ def _families(
         return None
     if given[1:]:
         raise GraftError(
-            f"{' and '.join(given)} do not go together",
+            f"{' and '.join(given)} cannot be used together",
             where="graft matrix",
             why="each of them says which families are tried",
             help="give one of them",
@@ -148,7 +151,7 @@ def _trust(again: bool, missing: bool) -> Trust:
     from graftkit.matrix.run import Trust
 
     if again and missing:
-        raise GraftError("--again and --missing do not go together", help="give one of them", code="usage")
+        raise GraftError("--again and --missing cannot be used together", help="give one of them", code="usage")
     return Trust.NONE if again else Trust.ALL if missing else Trust.CURRENT
 
 

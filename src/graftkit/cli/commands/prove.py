@@ -142,7 +142,7 @@ def _check_usage(
     target: str,
     request: dict[str, Any],
 ) -> None:
-    """Refuse options that do not go together.
+    """Refuse options that cannot be used together.
 
     Raises:
         GraftError: ``usage``.
@@ -166,5 +166,5 @@ def _check_usage(
     for wrong, why, advice in checks:
         if wrong:
             raise GraftError(
-                "these options do not go together", where="graft prove", why=why, help=advice, code="usage"
+                "these options cannot be used together", where="graft prove", why=why, help=advice, code="usage"
             )

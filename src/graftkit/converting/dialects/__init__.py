@@ -41,7 +41,7 @@ def dialect_named(text: str) -> DialectFormat:
     raise ConvertError(
         f"nothing is converted to {text!r:.80}",
         where="--to",
-        why=f"there are {', '.join(names)}",
+        why=f"the known forms are {', '.join(names)}",
         help=suggest(_plain(text), names) or f"name one of them, as --to {names[-1]}",
         code="convert-unknown",
     )
@@ -73,7 +73,7 @@ def dialect_of(folder: Path) -> DialectFormat:
         raise AdapterError(
             "the folder holds no adapter of a known form",
             where=str(folder),
-            why=f"it is none of {', '.join(dialect.name for dialect in all_dialects())}",
+            why=f"it is in none of the forms {', '.join(dialect.name for dialect in all_dialects())}",
             help="name the folder that contains adapter_config.json, adapters.safetensors or a GGUF file",
             code="adapter-dialect",
         )

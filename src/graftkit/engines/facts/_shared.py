@@ -28,7 +28,7 @@ def ignores_moved_base(source: str, versions: SpecifierSet = _ALL) -> Fact:
 
 def ignores_invocation_tokens(source: str, versions: SpecifierSet = _ALL) -> Fact:
     """Return the fact that an engine runs an activated LoRA as if it were a plain one."""
-    says = "ignores invocation tokens, so that the adapter acts on the whole prompt"
+    says = "ignores invocation tokens, so the adapter acts on the whole prompt"
     return Fact(Feature.ALORA, Stance.IGNORES, says, source, versions, help=_ACTIVATED)
 
 

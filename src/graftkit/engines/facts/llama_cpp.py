@@ -63,7 +63,7 @@ _CONFIGURATION = (
 
 _SITES = (
     Fact(Feature.EMBEDDING, Stance.TAKES, "takes LoRA on the token embeddings", f"{_GRAPH}:2401; run"),
-    Fact(Feature.LM_HEAD, Stance.TAKES, "takes LoRA on an output layer of its own", f"{_GRAPH}:1520"),
+    Fact(Feature.LM_HEAD, Stance.TAKES, "takes LoRA on an output layer that is not tied", f"{_GRAPH}:1520"),
     Fact(
         Feature.TIED_HEAD,
         Stance.REFUSES,

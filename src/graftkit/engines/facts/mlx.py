@@ -52,7 +52,7 @@ ENGINE = Engine(
                 (Feature.REGEX_TARGETS, "reads the names of modules, and no regular expression"),
                 (Feature.EMPTY_BIAS, "has no option for biases"),
                 (Feature.MOVED_BASE, "adds B·A to the original base, which is not the one it was trained on"),
-                (Feature.STACKED_EXPERTS, "has experts in a form of its own, SwitchLinear"),
+                (Feature.STACKED_EXPERTS, "has experts in its own form, SwitchLinear"),
             )
         ),
         Fact(Feature.LINEAR, Stance.TAKES, "takes LoRA on linears", "mlx_lm/tuner/utils.py:75; run"),
@@ -71,7 +71,7 @@ ENGINE = Engine(
             Feature.TOWERS, "has no towers, and raises at adapters on them", "mlx_lm/tuner/utils.py:161"
         ),
         _unknown_to_it(Feature.OTHER_METHOD, "has no place for methods other than LoRA"),
-        _unknown_to_it(Feature.DORA, "reads DoRA of its own only"),
+        _unknown_to_it(Feature.DORA, "reads only its own form of DoRA"),
         _unknown_to_it(Feature.MODULES_TO_SAVE, "has no place for modules that are saved whole"),
         _unknown_to_it(Feature.TRAINED_NORMS, "has no place for norms that are saved whole"),
         _unknown_to_it(Feature.TRAINABLE_TOKENS, "has no place for trained tokens"),

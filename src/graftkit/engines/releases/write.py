@@ -35,7 +35,7 @@ def table_of(engine: str, version: Version, source: Path) -> ReleaseTable:
     if engine not in names:
         raise EngineError(
             f"no source of {engine!r:.80} can be read",
-            why=f"there are {', '.join(names)}",
+            why=f"the known engines are {', '.join(names)}",
             help="name one of them",
             code="engine-unknown",
         )

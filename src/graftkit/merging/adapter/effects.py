@@ -180,7 +180,7 @@ def _in_pefts_columns(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
 
 def _unknown_layout(tensor: str) -> MergeError:
     return MergeError(
-        "nothing says which columns of a tensor belong to which expert",
+        "it is not known which columns of a tensor belong to which expert",
         where=tensor,
         why=UNKNOWN_WHY,
         help=UNKNOWN_HELP,

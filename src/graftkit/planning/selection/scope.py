@@ -96,7 +96,7 @@ def refuse_to_guess(model_map: ModelMap, scope: Scope, targets: Iterable[str], l
     raise PlanError(
         f"{len(meant)} weights that the targets name belong to no known tower",
         where=some(_shortest_paths([site for site in unknown if site.path in meant], model_map), 4),
-        why="neither the model's structure nor its names tell what feeds them, and the scope names towers",
+        why="neither the model's structure nor its names show what feeds them, and the scope names towers",
         help=f"scope={[*scope.names, UNKNOWN_TOWER]} adapts them too; a scope may also name modules by path, as in"
         f" scope={_shortest_paths(wanted, model_map)[:4]}, which leaves them alone",
         code="tower-unknown",

@@ -104,7 +104,7 @@ class Http:
             raise ServerError(
                 "the key cannot be sent",
                 where=f"the environment variable {next(n for n in KEY_VARIABLES if os.environ.get(n))}",
-                why="it has characters that no header can have, as a line's end",
+                why="it has characters that no header can have, such as a line break",
                 help="set it to the key alone",
                 code="server-key",
             )
@@ -177,7 +177,7 @@ class Http:
         return ServerError(
             "the server does not answer",
             where=where,
-            why=f"nothing whole came within {self.timeout:g} seconds",
+            why=f"no complete answer came within {self.timeout:g} seconds",
             help="wait until it has loaded its model, or give it longer: --timeout 300",
             code="server-timeout",
         )

@@ -84,7 +84,7 @@ def reach_of(model_map: ModelMap, on_progress: Callable[[Progress], None] | None
     """
     architecture = model_map.architecture
     if architecture is None:
-        return Reach(Evidence.NONE, reason="it is no transformers model, of which a twin could be made")
+        return Reach(Evidence.NONE, reason="it is not a transformers model, so no twin can be made of it")
     family = family_of(model_map.model.model_type)
     if family is not None and family.reach_unknown is not None:
         return Reach(Evidence.NONE, reason=family.reach_unknown)

@@ -51,7 +51,8 @@ def _check(context: CheckContext) -> Observation:
             trained_on=known.id,
         )
     if known.fingerprint is None:
-        return unknown("the base's weight files were not at hand when the adapter was signed", trained_on=known.id)
+        message = "the base's weight files were not available when the adapter was signed"
+        return unknown(message, trained_on=known.id)
     return _judged(context.base_comparison, known)
 
 

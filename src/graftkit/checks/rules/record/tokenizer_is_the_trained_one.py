@@ -42,7 +42,7 @@ def _check(context: CheckContext) -> Observation:
     figures: dict[str, Any] = {"same_tokens": same_tokens, "same_ids": same_ids}
     if same_tokens and same_ids:
         return passed("the tokenizer is the one that it was trained with", **figures)
-    what = "cuts a sentence into other tokens" if same_tokens else "has other tokens, or other ids for them"
+    what = "splits a sentence into other tokens" if same_tokens else "has other tokens, or other ids for them"
     message = f"the tokenizer {what} than the one that it was trained with"
     if context.given.folder is not None and _has_its_own(context.given.folder):
         advice = f"serve it with the tokenizer beside it: {context.given.folder}"

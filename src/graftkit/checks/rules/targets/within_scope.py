@@ -44,7 +44,7 @@ def _check(context: CheckContext) -> Observation:
         stray = _unasked(context, resolved)
     figures: dict[str, Any] = {tower: len(sites) for tower, sites in resolved.by_tower.items()}
     if not stray and (unclear := _of_no_known_tower(context, resolved)):
-        return unknown(f"nothing tells whether the batches feed {unclear} of the adapted modules", **figures)
+        return unknown(f"it is not known whether the batches feed {unclear} of the adapted modules", **figures)
     if not stray:
         return passed(f"all {len(resolved.sites)} adapters are where they were asked for", **figures)
     counted = Counter("routers" if site.role == "router" else site.tower for site in stray)

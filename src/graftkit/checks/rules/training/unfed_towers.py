@@ -40,7 +40,7 @@ def _check(context: CheckContext) -> Observation:
     unfed = {t: len(sites) for t, sites in towers if not is_fed(resolved.base, t, training.modalities)}
     unclear = sum(unfed.pop(tower) for tower in list(unfed) if may_be_fed(resolved.base, tower))
     if not unfed and unclear:
-        return unknown(f"nothing tells whether the batches feed {unclear} of the adapted modules")
+        return unknown(f"it is not known whether the batches feed {unclear} of the adapted modules")
     if not unfed:
         return passed("every adapted tower is fed")
     adapters = sum(unfed.values())
