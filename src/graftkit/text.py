@@ -85,9 +85,10 @@ def size(number: int) -> str:
 
 
 def _scaled(number: int, prefixes: str, unit: str) -> str:
+    rounded = float(f"{number:.3g}")  # first, since 999,999 is 1 M and not 1e+03 k
     for prefix, scale in zip(prefixes, (10**12, 10**9, 10**6, 10**3), strict=True):
-        if number >= scale:
-            return f"{number / scale:.3g} {prefix}{unit}"
+        if rounded >= scale:
+            return f"{rounded / scale:.3g} {prefix}{unit}"
     return f"{number} {unit}".rstrip()
 
 

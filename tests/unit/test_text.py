@@ -10,6 +10,7 @@ from graftkit.text import (
     count,
     describe,
     first_line,
+    percent,
     printable,
     quoted,
     shortened,
@@ -68,10 +69,22 @@ def test_printable_text_keeps_its_lines_and_has_an_end() -> None:
 
 def test_counts() -> None:
     assert [count(n) for n in (0, 999, 1000, 1_234_567, 62_500_000_000)] == ["0", "999", "1 k", "1.23 M", "62.5 B"]
+    assert [count(n) for n in (99_949, 99_950, 999_499, 999_500, 999_999)] == [
+        "99.9 k",
+        "100 k",
+        "999 k",
+        "1 M",
+        "1 M",
+    ]
 
 
 def test_sizes() -> None:
     assert [size(n) for n in (0, 999, 1000, 62_500_000_000)] == ["0 B", "999 B", "1 kB", "62.5 GB"]
+    assert [size(n) for n in (999_499_999, 999_999_999)] == ["999 MB", "1 GB"]
+
+
+def test_percents() -> None:
+    assert [percent(share) for share in (0.0, 0.00012, 0.931, 1.0)] == ["0 %", "0.012 %", "93.1 %", "100 %"]
 
 
 _WORDS = st.text("abc._0", min_size=1, max_size=70)

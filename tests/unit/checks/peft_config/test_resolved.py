@@ -229,6 +229,15 @@ def test_a_configuration_that_cannot_be_used_has_problems(
     assert ResolvedTargets(fields, gk.survey(twin_of("llama"))).problems
 
 
+def test_of_several_patterns_the_one_that_does_not_end_is_named(
+    twin_of: Callable[[str], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graftkit.checks.peft_config.validate._TIMEOUT", 1)
+    fields = {"target_modules": ".*layers.*q_proj", "exclude_modules": r"(.*.*.*.*.*)*x"}
+    (problem,) = ResolvedTargets(fields, gk.survey(twin_of("llama"))).problems
+    assert problem.startswith("exclude_modules")
+
+
 def test_very_many_names_are_looked_up(twin_of: Callable[[str], nn.Module]) -> None:
     names = [f"layers.{n}.{'x.' * (n % 50)}q_proj" for n in range(10**5)]
     resolved = ResolvedTargets({"target_modules": [*names, "v_proj"]}, gk.survey(twin_of("llama")))
