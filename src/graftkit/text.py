@@ -94,7 +94,8 @@ def _scaled(number: int, prefixes: str, unit: str) -> str:
 
 def percent(share: float) -> str:
     """Return 0.931 as "93.1 %"."""
-    return f"{100 * share:.3g} %"
+    rounded = float(f"{100 * share:.3g}")
+    return f"{rounded:.3g} %" if rounded < 1000 else f"{rounded:,.0f} %"
 
 
 def some(items: Iterable[object], limit: int = 3) -> str:

@@ -85,6 +85,7 @@ def test_sizes() -> None:
 
 def test_percents() -> None:
     assert [percent(share) for share in (0.0, 0.00012, 0.931, 1.0)] == ["0 %", "0.012 %", "93.1 %", "100 %"]
+    assert [percent(share) for share in (9.994, 9.996, 123.4)] == ["999 %", "1,000 %", "12,300 %"]
 
 
 _WORDS = st.text("abc._0", min_size=1, max_size=70)

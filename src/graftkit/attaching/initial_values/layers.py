@@ -12,7 +12,7 @@ from graftkit.modeling.entry import run
 from graftkit.modeling.module_mode import evaluating
 from graftkit.planning.initializers import initializer_of
 from graftkit.planning.matching import smallest_exact
-from graftkit.text import some
+from graftkit.text import percent, some
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -117,7 +117,7 @@ class PlainLora:
         lost = float((moved.float() + added - weight.float()).norm() / weight.float().norm())
         if not lost <= _MOST_LOST:
             raise AttachError(
-                f"{self.config.init_lora_weights} would round away {100 * lost:.1g} % of a base weight",
+                f"{self.config.init_lora_weights} would round away {percent(lost)} of a base weight",
                 where=path,
                 why=f"what it takes out of the weight is large, and {weight.dtype} cannot hold the difference",
                 help="load the base in float32 (args: {model_init_kwargs: {dtype: float32}}), lower alpha, or "

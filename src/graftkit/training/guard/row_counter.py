@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checks.engine.rule import Observation, failed, passed
 from graftkit.families import IGNORED_LABEL
 from graftkit.recipes.row_options import RowOptions
+from graftkit.text import percent
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ def clipped(shares: list[float], allowed: float) -> Observation | None:
     if not shares:
         return None
     mean = sum(shares) / len(shares)
-    message = f"{100 * mean:.3g} % of the completions ended at max_completion_length"
+    message = f"{percent(mean)} of the completions ended at max_completion_length"
     if mean <= allowed:
         return passed(message, clipped=mean)
     return failed(message, help="args: {max_completion_length: TOKENS}, or a shorter answer", clipped=mean)
@@ -109,4 +110,4 @@ def _zeros() -> Tensor:
 
 
 def _share(number: int, rows: int) -> str:
-    return f"{100 * number / rows:.3g} % ({number:,} of {rows:,})"
+    return f"{percent(number / rows)} ({number:,} of {rows:,})"

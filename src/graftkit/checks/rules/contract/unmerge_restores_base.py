@@ -28,6 +28,7 @@ from graftkit.checks.probes.forward import tolerance
 from graftkit.checks.probes.live_adapter import adapted_layers, perturbing
 from graftkit.checks.probes.merging import MergeRefusedError, merging
 from graftkit.findings import Severity
+from graftkit.text import percent
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,7 +65,7 @@ def _check(context: CheckContext) -> Observation:
         return failed(f"a base weight is {errors[worst]:.1f} ulp off after unmerging", where=worst, **figures)
     if not drifts[lost] <= tolerance(model):
         message = (
-            f"the update is much larger than the base: a weight is {100 * drifts[lost]:.2g} % off after unmerging"
+            f"the update is much larger than the base: a weight is {percent(drifts[lost])} off after unmerging"
         )
         return failed(message, where=lost, **figures)
     return passed(

@@ -43,6 +43,7 @@ from graftkit.findings import Severity, Source
 from graftkit.recipes.row_options import RowOptions
 from graftkit.recipes.trainers import TrainerName
 from graftkit.surveying.sources.local_processor import tokenizer_of
+from graftkit.text import percent
 
 _IMAGES = ("image", "images")
 _AUDIO = ("audio", "audios")
@@ -125,7 +126,7 @@ def _verdict(found: Cut, options: RowOptions, context: CheckContext, evidence: d
 
 
 def _share(number: int, rows: int) -> str:
-    return f"{100 * number / rows:.3g} % of the rows ({number:,} of {rows:,})"
+    return f"{percent(number / rows)} of the rows ({number:,} of {rows:,})"
 
 
 def _limit(options: RowOptions) -> str:
