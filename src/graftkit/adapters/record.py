@@ -56,7 +56,7 @@ class TensorSample(_Section):
     Attributes:
         name, dtype, shape: as in the safetensors header.
         digest: hash of a block of its bytes at a fixed place.
-        values: a few of its elements at fixed places, empty where its dtype is no plain floating-point type.
+        values: a few of its elements at fixed places, empty where its dtype is not a plain floating-point type.
     """
 
     name: _Name
@@ -300,8 +300,8 @@ def _content(path: Path) -> bytes | None:
 
 def _first_problems(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    told = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in found[:_MAX_PROBLEMS]]
-    return "; ".join(told)
+    shown = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in found[:_MAX_PROBLEMS]]
+    return "; ".join(shown)
 
 
 def _bad_record(path: Path | str, why: str, help: str | None = None) -> AdapterError:

@@ -182,7 +182,7 @@ def _has_extras(plan: Plan) -> bool:
 
 
 def _strays(peft_model: PeftModel, plan: Plan) -> set[str]:
-    """Return the trainable parameters that are no adapter's, and were not asked for (bias, modules to save)."""
+    """Return the trainable parameters that are not adapters', and were not asked for (bias, modules to save)."""
     biases = getattr(plan.peft_config, "bias", "none") != "none"
     allowed = (peft_model.base_model.prefix, "modules_to_save", "trainable_tokens")
     trainable = (name for name, p in peft_model.named_parameters() if p.requires_grad)

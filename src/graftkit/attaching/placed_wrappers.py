@@ -105,7 +105,7 @@ def placed_wrappers(model: nn.Module) -> list[PlacedWrapper]:
 
 
 def _holds_only(wrapper: nn.Module, inner: nn.Module) -> bool:
-    """Check whether the linear is all it holds: a block with a norm or an activation beside it is no wrapper."""
+    """Check whether the linear is all it holds: a norm or an activation beside it makes it no wrapper."""
     own = set(inner.modules())
     beside = (module for module in wrapper.modules() if module not in own)
     return all(len(module._modules) == 1 for module in beside)

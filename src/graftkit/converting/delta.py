@@ -95,7 +95,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Other:
-    """Something in an adapter that is no product of two matrices.
+    """Something in an adapter that is not a product of two matrices.
 
     Attributes:
         feature: what it is.
@@ -112,7 +112,7 @@ class Deltas:
 
     Attributes:
         factors: the low-rank updates, in the order of the file; a slice has one, and no two overlap.
-        others: what is no low-rank update.
+        others: what is not a low-rank update.
         config: fields of a PEFT configuration that say where the adapter comes from, as far as its dialect keeps
             them: ``base_model_name_or_path``, ``revision``, ``task_type``.
     """

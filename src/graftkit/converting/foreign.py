@@ -64,7 +64,7 @@ _EXPERTS = re.compile(r"(?P<layer>.*?\.\d+)\..*\bexperts")
 _ONE = re.compile(r"(?P<holder>.*\bexperts)\.(?P<number>\d+)\.(?P<leaf>\w+)")
 _ALL = re.compile(r"(?P<holder>.*\bexperts)\.(?P<leaf>\w+)")
 _WRAPPED = re.compile(r"(?P<holder>.*\bexperts)(?P<inner>\.base_layer)?")
-# Fields of a configuration with which an update is no product of two matrices, or depends on the base.
+# Fields of a configuration with which an update is not a product of two matrices, or depends on the base.
 _NO_PRODUCT = ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", "alora_invocation_tokens")
 _ORIGIN = ("base_model_name_or_path", "revision", "task_type")
 
@@ -143,7 +143,7 @@ class _Names:
 
     @cached_property
     def single(self) -> Mapping[str, Slice | None]:
-        """Shared name -> a matrix that is no expert's; None where two have it."""
+        """Shared name -> a matrix that is not an expert's; None where two have it."""
         found: dict[str, set[Slice]] = {}
         for stored, at in self._stored:
             if at.expert is None:

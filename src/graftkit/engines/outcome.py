@@ -14,7 +14,7 @@ class Outcome(StrEnum):
     the base's. ``SCALED``: they lie on the line from the base through the adapter, at another place than 1.
     ``DIFFERENT``: they are neither. ``REFUSED``: it did not load the adapter. ``OTHER_BASE``: already its base is
     not the adapter's. ``OTHER_TEMPLATE``: it was asked another prompt than the adapter was trained on.
-    ``UNKNOWN``: it cannot be told, which is never "applied".
+    ``UNKNOWN``: it is not known, which is never "applied".
     """
 
     APPLIED = "applied"
@@ -39,7 +39,7 @@ class Served:
         base_error: the same of the base without the adapter, which is the engine's own noise.
         factor: what the update is multiplied by: 0 ignored, 1 applied.
         compared: how many log-probabilities were compared.
-        says: the engine's words where it refused, else why nothing can be told.
+        says: the engine's words where it refused, else why it is not known.
         replaced: parts of the engine that were replaced for the run, as a kernel that needs a GPU: what they
             compute is not proven.
         site: the first site whose part of the adapter is served otherwise, where it was looked for.

@@ -7,6 +7,6 @@ from graftkit.families._base import Family
 FAMILY = Family(
     name="esm",
     model_types=("esm",),
-    # Positions are counted from the tokens that are no padding (EsmEmbeddings.forward).
+    # Positions are counted from the tokens that are not padding (EsmEmbeddings.forward).
     twin_overrides={"pad_token_id": 1},
 )

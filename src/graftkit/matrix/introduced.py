@@ -38,10 +38,10 @@ class Introduced:
         return tuple(name for name in model_types if name not in self.release_of or self.release_of[name] > wanted)
 
     def version(self, release: str) -> Version:
-        """Return a release by which model types can be told.
+        """Return a release that model types can be compared with.
 
         Raises:
-            GraftError: ``release-unknown``: it is no version, or older than the first of the table.
+            GraftError: ``release-unknown``: it is not a version, or older than the first of the table.
         """
         first = min(self.released)
         try:

@@ -63,8 +63,8 @@ def families_of(cells: Iterable[Cell], table: Introduced) -> tuple[MatrixFamily,
     listed = sorted(cells, key=lambda cell: (cell.model_type.lower(), cell.model_type))
     grouped = groupby(listed, key=lambda cell: cell.model_type)
     # What the first release of the table knew may be older than it.
-    told = {name: str(release) for name, release in table.release_of.items() if release != min(table.released)}
-    return tuple(_family(name, tuple(own), told.get(name)) for name, own in grouped)
+    releases = {name: str(release) for name, release in table.release_of.items() if release != min(table.released)}
+    return tuple(_family(name, tuple(own), releases.get(name)) for name, own in grouped)
 
 
 def outcome_of(cells: Iterable[Cell]) -> Verdict:

@@ -19,7 +19,7 @@ _ORDER = {check: at for at, check in enumerate(Check)}
 class Store:
     """The cells of one file, which is read when it is opened; every ``add`` is on the disk when it returns.
 
-    A last line without its end is what an interrupted run left half written: it is no cell, and the next ``add``
+    A last line without its end is what an interrupted run left half written: not a cell, and the next ``add``
     removes it. Any other line that cannot be read is an error. A file whose name ends in ``.gz`` is compressed: it
     can be read, and written by ``pack``.
     """

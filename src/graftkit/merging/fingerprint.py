@@ -28,8 +28,8 @@ def fingerprint(plan: MergePlan) -> str:
     ]
     adapters = [(_of_adapter(w.file), w.weight) for w in plan.adapters]
     jobs = [_of_job(plan.jobs[name]) for name in sorted(plan.jobs)]
-    told = [__version__, base, adapters, jobs, sorted(plan.ties.untied.items())]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    compared = [__version__, base, adapters, jobs, sorted(plan.ties.untied.items())]
+    return hashlib.sha256(json.dumps(compared).encode()).hexdigest()
 
 
 def size_and_time(path: Path, unreadable: Unreadable) -> tuple[int, int]:

@@ -221,7 +221,7 @@ def _misrounded(rows: _Rows, exact: torch.Tensor) -> tuple[int, tuple[str, ...]]
 
 
 def _outside(after: torch.Tensor, exact: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """Find the values that are no rounding of any number within ``error`` of the exact one."""
+    """Find the values that are not a rounding of any number within ``error`` of the exact one."""
     lowest, highest = rounded(exact - error, after.dtype), rounded(exact + error, after.dtype)
     return ~((lowest <= after) & (after <= highest)) & ~(exact.isnan() & after.isnan())
 

@@ -59,7 +59,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def main_output(output: Any) -> Tensor:
-    """Return the logits of an output, or its first floating-point tensor that is no loss where it has none.
+    """Return the logits of an output, or its first floating-point tensor that is not a loss where it has none.
 
     Raises:
         ValueError: it holds no floating-point tensor.

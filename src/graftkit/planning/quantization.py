@@ -25,7 +25,7 @@ class Kept:
     """Weights of one tower and role that stay in 16 bit.
 
     Attributes:
-        role: as on the sites; "other" for what is no site (norms, biases).
+        role: as on the sites; "other" for what is not a site (norms, biases).
         params: elements.
     """
 

@@ -175,14 +175,14 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         return Recipe(document, RecipeFields.model_validate(fields))
     except ValidationError as error:
         found = problems(error, RecipeFields)
-        # What an override broke is mended where it was written; the file may wait.
+        # What an override broke is corrected where it was given; the file may wait.
         if not any(_override_of(problem.key, overridden) for problem in found):
             found += _unknown_arguments(document, fields)
         raise _invalid(found, lambda key: _where(document, key, overridden)) from error
 
 
 def _unknown_arguments(document: Document, fields: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield the unknown arguments of a recipe that is not valid: whoever mends it sees them at once."""
+    """Yield the unknown arguments of a recipe that is not valid: whoever corrects it sees them at once."""
     trainer, args = fields.get("trainer", TrainerName.SFT), fields.get("args")
     if trainer in list(TrainerName) and isinstance(args, Mapping):
         with suppress(MissingDependencyError):

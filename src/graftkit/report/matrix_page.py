@@ -288,7 +288,7 @@ def render_matrix(
         families: in the order in which they are shown.
         generated: one line for those who read the source: from what it is made, and how.
         docs: the address of the folder with the explanation and the pages of rules, relative to the page; without
-            it, codes are no links.
+            it, codes are not links.
 
     Raises:
         ValueError: there is no family, or a verdict or release that the key lacks.
@@ -351,7 +351,7 @@ def data_of(page: str) -> tuple[str, dict[str, Any]]:
     """Return a page without its data, and the data: pages are the same where both are, however zlib packed them.
 
     Raises:
-        ValueError: it is no such page.
+        ValueError: it is not such a page.
     """
     found = _DATA.search(page)
     if found is None:

@@ -45,7 +45,7 @@ def to_sarif(report: Report) -> dict[str, Any]:
 
 
 def _rule(rule: Rule) -> Mapping[str, Any]:
-    # A file's path is no address that a code host could link to.
+    # A file's path is not an address that a code host could link to.
     link = {"helpUri": rule.url} if rule.url.startswith("https://") else {}
     return {
         **link,

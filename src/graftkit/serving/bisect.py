@@ -103,7 +103,7 @@ def _scaled(model: PeftModel, factor: float) -> Iterator[None]:
 
 
 def first_not_applied(sites: Mapping[str, Served]) -> str | None:
-    """Return the first site whose part an engine does not apply, None where each is, or cannot be told."""
+    """Return the first site whose part an engine does not apply, None where each is, or where it is not known."""
     return next((site for site, found in sites.items() if found.outcome not in _APPLIED), None)
 
 

@@ -1,4 +1,4 @@
-"""Run an engine in a process of its own Python: a base and adapters in, log-probabilities or its refusals out."""
+"""Run an engine in its own Python: a base and adapters in, log-probabilities or its refusals out."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def probe(
         adapter: the adapter's folder, or that of a merged model.
         model: the server's name of the adapter; None where it lists only one.
         base: the server's name of the base; None where the adapter's entry names it. Without it only answers that
-            are very near to the expected ones can be told.
+            are very near to the expected ones can be told apart.
         timeout: seconds for one request.
         on_progress: called before each prompt.
 

@@ -114,7 +114,7 @@ def prove(
 ) -> Proof:
     """Serve a base with and without an adapter in the real engine, and compare its log-probabilities with PEFT's.
 
-    The engine runs in a process of its own Python. It is asked for the token after 21 short prefixes, in float32.
+    The engine runs in its own Python. It is asked for the token after 21 short prefixes, in float32.
 
     Args:
         model: a folder with weights, which is served itself, or what ``gk.twin`` takes, whose twin is served.
@@ -122,7 +122,7 @@ def prove(
         adapter: an adapter's folder; one in the engine's own form is served as it is. With a twin only its
             configuration is used, on random factors: its weights fit the model itself. None: a fresh adapter by
             ``request``.
-        on_twin: serve a twin even of a folder with weights. None: only of what is no such folder.
+        on_twin: serve a twin even of a folder with weights. None: only of what is not such a folder.
         python: the engine's Python or the folder of its environment; see ``install.engine_python``.
         as_is: serve the files as PEFT writes them, as far as the engine, or its own converter, reads them.
             Otherwise they are converted to the engine's form.
@@ -210,7 +210,7 @@ def weights_folder(model: str) -> Path | None:
 
 
 def load_in_float32(folder: Path) -> PreTrainedModel:
-    """Load a folder as the engines are told to: computed in float32."""
+    """Load a folder to be computed in float32, as the engines load it."""
     import torch
 
     return load_model(str(folder), dtype=torch.float32)

@@ -97,7 +97,7 @@ class Site:
 
     Attributes:
         path: what PEFT matches targets against: the module's, or for ``kind == "parameter"`` the parameter's.
-        tower: "language", "vision", "audio", "projector", "head", "other", or "unknown" where nothing tells.
+        tower: "language", "vision", "audio", "projector", "head", "other", or "unknown" where nothing shows it.
         role: "attention.q", "mlp.gate", "expert", "router", "embedding", "lm_head", "conv", "ssm", …
         kind: "linear", "conv1d_transposed" (transformers' Conv1D), "conv", "embedding",
             "multihead_attention" or "parameter".
@@ -254,7 +254,7 @@ class ModelMap:
         module_paths: every module's path but the root's: what PEFT matches targets against.
         parameter_paths: every parameter's path: what PEFT matches target parameters against.
         checkpoint: what the weight files store; None where their headers were not read.
-        architecture: None for a module that is no transformers model.
+        architecture: None for a module that is not a transformers model.
         faults: of PEFT and transformers, that adapters on some of its sites would meet.
     """
 

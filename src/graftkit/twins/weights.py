@@ -30,7 +30,7 @@ def redraw_weights(model: nn.Module, generator: torch.Generator) -> None:
     are redrawn with standard deviation 1/sqrt(fan-in), bare constant tables with 0.5; constant vectors get
     a little noise on top of their constant; scales of norms that were drawn around zero become ones with that
     noise; closed scalar gates are opened. Structured parameters (state matrices, time-step biases) keep what
-    their class gave them. Tied parameters are visited once. Tables of a checkpoint that are no parameters, and
+    their class gave them. Tied parameters are visited once. Tables of a checkpoint that are not parameters, and
     that their class filled with zeros, are drawn at unit scale: codebooks, without which a codec decodes nothing.
     """
     import torch

@@ -50,7 +50,7 @@ def in_own_form(engine: Engine) -> Engine:
 
 
 def engines_form(folder: Path) -> DialectFormat | None:
-    """Return the engine's form that an adapter's folder is in; None for PEFT's, and where nothing tells.
+    """Return the engine's form that an adapter's folder is in; None for PEFT's, and where it is not known.
 
     A record decides. Without one, only files that no PEFT adapter has show a form.
     """

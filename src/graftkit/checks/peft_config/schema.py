@@ -88,7 +88,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _kinds(hint: Any) -> frozenset[type]:
-    """Return the JSON types of an annotation; empty where it names none, or where a part of it is no JSON type."""
+    """Return the JSON types of an annotation; empty where it, or a part of it, names none."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         arms = [_kinds(arm) for arm in typing.get_args(hint)]
         return frozenset().union(*arms) if all(arms) else frozenset()

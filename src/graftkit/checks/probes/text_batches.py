@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def reason_without_text(model: PeftModel) -> str | None:
-    """Return why rows of plain text are no test of this model, or None."""
+    """Return why rows of plain text do not test this model, or None."""
     base: Any = model.get_base_model()
     if not generates(base):
         return "it generates no text"

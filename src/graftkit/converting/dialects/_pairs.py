@@ -225,7 +225,7 @@ class PairFile:
             names: of the engine's modules.
 
         Raises:
-            AdapterError: ``adapter-does-not-fit``: a tensor is no factor, or lacks the other one; or it has no
+            AdapterError: ``adapter-does-not-fit``: a tensor is not a factor, or lacks the other one; or it has no
                 module, or another shape.
         """
         self.tensors.check_not_empty()
@@ -299,7 +299,7 @@ _ENDS = {
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Return the module and the side of a tensor's name; empty where it is no factor."""
+    """Return the module and the side of a tensor's name; empty where it is not a factor."""
     end = next((end for end in _ENDS if name.endswith(end)), None)
     if end is None or not name.startswith(PEFT_PREFIX):
         return "", ""

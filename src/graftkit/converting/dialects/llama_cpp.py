@@ -150,7 +150,7 @@ class LlamaCppDialect(DialectFormat):
         """Read the folder's GGUF file, as llama.cpp adds it to this base.
 
         Raises:
-            AdapterError: ``adapter-gguf``: it is no LoRA adapter, or activated by tokens (aLoRA);
+            AdapterError: ``adapter-gguf``: it is not a LoRA adapter, or activated by tokens (aLoRA);
                 ``adapter-does-not-fit``: of another architecture, or of another base.
             MissingDependencyError: the gguf package is not installed.
         """

@@ -184,7 +184,7 @@ def _modules(file: TensorFile) -> list[str]:
     """Return the modules that have a pair of factors.
 
     Raises:
-        AdapterError: ``adapter-does-not-fit``: a tensor is no factor, or lacks the other one.
+        AdapterError: ``adapter-does-not-fit``: a tensor is not a factor, or lacks the other one.
     """
     found = dict.fromkeys(name.removesuffix(_A).removesuffix(_B) for name in file.shapes)
     for name in file.shapes:

@@ -91,7 +91,7 @@ class PeftDialect(DialectFormat):
 
 
 def _as_factors(parameter: str, change: Change, effects: Effects, base: ConvertBase) -> list[Factors] | None:
-    """Return a change as factors, None where it is no product of two matrices."""
+    """Return a change as factors, None where it is not a product of two matrices."""
     if isinstance(change, LowRank) and change.is_plain:
         return list(_low_rank(parameter, change, effects, base))
     if isinstance(change, SavedRows) and not _is_tied(parameter, base):

@@ -1,4 +1,4 @@
-"""What a process of a run does: families one after the other, until it is told to stop."""
+"""What a process of a run does: families one after the other, until the pipe brings None."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def falls_back(fd: int, error: OSError) -> bool:
     """Go through the page cache from now on, where that may help against an error of a read or a write.
 
     Returns:
-        Whether the call is worth another try. A disk with larger blocks refuses what is no multiple of them.
+        Whether the call is worth another try. A disk with larger blocks refuses what is not a multiple of them.
     """
     import fcntl
 

@@ -120,7 +120,7 @@ def method_named(name: str) -> Method:
 
 
 def unknown_method(name: str, others: Iterable[str] = ()) -> PlanError:
-    """Return the error for a name that is no method, nor one of the ``others`` that would do."""
+    """Return the error for a name that is neither a method nor one of the ``others`` that would do."""
     known = (*_VARIANTS, *_candidates(), *others)
     return PlanError(
         f"unknown method {name!r}",

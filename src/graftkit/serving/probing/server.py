@@ -68,7 +68,7 @@ class Server:
         """Ask a server for its models; one without such a list has none.
 
         Raises:
-            ServerError: it is not there, or is no such server.
+            ServerError: it is not there, or is not such a server.
         """
         try:
             listed = http.get("/v1/models")

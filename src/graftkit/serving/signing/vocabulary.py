@@ -51,5 +51,5 @@ class Vocabulary:
 
 
 def _is_text(text: str) -> bool:
-    # What is no whole character is written as the replacement character.
+    # What is not a whole character is written as the replacement character.
     return bool(text) and "\N{REPLACEMENT CHARACTER}" not in text

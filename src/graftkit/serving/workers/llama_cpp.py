@@ -186,7 +186,7 @@ def _scripts() -> Path:
 
 
 def _prepare(folder: Path) -> None:
-    """Let converters be imported; a tokenizer that they do not know is no obstacle.
+    """Let converters be imported; a tokenizer that they do not know is not an obstacle.
 
     They know tokenizers by a hash, and stop at others. What is served here are token ids, never text.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def start(job: dict[str, Any], _folder: Path) -> MlxSession:
-    """Note what is served: mlx-lm puts an adapter into a model for good, so that each is loaded anew."""
+    """Note what is served: mlx-lm puts adapters into a model to stay, so each is given a fresh one."""
     return MlxSession(Path(job["base"]), job["prefixes"], job.get("options", {}))
 
 

@@ -96,7 +96,7 @@ def _given(source: Any) -> LoadedConfig:
 
 
 def _is_known_word(text: str) -> bool:
-    """Check whether ``text`` is a name, even where a file or folder of that name is here that is no model."""
+    """Check whether ``text`` is a name, even where there is a file or folder of that name that is not a model."""
     is_name = is_model_type(text) or ("/" not in text and hub.from_cache(text, "config.json") is not None)
     return is_name and not (Path(text) / "config.json").is_file()
 

@@ -1,4 +1,4 @@
-"""The model types of the installed transformers, by name; those it lacks are told without importing it."""
+"""The model types of the installed transformers, by name; those it lacks are recognised without importing it."""
 
 from __future__ import annotations
 

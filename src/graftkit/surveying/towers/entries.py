@@ -133,7 +133,7 @@ def _input_embeddings(module: Any) -> nn.Module | None:
 
 
 def _of_table(modules: Modules, table: Layer, found: dict[str, str]) -> str:
-    """Return the tower of an embedding whose rows nothing proves to be tokens; "" where it is no entry."""
+    """Return the tower of an embedding whose rows nothing proves to be tokens; "" where it is not an entry."""
     if not found:
         return "language"
     parent = table.path.rpartition(".")[0]

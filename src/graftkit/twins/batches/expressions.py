@@ -67,7 +67,7 @@ def _value(node: ast.expr, lookup: Callable[[str], Any]) -> Any:
 def call_arguments(expression: str) -> tuple[str, list[str]]:
     """Return the function that an expression calls, and its arguments: ``f(a, 2 * b)`` -> ``f``, ``[a, 2 * b]``.
 
-    An expression that is no call has the name "" and no arguments.
+    An expression that is not a call has the name "" and no arguments.
     """
     match _parsed(expression):
         case ast.Call(ast.Name(name), arguments):

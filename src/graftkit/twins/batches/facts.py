@@ -29,7 +29,7 @@ class Input:
     Attributes:
         name: of the argument.
         required: it has no default.
-        kind: "float", "int", "bool", "flag" (a Python bool), "number" (a Python int), or "" where nothing tells.
+        kind: "float", "int", "bool", "flag" (a Python bool), "number" (a Python int), or "" if unknown.
         shape: names of its documented axes; empty where they are not documented.
     """
 

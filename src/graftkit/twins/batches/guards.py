@@ -1,4 +1,4 @@
-"""Which variables decided that a forward raised an error of its own."""
+"""Which variables decided that a forward raised an error itself."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ Recipe = Mapping[str, Mapping[str, str]]
 """Modality -> input -> expression.
 
 Modalities are "image", "video", "audio", and "text" and "other", which are always given. Names in an expression
-are fields of the model's configuration; ``B``, the rows; ``T``, the tokens of a row. ``placeholders`` is no input
-but a list of token ids that ``tokens`` puts into each row; there ``features`` is how many feature vectors a model
-computes for a row from that modality's inputs. Functions are those of ``TensorFunctions``, and ``tokens(n)``,
-``ended(n)``, ``words(n)``, ``targets()`` and ``types()`` for text.
+are fields of the model's configuration; ``B``, the rows; ``T``, the tokens of a row. ``placeholders`` is not an
+input but a list of token ids that ``tokens`` puts into each row; there ``features`` is how many feature vectors a
+model computes for a row from that modality's inputs. Functions are those of ``TensorFunctions``, and for text
+``tokens(n)``, ``ended(n)``, ``words(n)``, ``targets()`` and ``types()``.
 """
 
 MODALITIES = ("text", "image", "audio", "video")
@@ -152,7 +152,7 @@ class _Maker:
 
 
 def text_ids(config: PretrainedConfig) -> tuple[int, int]:
-    """Return the longest range [low, high) of ids that are no special tokens; the first three count as such.
+    """Return the longest range [low, high) of ids that are not special tokens; the first three count as such.
 
     A placeholder among the words would be one more than the modality has features.
     """

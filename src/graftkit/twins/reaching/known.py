@@ -79,7 +79,7 @@ def reach_of(model_map: ModelMap, on_progress: Callable[[Progress], None] | None
     not have, the model's own twin is asked, once: the answer is kept on disk.
 
     Args:
-        model_map: of any model; of a module that is no transformers model nothing is known.
+        model_map: of any model; nothing is known of a module that is not a transformers model.
         on_progress: called before a twin is made.
     """
     architecture = model_map.architecture

@@ -2,7 +2,7 @@
 
 ## Why it matters
 
-An adapter is a difference to one set of weights. On others of the same shapes it loads without a word, and
+An adapter is a difference to one set of weights. On others of the same shapes it loads without a warning, and
 computes something that nobody trained.
 
 ## Example

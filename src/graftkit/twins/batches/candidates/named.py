@@ -16,19 +16,19 @@ _NEVER = re.compile(
 )
 _STEPS = 6
 _TIMES = ("num_time_features",)
-# Of an axis of which nothing tells the size.
+# The size of an axis where nothing shows it.
 STEPS = 4
 _ENCODER_WIDTHS = ("encoder_hidden_size", "cross_attention_hidden_size", "hidden_size", "d_model")
 _ACTIONS = ("max_action_dim", "act_dim", "action_dim")
 
 
 def other(facts: ModelFacts, name: str) -> str | None:
-    """Return an expression for an input, or None where nothing tells what it is."""
+    """Return an expression for an input, or None where nothing shows what it is."""
     return _by_name(facts, name) or _by_shape(facts, facts.inputs[name])
 
 
 def unknown(facts: ModelFacts, name: str) -> str | None:
-    """Return a first guess for an input of which nothing tells what it is: what fails then tells its widths."""
+    """Return a first guess for an input of an unknown kind: how it then fails shows its widths."""
     given = facts.inputs[name]
     if given.kind == "number":
         return "1"
