@@ -37,6 +37,7 @@ from graftkit.modeling.stock_peft import load
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import nn
 
 
 def _check(context: CheckContext) -> Observation:
@@ -52,25 +53,16 @@ def _check(context: CheckContext) -> Observation:
         )
     with perturbing(model), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
         adapted = outputs_of(model, context.batch)
-        with warnings.catch_warnings():
-            # PEFT looks up the base model's configuration on the Hub to see whether the vocabulary grew.
-            warnings.filterwarnings("ignore", message="Could not find a config file")
-            model.save_pretrained(folder, save_embedding_layers=False)
-        # PEFT saves an adapter that is not called "default" in a folder of that name.
-        saved = Path(folder, "" if model.active_adapter == "default" else model.active_adapter)
+        saved = _save(model, folder)
         tensors = len(load_file(saved / WEIGHTS_NAME))
-        base = without_adapter(model)
-        with warnings.catch_warnings(record=True) as raised:
-            warnings.simplefilter("always")
-            try:
-                again = load(base, saved)
-            except (ValueError, RuntimeError, KeyError) as error:
-                return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
+        try:
+            again, lost = _load(without_adapter(model), saved)
+        except (ValueError, RuntimeError, KeyError) as error:
+            return failed(f"stock PEFT cannot load what it saved: {error}", tensors=tensors)
         equal = _tensors_equal(model, again)
         reloaded = outputs_of(again, context.batch)
     compared, effect = compare(adapted, reloaded), compare(adapted, context.base_outputs).difference
     apart = compared.difference
-    lost = [str(w.message) for w in raised if "adapter keys" in str(w.message)]
     allowed = tolerance(model)
     figures: dict[str, Any] = {
         **compared.figures,
@@ -91,6 +83,24 @@ def _check(context: CheckContext) -> Observation:
     return passed(
         f"{tensors} tensors saved; outputs differ by {apart:.1e} after reloading in stock PEFT", **figures
     )
+
+
+def _save(model: PeftModel, folder: str) -> Path:
+    """Save the adapter, and return the folder that has it."""
+    with warnings.catch_warnings():
+        # PEFT looks up the base model's configuration on the Hub to see whether the vocabulary grew.
+        warnings.filterwarnings("ignore", message="Could not find a config file")
+        model.save_pretrained(folder, save_embedding_layers=False)
+    # PEFT saves an adapter that is not called "default" in a folder of that name.
+    return Path(folder, "" if model.active_adapter == "default" else model.active_adapter)
+
+
+def _load(base: nn.Module, saved: Path) -> tuple[PeftModel, list[str]]:
+    """Load the adapter onto a base, and return PEFT's warnings of tensors that it missed or had no place for."""
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        again = load(base, saved)
+    return again, [str(w.message) for w in raised if "adapter keys" in str(w.message)]
 
 
 def _what_differs(lost: list[str], equal: bool, apart: float) -> str:
