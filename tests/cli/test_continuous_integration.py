@@ -18,6 +18,9 @@ from peft import LoraConfig, get_peft_model
 from ruamel.yaml import YAML
 from torch import nn
 
+from graftkit.recipes.libraries import libraries_of
+from graftkit.recipes.recipe import read_recipe
+
 ROOT = Path(__file__).parents[2]
 HOOKS = ROOT / ".pre-commit-hooks.yaml"
 ACTION = ROOT / "action.yml"
@@ -89,9 +92,9 @@ def test_a_release_names_its_addresses(tmp_path: Path) -> None:
 def repository(tmp_path: Path, twin_of: Callable[[str], nn.Module]) -> Path:
     folder = tmp_path / "theirs"
     folder.mkdir()
-    hooks = [
-        {**hook, "language": "system"} for hook in read(HOOKS)
-    ]  # installing would need this version on an index
+    # Installing would need this version on an index.
+    own = ("language", "additional_dependencies")
+    hooks = [{**{k: v for k, v in hook.items() if k not in own}, "language": "system"} for hook in read(HOOKS)]
     YAML().dump({"repos": [{"repo": "local", "hooks": hooks}]}, folder / ".pre-commit-config.yaml")
     adapter = get_peft_model(twin_of("llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     adapter.save_pretrained(folder / "one adapter")
@@ -112,6 +115,14 @@ def hook(name: str, repository: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_hooks_are_valid() -> None:
     assert run(BIN / "pre-commit", "validate-manifest", HOOKS).returncode == 0
+
+
+def test_recipes_are_examined_with_the_libraries_that_they_need(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: llama\ndata: {path: rows.jsonl}\ntrainer: sft\nargs: {}\n")
+    needed = {library.install for library in libraries_of(read_recipe(tmp_path / "recipe.yaml")) if library.key}
+    (doctor,) = [hook for hook in read(HOOKS) if hook["id"] == "graft-doctor"]
+    assert {read(ACTION)["inputs"]["package"]["default"]} == needed
+    assert {name.replace(".[", "graftkit[") for name in doctor["additional_dependencies"]} == needed
 
 
 def test_the_hook_checks_adapters(repository: Path) -> None:
