@@ -11,6 +11,7 @@ from typing import Any
 
 from graftkit.checks.engine.context import CheckContext, UndecidableError
 from graftkit.checks.engine.rule import Observation, Rule, unknown
+from graftkit.env import failed_import, is_installed
 from graftkit.errors import GraftError, RecipeError
 from graftkit.findings import Finding, Report, Severity
 from graftkit.progress import Progress
@@ -82,6 +83,9 @@ def _placed(finding: Finding, seen: Observation, context: CheckContext) -> Findi
 
 
 def _crashed(error: Exception) -> Observation:
+    missing = failed_import(error)
+    if missing is not None and not is_installed(missing.package):
+        return unknown(f"{missing.package} is not installed", help=missing.help, error=type(error).__name__)
     return unknown(
         f"the check could not finish: {describe(error)}",
         help="GRAFT_DEBUG=1 shows where it stopped",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,16 @@ def test_a_rule_that_raises_becomes_a_finding_and_the_run_goes_on() -> None:
     assert [f.severity for f in report] == [Severity.UNKNOWN, Severity.OK]
     assert report.findings[0].evidence == {"error": "ValueError"}
     assert not report.proven
+
+
+def _import(_context: CheckContext) -> None:
+    importlib.import_module("no_such_package.part")
+
+
+def test_a_rule_that_misses_a_package_says_what_to_install() -> None:
+    (finding,) = run([_rule(_import)], CheckContext())
+    assert finding.severity is Severity.UNKNOWN
+    assert finding.help == "pip install no_such_package"
 
 
 def _no_batch(_context: CheckContext) -> None:
