@@ -11,9 +11,9 @@ An adapter is trained on weights in bfloat16, and loaded on a GPTQ copy of the s
 
 ## How safe that is
 
-It is no fault by itself: many are served like that. Ask the model that is served: `graft probe` says how far
+It is not a fault by itself: many are served like that. Ask the model that is served: `graft probe` says how far
 its answers are from those of training. An adapter that was trained on a base quantized as it was loaded
-(QLoRA), and is used on the unquantized files, is only noted.
+(QLoRA), and is used on the unquantized files, is reported as info.
 
 ## Sources
 

@@ -2,7 +2,7 @@
 
 ## Why it matters
 
-With other ids for the same text a model is asked something else, and no shape tells.
+With other ids for the same text a model is asked something else, and no shape shows it.
 
 ## Example
 

@@ -2,9 +2,9 @@
 
 ## Why it matters
 
-TRL cuts sequences at 1,024 tokens unless it is told otherwise, and nothing says so. What is behind the cut is not
-learned: often the end of an answer, which teaches the model not to stop. A row whose prompt fills the sequence is
-dropped, or learned with an empty loss. A row that loses placeholders of its image no longer fits the image, and
+TRL cuts sequences at 1,024 tokens unless `max_length` says otherwise, without a warning. What is behind the cut is
+not learned: often the end of an answer, which teaches the model not to stop. A row whose prompt fills the sequence
+is dropped, or learned with an empty loss. A row that loses placeholders of its image no longer fits the image, and
 training stops at that row.
 
 ## Example
