@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from graftkit.adapters.record import ExpectedPrompt
@@ -37,7 +38,20 @@ anything = st.recursive(
 def test_anything_is_read(response: Any) -> None:
     answer = answer_of(response, PROMPT)
     assert set(answer.values) <= set(PROMPT.tokens)
-    assert all(value <= 1e-3 for value in answer.values.values())
+
+
+@given(st.floats() | st.integers())
+@example(0.0)
+@example(-(10**400))
+@example(-float("inf"))
+@example(float("nan"))
+@example(0.5)
+def test_only_what_a_log_probability_can_be_is_read(number: float | int) -> None:
+    listed = [{"id": 3, "logprob": number}]
+    response = {"choices": [{"logprobs": {"content": [{"top_logprobs": listed}]}}]}
+    # A server may round a little above 0.
+    is_one = -sys.float_info.max <= number <= 1e-3
+    assert answer_of(response, PROMPT).values == ({3: float(number)} if is_one else {})
 
 
 LISTED = [{"id": 3, "token": "▁Paris", "logprob": -1.5}, {"id": 9, "token": "x", "logprob": -2.5}]

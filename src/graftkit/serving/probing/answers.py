@@ -9,15 +9,16 @@ is set.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from graftkit.adapters.record import ExpectedPrompt
 
 _ID_PREFIX = "token_id:"
+_LARGEST = sys.float_info.max
 # How tokenizers write a space within a token.
 _SPACES = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n"})
 
@@ -51,14 +52,14 @@ class Answer:
 
 def answer_of(response: Any, prompt: ExpectedPrompt) -> Answer:
     """Read an answer; the values are empty where it has no log-probabilities of a token in the record."""
-    found = [c for c in candidates(response) if isfinite(c.logprob) and c.logprob <= 1e-3]
+    found = [c for c in candidates(response) if c.logprob <= 1e-3]
     usage = response.get("usage") if isinstance(response, Mapping) else None
     count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
     return Answer(_matched(found, prompt), count if type(count) is int else None)
 
 
 def candidates(response: Any) -> list[Candidate]:
-    """Return the candidates for the first token that the server made."""
+    """Return the candidates for the first token that the server made, of those with finite numbers."""
     choice = _first(_get(response, "choices"))
     logprobs = _get(choice, "logprobs")
     forms = (
@@ -82,7 +83,8 @@ def _listed(form: Any) -> Iterator[Candidate]:
 
 
 def _candidate(token: Any, text: Any, value: Any) -> Iterator[Candidate]:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    # An integer of JSON may be larger than any float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
         return
     if isinstance(text, str) and text.startswith(_ID_PREFIX) and text.removeprefix(_ID_PREFIX).isdigit():
         token, text = int(text.removeprefix(_ID_PREFIX)), None
