@@ -196,9 +196,10 @@ def _judge(rows: _Rows) -> Evidence:
     off = rounded(exact, after.dtype) != after
     moved = exact != before.double()
     misrounded = 0
-    problems: tuple[str, ...] = ()
+    problems = _overflown(rows, exact)
     if bool(off.any()):
-        misrounded, problems = _misrounded(rows, exact)
+        misrounded, further = _misrounded(rows, exact)
+        problems += further
     return Evidence(
         elements=after.numel(),
         misrounded=misrounded,
@@ -206,6 +207,13 @@ def _judge(rows: _Rows) -> Evidence:
         swallowed=int((moved & (after == before)).sum()),
         problems=problems,
     )
+
+
+def _overflown(rows: _Rows, exact: torch.Tensor) -> tuple[str, ...]:
+    """Say if the merged values are too large for their type: rounded correctly, they are infinite."""
+    lost = rows.after.isinf() & exact.isfinite()
+    kind = str(rows.after.dtype).removeprefix("torch.")
+    return (f"{rows.job.name}: values larger than {kind} can hold",) if bool(lost.any()) else ()
 
 
 def _misrounded(rows: _Rows, exact: torch.Tensor) -> tuple[int, tuple[str, ...]]:

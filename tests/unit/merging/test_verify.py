@@ -347,3 +347,13 @@ def test_progress_reaches_the_end(made: Bench, adapter: Path) -> None:
     assert reports[-1].done == reports[-1].total == sum(p.stat().st_size for p in made.base.glob("*.safetensors"))
     assert [r.done for r in reports] == sorted(r.done for r in reports)
     assert {r.step for r in reports} <= {p.name for p in made.base.iterdir()}
+
+
+def test_values_that_the_type_cannot_hold_are_not_published(made: Bench, adapter: Path) -> None:
+    """Rounded correctly they are infinite, as in PEFT's merge."""
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 1e60}))
+    with pytest.raises(MergeError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "merge-not-verified"
+    assert not made.out.exists()
