@@ -21,8 +21,9 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 # What graftkit writes beside them: see graftkit.adapters.record.
 RECORD_NAME = "graftkit.json"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
-# PEFT's default, for a configuration that leaves ``r`` out. Source: peft.LoraConfig.
+# PEFT's defaults, for a configuration that leaves ``r`` or ``lora_alpha`` out. Source: peft.LoraConfig.
 DEFAULT_RANK = 8
+DEFAULT_ALPHA = 8
 
 # A configuration that lists every module of a very large model by its full path has a few hundred kilobytes.
 _MAX_CONFIG_BYTES = 10_000_000

@@ -27,13 +27,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from graftkit.adapters.expert_layout import UNKNOWN_HELP, UNKNOWN_WHY, ExpertLayout, expert_layout
-from graftkit.adapters.file import DEFAULT_RANK, AdapterFile
+from graftkit.adapters.file import AdapterFile
+from graftkit.adapters.scale import rank_at, scale_at
 from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Deltas, Factors, ReadPair, Slice
 from graftkit.converting.stacks import halves, stored_slices
 from graftkit.errors import AdapterError
 from graftkit.merging.adapter.tensors import AdapterTensors
-from graftkit.planning.matching import value_at
 
 if TYPE_CHECKING:
     import torch
@@ -309,11 +309,11 @@ class _Reader:
 
     def _made(self, pair: _Pair, at: Slice, rank: int, read: ReadPair) -> Factors:
         shape = self.names.shape(at)
-        expected = self._rank(pair.module)
+        expected = rank_at(self.file.config, pair.module)
         if rank != expected:
             raise self._does_not_fit(pair.a, f"its rank is {rank}, and the configuration says {expected}")
         dtype = self.file.tensors[pair.b].dtype
-        return Factors(at, rank, shape, self._scale(pair.module), dtype, pair.b, read)
+        return Factors(at, rank, shape, scale_at(self.file.config, pair.module), dtype, pair.b, read)
 
     def _check_shapes(self, pair: _Pair, at: Slice) -> None:
         """Check that A and B of one matrix make the matrix."""
@@ -322,16 +322,6 @@ class _Reader:
             a, b = a[::-1], b[::-1]
         if (b[0], a[1]) != self.names.shape(at) or a[0] != b[1]:
             raise self._does_not_fit(pair.a, f"{list(a)} and {list(b)} do not make {list(self.names.shape(at))}")
-
-    # Source of both: ``peft.tuners.lora.LoraLayer.update_layer``; the other tools write one alpha and one rank.
-    def _rank(self, module: str) -> int:
-        return int(value_at(self.file.config.get("rank_pattern"), module, self.file.config.get("r", DEFAULT_RANK)))
-
-    def _scale(self, module: str) -> float:
-        config = self.file.config
-        alpha = float(value_at(config.get("alpha_pattern"), module, config.get("lora_alpha", DEFAULT_RANK)))
-        rank = self._rank(module)
-        return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
     def _read_plain(self, pair: _Pair) -> ReadPair:
         return lambda: (self.tensors.read(pair.a), self.tensors.read(pair.b))

@@ -7,11 +7,12 @@ will most likely say, a few seconds earlier. What was written by it counts only 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from graftkit.adapters.file import AdapterFile
+from graftkit.adapters.file import DEFAULT_ALPHA, AdapterFile
 from graftkit.merging.adapter.effects import Effects, core_path
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import LowRank
@@ -24,8 +25,6 @@ from graftkit.merging.plan import Job, MergePlan, Part, WeightedAdapter
 from graftkit.modeling.unwrapping import PEFT_PREFIX
 from graftkit.planning.initializers import initializer_of
 
-# PEFT's default. Source: peft.LoraConfig.
-_DEFAULT_ALPHA = 8
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -67,7 +66,8 @@ def _is_plain_lora(config: Mapping[str, Any]) -> bool:
     initializer = initializer_of(config.get("init_lora_weights"))
     moves_base = initializer is not None and initializer.moves_base
     plain = str(config["peft_type"]).upper() == "LORA" and not config.get("alpha_pattern")
-    return plain and not moves_base and isinstance(config.get("lora_alpha", _DEFAULT_ALPHA), int | float)
+    alpha = config.get("lora_alpha", DEFAULT_ALPHA)
+    return plain and not moves_base and isinstance(alpha, int | float) and abs(alpha) <= sys.float_info.max
 
 
 def _fits(file: AdapterFile, a: str, b: str, weights: Weights, param: str) -> bool:
@@ -82,7 +82,7 @@ def _fits(file: AdapterFile, a: str, b: str, weights: Weights, param: str) -> bo
 
 def _scale(file: AdapterFile, a: str) -> float:
     """Return PEFT's scaling. Source: ``peft.tuners.lora.layer.LoraLayer.update_layer``."""
-    alpha, rank = file.config.get("lora_alpha", _DEFAULT_ALPHA), file.tensors[a].shape[0]
+    alpha, rank = file.config.get("lora_alpha", DEFAULT_ALPHA), file.tensors[a].shape[0]
     return float(alpha / (math.sqrt(rank) if file.config.get("use_rslora") else rank))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from graftkit.adapters.file import DEFAULT_RANK, AdapterFile
+from graftkit.adapters.file import DEFAULT_ALPHA, DEFAULT_RANK, AdapterFile
 from graftkit.checks.peft_config.schema import declared
 from graftkit.checks.peft_config.validate import config_problems
 from graftkit.modeling.unwrapping import PEFT_PREFIX, without_base_layers
@@ -19,7 +19,6 @@ _CHUNK = 1 << 22
 _TINY = 1e-15
 # Sources: peft.tuners.lora.layer (Linear, Conv, Embedding), one axis of each tensor is the rank.
 _RANK_AXES: Mapping[str, int] = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
-_DEFAULT_ALPHA = 8
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class SavedAdapter:
     @property
     def default_alpha(self) -> float:
         """The alpha of modules that no pattern names."""
-        return float(self.file.config.get("lora_alpha", _DEFAULT_ALPHA))
+        return float(self.file.config.get("lora_alpha", DEFAULT_ALPHA))
 
     def rank_of_shape(self, name: str) -> int | None:
         """Return the rank that a tensor's shape shows, or None where it shows none.

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.adapters.file import CONFIG_NAME, DEFAULT_RANK, WEIGHTS_NAME, AdapterFile, read_adapter
+from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile, read_adapter
+from graftkit.adapters.scale import scale_at
 from graftkit.converting.delta import Deltas, Factors, Slice
 from graftkit.converting.dialects._engine_names import EngineNames
 from graftkit.converting.safetensors_file import OutTensor, write_safetensors
@@ -18,13 +19,10 @@ from graftkit.errors import AdapterError
 from graftkit.files import write_text
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.modeling.unwrapping import PEFT_PREFIX
-from graftkit.planning.matching import value_at
 
 if TYPE_CHECKING:
     import torch
 
-# PEFT's default, for a configuration that leaves ``lora_alpha`` out. Source: peft.LoraConfig.
-_DEFAULT_ALPHA = 8
 # (configuration, module) -> scale.
 ScaleOf = Callable[[Mapping[str, Any], str], float]
 ORIGIN = ("base_model_name_or_path", "revision", "task_type")
@@ -322,15 +320,12 @@ def patterned_scale(config: Mapping[str, Any], module: str) -> float:
 
     Source: ``vllm.lora.peft_helper.PEFTHelper.get_rank_and_scaling``.
     """
-    alpha = float(value_at(config.get("alpha_pattern"), module, config.get("lora_alpha", _DEFAULT_ALPHA)))
-    rank = int(value_at(config.get("rank_pattern"), module, config.get("r", DEFAULT_RANK)))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return scale_at(config, module)
 
 
 def one_scale(config: Mapping[str, Any], module: str) -> float:
     """Return the one scale of an engine that reads ``lora_alpha`` and ``r`` alone."""
-    del module
-    return float(config.get("lora_alpha", _DEFAULT_ALPHA)) / int(config.get("r", DEFAULT_RANK))
+    return scale_at({name: config[name] for name in ("lora_alpha", "r") if name in config}, module)
 
 
 def common_scale(factors: Iterable[Factors]) -> tuple[int, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.adapters.file import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from graftkit.adapters.scale import check_scales
 from graftkit.converting.base import ConvertBase
 from graftkit.converting.delta import Deltas, Factors, Other, ReadPair, Slice
 from graftkit.converting.dialects._base import DialectFormat
@@ -68,6 +69,7 @@ class PeftDialect(DialectFormat):
             if can_be_foreign(file):
                 return read_foreign(file, base)
             raise
+        check_scales(file.config)
         factors: list[Factors] = []
         others: list[Other] = []
         for parameter, changes in effects.changes.items():
