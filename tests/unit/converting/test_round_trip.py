@@ -61,6 +61,21 @@ def test_weights_that_are_stored_as_in_by_out(bench: Callable[[str], Bench]) -> 
     assert_same_updates(place, adapter, place.folder / "plain")
 
 
+@pytest.mark.parametrize(
+    ("model", "targets"),
+    [
+        pytest.param("vit", ["projection", "q_proj"], id="a convolution"),
+        pytest.param("whisper", ["conv1", "conv2"], id="convolutions over time"),
+        pytest.param("gemma2", ["lm_head", "q_proj"], id="a head that is on disk as the embedding"),
+    ],
+)
+def test_stock_peft_loads_what_is_written(bench: Callable[[str], Bench], model: str, targets: list[str]) -> None:
+    place = bench(model)
+    adapter = place.adapter(target_modules=targets, r=3, lora_alpha=5)
+    gk.convert(adapter, place.folder / "plain", to="peft", base=place.base)
+    assert_same_updates(place, adapter, place.folder / "plain")
+
+
 def test_the_router_comes_back_as_a_parameter(bench: Callable[[str], Bench]) -> None:
     place = bench("mixtral")
     adapter = place.planned(["expert", "router"])

@@ -21,7 +21,7 @@ from graftkit.converting.safetensors_file import OutTensor, write_safetensors
 from graftkit.engines import Feature
 from graftkit.errors import MergeError
 from graftkit.files import write_text
-from graftkit.merging.adapter.effects import Effects, attach_on_meta, core_path, read_effects
+from graftkit.merging.adapter.effects import Effects, attach_on_meta, core_path, expected_shapes, read_effects
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import BiasDelta, Change, LowRank, PeftLayer, SavedRows, SavedWeight
 from graftkit.merging.unsupported import rebuilds_base
@@ -83,9 +83,9 @@ class PeftDialect(DialectFormat):
     def write(self, deltas: Deltas, base: ConvertBase, folder: Path) -> None:
         groups = {name: _one_group(several, base) for name, several in deltas.by_parameter().items()}
         config = _config(groups, deltas.config, base)
-        names = _tensor_names(config, base)
+        places = _places(config, base)
         write_text(folder / CONFIG_NAME, json.dumps(config_dict(config), indent=2, sort_keys=True) + "\n")
-        every = (tensor for name, group in groups.items() for tensor in _tensors(names[name], group))
+        every = (tensor for name, group in groups.items() for tensor in _tensors(places[name], group))
         write_safetensors(folder / WEIGHTS_NAME, every)
 
 
@@ -155,6 +155,14 @@ def _feature(change: Change) -> Feature:
 # ---- writing ----
 
 
+@dataclass(frozen=True)
+class _Place:
+    """One tensor of the file: those of a convolution have its kernel's axes too."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 def _one_group(several: tuple[Factors, ...], base: ConvertBase) -> tuple[Factors, ...]:
     """Return a parameter's updates, of one rank and scale: PEFT stacks those of all experts in one pair."""
     if several[0].at.expert is None:
@@ -214,8 +222,8 @@ def _number(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-def _tensor_names(config: Any, base: ConvertBase) -> dict[str, tuple[str, str]]:
-    """Return parameter -> the names of its A and B in the file, as PEFT, attached to the model, has them."""
+def _places(config: Any, base: ConvertBase) -> dict[str, tuple[_Place, _Place]]:
+    """Return parameter -> A and B in the file, as PEFT, attached to the model, has them."""
     from peft.tuners.lora.layer import Embedding, LoraLayer, ParamWrapper
 
     found = {}
@@ -225,22 +233,23 @@ def _tensor_names(config: Any, base: ConvertBase) -> dict[str, tuple[str, str]]:
             continue
         leaf = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
         ends = ("lora_embedding_A", "lora_embedding_B") if isinstance(layer, Embedding) else _ENDS
-        found[f"{core_path(name)}.{leaf}"] = (f"{name}.{ends[0]}", f"{name}.{ends[1]}")
+        shapes = expected_shapes(layer)
+        first, second = (_Place(f"{name}.{end}", shapes[end]) for end in ends)
+        found[f"{core_path(name)}.{leaf}"] = (first, second)
     return found
 
 
 _ENDS = ("lora_A.weight", "lora_B.weight")
 
 
-def _tensors(names: tuple[str, str], group: tuple[Factors, ...]) -> Iterable[OutTensor]:
+def _tensors(places: tuple[_Place, _Place], group: tuple[Factors, ...]) -> Iterable[OutTensor]:
     """Return A and B of one parameter, those of all its experts stacked."""
     if group[0].at.expert is not None:
-        return stacked_tensors(names, group)
-    first = group[0]
-    (out, ins), rank = first.shape, first.rank
+        return stacked_tensors((places[0].name, places[1].name), group)
+    factors, (a, b) = group[0], places
     return (
-        OutTensor(names[0], first.dtype, (rank, ins), lambda: first.read()[0]),
-        OutTensor(names[1], first.dtype, (out, rank), lambda: first.read()[1]),
+        OutTensor(a.name, factors.dtype, a.shape, lambda: factors.read()[0].reshape(a.shape)),
+        OutTensor(b.name, factors.dtype, b.shape, lambda: factors.read()[1].reshape(b.shape)),
     )
 
 

@@ -139,7 +139,7 @@ def _as_peft_loads(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
     """Stack adapters of experts that were saved one by one, as PEFT does on loading."""
     from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
-    expected = {f"{name}.{leaf}" for name, layer in _lora_layers(adapted) for leaf in _expected(layer)}
+    expected = {f"{name}.{leaf}" for name, layer in _lora_layers(adapted) for leaf in expected_shapes(layer)}
     lora = {name for name in tensors.shapes if ".lora_" in name}
     if lora <= expected:
         return tensors
@@ -196,7 +196,7 @@ def _lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _expected(layer: Any) -> dict[str, tuple[int, ...]]:
+def expected_shapes(layer: Any) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors that PEFT saves for a LoRA layer, by their names in the layer."""
     shapes = {}
     for key, tensor in layer.state_dict().items():
@@ -216,7 +216,7 @@ def _lora(
     through_peft = rebuilds_base(config)
     for name, layer in layers.items():
         core = core_path(name)
-        expected = {f"{name}.{leaf}": shape for leaf, shape in _expected(layer).items()}
+        expected = {f"{name}.{leaf}": shape for leaf, shape in expected_shapes(layer).items()}
         missing = [n for n in expected if n not in tensors.shapes]
         if missing:
             raise _does_not_fit(f"it has no {missing[0]}")
