@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, VeraConfig
 from transformers import Gemma2ForCausalLM
 
 import graftkit as gk
@@ -90,11 +90,33 @@ def test_untied_it_computes_what_the_adapter_did(name: str, made: Bench) -> None
     assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in after.values())
 
 
+def test_both_sides_differently_need_a_choice(made: Bench) -> None:
+    with pytest.raises(MergeError) as caught:
+        made.merge(adapter_of(made, {"target_modules": ["embed_tokens", "lm_head"]}))
+    assert caught.value.code == "merge-tied"
+    assert caught.value.where == f"{EMBEDDING}, lm_head.weight"
+
+
 def test_shared_it_is_what_peft_merges(made: Bench) -> None:
     adapter = adapter_of(made, ONE_SIDED["lora on the embedding"])
     made.merge(adapter, tied="share")
     made.assert_same_files()
     made.assert_exact(made.exact(adapter), share=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(LoHaConfig(r=4, target_modules=["lm_head"], init_weights=False), id="loha"),
+        pytest.param(VeraConfig(r=4, target_modules=["lm_head"], d_initial=1.0), id="a tuner whose layers share"),
+        pytest.param(IA3Config(target_modules=["lm_head"], feedforward_modules=[]), id="ia3"),
+    ],
+)
+def test_other_tuners_on_a_head_that_is_on_disk_as_the_embedding(config: Any, made: Bench) -> None:
+    adapter = made.adapter(config, spread=0.5)
+    made.merge(adapter, tied="untie")
+    assert difference(logits(made, made.base), logits(made, made.base, adapter)) > 0.02
+    assert difference(logits(made, made.base, adapter), logits(made, made.out)) < 1e-4
 
 
 @pytest.mark.parametrize("name", BOTH)

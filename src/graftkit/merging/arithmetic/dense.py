@@ -73,7 +73,7 @@ def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:
     """
     import torch
 
-    group = plan.base.groups.of_param[param]
+    group = plan.base.groups.of_param[plan.base.stored_as(param)]
     name = next(iter(group.disk))
     stored = plan.base.weights.stored(name)
     dtype = torch_dtype(stored.dtype)

@@ -73,6 +73,11 @@ class Base:
         """Parameter -> all its names, for those that have several."""
         return {name: names for names in tied_names(self.model) for name in names}
 
+    def stored_as(self, parameter: str) -> str:
+        """Return the name under which the files hold a parameter: one that is tied may be there under another."""
+        names = (parameter, *self.ties.get(parameter, ()))
+        return next((name for name in names if name in self.groups.of_param), parameter)
+
     @property
     def companions(self) -> tuple[Path, ...]:
         """The files that are copied unchanged.

@@ -20,9 +20,10 @@ def read_parameter(base: Base, name: str) -> torch.Tensor:
         SourceError: ``not-readable``.
         KeyError: no file of the base contains it.
     """
-    group = base.groups.of_param[name]
+    stored = base.stored_as(name)
+    group = base.groups.of_param[stored]
     tensors = {disk: _read_disk(base, disk) for disk in group.disk}
-    return group.load(base.model, tensors)[name].view(base.shapes[name])
+    return group.load(base.model, tensors)[stored].view(base.shapes[name])
 
 
 def _read_disk(base: Base, name: str) -> torch.Tensor:

@@ -177,11 +177,13 @@ def _equal(one: Change, other: Change, tensors: AdapterTensors) -> bool:
 
 
 def _no_choice(changed: Sequence[str], names: Sequence[str]) -> MergeError:
-    others = ", ".join(n for n in names if n not in changed) or "they are adapted differently"
+    others = [name for name in names if name not in changed]
     return MergeError(
-        "the adapter changes one of several modules that share a weight",
+        "the adapter does not change all modules that share a weight alike",
         where=", ".join(changed),
-        why=f"the base shares it with {others}: merging changes both, but the adapter changed one",
+        why=f"the base shares it with {', '.join(others)}: merging changes both, but the adapter changed one"
+        if others
+        else "they share it, and the adapter changes them differently: merging changes all of them alike",
         help='tied="untie" (--tied untie) keeps them separate in the result, as in training; tied="share" '
         "(--tied share) changes the shared weight, as PEFT's merge does",
         code="merge-tied",
