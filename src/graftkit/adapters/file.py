@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,9 @@ PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorc
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 8
 
+# What a module that PEFT saves whole holds in memory; the adapter's name may follow. Source:
+# peft.utils.other.ModulesToSaveWrapper.
+_INSIDE = (re.compile(r"\.(?:original_module|modules_to_save)\."), re.compile(r"\.modules_to_save\.[^.]+\."))
 # A configuration that lists every module of a very large model by its full path has a few hundred kilobytes.
 _MAX_CONFIG_BYTES = 10_000_000
 
@@ -57,6 +62,16 @@ class AdapterFile:
     def tensors(self) -> Mapping[str, StoredTensor]:
         """Tensor name -> dtype, shape and byte range, in file order."""
         return self.header.tensors
+
+    @cached_property
+    def duplicates(self) -> frozenset[str]:
+        """Names under which PEFT writes a module that it saves whole a second time, and does not apply it.
+
+        Embeddings that were resized, and with ``bias="all"`` biases, are also saved as they are called in memory.
+        Source: ``peft.utils.save_and_load.get_peft_model_state_dict``.
+        """
+        plain = {name: {inside.sub(".", name, count=1) for inside in _INSIDE} - {name} for name in self.tensors}
+        return frozenset(name for name, names in plain.items() if not names.isdisjoint(self.tensors.keys()))
 
     @property
     def repeated(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from graftkit.adapters.file import AdapterFile
 from graftkit.errors import AdapterError
 from graftkit.modeling.unwrapping import PEFT_PREFIX, without_base_layers
+from graftkit.surveying import kinds
 from graftkit.surveying.checkpoint.safetensors_header import StoredTensor
 from graftkit.surveying.sites import ModelMap, Site
 from graftkit.text import and_more
@@ -66,7 +67,7 @@ def place_tensors(file: AdapterFile, model_map: ModelMap) -> tuple[TensorPlaceme
     placements = []
     misfits: dict[str, str] = {}
     for name, stored in file.tensors.items():
-        place = index.place(name, stored)
+        place = TensorPlacement(name, name) if name in file.duplicates else index.place(name, stored)
         if isinstance(place, TensorPlacement):
             placements.append(place)
         else:
@@ -122,7 +123,7 @@ class ModuleIndex:
         parts = name.removeprefix(PEFT_PREFIX).split(".")
         at = next((i for i, part in enumerate(parts) if part.startswith(self.tuner_prefix)), None)
         if not at:
-            return self._beside_the_adapter(name, parts)
+            return self._beside_the_adapter(name, parts, stored)
         holder, tensor = parts[:at], parts[at:]
         # PEFT nests one layer per adapted parameter of a module, and calls the inner ones base_layer.
         core = without_base_layers(".".join(holder))
@@ -163,21 +164,37 @@ class ModuleIndex:
             return site, f"the base has no {core.rpartition('.')[2]} between {outer} and its linear"
         return None, f"the base has no module {core}"
 
-    def _beside_the_adapter(self, name: str, parts: list[str]) -> TensorPlacement | str:
+    def _beside_the_adapter(self, name: str, parts: list[str], stored: StoredTensor) -> TensorPlacement | str:
         """Place saved weights: modules to save, biases, trained tokens."""
-        holder = [part for part in parts[:-1] if part not in {"base_layer", "token_adapter"}]
-        known = ".".join(holder) in self.modules
-        return TensorPlacement(name, name) if known else f"the base has no module {'.'.join(holder)}"
+        holder = ".".join(part for part in parts[:-1] if part not in {"base_layer", "token_adapter"})
+        if holder not in self.modules:
+            return f"the base has no module {holder}"
+        site = self.sites.get(holder)
+        if site is not None and parts[-1] == "weight" and not site.quantized and stored.shape != site.shape:
+            return f"its shape is {list(stored.shape)}, and that of {holder} is {list(site.shape)}"
+        return TensorPlacement(name, name)
 
 
 def _misfit(site: Site, tensor: str, stored: StoredTensor) -> str | None:
-    if tensor not in _AXES or not site.is_linear:
+    if site.kind == kinds.CONV and tensor == "lora_A":
+        # All inputs, whatever its groups, and its kernel. Source: peft.tuners.lora.layer._ConvNd.update_layer.
+        fits = stored.shape[1:] == (site.shape[1] * site.groups, *site.shape[2:])
+    elif site.kind == kinds.EMBEDDING and tensor == "lora_embedding_A":
+        fits = stored.shape[1:] == site.shape[:1]
+    elif site.is_linear and tensor in _AXES:
+        axis, side = _AXES[tensor]
+        fits = stored.shape[axis : axis + 1] == (_sides(site)[side],)
+    else:
         return None
-    axis, side = _AXES[tensor]
-    sides = site.shape if site.kind == "linear" else site.shape[::-1]
-    if axis < len(stored.shape) and stored.shape[axis] == sides[side]:
+    if fits:
         return None
-    return f"its shape is {list(stored.shape)}, and {site.path} is {sides[_IN]} -> {sides[_OUT]}"
+    if not site.is_linear:
+        return f"its shape is {list(stored.shape)}, and that of {site.path} is {list(site.shape)}"
+    return f"its shape is {list(stored.shape)}, and {site.path} is {_sides(site)[_IN]} -> {_sides(site)[_OUT]}"
+
+
+def _sides(site: Site) -> tuple[int, ...]:
+    return site.shape if site.kind == kinds.LINEAR else site.shape[::-1]
 
 
 def _rank(tensor: str, stored: StoredTensor) -> int | None:

@@ -69,12 +69,12 @@ class Bench:
     def out(self) -> Path:
         return self.folder / "out"
 
-    def adapter(self, config: Any, name: str = "adapter", spread: float = 0.0) -> Path:
+    def adapter(self, config: Any, name: str = "adapter", spread: float = 0.0, **saving: Any) -> Path:
         """Attach a random adapter and save it; ``spread`` is the scale of noise on every trained value."""
         with quiet():
             adapted = get_peft_model(copy.deepcopy(self.model), config)
             move(adapted, spread)
-            adapted.save_pretrained(str(self.folder / name))
+            adapted.save_pretrained(str(self.folder / name), **saving)
         return self.folder / name
 
     def merge(self, *adapters: Path, **options: Any) -> Any:

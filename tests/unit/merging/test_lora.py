@@ -45,6 +45,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "the base's biases": ("bert", {"target_modules": ["query"], "bias": "all"}),
     "the targets' biases": ("bert", {"target_modules": ["query"], "bias": "lora_only"}),
     "a module saved whole": ("llama", {"target_modules": ATTENTION, "modules_to_save": ["lm_head", "norm"]}),
+    "biases, and a module saved whole that has some": (
+        "bert",
+        {"target_modules": ["query"], "bias": "all", "modules_to_save": ["transform"]},
+    ),
     "trained tokens": ("llama", {"target_modules": ATTENTION, "trainable_token_indices": [3, 1, 7]}),
     "trained tokens by name": (
         "llama",
@@ -71,6 +75,17 @@ def test_a_form_of_lora_merges_exactly(name: str, dtype: torch.dtype, bench: Cal
     expected = made.exact(adapter)
     # The share is about half of what double rounding through 32 bits would leave in 16-bit floats.
     made.assert_exact(expected)
+    made.assert_verifies(adapter)
+
+
+def test_embeddings_saved_whole_that_are_in_the_file_twice(bench: Callable[..., Bench]) -> None:
+    """PEFT writes them under their names in memory too where the vocabulary was resized, or if told to."""
+    made = bench("llama")
+    config = lora(target_modules=ATTENTION, modules_to_save=["embed_tokens", "lm_head"])
+    adapter = made.adapter(config, spread=0.02, save_embedding_layers=True)
+    assert {n for n in load_file(adapter / "adapter_model.safetensors") if ".original_module." in n}
+    made.merge(adapter)
+    made.assert_exact(made.exact(adapter), share=1e-3)
     made.assert_verifies(adapter)
 
 

@@ -71,7 +71,7 @@ class BaseFit:
 
     def _why_lost(self, name: str, planned: frozenset[str] | None) -> str:
         core = self.saved.module_of(name)
-        if core is not None and self._is_one_expert(core):
+        if name in self.saved.file.duplicates or (core is not None and self._is_one_expert(core)):
             return ""
         place = self._index.place(name, self.saved.file.tensors[name])
         if isinstance(place, str):

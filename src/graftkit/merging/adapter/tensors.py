@@ -42,7 +42,8 @@ class AdapterTensors:
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Tensor name -> shape."""
-        stored = {name: t.shape for name, t in self.file.tensors.items() if name not in self.replaced}
+        without = self.replaced | self.file.duplicates
+        stored = {name: t.shape for name, t in self.file.tensors.items() if name not in without}
         return MappingProxyType({**stored, **{name: tuple(t.shape) for name, t in self.converted.items()}})
 
     def read(self, name: str) -> torch.Tensor:

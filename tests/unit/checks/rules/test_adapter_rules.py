@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 import struct
 from collections.abc import Callable
@@ -188,6 +189,44 @@ def test_gk501_experts_as_an_older_transformers_names_them(tmp_path: Path) -> No
     assert found.evidence["lost"] == len(experts)
     assert found.evidence["lost_square_share"] == pytest.approx(added / (added + before), rel=1e-4)
     assert "experts.0.gate_proj" in str(found.where)
+
+
+@pytest.mark.rule_passes("GK501")
+def test_gk501_embeddings_that_are_saved_twice(llama: nn.Module, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=TARGETS, modules_to_save=["embed_tokens", "lm_head"])
+    model = with_effect(get_peft_model(copy.deepcopy(llama), config))
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert any(".original_module." in name for name in load_file(tmp_path / WEIGHTS))
+    assert finding(check(tmp_path, llama), "GK501").severity is OK
+
+
+@pytest.mark.rule_passes("GK501")
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
+def test_gk501_a_convolution_in_groups(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    base = twin_of("convnext")
+    groups = math.lcm(*(m.groups for m in base.modules() if isinstance(m, nn.Conv2d)))
+    assert groups > 1
+    saved(base, tmp_path, LoraConfig(r=groups, target_modules=["dwconv"]))
+    assert finding(check(tmp_path, base), "GK501").severity is OK
+
+
+@pytest.mark.rule_fails("GK501")
+@pytest.mark.parametrize(
+    ("name", "fields", "tensor", "axis"),
+    [
+        pytest.param("llama", {"modules_to_save": ["lm_head"]}, "lm_head.weight", 0, id="a head saved whole"),
+        pytest.param("llama", {"target_modules": ["embed_tokens"]}, "lora_embedding_A", 1, id="an embedding"),
+        pytest.param("vit", {"target_modules": ["projection"]}, "lora_A.weight", 2, id="a convolution"),
+    ],
+)
+def test_gk501_another_size(
+    twin_of: Callable[[str], nn.Module], tmp_path: Path, name: str, fields: dict[str, Any], tensor: str, axis: int
+) -> None:
+    base = twin_of(name)
+    saved(base, tmp_path, LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **fields}))
+    change(tmp_path, lambda n, t: torch.cat([t, t], dim=axis) if n.endswith(tensor) else t)
+    found = finding(check(tmp_path, base), "GK501")
+    assert (found.severity, found.evidence["lost"]) == (ERROR, 1)
 
 
 @pytest.mark.rule_fails("GK501")
