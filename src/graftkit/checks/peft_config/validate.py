@@ -133,6 +133,7 @@ def _numbers(value: Any) -> bool:
 
 # Field -> what PEFT expects in it. Source: peft.LoraConfig, whose field names the other methods share.
 _FIELDS: _Fields = {
+    "peft_type": ("a method's name in capitals", lambda v: isinstance(v, str) and v.isupper()),
     "r": ("a whole number", lambda v: v is None or _whole(v)),
     "target_modules": ("a string or a list of strings", lambda v: v is None or isinstance(v, str) or _strings(v)),
     "exclude_modules": ("a string or a list of strings", lambda v: v is None or isinstance(v, str) or _strings(v)),
@@ -148,6 +149,7 @@ _FIELDS: _Fields = {
 }
 
 _LORA_FIELDS: _Fields = {
+    "peft_type": ("a method's name in capitals", lambda v: isinstance(v, str) and v.isupper()),
     "r": ("a positive whole number", lambda v: _whole(v) and v > 0),
     "lora_alpha": ("a number", _number),
     "rank_pattern": ("an object of positive whole numbers", lambda v: v is None or _ranks(v)),

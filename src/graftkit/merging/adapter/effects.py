@@ -394,6 +394,7 @@ def _does_not_fit(why: str) -> MergeError:
     return MergeError(
         "the adapter does not fit this base",
         why=why,
-        help="name the base it was trained on; an adapter that another tool made may need gk.migrate() first",
+        help="name the base it was trained on; where another tool made it, graft convert ADAPTER OUT --to peft "
+        "--base BASE gives its tensors PEFT's names, and gk.migrate(adapter, base, out) those of wrapped linears",
         code="merge-does-not-fit",
     )

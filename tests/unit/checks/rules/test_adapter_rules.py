@@ -329,6 +329,7 @@ def test_gk504_convolutions_show_their_rank_in_lora_a(tmp_path: Path, groups: in
         pytest.param({"target_modules": [*TARGETS, "v_proj"]}, "unanswered", id="a target too many"),
         pytest.param({"target_modules": r".*\.v_proj"}, "untargeted", id="another expression"),
         pytest.param({"target_modules": 3}, "problems", id="a number for targets"),
+        pytest.param({"peft_type": "lora"}, "problems", id="a method that PEFT looks up in capitals"),
         pytest.param({"target_modules": ["q_proj", None]}, "problems", id="null among targets"),
         pytest.param({"target_modules": "q_proj("}, "problems", id="no regular expression"),
         pytest.param({"target_modules": r"(\w+\.?)+!"}, "problems", id="an endless regular expression"),

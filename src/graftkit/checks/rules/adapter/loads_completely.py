@@ -11,7 +11,7 @@ transformers 5 the experts are one stacked parameter, and only attention and sha
 
 ## How safe that is
 
-Renaming tensors changes no value, and `gk.migrate` refuses an adapter that has tensors left over.
+Renaming tensors changes no value. `graft convert` and `gk.migrate` refuse an adapter that has tensors left over.
 
 ## Sources
 
@@ -75,6 +75,7 @@ RULE = Rule(
     severity=Severity.ERROR,
     needs=("adapter", "base"),
     check=_check,
-    help="give the base that the adapter was trained on; `gk.migrate` rewrites wrapped names as PEFT loads them",
+    help="give the base that the adapter was trained on; where another tool made it, graft convert ADAPTER OUT "
+    "--to peft --base BASE gives its tensors PEFT's names, and gk.migrate(adapter, base, out) those of wrapped linears",
     since="0.1.0",
 )
