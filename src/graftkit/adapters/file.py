@@ -204,7 +204,7 @@ def _bad_config(path: Path | str, why: str) -> AdapterError:
         f"no usable {CONFIG_NAME}",
         where=str(path),
         why=why,
-        help="name a folder that a PEFT model's save_pretrained() wrote; graft convert ADAPTER OUT --to peft makes "
+        help="name a folder that PEFT's save_pretrained() wrote; graft convert ADAPTER OUT --to peft makes "
         "one of MLX's or llama.cpp's form",
         code="adapter-config",
     )

@@ -76,6 +76,6 @@ RULE = Rule(
     needs=("adapter", "base"),
     check=_check,
     help="give the base that the adapter was trained on; where another tool made it, graft convert ADAPTER OUT "
-    "--to peft --base BASE gives its tensors PEFT's names, and gk.migrate(adapter, base, out) those of wrapped linears",
+    "--to peft --base BASE gives its tensors PEFT's names, and gk.migrate(adapter, base, out) those of wrappers",
     since="0.1.0",
 )
