@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -121,14 +122,30 @@ def _read(path: str, split: str, place: Path) -> tuple[Dataset, Path]:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     if place.is_file():
-        return load_dataset(_builder(place), data_files=str(place), split=split), place.parent
+        return _read_file(place, str(place), split), place.parent
     if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
         saved = load_from_disk(str(place))
         return saved[split] if isinstance(saved, DatasetDict) else saved, place
     if place.is_dir() and (metadata := find_metadata(place, split)) is not None:
-        rows = load_dataset(_builder(metadata), data_files={split_name(split): str(metadata)}, split=split)
+        rows = _read_file(metadata, {split_name(split): str(metadata)}, split)
         return rename_file_columns(rows), metadata.parent
     return load_dataset(str(place) if place.is_dir() else path, split=split), place
+
+
+def _read_file(file: Path, data_files: str | dict[str, str], split: str) -> Dataset:
+    """Read one file.
+
+    The cells of CSV are text: types that are guessed would make numbers of answers, and nothing of "NA".
+    """
+    from datasets import Features, Value, load_dataset
+
+    builder = _builder(file)
+    if builder != "csv":
+        return load_dataset(builder, data_files=data_files, split=split)
+    with file.open(newline="", encoding="utf-8-sig") as opened:
+        names = next(csv.reader(opened), [])
+    texts = Features({name: Value("string") for name in names})
+    return load_dataset(builder, data_files=data_files, split=split, features=texts, keep_default_na=False)
 
 
 @contextmanager
@@ -152,6 +169,14 @@ def _unreadable(path: str, error: Exception, place: Path) -> DataError:
     cause: BaseException = error
     while cause.__cause__ is not None:  # datasets wraps those of its parsers and decoders
         cause = cause.__cause__
+    if isinstance(cause, StopIteration):  # what its JSON reader makes of an empty file
+        return DataError(
+            "the data has no rows",
+            where=path,
+            why="the file is empty",
+            help="name a file that has rows",
+            code="data-empty",
+        )
     return DataError(
         "the data cannot be read",
         where=path,
@@ -185,6 +210,7 @@ def _load_rows(path: str, split: str, recipe: Recipe) -> Dataset:
     if section.limit is not None:
         rows = rows.select(range(min(section.limit, len(rows))))
     sample = _sample_columns(recipe, rows.column_names, path)
+    _check_texts(rows, sample, path)
     if trainer != "grpo":
         rows = rows.select_columns([name for name in rows.column_names if name in {*sample, *_EXTRA}])
     rows = resolve_audio_files(keep_json_texts(rows), home, path)
@@ -220,6 +246,30 @@ def _sample_columns(recipe: Recipe, present: Iterable[str], path: str) -> tuple[
             code="data-columns",
         )
     return found
+
+
+def _check_texts(rows: Dataset, columns: Iterable[str], path: str) -> None:
+    """Check that these columns hold texts or messages in every row: TRL takes no number and no gap for either."""
+    from datasets import Value
+
+    for name in columns:
+        feature = rows.features[name]
+        if isinstance(feature, Value) and feature.dtype not in {"string", "large_string", "null"}:
+            raise _no_text(f"its values are {feature.dtype}", name, path)
+        if rows.data.column(name).null_count:
+            at = next((at for at, value in enumerate(rows[name]) if value is None), None)
+            if at is not None:
+                raise _no_text(f"row {at + 1} has none", name, path)
+
+
+def _no_text(why: str, column: str, path: str) -> DataError:
+    return DataError(
+        f"the column {column} is not text in every row",
+        where=path,
+        why=why,
+        help='write its values as text, "3" for 3 and "" for none, or leave such rows out',
+        code="data-columns",
+    )
 
 
 def _no_column(name: str, known: Iterable[str], path: str) -> DataError:

@@ -68,10 +68,35 @@ def written(folder: Path, kind: str) -> str:
 def test_every_kind_of_file(tmp_path: Path, kind: str) -> None:
     found = loaded(tmp_path, path=written(tmp_path, kind))
     assert found.train[3]["prompt"] == "what is 3?"
-    assert str(found.train[3]["completion"]) == "3"
+    assert found.train[3]["completion"] == "3"
     assert len(found.train) == (8 if kind == "folder" else 10)
     assert found.held_out is None
     assert found.modalities == ("text",)
+
+
+def test_the_cells_of_csv_are_text(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,completion,note\n007,NA,1\n8,,\n", encoding="utf-8-sig")
+    found = loaded(tmp_path, "grpo", path="rows.csv").train
+    assert found[:] == {"prompt": ["007", "8"], "completion": ["NA", ""], "note": ["1", ""]}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param([1, 2], id="numbers"),
+        pytest.param(["a", None], id="a gap"),
+        pytest.param([None, None], id="none"),
+    ],
+)
+def test_a_column_that_is_not_text_is_refused(tmp_path: Path, values: list[Any]) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "x", "completion": value} for value in values])
+    assert "completion" in str(refused(tmp_path, "data-columns", path=path))
+    path = jsonl(tmp_path / "rows.jsonl", [{"messages": CHAT[0]["messages"]}, {"messages": None}])
+    assert "messages" in str(refused(tmp_path, "data-columns", path=path))
+
+
+def test_a_file_without_rows(tmp_path: Path) -> None:
+    refused(tmp_path, "data-empty", path=jsonl(tmp_path / "rows.jsonl", []))
 
 
 def test_a_hub_dataset_in_the_cache(tmp_path: Path, datasets_cache: Path) -> None:
