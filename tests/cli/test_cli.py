@@ -302,7 +302,9 @@ def test_spaces_after_commas_are_no_part_of_a_name() -> None:
 @pytest.mark.parametrize(
     ("shell", "status"),
     [pytest.param("{graft} survey llama --json | true", 141, id="closed pipe"),
-     pytest.param("{graft} survey llama --json > /dev/full", 2, id="full disk")],
+     pytest.param("{graft} survey llama --json > /dev/full", 2, id="full disk"),
+     pytest.param("{graft} survey llama --json >&-", 2, id="closed stdout"),
+     pytest.param("{graft} survey llama --json <&- >&-", 2, id="closed stdin and stdout")],
 )  # fmt: skip
 def test_output_that_cannot_be_written_is_no_traceback(shell: str, status: int) -> None:
     command = f"{sys.executable} -c 'from graftkit.cli.main import main; main()'"
@@ -310,6 +312,15 @@ def test_output_that_cannot_be_written_is_no_traceback(shell: str, status: int) 
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
+    assert status != 2 or "output-not-writable" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_without_stderr_the_result_is_written(closed: str) -> None:
+    command = f"{sys.executable} -c 'from graftkit.cli.main import main; main()' survey llama --json {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["sites"]
 
 
 @pytest.mark.parametrize("architectures", [[1], ["set_seed"], ["AutoModel"], ["LlamaConfig"]])

@@ -49,10 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``graft`` and exit: 0 clean, 1 findings, 2 error, 130 interrupted."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     _start_quickly(args)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     sys.exit(_run(args) if args else _help())
+
+
+def _open_closed_streams() -> None:
+    """Open what was closed before the start: files that are opened later would take its number, and its text."""
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")  # a result that is written there is lost
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _start_quickly(args: Sequence[str]) -> None:

@@ -107,7 +107,8 @@ def _fresh_process_reload(trained: _Trained, base: Path, adapter: Path) -> Findi
         batch, logits = Path(folder, "batch.safetensors"), Path(folder, "logits.safetensors")
         save_file({name: tensor.contiguous() for name, tensor in trained.batch.items()}, batch)
         done = subprocess.run(
-            [sys.executable, "-c", _RELOAD, base, adapter, batch, logits],
+            # Without the folder that it is called in, where a file may be called torch.py.
+            [sys.executable, "-P", "-c", _RELOAD, base, adapter, batch, logits],
             capture_output=True,
             text=True,
             check=False,
