@@ -53,7 +53,8 @@ def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code:
     Raises:
         SourceError, BuildError: the model cannot be found or loaded.
         TrainingError: ``no-processor``: the model has no tokenizer, or no processor for such data;
-            ``model-options``: the model cannot be loaded with the recipe's options.
+            ``model-options``: the model cannot be loaded with the recipe's options; ``no-generation``: its class
+            generates no text.
         PlanError: the recipe's request cannot be met.
     """
     options = dict(recipe.args.get("model_init_kwargs") or {})
@@ -67,6 +68,8 @@ def load_base(recipe: Recipe, modalities: tuple[str, ...], *, trust_remote_code:
         model = load_model(name, trust_remote_code=trust_remote_code, **options)
     except (TypeError, ImportError) as error:  # an option that the class does not know, or a library it needs
         raise _refused_options(recipe, error) from error
+    if getattr(model, "generation_config", None) is None:  # TRL's trainers set its tokens
+        raise _generates_nothing(model, name)
     model_map = _as_quantized(model_map, model)
     if not _OTHER_READING.isdisjoint(options):
         # What loading missed is known, and what the files miss under their own names no longer counts.
@@ -114,6 +117,16 @@ def _processor(name: str, modalities: tuple[str, ...], trust_remote_code: bool) 
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise _no_processor(name, text, "its vocabulary is empty")
     return found
+
+
+def _generates_nothing(model: PreTrainedModel, name: str) -> TrainingError:
+    return TrainingError(
+        "the trainers take models that generate text",
+        where=name,
+        why=f"its config.json names {type(model).__name__}, which does not",
+        help="train it with transformers' Trainer: gk.attach(model, plan), and gk.Guard(plan) among its callbacks",
+        code="no-generation",
+    )
 
 
 def _refused_options(recipe: Recipe, error: Exception) -> TrainingError:

@@ -89,6 +89,13 @@ def test_a_missing_tokenizer_is_an_error(tmp_path: Path, model: str) -> None:
     assert caught.value.code == "no-processor"
 
 
+def test_a_class_that_generates_nothing_is_refused(tmp_path: Path) -> None:
+    base = gemma.save_base(tmp_path / "base", gemma.letters(), "bert")
+    with pytest.raises(TrainingError) as caught:
+        load_base(recipe(tmp_path, base), TEXT)
+    assert caught.value.code == "no-generation"
+
+
 def test_the_recipe_can_say_how_the_model_is_loaded(tmp_path: Path, saved: Path) -> None:
     base = load_base(recipe(tmp_path, saved, args={"model_init_kwargs": {"dtype": "float32"}}), TEXT)
     assert {p.dtype for p in base.model.parameters()} == {torch.float32}
