@@ -52,8 +52,9 @@ def _of_adapter(file: AdapterFile) -> list[Any]:
 
 
 def _of_job(job: Job) -> list[Any]:
-    parts = [[repr(p.change), p.param, repr(p.blocks), p.stacked, *_of_effects(p.effects)] for p in job.parts]
-    return [job.name, job.source, repr(job.stored), job.columns, parts]
+    parts = [[repr(p.change), p.param, repr(p.blocks), p.stacked, repr(p.saved)] for p in job.parts]
+    effects = [_of_effects(p.effects) for p in job.parts]
+    return [job.name, job.source, repr(job.stored), job.columns, parts, effects]
 
 
 def _of_effects(effects: Effects) -> list[Any]:

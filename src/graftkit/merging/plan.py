@@ -13,7 +13,7 @@ from graftkit.adapters.file import AdapterFile
 from graftkit.errors import MergeError
 from graftkit.merging.adapter.effects import Effects, read_effects
 from graftkit.merging.adapter.layerwise import LayerMerger
-from graftkit.merging.arithmetic.changes import Change, PeftLayer
+from graftkit.merging.arithmetic.changes import Change, PeftLayer, SavedWeight
 from graftkit.merging.checkpoint.base import Base
 from graftkit.merging.checkpoint.block_map import Block, find_blocks, matrix_shape
 from graftkit.merging.checkpoint.shards import FLOATS, Shard
@@ -41,6 +41,7 @@ class Part:
         effects: of the adapter.
         blocks: where the parameter lies in the disk tensor; None where only the whole update can be computed.
         stacked: whether the parameter is one matrix per expert.
+        saved: the parameter as the adapter holds it whole, where it does: what the change was trained on.
     """
 
     change: Change
@@ -48,6 +49,7 @@ class Part:
     effects: Effects = field(repr=False)
     blocks: tuple[Block, ...] | None = field(repr=False)
     stacked: bool = False
+    saved: SavedWeight | None = None
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ def _combined(one: Job, other: Job) -> Job:
 
 
 def _replacements_first(parts: Iterable[Part]) -> tuple[Part, ...]:
-    return tuple(sorted(parts, key=lambda part: not part.change.replaces))
+    """Return the parts with those first that set values, and of these the ones that set all."""
+    return tuple(sorted(parts, key=lambda part: (not part.change.replaces, part.saved is not None)))
 
 
 def _jobs(base: Base, param: str, target: str, effects: Sequence[Effects], ties: Ties) -> Iterable[Job]:
@@ -214,9 +217,9 @@ def _jobs(base: Base, param: str, target: str, effects: Sequence[Effects], ties:
     # A one-dimensional convolution has three axes as well.
     is_stacked = group.converter is not None and len(shape) == 3
     parts = [
-        Part(change, target, effect, None, is_stacked if change.stacked is None else change.stacked)
+        Part(change, target, effect, None, is_stacked if change.stacked is None else change.stacked, saved)
         for effect in effects
-        for change in effect.changes.get(param, ())
+        for change, saved in _on_saved(effect.changes.get(param, ()))
     ]
     disk = {name: base.weights.stored(name).shape for name in group.disk}
     params = {name: base.shapes[name] for name in group.params}
@@ -231,6 +234,17 @@ def _jobs(base: Base, param: str, target: str, effects: Sequence[Effects], ties:
         columns = layout.columns if layout else matrix_shape(stored.shape, len(stored.shape) == 3)[2]
         placed = _replacements_first(_on_blocks(part, blocks, stored, shape) for part in parts)
         yield Job(param if param in ties.untied else name, name, stored, columns, group, placed)
+
+
+def _on_saved(changes: Sequence[Change]) -> Iterable[tuple[Change, SavedWeight | None]]:
+    """Yield one adapter's changes to a parameter, each with the saved weight that it starts from.
+
+    PEFT saves the embeddings whole when they were resized, beside what was trained on them, and loads them first.
+    Source: ``peft.utils.save_and_load.get_peft_model_state_dict``.
+    """
+    whole = next((change for change in changes if isinstance(change, SavedWeight)), None)
+    for change in changes:
+        yield change, whole if change is not whole and change.needs_base else None
 
 
 def _on_blocks(part: Part, blocks: tuple[Block, ...] | None, stored: StoredTensor, shape: tuple[int, ...]) -> Part:

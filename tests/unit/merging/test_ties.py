@@ -214,3 +214,48 @@ def test_without_an_adapter_on_them_ties_do_not_matter(made: Bench) -> None:
     adapter = adapter_of(made, {"target_modules": ["q_proj"]})
     made.merge(adapter, tied="untie")
     made.assert_same_files()
+
+
+ROWS: dict[str, dict[str, list[int]]] = {
+    "rows of the head": {"lm_head": [3, 5]},
+    "other rows of each": {"embed_tokens": [3, 5], "lm_head": [3, 4]},
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_peft_does_not_share_need_a_choice(name: str, made: Bench) -> None:
+    adapter = adapter_of(made, {"target_modules": ["q_proj"], "trainable_token_indices": ROWS[name]})
+    with pytest.raises(MergeError) as caught:
+        made.merge(adapter)
+    assert caught.value.code == "merge-tied"
+    made.merge(adapter, tied="untie")
+    assert difference(logits(made, made.base), logits(made, made.base, adapter)) > 0.02
+    assert difference(logits(made, made.base, adapter), logits(made, made.out)) < 1e-4
+
+
+def test_the_same_rows_of_both_are_shared(made: Bench) -> None:
+    rows = {"embed_tokens": [3, 5], "lm_head": [3, 5]}
+    adapter = adapter_of(made, {"target_modules": ["q_proj"], "trainable_token_indices": rows})
+    made.merge(adapter)
+    made.assert_same_files()
+    assert difference(logits(made, made.base, adapter), logits(made, made.out)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"modules_to_save": ["embed_tokens", "lm_head"]}, id="saved whole"),
+        pytest.param({"trainable_token_indices": ROWS["other rows of each"]}, id="rows"),
+    ],
+)
+def test_one_weight_has_no_room_for_two_values(options: dict[str, Any], made: Bench) -> None:
+    adapter = adapter_of(made, {"target_modules": ["q_proj"], **options})
+    with pytest.raises(MergeError) as caught:
+        made.merge(adapter, tied="share")
+    assert caught.value.code == "merge-tied-choice"
+
+
+def test_updates_of_both_add_up_in_one_weight(made: Bench) -> None:
+    adapter = adapter_of(made, {"target_modules": ["embed_tokens", "lm_head"]})
+    made.merge(adapter, tied="share")
+    made.assert_exact(made.exact(adapter), share=1e-3)

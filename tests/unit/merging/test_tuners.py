@@ -85,6 +85,17 @@ def test_an_initializer_that_changes_the_base(name: str, bench: Callable[..., Be
     assert (report.to_dict()["through_peft"] > 0) == (name in ("pissa", "olora"))
 
 
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_an_initializer_on_embeddings_which_peft_saves_as_it_moved_them(
+    name: str, bench: Callable[..., Bench]
+) -> None:
+    made = bench("llama", dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens", "lm_head"], init_lora_weights=name)
+    adapter = made.adapter(config, spread=0.05)
+    made.merge(adapter)
+    _close(made, peft_in_single_precision(made, adapter))
+
+
 def test_the_workaround_where_the_base_was_changed(bench: Callable[..., Bench]) -> None:
     """The help for LoftQ, which needs a GPU; PiSSA changes the base in the same way."""
     made = bench("llama", dtype=torch.float32)

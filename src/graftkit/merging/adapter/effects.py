@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -101,8 +101,11 @@ def read_config(file: AdapterFile) -> PeftConfig:
         ) from error
 
 
-def attach_on_meta(model: PreTrainedModel, config: PeftConfig) -> Any:
+def attach_on_meta(model: PreTrainedModel, config: PeftConfig, **fields: Any) -> Any:
     """Return a copy of the model to which PEFT has attached the adapter's layers, all on the meta device.
+
+    Args:
+        fields: other values of the configuration.
 
     Raises:
         MergeError: ``merge-does-not-fit``: PEFT rejects this configuration for this model.
@@ -111,13 +114,33 @@ def attach_on_meta(model: PreTrainedModel, config: PeftConfig) -> Any:
     from peft import PeftModel
 
     # The initial values do not matter here.
-    bare = layers_only(config, init_lora_weights=True)
+    bare = layers_only(config, **{"init_lora_weights": True, **fields})
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
             return PeftModel(copy.deepcopy(model), bare, adapter_name=_ADAPTER)
     except Exception as error:
         raise _does_not_fit(f"PEFT rejects it: {error}") from error
+
+
+def shares_rows(model: PreTrainedModel, config: PeftConfig, params: Iterable[str]) -> bool:
+    """Check whether PEFT trains one set of rows for all modules that share a weight.
+
+    Args:
+        model: the base on the meta device; it is not modified.
+        params: the weight's names.
+    """
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+
+    indices = getattr(config, "trainable_token_indices", None)
+    adapted = attach_on_meta(model, config, trainable_token_indices=indices)
+    rows = {
+        f"{core_path(name).removesuffix('.token_adapter')}.weight": layer.trainable_tokens_delta[_ADAPTER]
+        for name, layer in adapted.named_modules()
+        if isinstance(layer, TrainableTokensLayer)
+    }
+    first, *others = (rows.get(param) for param in params)
+    return first is not None and all(other is first for other in others)
 
 
 def layers_only(config: PeftConfig, **fields: Any) -> PeftConfig:
@@ -151,7 +174,8 @@ def _as_peft_loads(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
     except Exception as error:
         raise _does_not_fit(f"PEFT cannot convert its expert tensors: {error}") from error
     new = {name: value for name, value in made.items() if name not in loaded}
-    return AdapterTensors(tensors.file, MappingProxyType(new), frozenset(loaded.keys() - made.keys()))
+    replaced = tensors.replaced | (loaded.keys() - made.keys())
+    return AdapterTensors(tensors.file, MappingProxyType(new), replaced)
 
 
 def _in_pefts_columns(tensors: AdapterTensors, adapted: Any) -> AdapterTensors:
@@ -221,7 +245,9 @@ def _lora(
         if missing:
             raise _does_not_fit(f"it has no {missing[0]}")
         own = tuple(n for n in tensors.shapes if n.startswith(f"{name}.lora_"))
-        if through_peft or not _is_plain(layer) or set(own) != set(expected):
+        # A weight that the file holds as it was after an initializer moved it is loaded like that.
+        moved = through_peft and f"{name}.base_layer.weight" not in tensors.shapes
+        if moved or not _is_plain(layer) or set(own) != set(expected):
             yield from _through_peft(model, core, own)
             continue
         for tensor, shape in expected.items():

@@ -48,6 +48,11 @@ class BaseChange(ABC):
         """Whether it takes the parameter for one matrix per expert; None if the parameter's layout tells."""
         return None
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether the update depends on W."""
+        return True
+
 
 class BlockChange(BaseChange):
     """A change with a closed form, computed on rectangles of a disk tensor."""
@@ -59,11 +64,6 @@ class BlockChange(BaseChange):
     @property
     def takes_any_blocks(self) -> bool:
         """Whether the parameter may be split over several disk tensors, or share one with others."""
-        return True
-
-    @property
-    def needs_base(self) -> bool:
-        """Whether the update depends on W."""
         return True
 
     @abstractmethod
@@ -186,7 +186,7 @@ class SavedWeight(_OneTensor):
 
     replaces: ClassVar[bool] = True
 
-    def term(self, tensors: AdapterTensors, target: Target, weight: float) -> Term:
+    def term(self, tensors: AdapterTensors, target: Target, weight: float) -> SavedWeightTerm:
         return SavedWeightTerm(self.tensor, tensors, target.stacked, target.blocks, weight)
 
 

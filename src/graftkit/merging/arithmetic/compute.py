@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graftkit.merging.arithmetic.changes import PeftLayer
 from graftkit.merging.arithmetic.dense import update_of
 from graftkit.merging.arithmetic.rounding import round_into
-from graftkit.merging.arithmetic.terms import DenseTerm, Target, Term, Window
+from graftkit.merging.arithmetic.terms import DenseTerm, OnSavedTerm, Target, Term, Window
 from graftkit.merging.checkpoint.shards import torch_dtype
 from graftkit.merging.errors import base_unreadable
 from graftkit.merging.io.read import Opened, opened
@@ -38,7 +38,12 @@ class Terms:
         if part.blocks is None or isinstance(part.change, PeftLayer):
             return DenseTerm(update_of(self.plan, self.job, part), part.effects.weight)
         target = Target(part.blocks, part.stacked, self._read)
-        return part.change.term(part.effects.tensors, target, part.effects.weight)
+        tensors, weight = part.effects.tensors, part.effects.weight
+        if part.saved is None:
+            return part.change.term(tensors, target, weight)
+        saved = part.saved.term(tensors, target, weight)
+        on_saved = replace(target, read=lambda begin, end: saved.in_place_of(self._read(begin, end), begin))
+        return OnSavedTerm(part.change.term(tensors, on_saved, weight), saved)
 
     def _read(self, begin: int, end: int) -> torch.Tensor:
         with opened(self.plan.base.weights.shard_of[self.job.source].path, base_unreadable) as file:

@@ -51,7 +51,7 @@ def _update(plan: MergePlan, part: Part, change: BlockChange) -> torch.Tensor:
     shape = plan.base.shapes[part.param]
     count, height, width = matrix_shape(shape, part.stacked)
     if change.needs_base:
-        base = read_parameter(plan.base, part.param).double().reshape(count * height, width)
+        base = _trained_on(plan, part).double().reshape(count * height, width)
         result = base.clone()
     else:
         base = result = torch.zeros(count * height, width, dtype=torch.float64)
@@ -61,9 +61,19 @@ def _update(plan: MergePlan, part: Part, change: BlockChange) -> torch.Tensor:
     return result.sub_(base) if change.needs_base else result
 
 
+def _trained_on(plan: MergePlan, part: Part) -> torch.Tensor:
+    """Read the weight that a change starts from: the base's, or the one that the adapter holds whole."""
+    if part.saved is not None:
+        return part.effects.tensors.read(part.saved.tensor)
+    return read_parameter(plan.base, part.param)
+
+
 def _merged_by_peft(plan: MergePlan, part: Part, change: PeftLayer) -> torch.Tensor:
-    merged = plan.merger.merged(change, part.effects, plan.base.model, lambda name: _mapped_param(plan, name))
-    return merged[change.parameter] - read_parameter(plan.base, part.param).double()
+    def read(name: str) -> torch.Tensor:
+        return _trained_on(plan, part) if part.saved and name == part.param else _mapped_param(plan, name)
+
+    merged = plan.merger.merged(change, part.effects, plan.base.model, read)
+    return merged[change.parameter] - _trained_on(plan, part).double()
 
 
 def _mapped_param(plan: MergePlan, param: str) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from graftkit.merging.adapter.tensors import AdapterTensors
@@ -250,6 +250,13 @@ class SavedWeightTerm:
         for inside, saved in self._blocks(window):
             units[inside] += _replacing(window.result[inside], window.base[inside], saved, self.weight)
 
+    def in_place_of(self, base: torch.Tensor, first: int) -> torch.Tensor:
+        """Return the base's rows with the saved values in them, whatever the weight."""
+        saved = base.clone()
+        for inside, values in self._blocks(Window(saved, base, first)):
+            saved[inside] = values
+        return saved
+
     def _blocks(self, window: Window) -> Iterator[tuple[tuple[slice, slice], torch.Tensor]]:
         """Yield, for each block in the window, where it lies there and its saved values, float64."""
         for block in self.blocks:
@@ -273,6 +280,23 @@ class SavedWeightTerm:
             return rows.flatten(1)[:: wanted.step, _slice(block.ins)]
         part = matrix[_slice(block.outs), _slice(block.ins)]
         return (part.T if block.transposed else part)[begin:end]
+
+
+@dataclass(frozen=True)
+class OnSavedTerm:
+    """A term whose W is the weight that the adapter holds whole, instead of the base's."""
+
+    term: Term
+    saved: SavedWeightTerm
+
+    def add(self, window: Window) -> None:
+        self.term.add(self._on_saved(window))
+
+    def errors(self, window: Window, units: torch.Tensor) -> None:
+        self.term.errors(self._on_saved(window), units)
+
+    def _on_saved(self, window: Window) -> Window:
+        return replace(window, base=self.saved.in_place_of(window.base, window.first))
 
 
 @dataclass(frozen=True)

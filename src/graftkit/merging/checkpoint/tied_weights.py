@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import MergeError
+from graftkit.merging.adapter.effects import shares_rows
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import Change, LowRank, SavedRows, SavedWeight
+from graftkit.merging.checkpoint.parameters import read_parameter
 from graftkit.surveying.sources.build import build_on_meta
 from graftkit.surveying.sources.quiet import quiet_transformers
 
@@ -48,7 +50,7 @@ def resolve_ties(base: Base, effects: Sequence[Effects], tied: str | None) -> Ti
 
     Raises:
         MergeError: ``merge-tied``: an adapter changes only some of the modules that share a weight, and no choice
-            was made; ``merge-tied-choice``: the choice is unknown, or the class cannot be untied.
+            was made; ``merge-tied-choice``: the choice is unknown or not possible here.
     """
     if tied is not None and tied not in CHOICES:
         raise MergeError(
@@ -60,11 +62,12 @@ def resolve_ties(base: Base, effects: Sequence[Effects], tied: str | None) -> Ti
     for names in dict.fromkeys(base.ties[p] for p in sorted(touched) if p in base.ties):
         stored = tuple(n for n in names if n in base.groups.of_param) or names[:1]
         changed = [n for n in names if n in touched]
-        if _all_equal(changed, names, effects):
+        if _all_equal(base, changed, names, effects):
             stored_as.update({**dict.fromkeys(changed, ()), changed[0]: stored})
         elif tied is None:
             raise _no_choice(changed, names)
         elif tied == "share":
+            _check_sharing(base, stored[0], changed, effects)
             stored_as.update(dict.fromkeys(changed, stored))
         else:
             wanted[changed[0]] = names
@@ -149,12 +152,11 @@ def _untied(base: Base, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, str]
     return untied
 
 
-def _all_equal(changed: Sequence[str], names: Sequence[str], effects: Sequence[Effects]) -> bool:
+def _all_equal(base: Base, changed: Sequence[str], names: Sequence[str], effects: Sequence[Effects]) -> bool:
     """Check whether every module that shares the weight gets the same change, so that it can stay shared."""
     for effect in effects:
         first, *others = (effect.changes.get(name, ()) for name in changed)
-        if first and all(isinstance(c, SavedRows) for c in first):
-            # PEFT applies trained rows to all modules that share the weight.
+        if _are_rows((first, *others)) and shares_rows(base.model, effect.config, names):
             continue
         if len(changed) != len(names):
             return False
@@ -165,26 +167,70 @@ def _all_equal(changed: Sequence[str], names: Sequence[str], effects: Sequence[E
     return True
 
 
+def _are_rows(changes: Iterable[Sequence[Change]]) -> bool:
+    given = [change for several in changes for change in several]
+    return bool(given) and all(isinstance(change, SavedRows) for change in given)
+
+
 def _equal(one: Change, other: Change, tensors: AdapterTensors) -> bool:
     """Check whether two changes of one adapter are the same, value for value."""
     import torch
 
     if isinstance(one, SavedWeight) and isinstance(other, SavedWeight):
         return torch.equal(tensors.read(one.tensor), tensors.read(other.tensor))
+    if isinstance(one, SavedRows) and isinstance(other, SavedRows):
+        return one.at == other.at and torch.equal(tensors.read(one.tensor), tensors.read(other.tensor))
     if isinstance(one, LowRank) and isinstance(other, LowRank):
         return one.scale == other.scale and all(map(torch.equal, one.outer(tensors), other.outer(tensors)))
     return False
 
 
 def _no_choice(changed: Sequence[str], names: Sequence[str]) -> MergeError:
-    others = [name for name in names if name not in changed]
+    others = ", ".join(n for n in names if n not in changed)
+    if others:
+        what = "the adapter changes one of several modules that share a weight"
+        why = f"the base shares it with {others}: merging changes both, but the adapter changed one"
+    else:
+        what = "the adapter changes modules that share a weight, each differently"
+        why = "the base has one weight for all of them"
     return MergeError(
-        "the adapter does not change all modules that share a weight alike",
+        what,
         where=", ".join(changed),
-        why=f"the base shares it with {', '.join(others)}: merging changes both, but the adapter changed one"
-        if others
-        else "they share it, and the adapter changes them differently: merging changes all of them alike",
+        why=why,
         help='tied="untie" (--tied untie) keeps them separate in the result, as in training; tied="share" '
         "(--tied share) changes the shared weight, as PEFT's merge does",
         code="merge-tied",
     )
+
+
+def _check_sharing(base: Base, stored: str, changed: Sequence[str], effects: Sequence[Effects]) -> None:
+    """Refuse to give one weight the saved values of several modules: updates add up, values do not.
+
+    Args:
+        stored: the weight's name in the base's files.
+        changed: the names that the adapters change.
+    """
+    for effect in effects:
+        replaced = [name for name in changed if _sets_values(base, stored, effect, name)]
+        if len(replaced) > 1:
+            raise MergeError(
+                "modules with different saved values cannot share a weight",
+                where=", ".join(replaced),
+                why="the adapter holds values for each of them, and one weight has room for one",
+                help="choose untie, which keeps them separate in the result, as in training",
+                code="merge-tied-choice",
+            )
+
+
+def _sets_values(base: Base, stored: str, effect: Effects, name: str) -> bool:
+    """Check whether an adapter replaces values of a weight; PEFT also saves embeddings that it only adapts."""
+    import torch
+
+    for change in effect.changes.get(name, ()):
+        if isinstance(change, SavedWeight):
+            saved, own = effect.tensors.read(change.tensor), read_parameter(base, stored)
+            if not torch.equal(saved.double(), own.double()):
+                return True
+        elif change.replaces:
+            return True
+    return False
