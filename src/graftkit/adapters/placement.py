@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 from graftkit.adapters.file import AdapterFile
 from graftkit.errors import AdapterError
 from graftkit.modeling.unwrapping import PEFT_PREFIX, without_base_layers
+from graftkit.planning.matching import ends_with
 from graftkit.surveying import kinds
 from graftkit.surveying.checkpoint.safetensors_header import StoredTensor
 from graftkit.surveying.sites import ModelMap, Site
@@ -31,7 +33,20 @@ _AXES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "vera_lambda_b": (0, _OUT),
     }
 )
+# What PEFT puts between a module and the weights that it saves beside an adapter.
+_INSERTED = frozenset({"base_layer", "token_adapter", "modules_to_save", "original_module"})
 _RANK_AXIS: Mapping[str, int] = MappingProxyType({"lora_A": 0, "lora_embedding_A": 0})
+
+
+def trained_rows(config: Mapping[str, Any], module: str) -> tuple[int, ...]:
+    """Return the indices of the rows that an adapter's configuration trains in a module.
+
+    Sources: ``peft.LoraConfig.trainable_token_indices``, ``peft.TrainableTokensConfig.token_indices``.
+    """
+    given = config.get("trainable_token_indices") or config.get("token_indices") or ()
+    if isinstance(given, Mapping):
+        given = next((rows for name, rows in given.items() if ends_with(module, name)), ())
+    return tuple(int(row) for row in given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +181,13 @@ class ModuleIndex:
 
     def _beside_the_adapter(self, name: str, parts: list[str], stored: StoredTensor) -> TensorPlacement | str:
         """Place saved weights: modules to save, biases, trained tokens."""
-        holder = ".".join(part for part in parts[:-1] if part not in {"base_layer", "token_adapter"})
-        if holder not in self.modules:
-            return f"the base has no module {holder}"
-        site = self.sites.get(holder)
-        if site is not None and parts[-1] == "weight" and not site.quantized and stored.shape != site.shape:
-            return f"its shape is {list(stored.shape)}, and that of {holder} is {list(site.shape)}"
+        path = ".".join(part for part in parts[:-1] if part not in _INSERTED)
+        if path not in self.modules:
+            return f"the base has no module {path}"
+        site = self.sites.get(path)
+        whole = site is not None and site.path == path and parts[-1] == "weight" and not site.quantized
+        if site is not None and whole and stored.shape != site.shape:
+            return f"its shape is {list(stored.shape)}, and that of {path} is {list(site.shape)}"
         return TensorPlacement(name, name)
 
 

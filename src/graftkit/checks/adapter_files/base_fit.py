@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from graftkit.adapters.placement import ModuleIndex
+from graftkit.adapters.placement import ModuleIndex, trained_rows
 from graftkit.checks.adapter_files.saved_adapter import SavedAdapter
+from graftkit.modeling.unwrapping import PEFT_PREFIX
 from graftkit.planning.matching import rewritten_names
 from graftkit.surveying.sites import ModelMap, Site
+
+_TOKENS = ".trainable_tokens_delta"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class BaseFit:
         """The paths of the sites that the saved targets reach; a wrapper's name counts for the linear inside."""
         reached = [p for p in self.base.module_paths if self.saved.matches(p) and not self._rewritten(p)]
         paths = {self.base.inner[path].path if path in self.base.inner else path for path in reached}
+        if self.saved.file.config.get("ensure_weight_tying"):
+            # Source: peft.tuners.lora.model.LoraModel._add_targets_to_tie.
+            paths |= {other for path in paths if path in self.sites for other in self.sites[path].tied_to}
         return tuple(path for path in self.base.module_paths if path in paths and path in self.sites)
 
     def _rewritten(self, path: str) -> bool:
@@ -78,6 +84,10 @@ class BaseFit:
             return place
         if place.new_name != name:
             return place.why
+        if name.endswith(_TOKENS):
+            return self._rows_beyond(name.removeprefix(PEFT_PREFIX).removesuffix(_TOKENS))
+        if ".modules_to_save." in name:
+            return "PEFT loads saved modules without modules_to_save in the name"
         if core is None or planned is None or core in self.saved.parameters or place.module in planned:
             return ""
         if place.module is None:
@@ -85,6 +95,15 @@ class BaseFit:
         if self._rewritten(place.module):
             return f"PEFT takes the target {place.module.rpartition('.')[2]} for stacked experts on this base"
         return f"no target names {place.module}"
+
+    def _rows_beyond(self, module: str) -> str:
+        """Return which trained row the base does not have, or an empty string."""
+        module = module.removesuffix(".token_adapter")
+        last = max(trained_rows(self.saved.file.config, module), default=-1)
+        site = self.sites.get(module)
+        if site is None or last < site.shape[0]:
+            return ""
+        return f"it has values for row {last}, and {module} has {site.shape[0]} rows"
 
     def _is_one_expert(self, core: str) -> bool:
         """Check whether PEFT, loading the adapter, stacks this tensor with those of the other experts."""

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.adapters.expert_layout import UNKNOWN_HELP, UNKNOWN_WHY, ExpertLayout, expert_layout
 from graftkit.adapters.file import AdapterFile
+from graftkit.adapters.placement import trained_rows
 from graftkit.errors import MergeError
 from graftkit.merging.adapter.tensors import AdapterTensors
 from graftkit.merging.arithmetic.changes import BiasDelta, Change, LowRank, PeftLayer, SavedRows, SavedWeight
 from graftkit.merging.unsupported import rebuilds_base, refuse
 from graftkit.modeling.unwrapping import PEFT_PREFIX, without_base_layers
-from graftkit.planning.matching import ends_with, target_matcher
+from graftkit.planning.matching import target_matcher
 from graftkit.text import some
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def read_effects(file: AdapterFile, model: PreTrainedModel, weight: float = 1.0)
         found = [*_lora(adapted, model, config, tensors)]
     else:
         found = [*_layers(config, model, tensors)]
-    found += _saved_values(model, config, tensors, {name for _, change in found for name in change.tensors})
+    found += _saved_values(model, tensors, {name for _, change in found for name in change.tensors})
     changes: dict[str, list[Change]] = defaultdict(list)
     for param, change in found:
         changes[param].append(change)
@@ -364,7 +365,7 @@ def _through_peft(model: PreTrainedModel, path: str, names: tuple[str, ...]) -> 
 
 
 def _saved_values(
-    model: PreTrainedModel, config: Any, tensors: AdapterTensors, claimed: set[str]
+    model: PreTrainedModel, tensors: AdapterTensors, claimed: set[str]
 ) -> Iterator[tuple[str, Change]]:
     """Yield saved weights (modules to save, biases, embeddings) and trained rows."""
     state = model.state_dict(keep_vars=True)
@@ -373,24 +374,19 @@ def _saved_values(
             continue
         param = core_path(name).replace(".token_adapter.", ".")
         if param.endswith(f".{_TOKENS}"):
-            param = f"{param.removesuffix(_TOKENS)}weight"
-            rows = SavedRows(name, tuple(_indices(config, param)))
-            if param in state and shape == (len(rows.at), *state[param].shape[1:]):
-                yield param, rows
+            module = param.removesuffix(f".{_TOKENS}")
+            rows, param = trained_rows(tensors.file.config, module), f"{module}.weight"
+            if param not in state or shape != (len(rows), *state[param].shape[1:]):
+                continue
+            if max(rows) >= len(state[param]):
+                raise _resized(param, f"row {max(rows)}", f"{len(state[param])} rows")
+            yield param, SavedRows(name, rows)
             continue
         if param not in state:
             continue
         if shape != tuple(state[param].shape):
-            raise _resized(param, shape, tuple(state[param].shape))
+            raise _resized(param, str(list(shape)), str(list(state[param].shape)))
         yield param, SavedWeight(name)
-
-
-def _indices(config: Any, param: str) -> list[int]:
-    given = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
-    if isinstance(given, dict):
-        module = param.rpartition(".")[0]
-        given = next((v for key, v in given.items() if ends_with(module, key)), [])
-    return [int(i) for i in given]
 
 
 def _check_claims(found: list[tuple[str, Change]], tensors: AdapterTensors) -> None:
@@ -406,11 +402,11 @@ def _check_claims(found: list[tuple[str, Change]], tensors: AdapterTensors) -> N
         raise _does_not_fit(f"{ambiguous[0]} belongs to two modules")
 
 
-def _resized(param: str, shape: tuple[int, ...], base: tuple[int, ...]) -> MergeError:
+def _resized(param: str, trained: str, base: str) -> MergeError:
     return MergeError(
         "a weight in the adapter has another size than in the base",
         where=param,
-        why=f"{list(shape)} in the adapter, {list(base)} in the base: the vocabulary was resized for training",
+        why=f"{trained} in the adapter, {base} in the base: the vocabulary was resized for training",
         help="resize the base too: model.resize_token_embeddings(n), save_pretrained(), and merge onto that",
         code="merge-resized",
     )

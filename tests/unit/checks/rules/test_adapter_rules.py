@@ -242,6 +242,55 @@ def test_gk501_a_planned_layer_that_the_file_lacks(good: Path, llama: nn.Module)
     assert found.where == "model.layers.1.self_attn.q_proj"
 
 
+def larger(base: nn.Module) -> Any:
+    """A copy with three more tokens."""
+    grown: Any = copy.deepcopy(base)
+    grown.resize_token_embeddings(grown.config.vocab_size + 3, mean_resizing=False)
+    return grown
+
+
+@pytest.mark.rule_fails("GK501")
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="embeddings saved because they were resized"),
+        pytest.param({"modules_to_save": ["embed_tokens", "lm_head"]}, id="embeddings trained whole"),
+        pytest.param({"trainable_token_indices": [3, 513]}, id="rows of new tokens"),
+    ],
+)
+def test_gk501_new_tokens_that_the_base_has_no_rows_for(
+    options: dict[str, Any], llama: nn.Module, tmp_path: Path
+) -> None:
+    whole = "trainable_token_indices" not in options
+    grown = larger(llama)
+    adapted = get_peft_model(grown, LoraConfig(r=2, target_modules=TARGETS, **options))
+    with_effect(adapted).save_pretrained(tmp_path, save_embedding_layers=whole)
+    with pytest.raises((RuntimeError, IndexError)):
+        PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path)
+    PeftModel.from_pretrained(larger(llama), tmp_path)
+    found = finding(check(tmp_path, llama), "GK501")
+    assert found.severity is ERROR
+    assert "embed_tokens" in str(found.where) or "lm_head" in str(found.where)
+    assert not not_ok(check(tmp_path, larger(llama)))
+
+
+@pytest.mark.rule_fails("GK501")
+def test_gk501_a_saved_module_under_the_name_it_has_in_memory(llama: nn.Module, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=TARGETS, modules_to_save=["lm_head"])
+    folder = saved(llama, tmp_path, config)
+    rename(folder, "lm_head.weight", "lm_head.modules_to_save.weight")
+    assert finding(check(folder, llama), "GK501").evidence["lost"] == 1
+
+
+@pytest.mark.rule_passes("GK501", "GK504")
+def test_targets_that_peft_adds_for_a_shared_weight(twin_of: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    base = twin_of("gemma2")
+    folder = saved(base, tmp_path, LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True))
+    assert any("lm_head" in name for name in load_file(folder / WEIGHTS))
+    assert not not_ok(check(folder, base))
+    assert verdicts(check(folder))["GK504"] is OK
+
+
 @pytest.mark.rule_fails("GK502")
 def test_gk502_a_text_only_adapter_on_the_multimodal_class(e2b: nn.Module, tmp_path: Path) -> None:
     folder = saved(e2b, tmp_path, LoraConfig(r=2, target_modules=r".*language_model.*\.(q|o)_proj"))

@@ -63,8 +63,16 @@ def _untargeted(context: CheckContext) -> list[str]:
     if context.given.base is not None and saved.prefix is not None:
         # A target that names the wrapper is for GK507 to report.
         by_wrapper = {site.path: name for name, site in context.base.inner.items()}
-    stray = (core for core in saved.modules if core not in saved.parameters)
+    tied = _targeted_by_ties(context)
+    stray = (core for core in saved.modules if core not in saved.parameters and core not in tied)
     return [c for c in stray if not saved.matches(c) and not (c in by_wrapper and saved.matches(by_wrapper[c]))]
+
+
+def _targeted_by_ties(context: CheckContext) -> frozenset[str]:
+    """Return the modules that PEFT may adapt because they share a target's weight; without a base, all may."""
+    if not context.saved.file.config.get("ensure_weight_tying"):
+        return frozenset()
+    return frozenset(context.saved.modules if context.given.base is None else context.fit.planned)
 
 
 def _expected(context: CheckContext, targets: list[str]) -> list[str]:
