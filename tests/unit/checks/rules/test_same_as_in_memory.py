@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,3 +112,26 @@ def test_gk403_each_adapter_against_its_own_folder(adapted: PeftModel, tmp_path:
     weights = tmp_path / "other" / WEIGHTS_NAME
     weights.write_bytes((tmp_path / WEIGHTS_NAME).read_bytes())
     assert against(adapted, tmp_path / "other").severity is Severity.ERROR
+
+
+@pytest.mark.rule_passes("GK403")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param("llama", {}, id="adapter alone"),
+        pytest.param("llama", {"modules_to_save": ["embed_tokens", "lm_head"]}, id="trained whole"),
+        pytest.param("gemma2", {"modules_to_save": ["lm_head"], "ensure_weight_tying": True}, id="shared"),
+        pytest.param("gemma2", {"trainable_token_indices": [3, 5]}, id="rows of a shared weight"),
+        pytest.param("llama", {"target_modules": ["q_proj", "embed_tokens"]}, id="adapted"),
+    ],
+)
+def test_gk403_passes_on_embeddings_that_peft_saves_as_well(
+    name: str, options: dict[str, Any], twin_of: TwinOf, tmp_path: Path
+) -> None:
+    """It does so where the vocabulary was resized: copies of saved modules lie there under other names."""
+    model = get_peft_model(twin_of(name), LoraConfig(r=2, **{"target_modules": ["q_proj"], **options}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert any("embed_tokens" in saved for saved in load_file(tmp_path / WEIGHTS_NAME))
+    assert against(model, tmp_path).severity is Severity.OK

@@ -102,7 +102,10 @@ class _Kept:
                 model, state_dict=state, adapter_name=adapter, save_embedding_layers=False
             )
         shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-        return cls(shapes, frozenset({*every, *tensors}), {**state, **tensors})
+        # Of embeddings PEFT saves all that lies in their place in memory, frozen originals and copies included.
+        named = {_in_file(name, adapter): tensor for name, tensor in state.items()}
+        names = frozenset({*(_in_file(name, adapter) for name in every), *tensors})
+        return cls(shapes, names, {**named, **tensors})
 
 
 def _full_shapes(model: PeftModel, adapter: str) -> Iterator[tuple[str, tuple[int, ...]]]:
