@@ -178,6 +178,15 @@ def test_ia3_scales_the_input_where_an_mlp_comes_back(e2b: nn.Module) -> None:
             "embed_tokens",
             id="misspelt embedding",
         ),
+        pytest.param(
+            {"targets": ["attention", "lm_head"], "modules_to_save": ["lm_head"]},
+            "modules-to-save-targeted",
+            "lm_head",
+            id="a target that is trained whole",
+        ),
+        pytest.param(
+            {"modules_to_save": ["self_attn"]}, "modules-to-save-targeted", "self_attn", id="a target inside one"
+        ),
     ],
 )
 def test_what_a_method_cannot_do_is_refused_with_the_reason(
@@ -235,6 +244,10 @@ def test_an_initializer_gets_the_configuration_it_needs(e2b: nn.Module, initiali
         pytest.param({"modules_to_save": ["norm"]}, id="norms"),
         pytest.param({"trainable_token_indices": [1, 5]}, id="tokens"),
         pytest.param({"trainable_token_indices": {"embed_tokens": [1, 5, 7]}}, id="tokens by name"),
+        pytest.param(
+            {"trainable_token_indices": {"embed_tokens": [1], "lm_head": [2]}}, id="other tokens of each"
+        ),
+        pytest.param({"trainable_token_indices": {"lm_head": [1, 5]}}, id="tokens of the head"),
         pytest.param({"bias": "all"}, id="every bias"),
         pytest.param({"bias": "lora_only"}, id="the biases of adapted layers"),
         pytest.param({"lora_bias": True}, id="a bias on B"),
@@ -259,6 +272,18 @@ def test_what_is_trained_besides_is_counted(
     adapted = get_peft_model(model, plan.peft_config)
     assert isinstance(adapted, PeftModel)
     assert trainable(adapted) == plan.trainable_params
+
+
+@pytest.mark.parametrize(("name", "rows"), [("gemma2", 2), ("llama", 4)])
+def test_the_same_tokens_of_a_shared_weight_are_trained_once(
+    twin_of: Callable[[str], nn.Module], name: str, rows: int
+) -> None:
+    model: Any = twin_of(name)
+    both = {"embed_tokens": [1, 5], "lm_head": [1, 5]}
+    plan = gk.plan(model, r=2, targets=["attention"], trainable_token_indices=both)
+    alone = gk.plan(model, r=2, targets=["attention"]).trainable_params
+    assert plan.trainable_params - alone == rows * model.config.hidden_size
+    assert trainable(gk.attach(model, plan)) == plan.trainable_params
 
 
 def test_alpha_keeps_pefts_ratio_to_the_rank() -> None:

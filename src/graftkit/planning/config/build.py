@@ -40,7 +40,7 @@ def build_config(
             bare parameter), ``option-invalid`` with PEFT's own message, ``size-not-dividing``, or what
             ``check_extras``, ``rekey`` and ``default_config`` raise.
     """
-    check_extras(model_map, options)
+    check_extras(model_map, [a.target_path for a in attached], options)
     modules = [a.site for a in attached if a.via == "target_modules"]
     parameters = [a.target_path for a in attached if a.via == "target_parameters"]
     matched = [replace(a.site, path=a.target_path) for a in attached]

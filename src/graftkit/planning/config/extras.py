@@ -16,20 +16,27 @@ from graftkit.text import suggest
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-    from graftkit.surveying.sites import ModelMap
+    from graftkit.surveying.sites import ModelMap, Site
 
 
-def check_extras(model_map: ModelMap, options: Mapping[str, Any]) -> None:
-    """Refuse names of modules and embeddings that PEFT would not find in the model.
+def check_extras(model_map: ModelMap, planned: Iterable[str], options: Mapping[str, Any]) -> None:
+    """Refuse names of modules and embeddings that PEFT would not find in the model, or would not adapt.
+
+    Args:
+        planned: paths of the planned sites.
 
     Raises:
-        PlanError: ``modules-to-save-unmatched`` or ``token-indices-unmatched``.
+        PlanError: ``modules-to-save-unmatched``, ``modules-to-save-targeted`` or ``token-indices-unmatched``.
     """
     for name in options.get("modules_to_save") or ():
-        if not saved_modules(model_map, name):
+        saved = saved_modules(model_map, name)
+        if not saved:
             raise _no_module("modules_to_save", name, model_map.module_paths, model_map)
+        inside = tuple(f"{path}." for path in saved)
+        if both := next((path for path in planned if f"{path}.".startswith(inside)), None):
+            raise _targeted(name, both)
     indices = options.get("trainable_token_indices")
-    embeddings = [site.path for site in model_map if site.kind == "embedding"]
+    embeddings = [site.path for site in _token_sites(model_map)]
     for name in indices if isinstance(indices, Mapping) else ():
         if not any(ends_with(path, name) for path in embeddings):
             raise _no_module("trainable_token_indices", name, embeddings, model_map)
@@ -87,18 +94,27 @@ def saved_modules(model_map: ModelMap, name: str) -> list[str]:
     return [path for path in model_map.module_paths if path.endswith(name)]
 
 
+def _token_sites(model_map: ModelMap) -> list[Site]:
+    """Return the sites whose rows belong to tokens."""
+    return [site for site in model_map if site.kind == "embedding" or site.role == "lm_head"]
+
+
 def _tokens(model_map: ModelMap, config: Any) -> int:
     indices = getattr(config, "trainable_token_indices", None)
-    embeddings = [site for site in model_map if site.kind == "embedding"]
-    if not indices or not embeddings:
+    if not indices:
         return 0
     if isinstance(indices, Mapping):
-        return sum(
-            len(rows) * site.shape[1]
+        # The same rows of modules that share a weight are trained once.
+        trained = {
+            (min(site.path, *site.tied_to), *rows): len(rows) * site.shape[1]
             for name, rows in indices.items()
-            for site in embeddings
+            for site in _token_sites(model_map)
             if ends_with(site.path, name)
-        )
+        }
+        return sum(trained.values())
+    embeddings = [site for site in _token_sites(model_map) if site.kind == "embedding"]
+    if not embeddings:
+        return 0
     first = next((site for site in embeddings if site.tower == "language"), embeddings[0])
     return len(indices) * first.shape[1]
 
@@ -109,6 +125,16 @@ def _biases(config: Any, counted: Iterable[str], sizes: ParameterSizes) -> int:
     own = tuple(f"{path}." for path in counted)
     others = (name for name in sizes.by_path if "bias" in name and not name.startswith(own))
     return sum(sizes.by_path[name] for name in others if name not in sizes.repeated)
+
+
+def _targeted(name: str, path: str) -> PlanError:
+    return PlanError(
+        f"modules_to_save trains {name!r} whole, and the targets adapt it",
+        where=path,
+        why="PEFT puts no adapter on what it trains whole",
+        help="leave it out of the targets, or out of modules_to_save",
+        code="modules-to-save-targeted",
+    )
 
 
 def _no_module(option: str, name: str, paths: Iterable[str], model_map: ModelMap) -> PlanError:
