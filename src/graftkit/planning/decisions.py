@@ -136,6 +136,10 @@ class Caution(Enum):
         "and a merge would change both (graft merge --tied untie keeps them apart)"
     )
     FAULT = "{says}; see {page}"
+    HEAD_NOT_SAVED = (
+        "its weight is not in the adapter's file: if from_pretrained initialized it, as its report then says, "
+        "nobody has it who loads the adapter; modules_to_save=[{name!r}] trains and saves it"
+    )
 
     def about(self, sites: Sequence[str], *, page: str | None = None, **facts: object) -> PlanWarning:
         """Return the warning about these sites, with the facts in its message."""

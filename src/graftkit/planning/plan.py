@@ -191,7 +191,7 @@ def plan(
         trainable_params=trainable,
         memory=memory_of(base_bytes, trainable),
         reach=reach,
-        warnings=(*selection.warnings, *_faults(model_map, attached, config)),
+        warnings=(*selection.warnings, *_faults(model_map, attached, config), *_heads(model_map, config)),
         quantization=quantized,
     )
 
@@ -260,6 +260,22 @@ def _faults(model_map: ModelMap, attached: Sequence[Attached], config: PeftConfi
         if config.peft_type == "LORA" or not found.fault.of_lora_alone
     }
     return [Caution.FAULT.about(on, says=fault.says, page=fault.page) for fault, on in met.items() if on]
+
+
+def _heads(model_map: ModelMap, config: PeftConfig) -> list[PlanWarning]:
+    """Return a warning for each output layer of a live model that may be new, and that the adapter does not hold.
+
+    Output embeddings come with the base. What classifies or scores is often initialized at random, and only who
+    loaded the model knows; files are asked by ``check_complete``.
+    """
+    if model_map.model.origin != "live model" or any(site.role == "lm_head" for site in model_map):
+        return []
+    saved = tuple(getattr(config, "modules_to_save", None) or ())
+    return [
+        Caution.HEAD_NOT_SAVED.about([site.path], name=site.path.rpartition(".")[2])
+        for site in model_map
+        if site.tower == "head" and not site.path.endswith(saved)
+    ]
 
 
 def _no_method(method: Method, named: Sequence[Attached], why: str | None) -> PlanError:
