@@ -112,6 +112,13 @@ def test_tokens_alone(bench: Callable[..., Bench]) -> None:
     assert (before != after).any(dim=1).nonzero().flatten().tolist() == [2, 4]
 
 
+def test_a_target_that_is_trained_whole_instead(bench: Callable[..., Bench]) -> None:
+    made = bench("llama")
+    adapter = made.adapter(lora(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"]), spread=0.05)
+    made.merge(adapter)
+    assert made.assert_exact(made.exact(adapter)) >= {"lm_head.weight"}
+
+
 def test_a_swallowed_update_is_counted(bench: Callable[..., Bench]) -> None:
     """bfloat16 has 8 bits: most of an update of a ten-thousandth is below them."""
     made = bench("llama")
