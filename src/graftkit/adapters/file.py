@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.errors import AdapterError, SourceError, reraise_as
 from graftkit.files import why_no_folder
 from graftkit.surveying.checkpoint.safetensors_header import FileHeader, StoredTensor, parse_json, read_header
+from graftkit.text import some
 
 if TYPE_CHECKING:
     import torch
@@ -200,12 +201,17 @@ def _bounded_bytes(path: Path) -> bytes:
 
 
 def _bad_config(path: Path | str, why: str) -> AdapterError:
+    # PEFT saves an adapter that is not called "default" in a folder of its name, and trainers write checkpoints.
+    missing = not Path(path).exists()
+    inside = sorted(str(found.parent) for found in Path(path).parent.glob(f"*/{CONFIG_NAME}")) if missing else []
     return AdapterError(
         f"no usable {CONFIG_NAME}",
         where=str(path),
         why=why,
-        help="name a folder that PEFT's save_pretrained() wrote; graft convert ADAPTER OUT --to peft makes "
-        "one of MLX's or llama.cpp's form",
+        help=f"there are adapters in {some(inside)}: name one"
+        if inside
+        else "name a folder that PEFT's save_pretrained() wrote; graft convert ADAPTER OUT --to peft makes one of "
+        "MLX's or llama.cpp's form",
         code="adapter-config",
     )
 

@@ -48,6 +48,15 @@ def test_no_folder(tmp_path: Path) -> None:
     assert refused(tmp_path / "none").code == "adapter-not-found"
 
 
+def test_an_adapter_of_another_name_lies_one_folder_deeper(folder: Path, tmp_path: Path) -> None:
+    deeper = tmp_path / "mine"
+    deeper.mkdir()
+    (folder / CONFIG).rename(deeper / CONFIG)
+    error = refused(folder)
+    assert (error.code, error.where) == ("adapter-config", str(folder / CONFIG))
+    assert str(deeper) in str(error.help)
+
+
 @pytest.mark.parametrize(
     "content",
     [
