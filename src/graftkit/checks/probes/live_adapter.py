@@ -29,6 +29,16 @@ def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
     }
 
 
+def _trained_rows(model: PeftModel) -> dict[str, nn.Parameter]:
+    """Return the active adapters' trained tokens by name, which are merged like the rest of the adapter."""
+    active = set(model.active_adapters)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if "trainable_tokens_delta" in name.split(".") and active & set(name.split("."))
+    }
+
+
 def adapted_layers(model: PeftModel) -> dict[str, Any]:
     """Return PEFT's layers in the model by path."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -78,7 +88,7 @@ def perturbed(model: PeftModel, *, seed: int = 0) -> Iterator[None]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    parameters = adapter_parameters(model)
+    parameters = {**adapter_parameters(model), **_trained_rows(model)}
     saved = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with torch.no_grad():
         for parameter in parameters.values():

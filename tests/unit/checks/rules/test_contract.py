@@ -148,6 +148,24 @@ def test_gk601_a_delta_that_escapes_the_clamp(batch: dict[str, torch.Tensor]) ->
     assert finding(report, "GK601").severity is ERROR
 
 
+@pytest.mark.rule_fails("GK601")
+def test_gk601_fresh_rows_of_one_of_two_modules_that_share_a_weight(twin_of: Callable[[str], nn.Module]) -> None:
+    model = twin_of("gemma2")
+    batch = gk.example_batch(model)
+    tokens = batch["input_ids"].flatten().tolist()
+    adapted = gk.attach(model, gk.plan(model, r=2, trainable_token_indices={"lm_head": sorted({*tokens})}))
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    assert finding(gk.verify(adapted, batch), "GK601").severity is ERROR
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.state_dict().items())
+
+
+@pytest.mark.rule_passes("GK601")
+def test_gk601_passes_on_rows_that_peft_shares(twin_of: Callable[[str], nn.Module]) -> None:
+    model = twin_of("gemma2")
+    adapted = gk.attach(model, gk.plan(model, r=2, trainable_token_indices=[1, 2]))
+    assert finding(gk.verify(adapted, gk.example_batch(adapted.get_base_model())), "GK601").severity is OK
+
+
 def test_gk601_bounds_that_nothing_reaches_are_not_called_proven(batch: dict[str, torch.Tensor]) -> None:
     part = Clamped()
     part.bound.fill_(1e6)
