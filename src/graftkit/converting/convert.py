@@ -195,8 +195,8 @@ class _Job:
 
     def prove(self) -> Proof:
         try:
-            written = self.to.read(self.staging.files, self.base)
-        except AdapterError as error:
+            written = self.to.read_back(self.staging.files, self.base)
+        except (AdapterError, MergeError) as error:
             raise not_equal(error.where or str(self.staging.target), error.why or error.what) from error
         return prove_equal(self.original, written, self.to, self.base)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,12 @@ from tests.unit.converting.served_adapters import Bench
 
 import graftkit as gk
 from graftkit.converting import prove_equal
-from graftkit.converting.dialects import all_dialects
+from graftkit.converting.delta import Factors
+from graftkit.converting.dialects import all_dialects, peft
 from graftkit.converting.dialects.vllm import VllmDialect
 from graftkit.converting.errors import ConvertError
+from graftkit.converting.safetensors_file import OutTensor
+from graftkit.modeling.unwrapping import PEFT_PREFIX
 
 
 @pytest.fixture
@@ -88,10 +93,24 @@ def test_what_is_not_equal_is_not_published(
     assert left(place) == set()
 
 
+def test_what_only_another_tool_would_load_is_not_published(
+    place: Bench, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = peft._tensors
+
+    def without_prefix(places: tuple[Any, Any], group: tuple[Factors, ...]) -> Iterable[OutTensor]:
+        a, b = (replace(each, name=each.name.removeprefix(PEFT_PREFIX)) for each in places)
+        return whole((a, b), group)
+
+    monkeypatch.setattr(peft, "_tensors", without_prefix)
+    with pytest.raises(ConvertError) as caught:
+        gk.convert(adapter, place.folder / "out", to="peft", base=place.base)
+    assert caught.value.code == "convert-not-equal"
+    assert left(place) == set()
+
+
 def broken(fault: str) -> Callable[..., tuple[object, ...]]:
     """Return a method that writes the pair of one module wrong."""
-    from dataclasses import replace
-
     from graftkit.converting.dialects._pairs import Pair
 
     whole = Pair.tensors

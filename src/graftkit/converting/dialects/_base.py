@@ -74,6 +74,15 @@ class DialectFormat:
         """
         raise NotImplementedError
 
+    def read_back(self, folder: Path, base: ConvertBase) -> Deltas:
+        """Read what :meth:`write` has written: only in the form that the engine reads.
+
+        Raises:
+            AdapterError: as :meth:`read`.
+            MergeError: the engine would not load it on this base.
+        """
+        return self.read(folder, base)
+
     def places(self, at: Slice, base: ConvertBase) -> tuple[Slice, ...]:
         """Return where an update has to arrive in the engine: at its slice, and at the engine's copies of it."""
         del base

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 _WEIGHT = ".weight"
+_ENDS = ("lora_A.weight", "lora_B.weight")
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,10 @@ class PeftDialect(DialectFormat):
             if can_be_foreign(file):
                 return read_foreign(file, base)
             raise
-        check_scales(file.config)
-        factors: list[Factors] = []
-        others: list[Other] = []
-        for parameter, changes in effects.changes.items():
-            for change in changes:
-                found = _as_factors(parameter, change, effects, base)
-                factors += found or []
-                others += [Other(_feature(change), parameter)] if found is None else []
-        origin = {name: file.config[name] for name in ORIGIN if file.config.get(name) is not None}
-        return Deltas(tuple(factors), tuple(others), origin)
+        return _deltas(effects, base)
+
+    def read_back(self, folder: Path, base: ConvertBase) -> Deltas:
+        return _deltas(read_effects(read_adapter(folder), base.model), base)
 
     def write(self, deltas: Deltas, base: ConvertBase, folder: Path) -> None:
         groups = {name: _one_group(several, base) for name, several in deltas.by_parameter().items()}
@@ -90,6 +85,20 @@ class PeftDialect(DialectFormat):
 
 
 # ---- reading ----
+
+
+def _deltas(effects: Effects, base: ConvertBase) -> Deltas:
+    file = effects.tensors.file
+    check_scales(file.config)
+    factors: list[Factors] = []
+    others: list[Other] = []
+    for parameter, changes in effects.changes.items():
+        for change in changes:
+            found = _as_factors(parameter, change, effects, base)
+            factors += found or []
+            others += [Other(_feature(change), parameter)] if found is None else []
+    origin = {name: file.config[name] for name in ORIGIN if file.config.get(name) is not None}
+    return Deltas(tuple(factors), tuple(others), origin)
 
 
 def _as_factors(parameter: str, change: Change, effects: Effects, base: ConvertBase) -> list[Factors] | None:
@@ -237,9 +246,6 @@ def _places(config: Any, base: ConvertBase) -> dict[str, tuple[_Place, _Place]]:
         first, second = (_Place(f"{name}.{end}", shapes[end]) for end in ends)
         found[f"{core_path(name)}.{leaf}"] = (first, second)
     return found
-
-
-_ENDS = ("lora_A.weight", "lora_B.weight")
 
 
 def _tensors(places: tuple[_Place, _Place], group: tuple[Factors, ...]) -> Iterable[OutTensor]:
