@@ -68,7 +68,8 @@ def merge(
         SourceError, BuildError, AdapterError: the base or an adapter cannot be read, or no longer; finished files
             are kept for the next run.
         MergeError: an adapter cannot be merged, or does not fit: the code gives the reason;
-            ``merge-not-verified``: the result is wrong, and was not published.
+            ``merge-not-verified``: the result is wrong, and was not published; ``merge-overflow``: it has values
+            that the base's dtype cannot hold.
         OutputError: the output cannot be written, or would replace files that are not from a merge.
     """
     started = time.perf_counter()

@@ -158,7 +158,7 @@ class _Run:
         """Return what the verification of all files found.
 
         Raises:
-            MergeError: ``merge-not-verified``.
+            MergeError: ``merge-not-verified`` or ``merge-overflow``.
         """
         evidence = sum((Evidence.from_dict(record) for record in self.finished.values()), Evidence()).judged()
         self._check(evidence)
@@ -167,10 +167,20 @@ class _Run:
     def _check(self, evidence: Evidence) -> None:
         if evidence.ok:
             return
+        where, why = str(self.staging.target), "; ".join(evidence.problems[:3])
+        if evidence.overflown:
+            raise MergeError(
+                "the merged values do not fit into the checkpoint's dtype, and nothing was published",
+                where=where,
+                why=why,
+                help="check the adapter's lora_alpha and values: training gives none of this size; where they are "
+                "right, merge into a copy of the base in bfloat16 or float32",
+                code="merge-overflow",
+            )
         raise MergeError(
             "the merged checkpoint did not pass its verification, and was not published",
-            where=str(self.staging.target),
-            why="; ".join(evidence.problems[:3]),
+            where=where,
+            why=why,
             help="run it again; if it fails again, report it with the output of `graft env`",
             code="merge-not-verified",
         )

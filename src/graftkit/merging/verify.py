@@ -56,6 +56,7 @@ class Evidence:
             single precision.
         moved: elements that the update changes in exact arithmetic.
         swallowed: those of ``moved`` that are unchanged because the checkpoint's dtype is too coarse.
+        overflown: infinite elements whose exact result is too large for the checkpoint's dtype.
         problems: what is wrong, for people.
     """
 
@@ -65,6 +66,7 @@ class Evidence:
     misrounded: int = 0
     moved: int = 0
     swallowed: int = 0
+    overflown: int = 0
     problems: tuple[str, ...] = ()
 
     @property
@@ -196,7 +198,9 @@ def _judge(rows: _Rows) -> Evidence:
     off = rounded(exact, after.dtype) != after
     moved = exact != before.double()
     misrounded = 0
-    problems = _overflown(rows, exact)
+    overflown = int((after.isinf() & exact.isfinite()).sum())
+    kind = str(after.dtype).removeprefix("torch.")
+    problems: tuple[str, ...] = (f"{rows.job.name}: values larger than {kind} can hold",) if overflown else ()
     if bool(off.any()):
         misrounded, further = _misrounded(rows, exact)
         problems += further
@@ -205,15 +209,9 @@ def _judge(rows: _Rows) -> Evidence:
         misrounded=misrounded,
         moved=int(moved.sum()),
         swallowed=int((moved & (after == before)).sum()),
+        overflown=overflown,
         problems=problems,
     )
-
-
-def _overflown(rows: _Rows, exact: torch.Tensor) -> tuple[str, ...]:
-    """Say if the merged values are too large for their type: rounded correctly, they are infinite."""
-    lost = rows.after.isinf() & exact.isfinite()
-    kind = str(rows.after.dtype).removeprefix("torch.")
-    return (f"{rows.job.name}: values larger than {kind} can hold",) if bool(lost.any()) else ()
 
 
 def _misrounded(rows: _Rows, exact: torch.Tensor) -> tuple[int, tuple[str, ...]]:

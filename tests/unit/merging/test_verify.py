@@ -355,5 +355,5 @@ def test_values_that_the_type_cannot_hold_are_not_published(made: Bench, adapter
     config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 1e60}))
     with pytest.raises(MergeError) as caught:
         made.merge(adapter)
-    assert caught.value.code == "merge-not-verified"
+    assert caught.value.code == "merge-overflow"
     assert not made.out.exists()
