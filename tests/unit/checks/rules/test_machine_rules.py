@@ -265,3 +265,10 @@ def test_gk007_messages_and_no_chat_template(tmp_path: Path, row: dict[str, Any]
     assert faults(seen("GK007", processor=tokenizer, **given)) == [*expected, "arguments"]
     tokenizer.chat_template = "{{ messages[0].content }}"
     assert faults(seen("GK007", processor=tokenizer, **given)) == ["arguments"]
+
+
+@pytest.mark.rule_fails("GK007")
+def test_gk007_a_class_that_generates_nothing(tmp_path: Path) -> None:
+    given = {"recipe": recipe(tmp_path, ""), "machine": this_machine()}
+    assert faults(seen("GK007", base=gk.survey("bert"), **given)) == ["no-generation"]
+    assert faults(seen("GK007", base=gk.survey("whisper"), **given)) == []

@@ -6,7 +6,8 @@ A missing reward, tracker or library of an optimizer is refused only after the m
 
 ## Example
 
-`trainer: grpo` without `data: {reward: …}`; `report_to: wandb` without wandb; `optim: lomo` without lomo-optim.
+`trainer: grpo` without `data: {reward: …}`; `report_to: wandb` without wandb; `optim: lomo` without lomo-optim;
+a model that classifies.
 
 ## How safe that is
 
@@ -37,7 +38,7 @@ from graftkit.surveying.sources.local_processor import template_of
 
 
 def _check(context: CheckContext) -> Observation:
-    faults = [*_reward(context), *_template(context)]
+    faults = [*_model(context), *_reward(context), *_template(context)]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # A trial would set up again what these processes share.
         return failed_with(faults, context.recipe) if faults else unknown("the trainer says it in each process")
@@ -50,6 +51,16 @@ def _check(context: CheckContext) -> Observation:
     if faults:
         return failed_with(faults, context.recipe)
     return passed(f"{name} accepts the recipe's arguments", arguments=len(context.recipe.args))
+
+
+def _model(context: CheckContext) -> Iterator[Fault]:
+    """Yield the fault of a class that generates nothing: TRL's trainers set the tokens that end a generation."""
+    architecture = None if context.given.base is None else context.given.base.architecture
+    if architecture is None or architecture.model_class.can_generate():
+        return
+    message = f"the trainers take models that generate text; {architecture.model_class.__name__} does not"
+    advice = "train it with transformers' Trainer: gk.attach(model, plan), gk.Guard(plan) among its callbacks"
+    yield Fault("no-generation", message, advice, "model")
 
 
 def _reward(context: CheckContext) -> Iterator[Fault]:
