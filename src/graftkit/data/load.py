@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -142,10 +141,38 @@ def _read_file(file: Path, data_files: str | dict[str, str], split: str) -> Data
     builder = _builder(file)
     if builder != "csv":
         return load_dataset(builder, data_files=data_files, split=split)
-    with file.open(newline="", encoding="utf-8-sig") as opened:
-        names = next(csv.reader(opened), [])
-    texts = Features({name: Value("string") for name in names})
+    texts = Features({name: Value("string") for name in _header(file)})
     return load_dataset(builder, data_files=data_files, split=split, features=texts, keep_default_na=False)
+
+
+def _header(file: Path) -> list[str]:
+    """Return the names of a CSV file's columns, as pandas makes them of cells that are empty or the same.
+
+    Raises:
+        DataError: ``data-empty``.
+        ValueError: the first row has more cells, of which pandas takes the first for labels of the rows.
+    """
+    import pandas
+
+    try:
+        first = pandas.read_csv(file, nrows=1)
+    except pandas.errors.EmptyDataError as error:
+        raise _no_rows(str(file)) from error
+    if first.empty:
+        raise _no_rows(str(file))
+    if not isinstance(first.index, pandas.RangeIndex):
+        raise ValueError("the first row has more cells than the header: a text with a comma stands in quotes")
+    return list(first.columns)
+
+
+def _no_rows(path: str) -> DataError:
+    return DataError(
+        "the data has no rows",
+        where=path,
+        why="the file is empty, or has only a header",
+        help="name a file that has rows",
+        code="data-empty",
+    )
 
 
 @contextmanager
@@ -170,13 +197,7 @@ def _unreadable(path: str, error: Exception, place: Path) -> DataError:
     while cause.__cause__ is not None:  # datasets wraps those of its parsers and decoders
         cause = cause.__cause__
     if isinstance(cause, StopIteration):  # what its JSON reader makes of an empty file
-        return DataError(
-            "the data has no rows",
-            where=path,
-            why="the file is empty",
-            help="name a file that has rows",
-            code="data-empty",
-        )
+        return _no_rows(path)
     return DataError(
         "the data cannot be read",
         where=path,

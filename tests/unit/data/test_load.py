@@ -80,6 +80,18 @@ def test_the_cells_of_csv_are_text(tmp_path: Path) -> None:
     assert found[:] == {"prompt": ["007", "8"], "completion": ["NA", ""], "note": ["1", ""]}
 
 
+@pytest.mark.parametrize("header", [",prompt,completion", "note,prompt,completion,note", "\n,prompt,completion"])
+def test_other_columns_of_csv_may_have_any_name(tmp_path: Path, header: str) -> None:
+    """``DataFrame.to_csv`` writes the labels of the rows under an empty name."""
+    (tmp_path / "rows.csv").write_text(f"{header}\n0,a,1\n1,b,2\n")
+    assert loaded(tmp_path, path="rows.csv").train[:] == {"prompt": ["a", "b"], "completion": ["1", "2"]}
+
+
+def test_cells_that_have_no_column_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,completion\nHello, you,1\n")
+    refused(tmp_path, "data-unreadable", path="rows.csv")
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -97,6 +109,9 @@ def test_a_column_that_is_not_text_is_refused(tmp_path: Path, values: list[Any])
 
 def test_a_file_without_rows(tmp_path: Path) -> None:
     refused(tmp_path, "data-empty", path=jsonl(tmp_path / "rows.jsonl", []))
+    for text in ("", "prompt,completion\n"):
+        (tmp_path / "rows.csv").write_text(text)
+        refused(tmp_path, "data-empty", path="rows.csv")
 
 
 def test_a_hub_dataset_in_the_cache(tmp_path: Path, datasets_cache: Path) -> None:
