@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit._version import SCHEMA_VERSION
 from graftkit.errors import PlanError
 from graftkit.planning.config.build import build_config, config_dict
-from graftkit.planning.config.extras import parameter_sizes
+from graftkit.planning.config.extras import parameter_sizes, saved_modules
 from graftkit.planning.config.hyperparameters import check_values, field_values, values_text
 from graftkit.planning.config.methods import Method, method_named, refusal_of
 from graftkit.planning.config.options import check_options
@@ -270,12 +270,21 @@ def _heads(model_map: ModelMap, config: PeftConfig) -> list[PlanWarning]:
     """
     if model_map.model.origin != "live model" or any(site.role == "lm_head" for site in model_map):
         return []
-    saved = tuple(getattr(config, "modules_to_save", None) or ())
-    return [
-        Caution.HEAD_NOT_SAVED.about([site.path], name=site.path.rpartition(".")[2])
-        for site in model_map
-        if site.tower == "head" and not site.path.endswith(saved)
-    ]
+    names = getattr(config, "modules_to_save", None) or ()
+    saved = tuple(f"{path}." for name in names for path in saved_modules(model_map, name))
+    others = [f"{site.path}." for site in model_map if site.tower != "head"]
+    heads: dict[str, list[str]] = {}
+    for site in model_map:
+        if site.tower == "head" and not f"{site.path}.".startswith(saved):
+            heads.setdefault(_without_others(site.path, others), []).append(site.path)
+    return [Caution.HEAD_NOT_SAVED.about(sites, name=path.rpartition(".")[2]) for path, sites in heads.items()]
+
+
+def _without_others(path: str, others: Sequence[str]) -> str:
+    """Return the outermost module around a path that contains none of the others, which end in a dot."""
+    parts = path.split(".")
+    outer = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return next((module for module in outer if not any(o.startswith(f"{module}.") for o in others)), path)
 
 
 def _no_method(method: Method, named: Sequence[Attached], why: str | None) -> PlanError:

@@ -12,7 +12,12 @@ import torch
 from peft import PeftModel
 from tests.unit.checks.live_adapters import with_effect
 from torch import nn
-from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 import graftkit as gk
 from graftkit.checks.probes.forward import difference
@@ -46,6 +51,15 @@ def test_the_advice_saves_it(classifier: Any, tmp_path: Path) -> None:
         loaded = PeftModel.from_pretrained(classifier, tmp_path).eval()
         ids = torch.tensor([[1, 5, 7, 3]])
         assert difference(adapted(input_ids=ids).logits, loaded(input_ids=ids).logits) < 1e-5
+
+
+def test_a_head_of_several_layers_is_saved_by_one_name() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = RobertaForSequenceClassification(RobertaConfig(vocab_size=32, **sizes))
+    assert cautions(gk.plan(model, r=2)) == [
+        (Caution.HEAD_NOT_SAVED, ("classifier.dense", "classifier.out_proj")),
+    ]
+    assert not gk.plan(model, r=2, modules_to_save=["classifier"]).warnings
 
 
 def test_output_embeddings_come_with_the_base(twin_of: Callable[[str], nn.Module]) -> None:

@@ -243,7 +243,7 @@ def _lora(
         core = core_path(name)
         expected = {f"{name}.{leaf}": shape for leaf, shape in expected_shapes(layer).items()}
         missing = [n for n in expected if n not in tensors.shapes]
-        if missing and core.endswith(tuple(getattr(config, "modules_to_save", None) or ())):
+        if missing and f"{name}.weight" in tensors.shapes and core.endswith(tuple(config.modules_to_save or ())):
             continue  # trained whole: PEFT then puts no adapter on it
         if missing:
             raise _does_not_fit(f"it has no {missing[0]}")
