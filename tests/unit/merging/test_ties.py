@@ -119,6 +119,18 @@ def test_other_tuners_on_a_head_that_is_on_disk_as_the_embedding(config: Any, ma
     assert difference(logits(made, made.base, adapter), logits(made, made.out)) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_an_initializer_moves_the_embedding_with_the_head(name: str, made: Bench) -> None:
+    """PEFT writes into the weight that both share, in training and on loading."""
+    adapter = made.adapter(LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=name), spread=0.5)
+    with pytest.raises(MergeError) as caught:
+        made.merge(adapter, tied="share")
+    assert caught.value.code == "merge-tied-choice"
+    made.merge(adapter, tied="untie")
+    assert difference(logits(made, made.base), logits(made, made.base, adapter)) > 0.02
+    assert difference(logits(made, made.base, adapter), logits(made, made.out)) < 1e-4
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_both_sides_alike_need_no_choice(name: str, made: Bench) -> None:
     adapter = adapter_of(made, BOTH[name])

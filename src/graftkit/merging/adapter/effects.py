@@ -20,6 +20,7 @@ from graftkit.merging.arithmetic.changes import BiasDelta, Change, LowRank, Peft
 from graftkit.merging.unsupported import rebuilds_base, refuse
 from graftkit.modeling.unwrapping import PEFT_PREFIX, without_base_layers
 from graftkit.planning.matching import target_matcher
+from graftkit.surveying.ties import tied_names
 from graftkit.text import some
 
 if TYPE_CHECKING:
@@ -73,10 +74,12 @@ def read_effects(file: AdapterFile, model: PreTrainedModel, weight: float = 1.0)
     else:
         found = [*_layers(config, model, tensors)]
     found += _saved_values(model, tensors, {name for _, change in found for name in change.tensors})
+    _check_claims(found, tensors)
+    if rebuilds_base(config):
+        found += _moved_elsewhere(model, found)
     changes: dict[str, list[Change]] = defaultdict(list)
     for param, change in found:
         changes[param].append(change)
-    _check_claims(found, tensors)
     return Effects(tensors, MappingProxyType({p: tuple(c) for p, c in changes.items()}), weight)
 
 
@@ -389,6 +392,22 @@ def _saved_values(
         if shape != tuple(state[param].shape):
             raise _resized(param, str(list(shape)), str(list(state[param].shape)))
         yield param, SavedWeight(name)
+
+
+def _moved_elsewhere(model: PreTrainedModel, found: Iterable[tuple[str, Change]]) -> list[tuple[str, Change]]:
+    """Return the changes to modules that share a weight which the initializer moved: PEFT saves it once, and loads
+    it into what they share. Source: ``peft.tuners.lora.layer.LoraLayer.pissa_init``, which writes into it.
+    """
+    saved = {param: change for param, change in found if isinstance(change, SavedWeight)}
+    moved = {param: change for param, change in saved.items() if ".base_layer." in change.tensor}
+    return [
+        (name, moved[p])
+        for names in tied_names(model)
+        for p in names
+        if p in moved
+        for name in names
+        if name not in saved
+    ]
 
 
 def _check_claims(found: list[tuple[str, Change]], tensors: AdapterTensors) -> None:

@@ -214,7 +214,7 @@ def _check_sharing(base: Base, stored: str, changed: Sequence[str], effects: Seq
         replaced = [name for name in changed if _sets_values(base, stored, effect, name)]
         if len(replaced) > 1:
             raise MergeError(
-                "modules with different saved values cannot share a weight",
+                "saved values of several modules cannot share a weight",
                 where=", ".join(replaced),
                 why="the adapter holds values for each of them, and one weight has room for one",
                 help="choose untie, which keeps them separate in the result, as in training",
