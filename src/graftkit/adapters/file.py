@@ -71,8 +71,7 @@ class AdapterFile:
         Embeddings that were resized, and with ``bias="all"`` biases, are also saved as they are called in memory.
         Source: ``peft.utils.save_and_load.get_peft_model_state_dict``.
         """
-        plain = {name: {inside.sub(".", name, count=1) for inside in _INSIDE} - {name} for name in self.tensors}
-        return frozenset(name for name, names in plain.items() if not names.isdisjoint(self.tensors.keys()))
+        return frozenset(name for name in self.tensors if any(n in self.tensors for n in _without_insides(name)))
 
     @property
     def repeated(self) -> tuple[str, ...]:
@@ -91,6 +90,10 @@ class AdapterFile:
             raise KeyError(name)
         with safe_open(str(self.weights_path), framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
+
+
+def _without_insides(name: str) -> list[str]:
+    return [plain for inside in _INSIDE if (plain := inside.sub(".", name, count=1)) != name]
 
 
 def read_adapter(folder: str | Path, *, allow_empty: bool = False) -> AdapterFile:
