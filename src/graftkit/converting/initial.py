@@ -74,22 +74,26 @@ def _initial(path: str, config: Any, base: ConvertBase) -> tuple[torch.Tensor, t
 
 
 def trained_rows(change: SavedRows, parameter: str, effects: Effects, base: ConvertBase) -> Factors:
-    """Return trained tokens as a LoRA on the embeddings, whose rank is their number: A is one-hot.
+    """Return trained tokens as a LoRA whose rank is their number: one factor is their change, the other one-hot.
 
+    Tokens are the inputs of the input embeddings and the outputs of the output embeddings.
     Source: ``peft.tuners.trainable_tokens.layer.TrainableTokensLayer.merge``.
     """
-    tokens, width = base.shapes[parameter]
+    tokens = base.shapes[parameter][0]
+    are_inputs = base.inputs_first(parameter)
 
     def read() -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         at = torch.tensor(change.at)
-        a = torch.zeros(len(at), tokens, dtype=torch.float64)
-        a[torch.arange(len(at)), at] = 1
+        which = torch.zeros(len(at), tokens, dtype=torch.float64)
+        which[torch.arange(len(at)), at] = 1
         before = read_parameter(base.weights, parameter)[at].double()
-        return a, (effects.tensors.read(change.tensor).double() - before).T
+        moved = effects.tensors.read(change.tensor).double() - before
+        return (which, moved.T) if are_inputs else (moved, which.T)
 
-    return Factors(Slice(parameter), len(change.at), (width, tokens), 1.0, "F32", change.tensor, read)
+    shape = base.matrix(parameter)
+    return Factors(Slice(parameter), len(change.at), shape, 1.0, "F32", change.tensor, read)
 
 
 def is_the_bases(change: SavedWeight, parameter: str, effects: Effects, base: ConvertBase) -> bool:

@@ -48,12 +48,14 @@ def test_a_moved_base_equals_pefts_own_conversion(bench: Callable[[str], Bench],
         torch.testing.assert_close(ours[name], update, rtol=1e-5, atol=1e-5)
 
 
-def test_trained_tokens_become_an_embedding_lora(bench: Callable[[str], Bench]) -> None:
+@pytest.mark.parametrize("module", ["model.embed_tokens", "lm_head"])
+def test_trained_tokens_become_a_lora(bench: Callable[[str], Bench], module: str) -> None:
     place = bench("llama")
-    adapter = place.adapter(target_modules=["q_proj"], r=2, trainable_token_indices={"embed_tokens": [3, 500, 7]})
+    tokens = {module.rpartition(".")[2]: [3, 500, 7]}
+    adapter = place.adapter(target_modules=["q_proj"], r=2, trainable_token_indices=tokens)
     gk.convert(adapter, place.folder / "out", to="vllm", base=place.base)
-    found = products(place.folder / "out")["model.embed_tokens"]
-    torch.testing.assert_close(found, place.updates(adapter)["model.embed_tokens.weight"], rtol=1e-6, atol=1e-6)
+    found = products(place.folder / "out")[module]
+    torch.testing.assert_close(found, place.updates(adapter)[f"{module}.weight"], rtol=1e-6, atol=1e-6)
     assert sorted(set(found.nonzero()[:, 0].tolist())) == [3, 7, 500]
 
 
