@@ -4,6 +4,8 @@ The checkpoint has the shapes of a Llama with 27 layers of 61 million weights an
 bfloat16, in four files; the adapter has rank 16 on its seven projections. Each figure is of a new process,
 imports included. ``cp`` ends with ``sync``, because graftkit ends when the files are on the disk too; PEFT does
 not wait for the disk. The base is in the page cache, as after a download: the first turn puts it there.
+PEFT runs in other turns, after those with ``cp``: it fills and frees gigabytes, which changes the machine for what
+runs next.
 
 Memory is that of the largest process. ``graft merge`` runs two for a few seconds: one plans, one writes.
 """
@@ -40,26 +42,29 @@ _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 def contests(setting: Setting) -> Iterator[Contest]:
-    """Yield one contest of all four."""
+    """Yield two contests: with ``cp``, and with PEFT."""
     with tempfile.TemporaryDirectory(dir=setting.folder, prefix="graft-merge-") as name:
         folder = Path(name)
         nbytes = write_base_and_adapter(folder, layers=setting.of(quick=1, full=27))
         base, adapter, out = folder / "base", folder / "adapter", folder / "out"
         merging = (*GRAFT, "merge", base, adapter, out)
-        sides = {
+        peers = {
             CP: partial(_run, "sh", "-c", 'cp -r "$0" "$1" && sync -f "$1"', base, out),
-            UNVERIFIED: partial(_run, *merging, "--no-verify"),
-            VERIFIED: partial(_run, *merging),
             PEFT: partial(_run, sys.executable, PEFT_SCRIPT, base, adapter, out),
         }
-        yield Contest(f"{nbytes / 1e9:.1f} GB", tuple(_rows()), in_turns(sides, after=partial(_clear, out)))
+        ours = {UNVERIFIED: partial(_run, *merging, "--no-verify"), VERIFIED: partial(_run, *merging)}
+        for peer, run in peers.items():
+            turns = in_turns({peer: run, **ours}, after=partial(_clear, out))
+            yield Contest(f"{nbytes / 1e9:.1f} GB", tuple(_rows(peer)), turns)
 
 
-def _rows() -> Iterator[Row]:
+def _rows(peer: str) -> Iterator[Row]:
     for side, what, aim in ((UNVERIFIED, "merge, not verified", 1.3), (VERIFIED, "merge, verified", 1.6)):
-        yield Row(what, CP, Figure.SECONDS, aim, ours=side)
-        yield Row(what, PEFT, Figure.SECONDS, ours=side)
-        yield Row(what, PEFT, Figure.PEAK, ours=side)
+        if peer == CP:
+            yield Row(what, CP, Figure.SECONDS, aim, ours=side)
+        else:
+            yield Row(what, PEFT, Figure.SECONDS, ours=side)
+            yield Row(what, PEFT, Figure.PEAK, ours=side)
 
 
 def _run(*command: str | Path) -> Figures:
