@@ -185,10 +185,11 @@ class ModuleIndex:
         if path not in self.modules:
             return f"the base has no module {path}"
         site = self.sites.get(path)
-        whole = site is not None and site.path == path and parts[-1] == "weight" and not site.quantized
-        if site is not None and whole and stored.shape != site.shape:
-            return f"its shape is {list(stored.shape)}, and that of {path} is {list(site.shape)}"
-        return TensorPlacement(name, name)
+        if site is None or site.path != path or site.quantized or parts[-1] != "weight":
+            return TensorPlacement(name, name)
+        if stored.shape == site.shape:
+            return TensorPlacement(name, name)
+        return f"its shape is {list(stored.shape)}, and that of {path} is {list(site.shape)}"
 
 
 def _misfit(site: Site, tensor: str, stored: StoredTensor) -> str | None:

@@ -399,15 +399,11 @@ def _moved_elsewhere(model: PreTrainedModel, found: Iterable[tuple[str, Change]]
     it into what they share. Source: ``peft.tuners.lora.layer.LoraLayer.pissa_init``, which writes into it.
     """
     saved = {param: change for param, change in found if isinstance(change, SavedWeight)}
-    moved = {param: change for param, change in saved.items() if ".base_layer." in change.tensor}
-    return [
-        (name, moved[p])
-        for names in tied_names(model)
-        for p in names
-        if p in moved
-        for name in names
-        if name not in saved
-    ]
+    elsewhere: list[tuple[str, Change]] = []
+    for names in tied_names(model):
+        moved = [saved[name] for name in names if name in saved and ".base_layer." in saved[name].tensor]
+        elsewhere += [(name, change) for change in moved for name in names if name not in saved]
+    return elsewhere
 
 
 def _check_claims(found: list[tuple[str, Change]], tensors: AdapterTensors) -> None:
